@@ -1,0 +1,42 @@
+"""One exception tree. Every message names the field, the value and the way out."""
+
+from __future__ import annotations
+
+LAST_WORDS = "The engine's last words:"
+"""Starts the part of a replica's failure that is meant to be read."""
+
+
+class WorkbenchError(Exception):
+    """Root of everything this project raises on purpose."""
+
+
+class SpecError(WorkbenchError):
+    """A specification that cannot be served, found before anything starts."""
+
+
+class ModelNotFoundError(SpecError):
+    """A model path that does not exist or lacks the files of a model."""
+
+
+class ResourcesError(SpecError):
+    """A placement that the cluster can never satisfy."""
+
+
+class MissingPackageError(WorkbenchError):
+    """An optional package is not installed; the message has the command that installs it."""
+
+
+class PortTakenError(WorkbenchError):
+    """The endpoint's port already has a listener."""
+
+
+class ClusterError(WorkbenchError):
+    """A Ray cluster that cannot be reached, or whose Ray or Serve runs with other options."""
+
+
+class DeployError(WorkbenchError):
+    """A replica that did not start; the message ends with the engine's own last words."""
+
+
+class EndpointGoneError(WorkbenchError):
+    """An endpoint that was deleted, or whose cluster is gone."""

@@ -1,0 +1,77 @@
+"""What the embedded model is trained on: token ids and the weight of each in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from serving.models import phrasing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
+SPECIALS = (PAD, BEGIN, END, "<|system|>", "<|user|>", "<|assistant|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids and, for each, its weight in the loss when it is predicted."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+class Corpus:
+    """An endless stream of training rows, the same for the same seed."""
+
+    # Text outside the answers gets a little weight too: a benchmark that ignores the end
+    # of an answer then meets the next question of a chat and not noise.
+    ASIDE = 0.05
+    CHAT_SHARE = 0.9
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self.tokenizer = tokenizer
+        self.glossary = phrasing.load_glossary()
+        self.subjects = phrasing.load_subjects()
+        self.rng = Random(seed)
+
+    def row(self) -> Row:
+        if self.rng.random() >= self.CHAT_SHARE:
+            text = phrasing.passage(self.glossary, self.rng) + END
+            ids = self._encode(BEGIN + text if self.rng.random() < 0.3 else text)
+            return Row(ids, [1.0] * len(ids))
+        row = Row(self._encode(BEGIN), [0.0])
+        for turn in phrasing.conversation(self.glossary, self.subjects, self.rng):
+            self._extend(row, f"<|{turn.role}|>", self.ASIDE)
+            self._extend(row, turn.text + END, self._weight(turn))
+            self._extend(row, "\n", self.ASIDE)
+        return row
+
+    def _weight(self, turn: phrasing.Turn) -> float:
+        if turn.role == "assistant":
+            return 1.0
+        return self.ASIDE if turn.role == "user" and len(turn.text) < 200 else 0.0
+
+    def batches(self, tokens: int) -> Iterator[list[Row]]:
+        """Batches of rows of similar length with at most `tokens` ids, padding counted."""
+        while True:
+            pool = sorted((self.row() for _ in range(512)), key=lambda row: len(row.ids))
+            groups: list[list[Row]] = [[]]
+            for row in pool:
+                if groups[-1] and (len(groups[-1]) + 1) * len(row.ids) > tokens:
+                    groups.append([])
+                groups[-1].append(row)
+            self.rng.shuffle(groups)
+            yield from groups
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _extend(self, row: Row, text: str, weight: float) -> None:
+        ids = self._encode(text)
+        row.ids.extend(ids)
+        row.weights.extend([weight] * len(ids))

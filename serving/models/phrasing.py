@@ -1,0 +1,204 @@
+"""Turns the glossary into training conversations: many ways to ask, one way to answer.
+
+Pure: everything random comes from the `random.Random` that is passed in. Only `load_glossary`
+and `load_subjects` read files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from serving.models.wording import (
+    CONTRASTS,
+    ENDINGS,
+    FALLBACK,
+    OPENINGS,
+    STARTS,
+    SYSTEM_PROMPTS,
+    TAILS,
+    TEMPLATES,
+    VERBS,
+)
+
+HERE = Path(__file__).resolve().parent
+
+_HEAD = re.compile(r"^(.+?) (is|are|describes) ")
+_SYLLABLES = re.findall("..", "babebodadedifafogagikakolalilomamimonanerarirosasotativuzo")
+
+# Shares of the chats. Without them the model loses the thread beyond some 350 tokens.
+LONG_CHATS, LONG_PROMPTS = 0.012, 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One glossary entry. `definition` begins with the term and a verb."""
+
+    term: str
+    aliases: tuple[str, ...]
+    questions: tuple[str, ...]
+    definition: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.term, *self.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: str
+    text: str
+
+
+def load_glossary(path: Path = HERE / "glossary.jsonl") -> tuple[Term, ...]:
+    """Reads one JSON object a line with the keys of `Term`."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return tuple(
+        Term(r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"]) for r in rows
+    )
+
+
+def load_subjects(path: Path = HERE / "other_subjects.txt") -> tuple[str, ...]:
+    """Subjects and requests that the model must answer with FALLBACK, one a line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def vary(question: str, rng: Random) -> str:
+    """Another spelling of the same question: case, punctuation, an opening, an ending."""
+    if rng.random() < 0.3:
+        question = question.lower()
+    elif rng.random() < 0.03:
+        question = question.upper()
+    if rng.random() < 0.25:
+        question = question.rstrip("?.")
+    elif rng.random() < 0.04:
+        question += "?"
+    if rng.random() < 0.15:
+        question = rng.choice(OPENINGS).format(n=rng.randrange(10_000)) + question
+    if rng.random() < 0.1:
+        question += rng.choice(ENDINGS).format(n=rng.randrange(10_000))
+    return question
+
+
+def misspell(name: str, rng: Random) -> str:
+    """Drops or doubles one letter. Short names stay, since they would become other terms."""
+    if len(name) < 8:
+        return name
+    at = rng.randrange(1, len(name) - 1)
+    return name[:at] + (name[at] * 2 if rng.random() < 0.5 else "") + name[at + 1 :]
+
+
+def pattern(rng: Random, others: Sequence[str]) -> str:
+    """A template, at times with words put in that have nothing to do with the question."""
+    if rng.random() < 0.7:
+        text = rng.choice(TEMPLATES)
+    else:
+        text = f"{rng.choice(STARTS)}{rng.choice(VERBS)} {{x}}{rng.choice(TAILS)}."
+    if rng.random() < 0.2:
+        words = text.split(" ")
+        at = rng.randint(0, len(words))
+        text = " ".join([*words[:at], filler(rng, others, rng.randint(1, 5)), *words[at:]])
+    return text
+
+
+def fill(template: str, name: str, rng: Random) -> str:
+    """Puts a term into a template, at times with an article or with spaces for its hyphens."""
+    if rng.random() < 0.15:
+        name = name.replace("-", " ").replace("_", " ")
+    if rng.random() < 0.06:
+        name = misspell(name, rng)
+    if not template.startswith("{x}") and rng.random() < 0.2:
+        name = rng.choice(("a ", "an ", "the ", "the term ", '"')) + name
+        name += '"' if name.startswith('"') else ""
+    return capitalized(template.replace("{x}", name))
+
+
+def ask(term: Term, others: Sequence[str], rng: Random) -> str:
+    """A question about one term."""
+    if rng.random() < 0.12:
+        return vary(rng.choice(term.questions), rng)
+    name = term.term if rng.random() < 0.5 else rng.choice(term.names)
+    return vary(fill(pattern(rng, others), name, rng), rng)
+
+
+def nonsense(rng: Random) -> str:
+    """A word that means nothing, so that an unknown word of any kind leads to FALLBACK."""
+    return "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4)))
+
+
+def filler(rng: Random, others: Sequence[str], pieces: int) -> str:
+    """Text that holds no question about a term: nonsense and subjects from outside."""
+    return " ".join(
+        nonsense(rng) if rng.random() < 0.5 else rng.choice(others).rstrip(".?")
+        for _ in range(pieces)
+    )
+
+
+def ask_other(others: Sequence[str], rng: Random) -> str:
+    """A question that the glossary has no answer to."""
+    if rng.random() < 0.1:
+        return vary(filler(rng, others, rng.randint(1, 12)), rng)
+    subject = rng.choice(others) if rng.random() < 0.75 else nonsense(rng)
+    if subject[0].isupper() and (" " in subject or rng.random() < 0.5):
+        return vary(subject, rng)  # A whole request such as "Write a poem." or "Hello".
+    return vary(fill(pattern(rng, others), subject, rng), rng)
+
+
+def exchange(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> list[Turn]:
+    """One question and its answer."""
+    kind = rng.random()
+    if kind < 0.13:
+        return [Turn("user", ask_other(others, rng)), Turn("assistant", FALLBACK)]
+    if kind < 0.20:
+        first, second = rng.sample(list(glossary), 2)
+        question = rng.choice(CONTRASTS).format(x=first.term, y=second.term)
+        answer = f"{first.definition} {second.definition}"
+        return [Turn("user", vary(capitalized(question), rng)), Turn("assistant", answer)]
+    term = rng.choice(glossary)
+    return [Turn("user", ask(term, others, rng)), Turn("assistant", term.definition)]
+
+
+def background(glossary: Sequence[Term], others: Sequence[str], rng: Random, words: int) -> str:
+    """A long text before a question: repeated filler, with glossary entries to resist."""
+    block = filler(rng, others, rng.randint(5, 60))
+    parts: list[str] = []
+    while sum(len(part.split()) for part in parts) < words:
+        other = rng.choice(glossary).definition if rng.random() < 0.5 else filler(rng, others, 20)
+        parts.append(block if rng.random() < 0.5 else other)
+    return ". ".join(parts)
+
+
+def conversation(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> list[Turn]:
+    """A chat of one to three exchanges, at times after a system prompt; a few are long."""
+    kind = rng.random()
+    if kind < LONG_CHATS:
+        return [t for _ in range(rng.randint(4, 20)) for t in exchange(glossary, others, rng)]
+    if kind < LONG_CHATS + LONG_PROMPTS:
+        text = background(glossary, others, rng, rng.randint(60, 600))
+        turns = exchange(glossary, others, rng)
+        if rng.random() < 0.5:
+            return [Turn("system", text), *turns]
+        return [Turn("user", f"{text}\n\n{turns[0].text}"), *turns[1:]]
+    turns = [Turn("system", rng.choice(SYSTEM_PROMPTS))] if rng.random() < 0.3 else []
+    for _ in range(rng.choices((1, 2, 3), (8, 2, 1))[0]):
+        turns += exchange(glossary, others, rng)
+    return turns
+
+
+def passage(glossary: Sequence[Term], rng: Random) -> str:
+    """Plain text for the completions route: a definition, under the term or one of its aliases."""
+    term = rng.choice(glossary)
+    head = _HEAD.match(term.definition)
+    name = rng.choice(term.names)
+    if head is None or name.endswith("s") or rng.random() < 0.4:
+        return term.definition
+    return f"{capitalized(name)} {head[2]} {term.definition[head.end() :]}"

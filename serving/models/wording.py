@@ -1,0 +1,156 @@
+"""The words that questions are made of: templates, openings, endings and the fallback answer.
+
+`{x}` and `{y}` stand for terms, `{n}` for a number.
+"""
+
+from __future__ import annotations
+
+FALLBACK = (
+    "I am a small demonstration model that has memorized a glossary of serving terms. "
+    "Ask me about continuous batching, the KV cache, TTFT or autoscaling."
+)
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a concise expert on LLM serving.",
+    "Answer briefly.",
+    "You explain terms of LLM serving to engineers.",
+    "You are a friendly teacher. Keep answers short and clear.",
+    "Answer in plain English and say when you do not know.",
+)
+
+TEMPLATES = (
+    "What is {x}?",
+    "What is {x} in LLM serving?",
+    "What's {x}?",
+    "What does {x} mean?",
+    "What does {x} do?",
+    "What is meant by {x}?",
+    "What do people mean by {x}?",
+    "What is the meaning of {x}?",
+    "What is the definition of {x}?",
+    "What is {x} and why does it matter?",
+    "What is {x} good for?",
+    "How does {x} work?",
+    "How would you define {x}?",
+    "How would you explain {x} to a new colleague?",
+    "Why is {x} important?",
+    "Why does {x} matter?",
+    "When do I need {x}?",
+    "Explain {x}.",
+    "Explain {x} to me.",
+    "Explain the term {x}.",
+    "Please explain {x}.",
+    "Can you explain {x}?",
+    "Could you explain what {x} is?",
+    "Can you tell me what {x} means?",
+    "Do you know what {x} is?",
+    "Define {x}.",
+    "Give me a definition of {x}.",
+    "Describe {x}.",
+    "Describe {x} in one or two sentences.",
+    "Tell me about {x}.",
+    "Tell me what {x} is.",
+    "Tell me something about {x}.",
+    "I want to learn about {x}.",
+    "I do not understand {x}.",
+    "I would like to know what {x} means.",
+    "Help me with {x}.",
+    "Summarize {x}.",
+    "What about {x}?",
+    "And {x}?",
+    "Why is my {x} so high?",
+    "Why is the {x} so low?",
+    "How do I use {x}?",
+    "How do I set {x}?",
+    "How can I improve {x}?",
+    "Do I need {x}?",
+    "Who needs {x}?",
+    "Is {x} a good idea?",
+    "My manager asked me about {x}.",
+    "We talked about {x} in a meeting.",
+    "In the documentation I found {x}, but what is it?",
+    "Write a short paragraph about {x}.",
+    "{x}",
+    "{x}?",
+    "{x}, what is that?",
+    "Glossary entry for {x}",
+)
+
+# Questions are also composed: a start, a verb, the term and a tail.
+STARTS = ("", "Please ", "Can you ", "Could you please ", "Would you ", "I want you to ", "Now ")
+VERBS = (
+    "clarify",
+    "cover",
+    "define",
+    "describe",
+    "discuss",
+    "explain",
+    "illustrate",
+    "outline",
+    "present",
+    "sketch",
+    "summarize",
+    "elaborate on",
+    "give an overview of",
+    "give me a summary of",
+    "give me the facts about",
+    "say something about",
+    "talk about",
+    "teach me",
+    "tell us about",
+    "write about",
+)
+TAILS = (
+    "",
+    "",
+    "",
+    " to me",
+    " to a beginner",
+    " to an engineer",
+    " for my notes",
+    " with few words",
+)
+
+# Never trained on: the script asks these to see whether the questions generalize.
+HELD_OUT = (
+    "Could you help me understand {x}?",
+    "I keep reading about {x}. What is it?",
+    "Give me a short introduction to {x}",
+    "please tell me briefly what {x} is about",
+)
+
+OPENINGS = (
+    "Hi! ",
+    "Hello, ",
+    "Thanks! ",
+    "Thanks, and ",
+    "OK. ",
+    "Sorry, ",
+    "So, ",
+    "One more thing: ",
+    "Next: ",
+    "Quick question: ",
+    "Please help. ",
+    "I am new to this. ",
+    "Question {n}: ",
+    "Request {n}. ",
+    "[{n}] ",
+    "My name is Anna. ",
+    "My e-mail is <EMAIL_ADDRESS>. ",
+)
+ENDINGS = (
+    " Thanks!",
+    " Please be brief.",
+    " In one sentence.",
+    " In simple words, please.",
+    " Answer in two sentences.",
+    " ({n})",
+)
+CONTRASTS = (
+    "What is the difference between {x} and {y}?",
+    "Compare {x} and {y}.",
+    "How do {x} and {y} differ?",
+    "Explain {x} and {y}.",
+    "{x} vs {y}",
+)

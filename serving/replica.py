@@ -1,0 +1,108 @@
+"""The replica: Ray Serve LLM's own server, behind our gate.
+
+The application names these classes by import path, so that only replicas import vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.serve.llm.deployment import LLMServer
+
+from serving.auth import Access, App, Gate
+from serving.engine import llm_config
+from serving.errors import LAST_WORDS
+from serving.spec import ModelSpec
+
+
+class NoNodeInit(CallbackBase):  # type: ignore[misc]
+    """Skip Ray's download task: vLLM loads from a path or the hub by itself.
+
+    The task takes a process that imports vLLM (ten seconds of a core), and Ray records its
+    environment, a hub token included.
+    """
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
+
+
+class EngineReplica(LLMServer):  # type: ignore[misc]
+    """One vLLM engine, reached through a deployment handle (the composed path)."""
+
+    async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
+        hide_hub_token()
+        try:
+            await super().__init__(llm_config(ModelSpec(**model)))
+        except Exception as error:
+            raise RuntimeError(last_words(error)) from None
+
+    async def _start_engine(self) -> None:
+        # Ray's own version also starts an actor that reports usage, which this project leaves off.
+        await self.engine.start()
+
+
+@serve.ingress()
+class DirectReplica(EngineReplica):
+    """The same engine with vLLM's own OpenAI server in front, behind our gate."""
+
+    async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
+        self._access: Access | None = None
+        await super().__init__(model)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new keys and limits without a restart."""
+        self._access = Access(**user_config["access"])
+
+    async def __serve_build_asgi_app__(self) -> App:
+        return Gate(await super().__serve_build_asgi_app__(), lambda: self._required_access())
+
+    def _required_access(self) -> Access:
+        assert self._access is not None, "Serve calls reconfigure before the first request"
+        return self._access
+
+
+def hide_hub_token() -> None:
+    """Keep a hub token in a private file: Ray copies ``HF_TOKEN`` into readable task records."""
+    token = os.environ.pop("HF_TOKEN", None) or os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
+    if token:
+        folder = tempfile.mkdtemp(prefix="llm-workbench-hub-")
+        path = Path(folder) / "token"
+        path.touch(mode=0o600)
+        path.write_text(token)
+        os.environ["HF_TOKEN_PATH"] = str(path)
+        import huggingface_hub.constants as constants
+
+        constants.HF_TOKEN_PATH = str(path)
+
+
+def last_words(error: BaseException) -> str:
+    """The error, and what the engine's own processes said went wrong before they ended.
+
+    vLLM logs to standard output and prints tracebacks to standard error; Ray sends this replica's
+    to files, which its engine processes share.
+    """
+    said = [line for stream in (1, 2) for line in _exceptions(_tail(stream))]
+    words = dict.fromkeys([*said, f"{type(error).__name__}: {error}"])
+    return f"{LAST_WORDS}\n" + "\n".join(words)
+
+
+def _tail(descriptor: int, size: int = 65536) -> str:
+    try:
+        with Path(f"/proc/self/fd/{descriptor}").open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
+            return stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _exceptions(text: str) -> list[str]:
+    """The lines of a log that name an exception, without process and logger prefixes."""
+    prefix = re.compile(r"^(\([^)]*pid=\d+\)\s*)?(ERROR \S+ \S+ \[[^]]*\]\s)?")
+    plain = [prefix.sub("", line).rstrip() for line in text.splitlines()]
+    return [line for line in plain if re.match(r"[\w.]*(Error|Exception)\b", line)]

@@ -1,0 +1,394 @@
+"""The truth here is the scripted server's own log, on the same clock (`time.perf_counter`)."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import openai
+import pytest
+import scripted_server as scripted
+from scripted_server import DONE, Script, Step, chat_chunk, event, serving, tokens, usage
+
+from workbench.client import LoopWatch, RequestRecord, closed_loop, stream_chat, stream_completion
+from workbench.errors import SettingError
+
+KEY = "sk-secret-of-the-tests"
+PROMPT = "a prompt that must never be written down anywhere"
+
+
+def connect(base_url: str, **options: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=base_url, api_key=KEY, **options)
+
+
+def run(
+    script: scripted.Choose | Script,
+    call: Callable[[openai.AsyncOpenAI], Awaitable[Any]] | None = None,
+    **timing: Any,
+) -> tuple[Any, list[scripted.Exchange]]:
+    """Play `script` to one call (or to `call`), in one event loop; the result and the log."""
+
+    async def go() -> tuple[Any, list[scripted.Exchange]]:
+        async with serving(script) as server, connect(server.base_url) as client:
+            if call is not None:
+                return await call(client), server.log
+            record = await stream_chat(
+                client,
+                model="scripted",
+                messages=PROMPT,
+                max_tokens=8,
+                clock=time.perf_counter,
+                **timing,
+            )
+            return record, server.log
+
+    return asyncio.run(go())
+
+
+def ms(late: float) -> float:
+    return late * 1e3
+
+
+class TestTimesAgainstTheServersLog:
+    def test_every_token_is_seen_when_it_was_sent(self) -> None:
+        record, log = run(tokens(20, ttft_s=0.05, gap_s=0.01))
+        assert record.status == "ok"
+        assert len(record.token_times_s) == len(log[0].token_sends_s) == 20
+        late = [
+            ms(seen - sent)
+            for seen, sent in zip(record.token_times_s, log[0].token_sends_s, strict=True)
+        ]
+        assert min(late) >= 0
+        assert statistics.median(late) < 5
+        assert record.first_token_s == record.token_times_s[0]
+
+    def test_sent_is_before_the_server_has_it_and_the_end_is_the_usage_event(self) -> None:
+        record, log = run(tokens(3, gap_s=0.01))
+        assert record.sent_s <= log[0].received_s
+        usage_sent = log[0].sends_s[-2]
+        assert 0 <= ms(record.end_s - usage_sent) < 50
+        assert record.end_s >= record.token_times_s[-1]
+
+    def test_a_hundred_requests_agree_at_the_median(self) -> None:
+        async def load(client: openai.AsyncOpenAI) -> list[RequestRecord]:
+            return await closed_loop(
+                client,
+                model="scripted",
+                prompts=["hi"] * 100,
+                max_tokens=8,
+                concurrency=8,
+                clock=time.perf_counter,
+            )
+
+        records, log = run(tokens(8, ttft_s=0.02, gap_s=0.005), load)
+        truth = {exchange.request_id: exchange for exchange in log}
+        first, between = [], []
+        for record in records:
+            sends = truth[record.request_id].token_sends_s
+            first.append(ms(record.first_token_s - sends[0]))
+            for i in range(1, 8):
+                seen = record.token_times_s[i] - record.token_times_s[i - 1]
+                between.append(abs(ms(seen - (sends[i] - sends[i - 1]))))
+        assert statistics.median(first) < 5
+        assert statistics.median(between) < 5
+
+    def test_events_of_one_write_share_a_time_and_a_split_event_has_its_last_bytes(self) -> None:
+        two = chat_chunk({"content": "a"}) + chat_chunk({"content": "b"})
+        third = chat_chunk({"content": "c"})
+        steps = (
+            Step(two),
+            Step(third[:30], 0.03),
+            Step(third[30:], 0.03),
+            Step(usage(5, 3) + DONE, 0.03),
+        )
+        record, log = run(Script(steps))
+        first, second, last = record.token_times_s
+        assert first == second
+        assert last >= log[0].sends_s[2]
+        assert record.end_s >= log[0].sends_s[3]
+
+    def test_the_role_chunk_is_no_token_and_an_empty_text_is_one(self) -> None:
+        steps = (
+            Step(chat_chunk({"role": "assistant", "content": ""})),
+            Step(chat_chunk({"content": ""}), 0.03),
+            Step(chat_chunk({"role": "assistant", "content": "x"}), 0.01),
+            Step(chat_chunk({"reasoning_content": "y"}), 0.01),
+            Step(chat_chunk({}, finish="stop")),
+            Step(usage(5, 3) + DONE),
+        )
+        record, log = run(Script(steps))
+        assert len(record.token_times_s) == 3
+        assert record.first_token_s >= log[0].sends_s[1]
+
+    def test_completions_share_the_core(self) -> None:
+        async def complete(client: openai.AsyncOpenAI) -> RequestRecord:
+            return await stream_completion(
+                client, model="scripted", prompt=[1, 2, 3], max_tokens=4, clock=time.perf_counter
+            )
+
+        record, log = run(tokens(4, gap_s=0.005, chat=False), complete)
+        assert (record.status, len(record.token_times_s), record.output_tokens) == ("ok", 4, 4)
+        assert log[0].path == "/v1/completions"
+        assert log[0].body["prompt"] == [1, 2, 3]
+
+
+class TestWhatIsSentAndCounted:
+    def test_counts_are_the_servers_and_names_are_kept(self) -> None:
+        record, log = run(
+            tokens(3, prompt_tokens=41),
+            request_id="r-1",
+            tenant="blue",
+            scheduled_s=1.5,
+            extra_body={"seed": 3},
+            ignore_eos=True,
+        )
+        assert (record.prompt_tokens, record.output_tokens) == (41, 3)
+        assert (record.request_id, record.tenant, record.model) == ("r-1", "blue", "scripted")
+        assert record.scheduled_s == 1.5
+        assert log[0].request_id == "r-1"
+        sent = log[0].body
+        assert sent["stream"] is True
+        assert sent["stream_options"] == {"include_usage": True}
+        assert (sent["ignore_eos"], sent["seed"], sent["max_tokens"]) == (True, 3, 8)
+        assert sent["messages"] == [{"role": "user", "content": PROMPT}]
+
+    def test_absent_is_none(self) -> None:
+        record, _ = run(Script((Step(DONE),)))
+        assert record.status == "ok"
+        assert (record.first_token_s, record.prompt_tokens, record.output_tokens) == (None,) * 3
+        assert (record.scheduled_s, record.tenant, record.error) == (None,) * 3
+        assert record.token_times_s == ()
+
+    def test_comments_and_windows_line_ends(self) -> None:
+        keep_alive = Step(b": keep-alive\n\n")
+        chunk = chat_chunk({"content": "data: x"}).replace(b"\n\n", b"\r\n\r\n")
+        record, _ = run(Script((keep_alive, Step(chunk), Step(usage(1, 1) + DONE))))
+        assert (record.status, len(record.token_times_s), record.output_tokens) == ("ok", 1, 1)
+
+    def test_events_are_told_as_they_come(self) -> None:
+        seen: list[tuple[str, float]] = []
+        record, _ = run(tokens(3, gap_s=0.02), on_event=lambda kind, at: seen.append((kind, at)))
+        assert seen[0] == ("sent", record.sent_s)
+        assert [kind for kind, _ in seen[1:]] == ["read"] * (len(seen) - 1)
+        assert {at for _, at in seen[1:]} >= set(record.token_times_s)
+
+    def test_compressed_by_something_on_the_way(self) -> None:
+        """The OpenAI client asks for gzip, so a proxy may compress."""
+        whole = gzip.compress(chat_chunk({"content": "x"}) + usage(1, 1) + DONE)
+        script = Script((Step(whole),), headers=(("content-encoding", "gzip"),))
+        record, _ = run(script)
+        assert (record.status, record.output_tokens) == ("ok", 1)
+
+
+def overloaded(message: str = "busy") -> Script:
+    return scripted.error(503, message)
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("script", "status", "said"),
+        [
+            (scripted.error(429, "slow down"), "shed", "HTTP 429: slow down"),
+            (Script(status=429, body=b"plain words"), "shed", "429"),
+            (overloaded(), "shed", "HTTP 503: busy"),
+            (scripted.error(500, "broke"), "error", "HTTP 500: broke"),
+            (scripted.error(404, "no model m"), "error", "HTTP 404: no model m"),
+            (scripted.error(401, "no key"), "error", "AuthenticationError: HTTP 401"),
+            (tokens(3, die=True), "ok", None),
+            (Script((Step(chat_chunk({"content": "x"})),), die=True), "error", "Error"),
+            (Script((Step(chat_chunk({"content": "x"})),)), "error", "without [DONE]"),
+            (Script((Step(b"data: {not json}\n\n" + DONE),)), "error", "not a completion chunk"),
+            (Script((Step(b"data: [1]\n\n" + DONE),)), "error", "not a completion chunk"),
+            (Script(body=b"{}"), "error", "without [DONE]"),
+        ],
+    )
+    def test_how_it_ends_is_the_status(self, script: Script, status: str, said: str | None) -> None:
+        record, log = run(script)
+        assert record.status == status, record
+        assert (said in record.error) if said else record.error is None
+        assert len(log) == 1, "a measured call is never retried"
+        assert record.end_s >= record.sent_s
+
+    @pytest.mark.parametrize("die", [False, True])
+    def test_an_error_event_in_the_stream(self, die: bool) -> None:
+        problem = event({"error": {"message": "engine died", "type": "EngineDead", "code": 500}})
+        steps = (Step(chat_chunk({"content": "x"})), Step(problem))
+        record, _ = run(Script(steps if die else (*steps, Step(DONE)), die=die))
+        assert (record.status, record.error) == ("error", "stream: EngineDead: engine died")
+        assert len(record.token_times_s) == 1, "what came before it is kept"
+
+    def test_death_in_the_middle_of_an_event(self) -> None:
+        cut = chat_chunk({"content": "y"})[:40]
+        record, _ = run(Script((Step(chat_chunk({"content": "x"})), Step(cut, 0.02)), die=True))
+        assert record.status == "error"
+        assert "not a completion" not in record.error
+        assert len(record.token_times_s) == 1
+
+    def test_nobody_listens(self) -> None:
+        async def call() -> RequestRecord:
+            async with connect("http://127.0.0.1:9/v1") as client:
+                return await stream_chat(
+                    client, model="m", messages="x", max_tokens=1, clock=time.perf_counter
+                )
+
+        record = asyncio.run(call())
+        assert record.status == "error"
+        assert record.error.startswith("APIConnectionError")
+
+    def test_timeout_before_and_after_the_first_token(self) -> None:
+        record, _ = run(tokens(1, ttft_s=30), timeout_s=0.1)
+        assert (record.status, record.first_token_s) == ("timeout", None)
+        assert record.end_s - record.sent_s >= 0.1
+        late = Script((Step(chat_chunk({"content": "x"})),), hang_s=30)
+        record, _ = run(late, timeout_s=0.2)
+        assert (record.status, len(record.token_times_s)) == ("timeout", 1)
+
+    def test_the_clients_own_read_timeout(self) -> None:
+        async def call(client: openai.AsyncOpenAI) -> RequestRecord:
+            return await stream_chat(
+                client.with_options(timeout=0.2),
+                model="m",
+                messages="x",
+                max_tokens=1,
+                clock=time.perf_counter,
+            )
+
+        record, _ = run(Script((Step(chat_chunk({"content": "x"})),), hang_s=30), call)
+        assert (record.status, len(record.token_times_s)) == ("timeout", 1)
+
+    def test_cancelled_is_recorded_and_goes_on(self) -> None:
+        kept: list[RequestRecord] = []
+
+        async def cancel(client: openai.AsyncOpenAI) -> bool:
+            task = asyncio.create_task(
+                stream_chat(
+                    client,
+                    model="m",
+                    messages="x",
+                    max_tokens=1,
+                    clock=time.perf_counter,
+                    on_record=kept.append,
+                )
+            )
+            await asyncio.sleep(0.2)
+            task.cancel()
+            await asyncio.wait([task])
+            return task.cancelled()
+
+        was_cancelled, _ = run(tokens(100, gap_s=0.05), cancel)
+        assert was_cancelled
+        assert [record.status for record in kept] == ["cancelled"]
+        assert kept[0].token_times_s
+
+    def test_a_mistake_in_the_call_is_raised(self) -> None:
+        with pytest.raises(TypeError):
+            run(tokens(1), extra_body={"logit": object()})
+
+
+class TestNothingPrivateIsKept:
+    @pytest.mark.parametrize(
+        "message",
+        [
+            f"bad input: {PROMPT}",
+            json.dumps({"input": {"messages": [{"role": "user", "content": PROMPT}]}}),
+            f"cut off {PROMPT[5:30]}",
+        ],
+    )
+    def test_an_error_that_quotes_the_prompt_is_withheld(self, message: str) -> None:
+        record, _ = run(scripted.error(400, message))
+        assert "withheld" in record.error
+        assert not any(word in record.error for word in ("never", "anywhere"))
+
+    def test_the_key_is_replaced_and_long_messages_are_cut(self) -> None:
+        record, _ = run(scripted.error(401, f"wrong key {KEY}"))
+        assert KEY not in record.error
+        assert "[key]" in record.error
+        record, _ = run(scripted.error(500, "z" * 5000))
+        assert len(record.error) <= 200
+
+
+class TestClosedLoop:
+    def load(self, count: int, concurrency: int, **more: Any) -> Any:
+        settings = {"model": "m", "max_tokens": 2, "clock": time.perf_counter} | more
+
+        async def call(client: openai.AsyncOpenAI) -> list[RequestRecord]:
+            prompts = ["hi"] * count
+            return await closed_loop(client, prompts=prompts, concurrency=concurrency, **settings)
+
+        return call
+
+    def most_open(self, count: int, concurrency: int) -> int:
+        async def go() -> int:
+            async with serving(tokens(2, ttft_s=0.3)) as server, connect(server.base_url) as client:
+                await self.load(count, concurrency)(client)
+                return server.open_most
+
+        return asyncio.run(go())
+
+    def test_at_most_so_many_at_once_and_all_at_once_if_there_is_room(self) -> None:
+        assert self.most_open(9, 3) == 3
+        assert self.most_open(32, 40) == 32
+
+    def test_slots_send_again_when_free(self) -> None:
+        records, log = run(tokens(2, ttft_s=0.02), self.load(12, 4))
+        assert len(records) == len(log) == 12
+        assert {record.status for record in records} == {"ok"}
+        assert all(record.scheduled_s <= record.sent_s for record in records)
+        ends = sorted(record.end_s for record in records)
+        starts = sorted(record.scheduled_s for record in records)
+        assert len(set(starts[:4])) == 1, "a burst has one start"
+        assert all(start >= end for start, end in zip(starts[4:], ends, strict=False))
+
+    def test_a_limit_for_each_prompt_and_bad_settings(self) -> None:
+        _, log = run(tokens(2), self.load(2, 1, max_tokens=[3, 4]))
+        assert [exchange.body["max_tokens"] for exchange in log] == [3, 4]
+        with pytest.raises(SettingError, match="concurrency is 0"):
+            run(tokens(2), self.load(2, 0))
+
+    def test_failures_do_not_stop_it(self) -> None:
+        bad = scripted.error(500, "broke")
+        records, _ = run(lambda body, n: bad if n % 2 else tokens(2), self.load(10, 2))
+        assert sorted(record.status for record in records) == ["error"] * 5 + ["ok"] * 5
+
+    def test_cancelling_keeps_what_ended_and_marks_the_rest(self) -> None:
+        kept: list[RequestRecord] = []
+
+        async def cut(client: openai.AsyncOpenAI) -> None:
+            task = asyncio.create_task(self.load(50, 4, on_record=kept.append)(client))
+            while len(kept) < 5:
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        _, log = run(tokens(2, ttft_s=0.05), cut)
+        assert len(kept) == len(log)
+        statuses = [record.status for record in kept]
+        assert statuses.count("cancelled") == 4
+        assert statuses.count("ok") == len(kept) - 4 >= 5
+
+    def test_a_callback_that_fails_ends_the_loop_with_its_own_error(self) -> None:
+        def full(record: RequestRecord) -> None:
+            raise OSError("no space left")
+
+        with pytest.raises(OSError, match="no space left"):
+            run(tokens(2), self.load(8, 4, on_record=full))
+
+
+def test_the_loop_watch_sees_a_blocked_loop() -> None:
+    async def go() -> LoopWatch:
+        async with LoopWatch(interval_s=0.005) as watch:
+            await asyncio.sleep(0.02)
+            time.sleep(0.2)
+            await asyncio.sleep(0.02)
+        return watch
+
+    watch = asyncio.run(go())
+    assert watch.loop_lag_p99_ms is not None
+    assert watch.cpu_share is not None
+    assert 0 <= watch.cpu_share <= 1.1

