@@ -98,16 +98,22 @@ def make_venv(profile: str) -> None:
         raise SetupError("Python could not make a virtual environment; its own words stand above")
     PROFILE.write_text(profile)
     STAMP.unlink(missing_ok=True)
-    # pip writes INSTALLER last: a package without it was cut off, yet pip would call it installed.
+    forget_cut_off_packages()
+
+
+def forget_cut_off_packages() -> None:
+    """Let pip install anew what an interruption cut off; it would call it installed."""
+    # INSTALLER is among the last files that pip writes of a package.
     for package in site_packages().glob("*.dist-info"):
         if not (package / "INSTALLER").exists():
             shutil.rmtree(package)
 
 
 def install(lock: Path) -> None:
-    """Install torch, then the rest of the lock, then our own packages in development mode."""
+    """Install pip, torch, the rest of the lock, and our own packages in development mode."""
     pins = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
     torch = next(pin for pin in pins if pin.startswith("torch=="))
+    pip([next(pin for pin in pins if pin.startswith("pip=="))], "pip")
     # For torch alone: an index that cannot be reached costs seconds for every package asked of it.
     index = os.environ.get("TORCH_INDEX")
     try:

@@ -1,4 +1,4 @@
-"""From a specification to a Serve application; also ``serve run serving.app:build name=... ...``."""
+"""From a specification to a Serve application; also ``serve run serving.app:build port=8000``."""
 
 from __future__ import annotations
 

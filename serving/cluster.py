@@ -22,9 +22,8 @@ METRICS_INTERVAL_MS = 1000
 SERVE_FLAGS = {
     # Direct streaming: HAProxy hands each request straight to the replica's own HTTP server.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
 }
-"""Read when Ray Serve is imported, in every process: they hold only where Serve starts with them."""
+"""Read when Ray Serve is imported, in every process, so they hold only where it starts with them."""
 
 SERVE_TUNING = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -47,7 +47,6 @@ def deploy(
         return port
     from ray import serve
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     target = serve.RunTarget(
         target=application.application(spec, key_hashes),
         name=spec.name,
@@ -94,7 +93,7 @@ class ServiceStatus:
 
     def __str__(self) -> str:
         parts = [f"{n}: {r.running} of {r.target} running" for n, r in self.deployments.items()]
-        return f"{self.name} {self.state.lower()} ({'; '.join(parts)})"
+        return f"{self.name} is {self.state} ({'; '.join(parts)})"
 
 
 def status(name: str) -> ServiceStatus:
@@ -107,14 +106,19 @@ def status(name: str) -> ServiceStatus:
     if found is None:
         raise EndpointGoneError(f"{name}: the cluster runs no such service. Deploy it again.")
     deployments = {key: _replicas(value) for key, value in found["deployments"].items()}
-    return ServiceStatus(name, str(found["status"]), deployments)
+    return ServiceStatus(name, _word(found["status"]), deployments)
 
 
 def _replicas(deployment: dict[str, Any]) -> Replicas:
-    states = Counter(str(replica["state"]).lower() for replica in deployment["replicas"])
+    states = Counter(_word(replica["state"]) for replica in deployment["replicas"])
     counts = {state: states[state] for state in STATES}
     target = int(deployment["target_num_replicas"])
-    return Replicas(str(deployment["status"]), target, **counts)
+    return Replicas(_word(deployment["status"]), target, **counts)
+
+
+def _word(state: Any) -> str:
+    """Serve's states are enumerations in one version and strings in another."""
+    return str(getattr(state, "value", state)).lower()
 
 
 def details() -> dict[str, Any]:
@@ -135,6 +139,7 @@ def _start_serve(spec: ServiceSpec, cluster: Cluster, progress: Progress) -> int
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     running = details()
     if running.get("http_options"):
         return _check_serve(spec, running)
@@ -162,12 +167,27 @@ def _check_serve(spec: ServiceSpec, running: dict[str, Any]) -> int:
                 f"{has!r}, and it cannot change while it runs. Set {name} = {has!r}, or shut "
                 "Serve down first."
             )
+    proxies = {_actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
+    if not spec.composed and proxies - {"HAProxyManager"}:
+        raise ClusterError(
+            "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
+            "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
+            "deploy again, or start it with RAY_SERVE_ENABLE_HA_PROXY=1."
+        )
     return int(options["port"])
+
+
+def _actor_class(name: str) -> str:
+    """The class of one of Serve's own actors: a proxy's tells which kind of proxy it is."""
+    import ray
+
+    descriptor = ray.get_actor(name, namespace="serve")._ray_actor_creation_function_descriptor
+    return str(descriptor.class_name)
 
 
 def _unchanged(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> bool:
     running = details()["applications"].get(spec.name)
-    if running is None or running["status"] != "RUNNING":
+    if running is None or _word(running["status"]) != "running":
         return False
     wanted = application.user_config(spec, key_hashes)
     configs = [d["deployment_config"].get("user_config") for d in running["deployments"].values()]

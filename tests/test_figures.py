@@ -201,14 +201,20 @@ class TestRender:
     def fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Rendered, "_carrier", None)
 
-    def bundle(self, cell: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-        monkeypatch.setattr(figures, "_cell", lambda: cell)
+    def bundle(self, cell: str, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> dict[str, Any]:
+        monkeypatch.setattr(figures, "_cell", lambda: (cell, count))
         return render(request_timeline(RUN))._repr_mimebundle_()
 
     def test_one_cell_carries_the_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes = [len(self.bundle(cell, monkeypatch)["text/html"]) for cell in "abcab"]
-        assert [size > 4_000_000 for size in sizes] == [True, False, False, True, False]
+        executions = [("a", 1), ("a", 1), ("b", 2), ("c", 3), ("a", 4), ("b", 5)]
+        sizes = [len(self.bundle(cell, monkeypatch, n)["text/html"]) for cell, n in executions]
+        carried = [size > 4_000_000 for size in sizes]
+        assert carried == [True, False, False, False, True, False]
         assert sizes[1] < 50_000
+
+    def test_where_nobody_says_which_cell_runs_the_first_carries_it(self) -> None:
+        sizes = [len(render(request_timeline(RUN))._repr_mimebundle_()["text/html"]) for _ in "ab"]
+        assert [size > 4_000_000 for size in sizes] == [True, False]
 
     def test_lab_gets_data_and_others_html_without_a_network(
         self, monkeypatch: pytest.MonkeyPatch

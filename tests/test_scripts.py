@@ -50,6 +50,18 @@ class TestInstall:
         (package / "INSTALLER").write_text("pip")
         assert str(progress) == "installing 2/2: aiohttp"
 
+    def test_a_package_that_was_cut_off_is_installed_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.install, "VENV", tmp_path)
+        whole, cut_off = (self.install.site_packages() / f"{n}-1.dist-info" for n in "ab")
+        for package in (whole, cut_off):
+            package.mkdir(parents=True)
+            (package / "METADATA").write_text("Version: 1")
+        (whole / "INSTALLER").write_text("pip")
+        self.install.forget_cut_off_packages()
+        assert list(self.install.site_packages().iterdir()) == [whole]
+
     @pytest.mark.parametrize("found", [(3, 9, 2), (3, 10, 13), (3, 14, 0)])
     def test_other_pythons_are_refused_by_name(
         self, found: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch

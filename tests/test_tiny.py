@@ -148,7 +148,7 @@ def test_training_rows_are_what_the_template_renders(tokenizer: Any) -> None:
     from serving.models.corpus import Corpus
 
     corpus = Corpus(tokenizer, seed=1)
-    corpus.CHAT_SHARE = 1.0
+    corpus.CHAT_SHARE, corpus.CUT_SHARE = 1.0, 0.0
     row, rng = corpus.row(), Random(1)
     rng.random()
     turns = phrasing.conversation(corpus.glossary, corpus.subjects, rng)

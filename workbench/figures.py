@@ -349,7 +349,7 @@ class Rendered:
     stands in the HTML of one cell, the first that rendered; the others use it from there.
     """
 
-    _carrier: str | None = None
+    _carrier: tuple[str, int] | None = None  # the cell, and at which execution it rendered
 
     def __init__(self, figure: go.Figure) -> None:
         self.figure = figure
@@ -362,10 +362,12 @@ class Rendered:
         return {**bundle, "text/html": self._html(), "text/plain": "a figure"}
 
     def _html(self) -> str:
-        cell = _cell()
-        if Rendered._carrier is None:
-            Rendered._carrier = cell
-        return to_div(self.figure, with_script=cell == Rendered._carrier)
+        here, carrier = _cell(), Rendered._carrier
+        # A cell that carried it and is run again has lost its old output, and the script in it.
+        carries = carrier is None or (here[0] == carrier[0] and here[1] != carrier[1])
+        if carries:
+            Rendered._carrier = here
+        return to_div(self.figure, with_script=carries)
 
 
 _CONFIG = {"responsive": True, "displaylogo": False}
@@ -382,16 +384,16 @@ def to_div(figure: go.Figure, *, with_script: bool) -> str:
     return text if with_script else check + text
 
 
-def _cell() -> str:
-    """The running cell; re-running the one that carries plotly.js must embed it again."""
+def _cell() -> tuple[str, int]:
+    """The running cell and its execution count. papermill does not say which cell it runs."""
     try:
         from IPython import get_ipython
 
         shell = get_ipython()
-        header = shell.parent_header if shell else {}
-        return str(header.get("metadata", {}).get("cellId", ""))
+        count = int(shell.execution_count)
+        return shell.parent_header.get("metadata", {}).get("cellId") or f"#{count}", count
     except (ImportError, AttributeError):
-        return ""
+        return "#0", 0
 
 
 def render(figure: go.Figure) -> Rendered:

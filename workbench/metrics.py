@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from operator import attrgetter
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 LATENCIES = ("ttft", "tpot", "itl", "e2el", "ttft_from_schedule", "e2el_from_schedule")
 _STATUSES = {"ok": 0, "error": 1, "timeout": 2, "shed": 3, "cancelled": 4}
-_CHUNK = 2048
+_CHUNK = 512
 
 
 class _Frozen(BaseModel):
@@ -315,13 +315,14 @@ class _Columns:
         gaps = array("d")  # grows in place, where joining parts would hold them twice
         counts = [np.empty(0, np.int32)]
         source, pick = iter(records), attrgetter(*cls.FIELDS, *cls.CODED)
-        while chunk := list(islice(source, _CHUNK)):
-            columns = list(zip(*map(pick, chunk), strict=True))
-            for values, column in zip(columns, fields, strict=False):
-                column.append(np.array(values, np.float64))
-            for values, codes, known in zip(columns[len(fields) :], coded, seen, strict=True):
-                codes.append(_coded(values, known))
-            chunk_gaps, chunk_counts = _gaps(chunk)
+        while rows := _rows(source, pick):
+            values, times = zip(*rows, strict=True)
+            columns = list(zip(*values, strict=True))
+            for column, parts in zip(columns, fields, strict=False):
+                parts.append(np.array(column, np.float64))
+            for column, codes, known in zip(columns[len(fields) :], coded, seen, strict=True):
+                codes.append(_coded(column, known))
+            chunk_gaps, chunk_counts = _gaps(times)
             gaps.frombytes(chunk_gaps.tobytes())
             counts.append(chunk_counts)
         status, model, tenant = map(np.concatenate, coded)
@@ -376,13 +377,24 @@ def _coded(values: Sequence[Any], known: dict[Any, int]) -> Codes:
     return np.array([known.setdefault(value, len(known)) for value in values], np.int32)
 
 
-def _gaps(chunk: Sequence[RequestRecord]) -> tuple[Floats, Codes]:
-    """The token gaps of completed requests, and how many each record of `chunk` has."""
-    times = [r.token_times_s if r.status == "ok" else () for r in chunk]
-    lengths = np.array([len(t) for t in times], np.int32)
-    # struct packs a tuple of floats several times as fast as numpy reads one.
-    packed = b"".join([struct.pack(f"{len(t)}d", *t) for t in times])
-    steps = np.diff(np.frombuffer(packed, np.float64))
+def _rows(source: Iterator[RequestRecord], pick: Any) -> list[tuple[Any, bytes]]:
+    """The next records: their fields, and the token times of completed ones as packed floats.
+
+    Packed at once, as a million tuples of floats, or even a few thousand, are slow to keep.
+    """
+    return [
+        (
+            pick(r),
+            struct.pack(f"{len(t)}d", *t) if (t := r.token_times_s) and r.status == "ok" else b"",
+        )
+        for r in islice(source, _CHUNK)
+    ]
+
+
+def _gaps(times: Sequence[bytes]) -> tuple[Floats, Codes]:
+    """The token gaps of some records, and how many each of them has."""
+    lengths = np.array([len(packed) for packed in times], np.int32) // 8
+    steps = np.diff(np.frombuffer(b"".join(times), np.float64))
     between = np.cumsum(lengths[lengths > 0])[:-1] - 1
     return np.delete(steps, between), np.maximum(lengths - 1, 0)
 

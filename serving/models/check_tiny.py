@@ -76,14 +76,11 @@ def report(folder: Path, seed: int) -> int:
     held_out = [(phrasing.capitalized(wording.HELD_OUT[i % 4].format(x=term.term)),
                  term.definition) for i, term in enumerate(glossary)]  # fmt: skip
     aliases = [(f"What is {a}?", term.definition) for term in glossary for a in term.aliases]
-    pairs = [rng.sample(list(glossary), 2) for _ in range(40)]
-    both = [(f"Compare {a.term} and {b.term}.", f"{a.definition} {b.definition}") for a, b in pairs]
     other = [(q, wording.FALLBACK) for q in UNKNOWN]
     good = [share(asker, plain, "plain, greedy", 0), share(asker, held_out, "held out, greedy", 0)]
     share(asker, varied, "varied, greedy", 0)
     share(asker, aliases, "aliases, greedy", 0)
     share(asker, other, "unknown, greedy", 0)
-    share(asker, both, "contrasts, greedy", 0)
     share(asker, plain, "plain, temperature 0.7", 0.7)
     share(asker, held_out, "held out, temperature 0.7", 0.7)
     for prompt in ("Continuous batching is", "The KV cache is", "Prefill is", "TTFT is"):

@@ -14,10 +14,10 @@ from pathlib import Path
 from random import Random
 
 from serving.models.wording import (
-    CONTRASTS,
     ENDINGS,
     FALLBACK,
     OPENINGS,
+    OTHER_TEMPLATES,
     STARTS,
     SYSTEM_PROMPTS,
     TAILS,
@@ -28,10 +28,13 @@ from serving.models.wording import (
 HERE = Path(__file__).resolve().parent
 
 _HEAD = re.compile(r"^(.+?) (is|are|describes) ")
-_SYLLABLES = re.findall("..", "babebodadedifafogagikakolalilomamimonanerarirosasotativuzo")
+# Pieces of nonsense words, two letters each, blanks taken out.
+_ONSETS = re.findall("..", "b brc chd drf flg grh j k l m n p plqur s shstt thtrv w y z ")
+_VOWELS = re.findall("..", "a aie eaeei ioo ooouu y ")
+_ENDS = re.findall("..", "    d ckftl llm n ndngntr rds shstt thx ")
 
 # Shares of the chats. Without them the model loses the thread beyond some 350 tokens.
-LONG_CHATS, LONG_PROMPTS = 0.012, 0.03
+LONG_CHATS, LONG_PROMPTS = 0.008, 0.016
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,10 @@ def pattern(rng: Random, others: Sequence[str]) -> str:
         text = rng.choice(TEMPLATES)
     else:
         text = f"{rng.choice(STARTS)}{rng.choice(VERBS)} {{x}}{rng.choice(TAILS)}."
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         words = text.split(" ")
         at = rng.randint(0, len(words))
-        text = " ".join([*words[:at], filler(rng, others, rng.randint(1, 5)), *words[at:]])
+        text = " ".join([*words[:at], filler(rng, others, rng.randint(1, 3)), *words[at:]])
     return text
 
 
@@ -126,13 +129,18 @@ def ask(term: Term, others: Sequence[str], rng: Random) -> str:
     """A question about one term."""
     if rng.random() < 0.12:
         return vary(rng.choice(term.questions), rng)
-    name = term.term if rng.random() < 0.5 else rng.choice(term.names)
+    name = term.term if rng.random() < 0.4 else rng.choice(term.names)
     return vary(fill(pattern(rng, others), name, rng), rng)
 
 
 def nonsense(rng: Random) -> str:
-    """A word that means nothing, so that an unknown word of any kind leads to FALLBACK."""
-    return "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4)))
+    """A word or number that means nothing, so that any unknown word leads to FALLBACK."""
+    if rng.random() < 0.08:
+        return str(rng.randrange(10 ** rng.randint(1, 4)))
+    parts = ((rng.choice(_ONSETS), rng.choice(_VOWELS)) for _ in range(rng.randint(1, 3)))
+    word = "".join(onset + vowel for onset, vowel in parts) + rng.choice(_ENDS)
+    word = word.replace(" ", "")
+    return capitalized(word) if rng.random() < 0.15 else word
 
 
 def filler(rng: Random, others: Sequence[str], pieces: int) -> str:
@@ -150,19 +158,14 @@ def ask_other(others: Sequence[str], rng: Random) -> str:
     subject = rng.choice(others) if rng.random() < 0.75 else nonsense(rng)
     if subject[0].isupper() and (" " in subject or rng.random() < 0.5):
         return vary(subject, rng)  # A whole request such as "Write a poem." or "Hello".
-    return vary(fill(pattern(rng, others), subject, rng), rng)
+    template = rng.choice(OTHER_TEMPLATES) if rng.random() < 0.4 else pattern(rng, others)
+    return vary(fill(template, subject, rng), rng)
 
 
 def exchange(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> list[Turn]:
     """One question and its answer."""
-    kind = rng.random()
-    if kind < 0.13:
+    if rng.random() < 0.18:
         return [Turn("user", ask_other(others, rng)), Turn("assistant", FALLBACK)]
-    if kind < 0.20:
-        first, second = rng.sample(list(glossary), 2)
-        question = rng.choice(CONTRASTS).format(x=first.term, y=second.term)
-        answer = f"{first.definition} {second.definition}"
-        return [Turn("user", vary(capitalized(question), rng)), Turn("assistant", answer)]
     term = rng.choice(glossary)
     return [Turn("user", ask(term, others, rng)), Turn("assistant", term.definition)]
 

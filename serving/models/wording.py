@@ -1,6 +1,6 @@
 """The words that questions are made of: templates, openings, endings and the fallback answer.
 
-`{x}` and `{y}` stand for terms, `{n}` for a number.
+`{x}` stands for a term, `{n}` for a number.
 """
 
 from __future__ import annotations
@@ -147,10 +147,46 @@ ENDINGS = (
     " Answer in two sentences.",
     " ({n})",
 )
-CONTRASTS = (
-    "What is the difference between {x} and {y}?",
-    "Compare {x} and {y}.",
-    "How do {x} and {y} differ?",
-    "Explain {x} and {y}.",
-    "{x} vs {y}",
+
+# Only for subjects outside the glossary.
+OTHER_TEMPLATES = (
+    "Who discovered {x}?",
+    "Who invented {x}?",
+    "Who is {x}?",
+    "Who was {x}?",
+    "Who likes {x}?",
+    "Where is {x}?",
+    "Where can I find {x}?",
+    "Where do I buy {x}?",
+    "When was {x}?",
+    "When does {x} begin?",
+    "How do I cook {x}?",
+    "How do I plant {x}?",
+    "How do I repair {x}?",
+    "How old is {x}?",
+    "How big is {x}?",
+    "How many {x} are there?",
+    "How much is {x}?",
+    "Is {x} healthy?",
+    "Is {x} dangerous?",
+    "Do you like {x}?",
+    "Which {x} is the best?",
+    "My {x} is ill.",
+    "My {x} is broken, what now?",
+    "I lost {x}.",
+    "I need {x} for tonight.",
+    "Give me ten ideas about {x}.",
+    "Explain the rules of {x}.",
+    "Explain the history of {x}.",
+    "Write a song about {x}.",
+    "Write a poem about {x}.",
+    "Translate {x}.",
+    "Tell me a joke about {x}.",
+    "What is the capital of {x}?",
+    "What is the colour of {x}?",
+    "What is the price of {x}?",
+    "What is the largest {x}?",
+    "What is {x} times {x}?",
+    "What is the square of {x}?",
+    "Good {x}",
 )
