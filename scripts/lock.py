@@ -24,8 +24,9 @@ COMPILE = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--fork-stra
 COMPILE += ["--extra", "dev", "--python-version", PYTHONS[0]]
 COMPILE += ["--no-header", "--no-annotate", "--quiet"]
 OVERRIDES = ["--overrides", "requirements/cpu-override.txt"]
-EXCLUDES = ["--excludes", "requirements/cpu-exclude.txt"]
-OPTIONS = {"cpu": ["--extra", "cpu", *OVERRIDES, *EXCLUDES], "gpu": ["--extra", "gpu"]}
+COMMON = ["--excludes", "requirements/exclude.txt"]
+EXCLUDES = [*COMMON, "--excludes", "requirements/cpu-exclude.txt"]
+OPTIONS = {"cpu": ["--extra", "cpu", *OVERRIDES, *EXCLUDES], "gpu": ["--extra", "gpu", *COMMON]}
 HEADER = """\
 # The exact environment of the {profile} profile: Linux, Python {first} to {last}.
 # Made by `make lock` from pyproject.toml (extras {profile}, dev); requirements/README.md says how.

@@ -92,6 +92,15 @@ def connect(spec: ServiceSpec, address: str | None = None) -> Cluster:
     return _current
 
 
+def announce(spec: ServiceSpec, address: str | None) -> str:
+    """What :func:`connect` will do; refuses a taken port while nothing has started yet."""
+    if wanted := address or os.environ.get("RAY_ADDRESS"):
+        return f"connecting to the Ray cluster at {wanted}"
+    if spec.port:
+        check_port(spec.host, spec.port)
+    return "starting Ray"
+
+
 def disconnect() -> None:
     """Leave the cluster; one that this project started ends, with every process of it."""
     global _current

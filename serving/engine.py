@@ -88,6 +88,7 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     given = dict(model.engine_kwargs)
     if model.accelerator == "cpu":
         given.setdefault("enforce_eager", True)
+        given.setdefault("kv_cache_memory_bytes", int(model.kv_cache_gib * 2**30))
     elif (model.num_gpus or 1) < 1:
         # Replicas that share a card must share its memory too.
         given.setdefault("gpu_memory_utilization", round(0.9 * (model.num_gpus or 1), 3))
@@ -106,7 +107,6 @@ def environment(model: ModelSpec) -> dict[str, str]:
         variables["HF_HUB_OFFLINE"] = "1"
     if model.accelerator == "cpu":
         variables |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(model.kv_cache_gib),
             "OMP_NUM_THREADS": str(max(1, int(model.num_cpus))),
             "VLLM_CPU_OMP_THREADS_BIND": _thread_binding(model.workers),
         }

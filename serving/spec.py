@@ -137,7 +137,7 @@ class ModelSpec(Strict):
     max_model_len: int | None = Field(
         None, ge=16, description="Context length in tokens; the model's own when absent."
     )
-    kv_cache_gib: int = Field(1, ge=1, description="KV cache of a CPU replica in GiB.")
+    kv_cache_gib: float = Field(1, gt=0, description="KV cache of a CPU replica in GiB.")
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Any further vLLM engine arguments, by vLLM's names."
     )

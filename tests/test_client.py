@@ -68,10 +68,11 @@ class TestTimesAgainstTheServersLog:
         assert record.first_token_s == record.token_times_s[0]
 
     def test_sent_is_before_the_server_has_it_and_the_end_is_the_usage_event(self) -> None:
-        record, log = run(tokens(3, gap_s=0.01))
+        steps = tokens(3, gap_s=0.01).steps
+        record, log = run(Script((*steps[:-1], Step(DONE, 0.3))))
         assert record.sent_s <= log[0].received_s
-        usage_sent = log[0].sends_s[-2]
-        assert 0 <= ms(record.end_s - usage_sent) < 50
+        usage_sent, done_sent = log[0].sends_s[-2:]
+        assert usage_sent <= record.end_s < done_sent
         assert record.end_s >= record.token_times_s[-1]
 
     def test_a_hundred_requests_agree_at_the_median(self) -> None:
@@ -245,13 +246,13 @@ class TestFailures:
         assert (record.status, record.first_token_s) == ("timeout", None)
         assert record.end_s - record.sent_s >= 0.1
         late = Script((Step(chat_chunk({"content": "x"})),), hang_s=30)
-        record, _ = run(late, timeout_s=0.2)
+        record, _ = run(late, timeout_s=1.5)
         assert (record.status, len(record.token_times_s)) == ("timeout", 1)
 
     def test_the_clients_own_read_timeout(self) -> None:
         async def call(client: openai.AsyncOpenAI) -> RequestRecord:
             return await stream_chat(
-                client.with_options(timeout=0.2),
+                client.with_options(timeout=1.5),
                 model="m",
                 messages="x",
                 max_tokens=1,
@@ -265,6 +266,7 @@ class TestFailures:
         kept: list[RequestRecord] = []
 
         async def cancel(client: openai.AsyncOpenAI) -> bool:
+            reads: list[float] = []
             task = asyncio.create_task(
                 stream_chat(
                     client,
@@ -273,9 +275,11 @@ class TestFailures:
                     max_tokens=1,
                     clock=time.perf_counter,
                     on_record=kept.append,
+                    on_event=lambda kind, at: reads.append(at),
                 )
             )
-            await asyncio.sleep(0.2)
+            while len(reads) < 5:
+                await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.wait([task])
             return task.cancelled()
@@ -324,14 +328,14 @@ class TestClosedLoop:
 
     def most_open(self, count: int, concurrency: int) -> int:
         async def go() -> int:
-            async with serving(tokens(2, ttft_s=0.3)) as server, connect(server.base_url) as client:
+            async with serving(tokens(2, ttft_s=1.5)) as server, connect(server.base_url) as client:
                 await self.load(count, concurrency)(client)
                 return server.open_most
 
         return asyncio.run(go())
 
     def test_at_most_so_many_at_once_and_all_at_once_if_there_is_room(self) -> None:
-        assert self.most_open(9, 3) == 3
+        assert self.most_open(4, 3) == 3
         assert self.most_open(32, 40) == 32
 
     def test_slots_send_again_when_free(self) -> None:

@@ -28,7 +28,7 @@ def main() -> int:
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU answers."""
     command = shutil.which("nvidia-smi")
-    return bool(command) and subprocess.run([command, "-L"], capture_output=True).returncode == 0
+    return command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
 
 
 def run_demo(profile: str) -> int:

@@ -236,24 +236,13 @@ async def _call(
     on_record: OnRecord | None = None,
     on_event: OnEvent | None = None,
 ) -> RequestRecord:
-    """Send, read to the end, parse. The one place where a clock is read during a request."""
     request_id = request_id or uuid.uuid4().hex
     reads: list[tuple[float, bytes]] = []
-    failure: BaseException | None = None
     sent = clock()
-    try:
-        if on_event is not None:
-            on_event("sent", sent)
-        async with asyncio.timeout(timeout_s):
-            async with create(**body, extra_headers={"x-request-id": request_id}) as response:
-                async for data in response.http_response.aiter_bytes():
-                    reads.append((clock(), data))
-                    if on_event is not None:
-                        on_event("read", reads[-1][0])
-    except (Exception, asyncio.CancelledError) as problem:
-        if not is_outcome(problem):
-            raise
-        failure = problem
+    if on_event is not None:
+        on_event("sent", sent)
+    call = create(**body, extra_headers={"x-request-id": request_id})
+    failure = await _read(call, reads, clock, timeout_s, on_event)
     stopped, answer = clock(), _parse(reads)
     status, error = _outcome(answer, failure)
     record = RequestRecord(
@@ -275,6 +264,27 @@ async def _call(
     if isinstance(failure, asyncio.CancelledError):
         raise failure
     return record
+
+
+async def _read(
+    call: AbstractAsyncContextManager[AsyncAPIResponse[Any]],
+    reads: list[tuple[float, bytes]],
+    clock: Clock,
+    timeout_s: float | None,
+    on_event: OnEvent | None,
+) -> BaseException | None:
+    """Send, and note each read and its time in `reads`; what ended the request too early, if so."""
+    try:
+        async with asyncio.timeout(timeout_s), call as response:
+            async for data in response.http_response.aiter_bytes():
+                reads.append((clock(), data))
+                if on_event is not None:
+                    on_event("read", reads[-1][0])
+    except (Exception, asyncio.CancelledError) as problem:
+        if not is_outcome(problem):
+            raise
+        return problem
+    return None
 
 
 @dataclass(slots=True)

@@ -121,7 +121,7 @@ def deploy(
     if given:
         auth.key_hash(given)
     if cluster.current() is None:
-        say("connecting to the Ray cluster" if address else "starting Ray")
+        say(cluster.announce(spec, address))
     where = cluster.connect(spec, address)
     known = _keys.get((where.address, spec.name))
     key = SecretStr(given) if given else known or SecretStr(auth.new_key())

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from workbench.client import RequestRecord
+    from workbench.client import LoopWatch, RequestRecord
 
     Floats = NDArray[np.float64]
     Codes = NDArray[np.int32]
@@ -223,12 +223,13 @@ def summarize(
     slo: SLO | None = None,
     warmup_s: float = 0.0,
     health: ClientHealth | None = None,
+    watch: LoopWatch | None = None,
 ) -> Summary:
     """Summarize the requests that were due at least `warmup_s` after the first one.
 
     `records` is read once and not kept. `duration_s` is that of the whole run, warm-up included;
     without it, from the first request's due time (scheduled, else sent) to the last end. Without
-    `health`, the verdict rests on the send lag alone.
+    a verdict in `health`, one is made from the send lag and, if given, the `watch` over the loop.
     """
     whole = _Columns.read(records)
     kept = whole.take(whole.due >= _least(whole.due) + warmup_s) if warmup_s else whole
@@ -236,7 +237,11 @@ def summarize(
     duration = _greatest(kept.end) - start if duration_s is None else duration_s - warmup_s
     if health is None:
         lag = (kept.sent - kept.scheduled) * 1e3
-        health = ClientHealth.judge(send_lag_p99_ms=_statistics(lag)["p99"])
+        health = ClientHealth.judge(
+            send_lag_p99_ms=_statistics(lag)["p99"],
+            loop_lag_p99_ms=None if watch is None else watch.loop_lag_p99_ms,
+            cpu_share=None if watch is None else watch.cpu_share,
+        )
     shared: dict[str, Any] = {
         "duration": duration if duration > 0 else None,
         "slo": slo,
@@ -499,7 +504,8 @@ def bootstrap(
     The plain interval is too narrow for n values, as if their spread were known: its tails are
     taken at Phi(-sqrt(n / (n - 1)) t) with Student's t of n - 1 degrees instead (Hesterberg, "What
     Teachers Should Know About the Bootstrap", 2015, the expanded percentile interval). For 3
-    values that is their range.
+    values that is their range. Of nominal 95 % intervals for a normal mean, 87 % of those from
+    4 values and 93 % of those from 8 cover it (simulated): more repeats make a surer interval.
     """
     from scipy.stats import norm, t
 

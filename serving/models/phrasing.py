@@ -19,6 +19,8 @@ from serving.models.wording import (
     OPENINGS,
     OTHER_TEMPLATES,
     STARTS,
+    STEMS,
+    SUFFIXES,
     SYSTEM_PROMPTS,
     TAILS,
     TEMPLATES,
@@ -137,6 +139,8 @@ def nonsense(rng: Random) -> str:
     """A word or number that means nothing, so that any unknown word leads to FALLBACK."""
     if rng.random() < 0.08:
         return str(rng.randrange(10 ** rng.randint(1, 4)))
+    if rng.random() < 0.3:
+        return rng.choice(STEMS) + rng.choice(_ONSETS).strip() + rng.choice(SUFFIXES)
     parts = ((rng.choice(_ONSETS), rng.choice(_VOWELS)) for _ in range(rng.randint(1, 3)))
     word = "".join(onset + vowel for onset, vowel in parts) + rng.choice(_ENDS)
     word = word.replace(" ", "")

@@ -148,6 +148,14 @@ ENDINGS = (
     " ({n})",
 )
 
+# Made-up words begin and end like real ones: "submation".
+STEMS = (
+    "anti auto bio cent chron con contra demo dict dis equi ex geo graph hydro hyper inter macro "
+    "mal manu micro mis mono multi neo over para phil photo poly post pre pro psych quad re semi "
+    "sub super tele therm trans tri ultra un uni"
+).split(" ")
+SUFFIXES = "able al ation er ful ics in ine ing ism ist ity ive ment ness ology ous".split(" ")
+
 # Only for subjects outside the glossary.
 OTHER_TEMPLATES = (
     "Who discovered {x}?",

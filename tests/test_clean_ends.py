@@ -1,0 +1,126 @@
+"""Whatever ends the process that started a cluster, nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from serving.supervisor import descendants
+
+pytestmark = pytest.mark.engine
+
+DEPLOY = """
+import sys
+import workbench as wb
+spec = wb.ServiceSpec(port=int(sys.argv[1]), model=wb.ModelSpec(max_model_len=256))
+with wb.deploy(spec) as endpoint:
+    endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=2)
+    print("SERVING", flush=True)
+    sys.stdin.read()
+"""
+TOKEN = "hf_" + "x7" * 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def deploying(port: int) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that deploys, as a kernel would; a hub token is in its environment."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", DEPLOY, str(port)],
+        env={**os.environ, "HF_TOKEN": TOKEN},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+
+
+def read_until(child: subprocess.Popen[str], word: str) -> str:
+    assert child.stdout is not None
+    said = ""
+    for line in child.stdout:
+        said += line
+        if word in line:
+            return said
+    raise AssertionError(f"the child ended without {word!r}:\n{said}")
+
+
+def names(pids: list[int]) -> dict[int, str]:
+    found = {}
+    for pid in pids:
+        try:
+            found[pid] = (Path("/proc") / str(pid) / "comm").read_text().strip()
+        except OSError:
+            continue
+    return found
+
+
+def assert_gone(pids: list[int], port: int, within_s: float = 15) -> None:
+    deadline = time.monotonic() + within_s
+    while left := [pid for pid in pids if (Path("/proc") / str(pid)).exists()]:
+        assert time.monotonic() < deadline, f"still there: {names(left)}"
+        time.sleep(0.1)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still listens"
+
+
+def test_a_killed_kernel_leaves_nothing_and_its_hub_token_is_in_no_record() -> None:
+    port = free_port()
+    with deploying(port) as child:
+        read_until(child, "SERVING")
+        pids = descendants(child.pid)
+        running = " ".join(names(pids).values())
+        for part in ("raylet", "gcs_server", "VLLM::EngineCor", "VLLM::Worker", "haproxy"):
+            assert part in running
+        logs = str(Path("/tmp/ray/session_latest").resolve())
+        found = subprocess.run(["grep", "-rlaF", TOKEN, logs], capture_output=True, text=True)
+        assert found.stdout == ""
+        commands = [(Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in names(pids)]
+        assert not any(TOKEN.encode() in command for command in commands)
+        os.kill(child.pid, signal.SIGKILL)
+        assert_gone(pids, port)
+
+
+def test_an_interrupt_while_deploying_leaves_nothing() -> None:
+    port = free_port()
+    with deploying(port) as child:
+        read_until(child, "1 starting")
+        pids = descendants(child.pid)
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(timeout=30) != 0
+        assert_gone(pids, port)
+
+
+def test_a_taken_port_is_refused_and_leaves_nothing() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        with deploying(port) as child:
+            assert child.stdout is not None
+            said = child.stdout.read()
+            assert f"PortTakenError: port = {port}" in said
+            assert "starting Ray" not in said
+            assert child.wait(timeout=30) != 0
+            assert descendants(child.pid) == []

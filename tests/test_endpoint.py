@@ -1,0 +1,389 @@
+"""The endpoint as its users meet it: a real engine, real sockets, OpenAI's client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from serving import service
+from serving.errors import (
+    ClusterError,
+    DeployError,
+    EndpointGoneError,
+    ResourcesError,
+)
+from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.tiny import tiny_model_path
+from conftest import MAX_ONGOING, MAX_QUEUED, Deployed
+from workbench.deploy import Endpoint, deploy
+
+pytestmark = pytest.mark.engine
+QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
+
+
+def root(endpoint: Endpoint) -> str:
+    return endpoint.base_url.removesuffix("/v1")
+
+
+def headers(endpoint: Endpoint) -> dict[str, str]:
+    return {"authorization": f"Bearer {endpoint.api_key.get_secret_value()}"}
+
+
+def replica_ids(name: str) -> set[str]:
+    deployments = service.details()["applications"][name]["deployments"]
+    return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
+
+
+def changed(spec: ServiceSpec, **scaling: Any) -> ServiceSpec:
+    fields = spec.model_dump()
+    fields["model"]["scaling"] |= scaling
+    return ServiceSpec(**fields)
+
+
+def test_models_are_listed_and_retrieved(endpoint: Endpoint) -> None:
+    assert [m.id for m in endpoint.client.models.list()] == ["tiny-llama-glossary"]
+    assert endpoint.client.models.retrieve(endpoint.model_id).id == endpoint.model_id
+
+
+def test_chat_answers_from_the_glossary(endpoint: Endpoint) -> None:
+    answer = endpoint.client.chat.completions.create(
+        model=endpoint.model_id, messages=QUESTION, temperature=0, max_tokens=120
+    )
+    text = answer.choices[0].message.content
+    glossary = tiny_model_path().parent / "glossary.jsonl"
+    entries = [json.loads(line) for line in glossary.read_text().splitlines()]
+    entry = next(e for e in entries if e["term"].lower() == "continuous batching")
+    assert text and text.strip()[:60] in entry["definition"]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_streamed_and_whole_answers_agree_and_usage_is_the_tokenizers(endpoint: Endpoint) -> None:
+    from transformers import AutoTokenizer
+
+    common = dict(model=endpoint.model_id, messages=QUESTION, temperature=0, max_tokens=24)
+    whole = endpoint.client.chat.completions.create(**common)
+    chunks = list(
+        endpoint.client.chat.completions.create(
+            **common, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) > 5
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
+    expected = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    assert whole.usage and whole.usage.prompt_tokens == expected
+    assert whole.usage.completion_tokens == 24 == chunks[-1].usage.completion_tokens
+
+
+def test_completions_and_the_async_client(endpoint: Endpoint) -> None:
+    whole = endpoint.client.completions.create(
+        model=endpoint.model_id, prompt="Continuous batching is", temperature=0, max_tokens=8
+    )
+    assert whole.choices[0].text
+
+    async def ask() -> str:
+        async with endpoint.async_client.with_options() as client:
+            reply = await client.completions.create(
+                model=endpoint.model_id, prompt="Continuous batching is", temperature=0, max_tokens=8
+            )
+            return str(reply.choices[0].text)
+
+    del endpoint.__dict__["client"]
+    assert asyncio.run(ask()) == whole.choices[0].text
+    endpoint.__dict__.pop("async_client", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": "no-such-model"}, openai.NotFoundError),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, openai.BadRequestError),
+        ({"messages": "not a list"}, openai.BadRequestError),
+        ({"temperature": "hot"}, openai.BadRequestError),
+    ],
+)
+def test_bad_requests_raise_openais_own_errors(
+    endpoint: Endpoint, change: dict[str, Any], error: type[Exception]
+) -> None:
+    request = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4} | change
+    with pytest.raises(error) as caught:
+        endpoint.client.chat.completions.create(**request)
+    assert caught.value.body["message"]
+
+
+@pytest.mark.parametrize("body", [b"{bad", b"", b"[1]", b"\xff\xfe"])
+def test_a_malformed_body_is_a_400_in_openais_shape(endpoint: Endpoint, body: bytes) -> None:
+    fields = headers(endpoint) | {"content-type": "application/json"}
+    reply = httpx.post(f"{endpoint.base_url}/chat/completions", content=body, headers=fields)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("key", ["", "sk-wrong-wrong-wrong-wrong"])
+def test_without_the_key_every_route_but_health_is_closed(endpoint: Endpoint, key: str) -> None:
+    wrong = {"authorization": f"Bearer {key}"} if key else {}
+    gets = ["/v1/models", "/metrics", "/load", "/version", "/docs", "/openapi.json", "/nothing"]
+    posts = ["/v1/chat/completions", "/v1/completions", "/invocations", "/tokenize", "/detokenize"]
+    with httpx.Client(base_url=root(endpoint), headers=wrong) as client:
+        replies = [client.get(path) for path in gets] + [client.post(p, json={}) for p in posts]
+        assert {r.status_code for r in replies} == {401}
+        assert {r.json()["error"]["code"] for r in replies} == {"invalid_api_key"}
+        assert client.get("/health").status_code == 200
+    assert httpx.get(f"{root(endpoint)}/version", headers=headers(endpoint)).status_code == 200
+
+
+def test_a_wrong_key_raises_authentication_error(endpoint: Endpoint) -> None:
+    stranger = openai.OpenAI(base_url=endpoint.base_url, api_key="sk-wrong-wrong-wrong-wrong")
+    with pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_more_than_the_limits_allow_is_shed_with_retry_after(endpoint: Endpoint) -> None:
+    body = {"model": endpoint.model_id, "prompt": "a", "max_tokens": 300, "ignore_eos": True}
+    url, fields = f"{endpoint.base_url}/completions", headers(endpoint)
+
+    def post(_: int) -> httpx.Response:
+        return httpx.post(url, json=body, headers=fields, timeout=120)
+
+    capacity = MAX_ONGOING + MAX_QUEUED
+    with ThreadPoolExecutor(2 * capacity) as pool:
+        replies = list(pool.map(post, range(2 * capacity)))
+    counts = Counter(r.status_code for r in replies)
+    assert counts == {200: capacity, 429: capacity}
+    shed = next(r for r in replies if r.status_code == 429)
+    assert shed.headers["retry-after"] == "1"
+    assert shed.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_flood_of_wrong_keys_costs_no_valid_request(endpoint: Endpoint) -> None:
+    url = f"{endpoint.base_url}/completions"
+    good = {"model": endpoint.model_id, "prompt": "a", "max_tokens": 4}
+    deadline = time.monotonic() + 4
+
+    def flood(_: int) -> set[int]:
+        statuses = set()
+        with httpx.Client(headers={"authorization": "Bearer wrong"}, timeout=60) as client:
+            while time.monotonic() < deadline:
+                statuses.add(client.post(url, json=good).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(24) as pool:
+        floods = [pool.submit(flood, i) for i in range(24)]
+        answers = []
+        while time.monotonic() < deadline:
+            reply = httpx.post(url, json=good, headers=headers(endpoint), timeout=60)
+            answers.append(reply.status_code)
+    assert answers and set(answers) == {200}
+    assert set().union(*(f.result() for f in floods)) == {401}
+
+
+def test_the_same_spec_again_changes_nothing(deployed: Deployed) -> None:
+    before = replica_ids("shared")
+    lines: list[str] = []
+    again = deploy(deployed.endpoint.spec, progress=lines.append)
+    assert replica_ids("shared") == before
+    assert any("already running" in line for line in lines)
+    assert again.api_key == deployed.endpoint.api_key
+    assert again.client.models.list().data
+
+
+def test_limits_change_in_place(endpoint: Endpoint) -> None:
+    before = replica_ids("shared")
+    deploy(changed(endpoint.spec, max_ongoing_requests=4, max_queued_requests=0))
+    body = {"model": endpoint.model_id, "prompt": "a", "max_tokens": 800, "ignore_eos": True}
+    with (
+        httpx.Client(headers=headers(endpoint), timeout=60) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        url = f"{endpoint.base_url}/completions"
+        posts = [pool.submit(client.post, url, json=body) for _ in range(12)]
+    assert Counter(p.result().status_code for p in posts) == {200: 4, 429: 8}
+    assert replica_ids("shared") == before
+    deploy(endpoint.spec)
+    assert replica_ids("shared") == before
+
+
+def test_a_new_key_takes_the_place_of_the_old_in_place(endpoint: Endpoint) -> None:
+    before, old = replica_ids("shared"), endpoint.api_key.get_secret_value()
+    other = deploy(endpoint.spec, api_key="sk-another-key-of-enough-length")
+    assert other.client.models.list().data
+    assert httpx.get(f"{endpoint.base_url}/models", headers=headers(endpoint)).status_code == 401
+    deploy(endpoint.spec, api_key=old)
+    assert endpoint.client.models.list().data
+    assert replica_ids("shared") == before
+
+
+def test_status_counts_what_runs(endpoint: Endpoint) -> None:
+    status = endpoint.status()
+    assert status.state == "running"
+    model = status.deployments["tiny-llama-glossary"]
+    assert (model.target, model.running, model.starting, model.stopping) == (1, 1, 0, 0)
+    # Another witness: the engine processes below this machine's Ray.
+    engines = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True)
+    assert len(engines.stdout.split()) >= 1
+
+
+def test_progress_says_what_is_waited_for(deployed: Deployed) -> None:
+    text = "\n".join(deployed.progress)
+    assert "starting Ray" in text
+    assert "tiny-llama-glossary: 1 starting" in text
+    assert deployed.endpoint.base_url in deployed.progress[-1]
+
+
+def test_no_log_process_or_record_holds_a_key_or_a_prompt(endpoint: Endpoint) -> None:
+    marker = f"zebra{secrets.token_hex(8)}"
+    chat = [{"role": "user", "content": marker}]
+    endpoint.client.chat.completions.create(
+        model=endpoint.model_id, messages=chat, max_tokens=4, user=marker
+    )
+    for body in (b"{bad " + marker.encode(), json.dumps({"model": marker, "prompt": marker})):
+        httpx.post(f"{endpoint.base_url}/completions", content=body, headers=headers(endpoint))
+    time.sleep(1)
+    key = endpoint.api_key.get_secret_value()
+    logs = Path("/tmp/ray/session_latest/logs").resolve()
+    assert any(logs.rglob("worker-*.out"))
+    for secret in (marker, key):
+        found = subprocess.run(["grep", "-rlaF", secret, str(logs)], capture_output=True, text=True)
+        assert found.stdout == ""
+    commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if _readable(p)]
+    assert not any(key.encode() in command for command in commands)
+    assert key not in json.dumps(service.details(), default=str)
+    assert key not in repr(endpoint) + str(vars(endpoint)["api_key"])
+
+
+def _readable(path: Path) -> bool:
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_endpoint_and_the_replicas_listen_on_loopback_alone(endpoint: Endpoint) -> None:
+    port = int(root(endpoint).rsplit(":", 1)[1])
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    ports: dict[int, set[str]] = {}
+    for fields in listening:
+        if fields[3] == "0A":  # TCP_LISTEN
+            address, _, number = fields[1].partition(":")
+            ports.setdefault(int(number, 16), set()).add(address)
+    replicas = {p for p in ports if 30000 <= p <= 31000}
+    assert replicas
+    for number in {port, *replicas}:
+        assert ports[number] == {"0100007F"}
+
+
+def test_a_model_that_cannot_load_ends_deploy_with_the_engines_words(
+    endpoint: Endpoint, truncated_model: Path
+) -> None:
+    model = ModelSpec(source=str(truncated_model), id="truncated", max_model_len=256)
+    spec = ServiceSpec(name="broken", route_prefix="/broken", port=0, model=model)
+    with pytest.raises(DeployError, match="SafetensorError") as caught:
+        deploy(spec)
+    assert "broken" in str(caught.value) and "truncated" in str(caught.value)
+    assert "site-packages" not in str(caught.value)
+    assert "broken" not in service.details()["applications"]
+    assert endpoint.client.models.list().data
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (ModelSpec(accelerator="gpu"), "num_gpus"),
+        (ModelSpec(num_cpus=10_000), "num_cpus"),
+        (ModelSpec(memory_gib=100_000), "memory_gib"),
+    ],
+)
+def test_what_can_never_fit_is_refused(endpoint: Endpoint, model: ModelSpec, named: str) -> None:
+    spec = ServiceSpec(name="huge", route_prefix="/huge", port=0, model=model)
+    with pytest.raises(ResourcesError, match=named):
+        deploy(spec)
+    assert "huge" not in service.details()["applications"]
+
+
+def test_another_port_on_a_running_serve_is_refused(endpoint: Endpoint) -> None:
+    spec = ServiceSpec(name="moved", route_prefix="/moved", port=1234)
+    with pytest.raises(ClusterError, match="port = 1234"):
+        deploy(spec)
+
+
+def test_a_sleeping_model_wakes_for_a_key_and_for_nothing_else(endpoint: Endpoint) -> None:
+    scaling = ScalingSpec(
+        min_replicas=0,
+        max_ongoing_requests=4,
+        target_ongoing_requests=2,
+        downscale_delay_s=2,
+        downscale_to_zero_delay_s=2,
+        look_back_period_s=2,
+        metrics_interval_s=1,
+    )
+    model = ModelSpec(id="sleeper", max_model_len=512, scaling=scaling)
+    spec = ServiceSpec(name="sleeper", route_prefix="/sleeper", port=0, model=model)
+    with deploy(spec) as sleeper:
+        assert sleeper.status().deployments["sleeper"].target == 0
+        chat = f"{sleeper.base_url}/chat/completions"
+        body = {"model": "sleeper", "messages": QUESTION, "max_tokens": 8}
+        for _ in range(20):
+            assert httpx.post(chat, json=body, timeout=5).status_code == 401
+        assert httpx.get(f"{sleeper.base_url}/models", timeout=5).status_code == 401
+        assert sleeper.client.models.list().data[0].id == "sleeper"
+        assert httpx.get(f"{root(sleeper)}/health", timeout=5).status_code == 200
+        _refusals_before_the_model_wakes(sleeper)
+        assert sleeper.status().deployments["sleeper"].target == 0
+        woken = sleeper.client.with_options(timeout=200, max_retries=0)
+        reply = woken.chat.completions.create(model="sleeper", messages=QUESTION, max_tokens=8)
+        assert reply.usage and reply.usage.completion_tokens == 8
+        assert sleeper.status().deployments["sleeper"].running == 1
+        with pytest.raises(openai.BadRequestError):
+            woken.completions.create(model="sleeper", prompt="word " * 3000)
+        chunks = woken.completions.create(model="sleeper", prompt="a", max_tokens=8, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks)
+        _wait_until(lambda: sleeper.status().deployments["sleeper"].target == 0, 60)
+    with pytest.raises(EndpointGoneError):
+        sleeper.status()
+    assert endpoint.client.models.list().data
+
+
+def _refusals_before_the_model_wakes(sleeper: Endpoint) -> None:
+    client = sleeper.client.with_options(max_retries=0, timeout=5)
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="another", prompt="a")
+    fields = headers(sleeper) | {"content-type": "application/json"}
+    for body in (b"{bad", b'{"model": "sleeper"}'):
+        reply = httpx.post(f"{sleeper.base_url}/chat/completions", content=body, headers=fields)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"]
+
+
+def _wait_until(holds: Any, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_is_real_on_a_cpu(endpoint: Endpoint) -> None:
+    model = ModelSpec(id="split", max_model_len=256, tensor_parallel_size=2)
+    spec = ServiceSpec(name="split", route_prefix="/split", port=0, model=model)
+    with deploy(spec) as split:
+        common: dict[str, Any] = {"messages": QUESTION, "temperature": 0, "max_tokens": 16}
+        answers = [
+            e.client.chat.completions.create(model=e.model_id, **common).choices[0].message.content
+            for e in (split, endpoint)
+        ]
+        assert answers[0] == answers[1]

@@ -1,0 +1,62 @@
+"""Every notebook, run by papermill on the real engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from serving.tiny import tiny_model_path
+from workbench.run import Run
+
+pytestmark = pytest.mark.engine
+GLOSSARY = tiny_model_path().parent / "glossary.jsonl"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.mark.timeout(400)
+def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
+    executed = tmp_path / "executed.ipynb"
+    parameters = {
+        "port": 0,
+        "requests": 8,
+        "output_tokens": 32,
+        "run_root": str(tmp_path),
+        "run_id": "first",
+        "run_blueprint": True,
+    }
+    papermill.execute_notebook(
+        NOTEBOOKS / "00_first_endpoint.ipynb",
+        executed,
+        parameters,
+        cwd=NOTEBOOKS,
+        progress_bar=False,
+    )
+    run = Run.open(tmp_path / "first")
+    records = list(run.records())
+    assert len(records) == 8
+    assert {(r.status, r.output_tokens, len(r.token_times_s)) for r in records} == {("ok", 32, 32)}
+    summary = run.summary()
+    assert summary is not None and summary.completed == 8 and summary.failed == 0
+    assert set(run.telemetry().deployment) == {"tiny-llama-glossary", "router"}
+    outputs = output_text(executed)
+    glossary = [json.loads(line) for line in GLOSSARY.read_text().splitlines()]
+    entry = next(e for e in glossary if e["term"].lower() == "continuous batching")
+    assert entry["definition"][:60] in outputs  # streamed, and again from the blueprint
+    assert outputs.count(entry["definition"][22:50]) >= 2
+    assert "sk-" not in executed.read_text() + (tmp_path / "first/experiment.json").read_text()
+    report = (tmp_path / "first/report.html").read_text()
+    assert "tiny-llama-glossary" in report and "<script" in report
+    assert executed.stat().st_size < 8e6  # plotly.js once, not once a figure
+
+
+def output_text(path: Path) -> str:
+    """What the executed notebook's code cells printed or returned, as text."""
+    found = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            found.append(output.get("text") or json.dumps(output.get("data", {}))[:2000])
+    return "".join(found)
