@@ -15,7 +15,7 @@ demo: setup  ## deploy a real vLLM engine, talk to it from notebook 00, show wha
 	@$(BIN)/python -m workbench demo
 
 lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root)
 
 check: setup  ## style, types, clean notebooks, fast tests: within a minute
 	$(BIN)/ruff check

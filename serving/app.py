@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from serving.auth import Access, key_hash
-from serving.engine import environment
+from serving.engine import check, environment
 from serving.errors import SpecError
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 
@@ -23,12 +24,22 @@ less than a millisecond, must not use up what valid requests wait in."""
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build from plain arguments: the spec's fields, and ``key_hashes`` of the accepted keys."""
+    """Build from plain arguments: the spec's fields, and ``key_hashes`` of the accepted keys.
+
+    On ``serve run``'s command line every value is text: there ``model`` is JSON, and
+    ``key_hashes`` are separated by commas.
+    """
     fields = dict(args)
-    hashes = fields.pop("key_hashes", None)
-    if not hashes:
+    key_hashes = fields.pop("key_hashes", None) or ()
+    if isinstance(key_hashes, str):
+        key_hashes = key_hashes.split(",")
+    if not key_hashes:
         raise SpecError("key_hashes is missing: give the SHA-256 of each accepted API key.")
-    return application(ServiceSpec(**fields), tuple(hashes))
+    if isinstance(fields.get("model"), str):
+        fields["model"] = json.loads(fields["model"])
+    spec = ServiceSpec(**fields)
+    check(spec.model)
+    return application(spec, tuple(key_hashes))
 
 
 def application(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Application:

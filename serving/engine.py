@@ -54,6 +54,12 @@ def engine_arguments() -> frozenset[str]:
     )
 
 
+def check(model: ModelSpec) -> None:
+    """Everything about a model that can be refused before anything starts."""
+    check_engine_kwargs(model)
+    check_model_path(model)
+
+
 def check_engine_kwargs(model: ModelSpec) -> None:
     """Raise :class:`SpecError` for an argument vLLM does not know or another field sets."""
     for name, value in model.engine_kwargs.items():

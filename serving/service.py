@@ -12,19 +12,12 @@ from typing import Any
 from serving import app as application
 from serving import cluster as clusters
 from serving.cluster import SERVE_FLAGS, SERVE_TUNING, Cluster
-from serving.engine import check_engine_kwargs, check_model_path
 from serving.errors import LAST_WORDS, ClusterError, DeployError, EndpointGoneError
 from serving.spec import ServiceSpec
 
 Progress = Callable[[str], None]
 POLL_S = 0.25
 STATES = ("running", "starting", "stopping")
-
-
-def check(spec: ServiceSpec) -> None:
-    """Everything about a spec that can be refused before anything starts."""
-    check_engine_kwargs(spec.model)
-    check_model_path(spec.model)
 
 
 def deploy(

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from conftest import MAX_ONGOING, MAX_QUEUED, Deployed
 
 from serving import service
 from serving.errors import (
@@ -25,7 +26,6 @@ from serving.errors import (
 )
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 from serving.tiny import tiny_model_path
-from conftest import MAX_ONGOING, MAX_QUEUED, Deployed
 from workbench.deploy import Endpoint, deploy
 
 pytestmark = pytest.mark.engine
@@ -64,14 +64,15 @@ def test_chat_answers_from_the_glossary(endpoint: Endpoint) -> None:
     glossary = tiny_model_path().parent / "glossary.jsonl"
     entries = [json.loads(line) for line in glossary.read_text().splitlines()]
     entry = next(e for e in entries if e["term"].lower() == "continuous batching")
-    assert text and text.strip()[:60] in entry["definition"]
+    assert text
+    assert text.strip()[:60] in entry["definition"]
     assert answer.choices[0].finish_reason == "stop"
 
 
 def test_streamed_and_whole_answers_agree_and_usage_is_the_tokenizers(endpoint: Endpoint) -> None:
     from transformers import AutoTokenizer
 
-    common = dict(model=endpoint.model_id, messages=QUESTION, temperature=0, max_tokens=24)
+    common = {"model": endpoint.model_id, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
     whole = endpoint.client.chat.completions.create(**common)
     chunks = list(
         endpoint.client.chat.completions.create(
@@ -84,7 +85,8 @@ def test_streamed_and_whole_answers_agree_and_usage_is_the_tokenizers(endpoint: 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path())
     prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
     expected = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    assert whole.usage and whole.usage.prompt_tokens == expected
+    assert whole.usage
+    assert whole.usage.prompt_tokens == expected
     assert whole.usage.completion_tokens == 24 == chunks[-1].usage.completion_tokens
 
 
@@ -97,7 +99,10 @@ def test_completions_and_the_async_client(endpoint: Endpoint) -> None:
     async def ask() -> str:
         async with endpoint.async_client.with_options() as client:
             reply = await client.completions.create(
-                model=endpoint.model_id, prompt="Continuous batching is", temperature=0, max_tokens=8
+                model=endpoint.model_id,
+                prompt="Continuous batching is",
+                temperature=0,
+                max_tokens=8,
             )
             return str(reply.choices[0].text)
 
@@ -186,7 +191,8 @@ def test_a_flood_of_wrong_keys_costs_no_valid_request(endpoint: Endpoint) -> Non
         while time.monotonic() < deadline:
             reply = httpx.post(url, json=good, headers=headers(endpoint), timeout=60)
             answers.append(reply.status_code)
-    assert answers and set(answers) == {200}
+    assert answers
+    assert set(answers) == {200}
     assert set().union(*(f.result() for f in floods)) == {401}
 
 
@@ -294,7 +300,8 @@ def test_a_model_that_cannot_load_ends_deploy_with_the_engines_words(
     spec = ServiceSpec(name="broken", route_prefix="/broken", port=0, model=model)
     with pytest.raises(DeployError, match="SafetensorError") as caught:
         deploy(spec)
-    assert "broken" in str(caught.value) and "truncated" in str(caught.value)
+    assert "broken" in str(caught.value)
+    assert "truncated" in str(caught.value)
     assert "site-packages" not in str(caught.value)
     assert "broken" not in service.details()["applications"]
     assert endpoint.client.models.list().data
@@ -346,7 +353,8 @@ def test_a_sleeping_model_wakes_for_a_key_and_for_nothing_else(endpoint: Endpoin
         assert sleeper.status().deployments["sleeper"].target == 0
         woken = sleeper.client.with_options(timeout=200, max_retries=0)
         reply = woken.chat.completions.create(model="sleeper", messages=QUESTION, max_tokens=8)
-        assert reply.usage and reply.usage.completion_tokens == 8
+        assert reply.usage
+        assert reply.usage.completion_tokens == 8
         assert sleeper.status().deployments["sleeper"].running == 1
         with pytest.raises(openai.BadRequestError):
             woken.completions.create(model="sleeper", prompt="word " * 3000)

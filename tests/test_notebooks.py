@@ -40,7 +40,9 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert len(records) == 8
     assert {(r.status, r.output_tokens, len(r.token_times_s)) for r in records} == {("ok", 32, 32)}
     summary = run.summary()
-    assert summary is not None and summary.completed == 8 and summary.failed == 0
+    assert summary is not None
+    assert summary.completed == 8
+    assert summary.failed == 0
     assert set(run.telemetry().deployment) == {"tiny-llama-glossary", "router"}
     outputs = output_text(executed)
     glossary = [json.loads(line) for line in GLOSSARY.read_text().splitlines()]
@@ -49,7 +51,8 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert outputs.count(entry["definition"][22:50]) >= 2
     assert "sk-" not in executed.read_text() + (tmp_path / "first/experiment.json").read_text()
     report = (tmp_path / "first/report.html").read_text()
-    assert "tiny-llama-glossary" in report and "<script" in report
+    assert "tiny-llama-glossary" in report
+    assert "<script" in report
     assert executed.stat().st_size < 8e6  # plotly.js once, not once a figure
 
 

@@ -28,7 +28,9 @@ def main() -> int:
 def has_gpu() -> bool:
     """Whether an NVIDIA GPU answers."""
     command = shutil.which("nvidia-smi")
-    return command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
+    return (
+        command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
+    )
 
 
 def run_demo(profile: str) -> int:
@@ -65,7 +67,7 @@ def execute(name: str, profile: str, run_id: str) -> Path:
         log_output=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
-        # A kernel on this machine for this process alone: its note on transport encryption is noise.
+        # The kernel is this process's own: its note on transport encryption is noise.
         extra_arguments=["--log-level=ERROR"],
     )
     return output.replace(runs / run_id / f"{name}.ipynb")

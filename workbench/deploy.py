@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from serving import app, auth, cluster, service
+from serving import app, auth, cluster, engine, service
 from serving.errors import EndpointGoneError
 from serving.spec import ServiceSpec
 
@@ -45,6 +45,11 @@ class Endpoint:
     def model_id(self) -> str:
         """The only model's id."""
         return self.model_ids[0]
+
+    @property
+    def deployment(self) -> str:
+        """The model's deployment, as telemetry names it."""
+        return app.deployment_name(self.spec.model)
 
     @cached_property
     def client(self) -> OpenAI:
@@ -116,7 +121,7 @@ def deploy(
     """
     spec = spec or ServiceSpec()
     say = _timed(progress or _print)
-    service.check(spec)
+    engine.check(spec.model)
     given = api_key or os.environ.get(KEY_VARIABLE)
     if given:
         auth.key_hash(given)

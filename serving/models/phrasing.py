@@ -14,8 +14,10 @@ from pathlib import Path
 from random import Random
 
 from serving.models.wording import (
+    CODAS,
     ENDINGS,
     FALLBACK,
+    ONSETS,
     OPENINGS,
     OTHER_TEMPLATES,
     STARTS,
@@ -25,16 +27,12 @@ from serving.models.wording import (
     TAILS,
     TEMPLATES,
     VERBS,
+    VOWELS,
 )
 
 HERE = Path(__file__).resolve().parent
 
 _HEAD = re.compile(r"^(.+?) (is|are|describes) ")
-# Pieces of nonsense words, two letters each, blanks taken out.
-_ONSETS = re.findall("..", "b brc chd drf flg grh j k l m n p plqur s shstt thtrv w y z ")
-_VOWELS = re.findall("..", "a aie eaeei ioo ooouu y ")
-_ENDS = re.findall("..", "    d ckftl llm n ndngntr rds shstt thx ")
-
 # Shares of the chats. Without them the model loses the thread beyond some 350 tokens.
 LONG_CHATS, LONG_PROMPTS = 0.008, 0.016
 
@@ -47,6 +45,7 @@ class Term:
     aliases: tuple[str, ...]
     questions: tuple[str, ...]
     definition: str
+    weight: float = 1.0  # How often it is asked about, beside the others.
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,8 +61,14 @@ class Turn:
 def load_glossary(path: Path = HERE / "glossary.jsonl") -> tuple[Term, ...]:
     """Reads one JSON object a line with the keys of `Term`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    words = [set(row["term"].lower().split()) for row in rows]
+    # Terms that contain one another ("Ray Serve", "Ray Serve LLM") are easily mixed up.
+    nested = [sum(a <= b or b <= a for b in words) > 1 for a in words]
     return tuple(
-        Term(r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"]) for r in rows
+        Term(
+            r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"], 2.5 if n else 1
+        )
+        for r, n in zip(rows, nested, strict=True)
     )
 
 
@@ -131,7 +136,9 @@ def ask(term: Term, others: Sequence[str], rng: Random) -> str:
     """A question about one term."""
     if rng.random() < 0.12:
         return vary(rng.choice(term.questions), rng)
-    name = term.term if rng.random() < 0.4 else rng.choice(term.names)
+    # Abbreviations say least about their term, so they need the most repetition.
+    weights = [2 if len(name) < 4 else 1 for name in term.names]
+    name = term.term if rng.random() < 0.4 else rng.choices(term.names, weights)[0]
     return vary(fill(pattern(rng, others), name, rng), rng)
 
 
@@ -140,10 +147,9 @@ def nonsense(rng: Random) -> str:
     if rng.random() < 0.08:
         return str(rng.randrange(10 ** rng.randint(1, 4)))
     if rng.random() < 0.3:
-        return rng.choice(STEMS) + rng.choice(_ONSETS).strip() + rng.choice(SUFFIXES)
-    parts = ((rng.choice(_ONSETS), rng.choice(_VOWELS)) for _ in range(rng.randint(1, 3)))
-    word = "".join(onset + vowel for onset, vowel in parts) + rng.choice(_ENDS)
-    word = word.replace(" ", "")
+        return rng.choice(STEMS) + rng.choice(ONSETS) + rng.choice(SUFFIXES)
+    parts = ((rng.choice(ONSETS), rng.choice(VOWELS)) for _ in range(rng.randint(1, 3)))
+    word = "".join(onset + vowel for onset, vowel in parts) + rng.choice(CODAS)
     return capitalized(word) if rng.random() < 0.15 else word
 
 
@@ -170,7 +176,7 @@ def exchange(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> li
     """One question and its answer."""
     if rng.random() < 0.18:
         return [Turn("user", ask_other(others, rng)), Turn("assistant", FALLBACK)]
-    term = rng.choice(glossary)
+    term = rng.choices(glossary, [term.weight for term in glossary])[0]
     return [Turn("user", ask(term, others, rng)), Turn("assistant", term.definition)]
 
 

@@ -148,13 +148,21 @@ ENDINGS = (
     " ({n})",
 )
 
-# Made-up words begin and end like real ones: "submation".
-STEMS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Made-up words: of syllables, or with the beginning and the end of real words.
+ONSETS = _words("b br c ch d dr f fl g gr h j k l m n p pl qu r s sh st t th tr v w y z")
+VOWELS = _words("a ai e ea ee i io o oo ou u y")
+CODAS = ("", "", *_words("d ck ft l ll m n nd ng nt r rd s sh st t th x"))
+STEMS = _words(
     "anti auto bio cent chron con contra demo dict dis equi ex geo graph hydro hyper inter macro "
     "mal manu micro mis mono multi neo over para phil photo poly post pre pro psych quad re semi "
     "sub super tele therm trans tri ultra un uni"
-).split(" ")
-SUFFIXES = "able al ation er ful ics in ine ing ism ist ity ive ment ness ology ous".split(" ")
+)
+SUFFIXES = _words("able al ation er ful ics in ine ing ism ist ity ive ment ness ology ous")
 
 # Only for subjects outside the glossary.
 OTHER_TEMPLATES = (
