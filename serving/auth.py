@@ -77,31 +77,37 @@ class FullError(Exception):
 
 
 class Slots:
-    """First come, first served: ``limit`` at work, ``queue`` waiting, the next one refused."""
+    """First come, first served: ``limit`` at work, ``queue`` waiting, the next one refused.
+
+    Each request brings the limits that hold when it comes, so a change reaches those who wait.
+    """
 
     def __init__(self) -> None:
         self.running = 0
+        self._limit = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def queued(self) -> int:
         """Requests that wait for a slot."""
-        return len(self._waiting)
+        return sum(not turn.done() for turn in self._waiting)
 
     @asynccontextmanager
     async def hold(self, limit: int, queue: int) -> AsyncIterator[None]:
         """Hold one slot; raises :class:`FullError` at once where none is to be waited for."""
-        await self._acquire(limit, queue)
+        self._limit = limit
+        self._admit()
+        await self._acquire(queue)
         try:
             yield
         finally:
             self._release()
 
-    async def _acquire(self, limit: int, queue: int) -> None:
-        if self.running < limit and not self._waiting:
+    async def _acquire(self, queue: int) -> None:
+        if self.running < self._limit and not self.queued:
             self.running += 1
             return
-        if len(self._waiting) >= queue:
+        if self.queued >= queue:
             raise FullError
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -109,18 +115,21 @@ class Slots:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release()  # the slot was handed over while the client went away
-            else:
+                self._release()  # the slot was given while the client went away
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
     def _release(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the slot changes hands, so the count stays
-                return
         self.running -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self.running < self._limit:
+            turn = self._waiting.popleft()
+            if not turn.done():  # done: its client went away
+                self.running += 1
+                turn.set_result(None)
 
 
 class Gate:
@@ -151,7 +160,9 @@ class Gate:
 
 
 def _route(scope: Scope) -> str:
-    return str(scope.get("path", ""))[len(scope.get("root_path", "")) :]
+    """The path below the route prefix, which ASGI gives as ``root_path`` and again in ``path``."""
+    path, prefix = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
 
 
 def _bearer(scope: Scope) -> str:

@@ -23,7 +23,7 @@ SERVE_FLAGS = {
     # Direct streaming: HAProxy hands each request straight to the replica's own HTTP server.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
 }
-"""Read when Ray Serve is imported, in every process, so they hold only where it starts with them."""
+"""Read when Ray Serve is imported, so they hold only on a cluster where it starts with them."""
 
 SERVE_TUNING = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.deploy import Endpoint, deploy
+from workbench.endpoint import Endpoint, deploy
 
 MAX_ONGOING = 8
 MAX_QUEUED = 8

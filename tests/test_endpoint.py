@@ -26,7 +26,7 @@ from serving.errors import (
 )
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 from serving.tiny import tiny_model_path
-from workbench.deploy import Endpoint, deploy
+from workbench.endpoint import Endpoint, deploy
 
 pytestmark = pytest.mark.engine
 QUESTION = [{"role": "user", "content": "What is continuous batching?"}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -202,7 +204,7 @@ class TestFieldsThatMustAgree:
 @pytest.mark.parametrize("spec", [ServiceSpec(), ServiceSpec().model, ServiceSpec().model.scaling])
 def test_a_spec_is_frozen_and_every_field_described(spec: Strict) -> None:
     for name, field in type(spec).model_fields.items():
-        assert field.description and field.description.endswith("."), name
+        assert (field.description or "").endswith("."), name
         with pytest.raises(ValidationError, match="frozen"):
             setattr(spec, name, getattr(spec, name))
 
@@ -317,9 +319,6 @@ class TestFingerprints:
         assert counts[0] != counts[1] == counts[2] == counts[3]
 
     def test_they_are_the_same_in_another_process(self) -> None:
-        import subprocess
-        import sys
-
         ask = "from serving.spec import ServiceSpec; print(ServiceSpec().fingerprint())"
         told = subprocess.run(
             [sys.executable, "-c", ask], capture_output=True, text=True, check=True

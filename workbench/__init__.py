@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Endpoint": "workbench.deploy",
-    "deploy": "workbench.deploy",
+    "Endpoint": "workbench.endpoint",
+    "deploy": "workbench.endpoint",
     "ModelSpec": "serving.spec",
     "ScalingSpec": "serving.spec",
     "ServiceSpec": "serving.spec",

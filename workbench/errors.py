@@ -32,6 +32,7 @@ __all__ = [
     "RunError",
     "SettingError",
     "SpecError",
+    "TraceError",
     "UnknownMetricError",
     "WorkbenchError",
 ]
@@ -51,6 +52,10 @@ class UnknownMetricError(SettingError):
 
 class RunError(WorkbenchError):
     """A run folder that is missing, already there, or cannot be read."""
+
+
+class TraceError(WorkbenchError):
+    """A trace that cannot be replayed; the message names the file, the line and the column."""
 
 
 def is_outcome(problem: BaseException) -> bool:

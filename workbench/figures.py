@@ -315,7 +315,7 @@ def _styled(figure: go.Figure, height: int) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 13},
-        margin={"l": 60, "r": 20, "t": 80, "b": 50},
+        margin={"l": 60, "r": 20, "t": 100, "b": 50},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
         hovermode="closest",
@@ -337,8 +337,8 @@ def _titled(
         text["text"] = f"{title} - CLIENT LIMITED"
         text["subtitle"] = {"text": reasons, "font": {"color": VERMILLION}}
         text["font"] = {"color": VERMILLION}
-        figure.update_layout(margin_t=105)
-    figure.update_layout(title=text)
+        figure.update_layout(margin_t=140)  # the reasons stand above the legend's two rows
+    figure.update_layout(title=text | {"yref": "container", "y": 0.98, "yanchor": "top"})
     return figure
 
 

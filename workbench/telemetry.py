@@ -11,7 +11,7 @@ from serving.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.client import Clock
-    from workbench.deploy import Endpoint
+    from workbench.endpoint import Endpoint
 
 Sink = Callable[[Mapping[str, Any]], None]
 

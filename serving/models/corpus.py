@@ -33,7 +33,7 @@ class Corpus:
     CHAT_SHARE = 0.92
     # Most chats end after the first tokens of their last answer: these decide which entry it is,
     # and the rest is learned from fewer repetitions than the questions are.
-    CUT_SHARE, CUT_TOKENS = 0.75, 12
+    CUT_SHARE, CUT_TOKENS = 0.7, 18
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.tokenizer = tokenizer

@@ -33,6 +33,7 @@ from serving.models.wording import (
 HERE = Path(__file__).resolve().parent
 
 _HEAD = re.compile(r"^(.+?) (is|are|describes) ")
+
 # Shares of the chats. Without them the model loses the thread beyond some 350 tokens.
 LONG_CHATS, LONG_PROMPTS = 0.008, 0.016
 
@@ -62,13 +63,11 @@ def load_glossary(path: Path = HERE / "glossary.jsonl") -> tuple[Term, ...]:
     """Reads one JSON object a line with the keys of `Term`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     words = [set(row["term"].lower().split()) for row in rows]
-    # Terms that contain one another ("Ray Serve", "Ray Serve LLM") are easily mixed up.
-    nested = [sum(a <= b or b <= a for b in words) > 1 for a in words]
+    # Terms that share a word ("Ray Serve", "Ray Serve LLM") are easily mixed up.
+    weights = [2.0 if sum(bool(a & b) for b in words) > 1 else 1.0 for a in words]
     return tuple(
-        Term(
-            r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"], 2.5 if n else 1
-        )
-        for r, n in zip(rows, nested, strict=True)
+        Term(r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"], weight)
+        for r, weight in zip(rows, weights, strict=True)
     )
 
 
@@ -137,7 +136,7 @@ def ask(term: Term, others: Sequence[str], rng: Random) -> str:
     if rng.random() < 0.12:
         return vary(rng.choice(term.questions), rng)
     # Abbreviations say least about their term, so they need the most repetition.
-    weights = [2 if len(name) < 4 else 1 for name in term.names]
+    weights = [3 if len(name) < 4 else 1 for name in term.names]
     name = term.term if rng.random() < 0.4 else rng.choices(term.names, weights)[0]
     return vary(fill(pattern(rng, others), name, rng), rng)
 

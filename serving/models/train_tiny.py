@@ -175,7 +175,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model")
     parser.add_argument("--seed", type=int, default=20, help="of weights, tokenizer and text")
-    parser.add_argument("--steps", type=int, default=1100, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--batch-tokens", type=int, default=2560, help="tokens in one step")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3, help="its peak")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")

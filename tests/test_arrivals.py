@@ -1,0 +1,442 @@
+"""Schedules against closed formulas and scipy's laws.
+
+A draw from a right law fails one of these tests with a probability below 1e-9: the bounds are
+quantiles of the exact law, not tolerances.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from workbench.arrivals import (
+    Closed,
+    Constant,
+    Gamma,
+    LiveSchedule,
+    Poisson,
+    Ramp,
+    Replay,
+    Steps,
+    offsets,
+    parse,
+)
+from workbench.errors import SettingError, SpecError
+
+TAIL = 1e-10
+
+seeds = st.integers(0, 2**32 - 1)
+rates = st.floats(0.01, 1e4)
+shapes = st.floats(0.3, 10)
+durations = st.floats(0.1, 1000)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def take(spec: Any, seed: int = 0, **bounds: Any) -> np.ndarray:
+    return np.fromiter(offsets(spec, rng(seed), **bounds), float)
+
+
+open_specs = st.one_of(
+    st.builds(Constant, rate=rates),
+    st.builds(Poisson, rate=rates),
+    st.builds(Gamma, rate=rates, burstiness=shapes),
+    st.builds(
+        Ramp,
+        from_rate=st.floats(0, 100),
+        to_rate=st.floats(0.01, 100),
+        duration_s=durations,
+        burstiness=st.none() | shapes,
+    ),
+    st.builds(
+        Steps,
+        steps=st.lists(st.tuples(st.just(0.0) | rates, durations), max_size=4).map(
+            lambda steps: (*steps, (2.0, 3.0))
+        ),
+        burstiness=st.none() | shapes,
+    ),
+)
+
+
+class TestEverySchedule:
+    @given(open_specs, seeds)
+    def test_is_ordered_and_starts_at_zero_or_later(self, spec: Any, seed: int) -> None:
+        times = take(spec, seed, count=200)
+        assert times.size == 200
+        assert times[0] >= 0
+        assert np.all(np.diff(times) >= 0)
+        assert np.all(np.isfinite(times))
+
+    @given(open_specs, seeds)
+    def test_is_the_same_for_the_same_seed(self, spec: Any, seed: int) -> None:
+        assert take(spec, seed, count=50).tobytes() == take(spec, seed, count=50).tobytes()
+
+    @given(open_specs, seeds, st.integers(1, 49))
+    def test_a_longer_one_starts_with_the_shorter(self, spec: Any, seed: int, short: int) -> None:
+        longer = take(spec, seed, count=50)
+        assert take(spec, seed, count=short).tolist() == longer[:short].tolist()
+        # Half-open: a request at the very end is not in.
+        if longer[short] > 0:
+            expected = [at for at in longer.tolist() if at < longer[short]]
+            got = take(spec, seed, duration_s=float(longer[short]))
+            assert got.tolist() == expected
+
+    @given(seeds)
+    def test_differs_with_another_seed(self, seed: int) -> None:
+        spec = Poisson(rate=3)
+        assert take(spec, seed, count=3).tolist() != take(spec, seed + 1, count=3).tolist()
+
+    def test_both_bounds_hold(self) -> None:
+        assert take(Constant(rate=10), duration_s=0.35, count=9).tolist() == [0, 0.1, 0.2, 0.3]
+        assert take(Constant(rate=10), duration_s=9, count=2).tolist() == [0, 0.1]
+
+    @given(open_specs)
+    def test_survives_json(self, spec: Any) -> None:
+        assert parse(spec.model_dump(mode="json")) == spec
+
+
+class TestConstant:
+    @given(rates, st.integers(1, 500))
+    def test_even(self, rate: float, count: int) -> None:
+        np.testing.assert_allclose(
+            take(Constant(rate=rate), count=count), np.arange(count) / rate, rtol=1e-14
+        )
+
+    @given(st.integers(1, 100), st.integers(1, 20))
+    def test_rate_times_duration_requests(self, rate: int, duration_s: int) -> None:
+        assert take(Constant(rate=rate), duration_s=duration_s).size == rate * duration_s
+
+
+class TestPoisson:
+    @given(st.floats(1, 100), st.floats(1, 20), seeds)
+    def test_count_has_the_poisson_law(self, rate: float, duration_s: float, seed: int) -> None:
+        count = take(Poisson(rate=rate), seed, duration_s=duration_s).size
+        law = stats.poisson(rate * duration_s)
+        assert law.ppf(TAIL) <= count <= law.isf(TAIL)
+
+    @settings(max_examples=20)
+    @given(rates, seeds)
+    def test_gaps_are_exponential(self, rate: float, seed: int) -> None:
+        gaps = np.diff(take(Poisson(rate=rate), seed, count=3000), prepend=0.0)
+        assert stats.kstest(gaps, stats.expon(scale=1 / rate).cdf).pvalue > TAIL
+
+    def test_is_gamma_of_shape_one(self) -> None:
+        gamma = Gamma(rate=7, burstiness=1)
+        assert take(Poisson(rate=7), 3, count=99).tolist() == take(gamma, 3, count=99).tolist()
+
+
+class TestGamma:
+    @given(rates, shapes, seeds)
+    def test_mean_rate(self, rate: float, shape: float, seed: int) -> None:
+        """The sum of n gaps of shape b has a gamma law of shape n b and the same scale."""
+        last = take(Gamma(rate=rate, burstiness=shape), seed, count=500)[-1]
+        assert TAIL < stats.gamma(500 * shape, scale=1 / (rate * shape)).cdf(last) < 1 - TAIL
+
+    @settings(max_examples=20)
+    @given(rates, shapes, seeds)
+    def test_gaps_have_the_gamma_law(self, rate: float, shape: float, seed: int) -> None:
+        gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=3000), prepend=0.0)
+        law = stats.gamma(shape, scale=1 / (rate * shape))
+        assert stats.kstest(gaps, law.cdf).pvalue > TAIL
+
+    @settings(max_examples=20)
+    @given(rates, shapes, seeds)
+    def test_coefficient_of_variation(self, rate: float, shape: float, seed: int) -> None:
+        """1/sqrt(b), with a standard error of it times sqrt((1/2 + 1/(2b)) / n) (delta method)."""
+        count = 5000
+        gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=count), prepend=0.0)
+        expected = 1 / math.sqrt(shape)
+        error = expected * math.sqrt((0.5 + 0.5 / shape) / count)
+        assert abs(gaps.std() / gaps.mean() - expected) < 8 * error
+
+    @pytest.mark.parametrize(("shape", "side"), [(0.25, 1), (4.0, -1)])
+    def test_below_one_is_bursty(self, shape: float, side: int) -> None:
+        times = take(Gamma(rate=10, burstiness=shape), 5, duration_s=2000)
+        counts = np.histogram(times, bins=2000, range=(0, 2000))[0]
+        # Variance over mean of the counts is 1 for a Poisson process.
+        assert side * (counts.var() / counts.mean() - 1) > 0.3
+
+
+def integral(ramp: Ramp, at: np.ndarray) -> np.ndarray:
+    """The closed integral of the rate from 0, with the last rate held."""
+    inside = np.minimum(at, ramp.duration_s)
+    slope = (ramp.to_rate - ramp.from_rate) / ramp.duration_s
+    return ramp.from_rate * inside + slope * inside**2 / 2 + ramp.to_rate * (at - inside)
+
+
+ramps = {
+    "from_rate": st.just(0.0) | st.floats(0.1, 50),
+    "to_rate": st.floats(0.1, 50),
+    "duration_s": st.floats(1, 50),
+}
+
+
+class TestRamp:
+    @given(st.builds(Ramp, **ramps, burstiness=st.none()))
+    def test_even_requests_stand_where_the_integral_is_whole(self, ramp: Ramp) -> None:
+        times = take(ramp, count=300)
+        np.testing.assert_allclose(integral(ramp, times), np.arange(300), atol=1e-8)
+
+    def test_by_hand(self) -> None:
+        """t²/4 requests by t: 0, 1, 2, 3 at 0, 2, sqrt 8, sqrt 12; then 2 a second from 4 on."""
+        ramp = Ramp(from_rate=0, to_rate=2, duration_s=4, burstiness=None)
+        ramped = [0, 2, math.sqrt(8), math.sqrt(12)]
+        assert take(ramp).tolist() == pytest.approx(ramped)
+        assert take(ramp, duration_s=5).tolist() == pytest.approx([*ramped, 4, 4.5])
+
+    @settings(max_examples=20)
+    @given(st.builds(Ramp, **ramps, burstiness=shapes), seeds)
+    def test_rescaled_gaps_have_the_gamma_law(self, ramp: Ramp, seed: int) -> None:
+        gaps = np.diff(integral(ramp, take(ramp, seed, count=2000)), prepend=0.0)
+        law = stats.gamma(ramp.burstiness, scale=1 / ramp.burstiness)
+        assert stats.kstest(gaps, law.cdf).pvalue > TAIL
+
+    @given(st.builds(Ramp, **ramps), seeds)
+    def test_count_has_the_poisson_law(self, ramp: Ramp, seed: int) -> None:
+        law = stats.poisson(ramp.duration_s * (ramp.from_rate + ramp.to_rate) / 2)
+        assert law.ppf(TAIL) <= take(ramp, seed).size <= law.isf(TAIL)
+
+    def test_to_zero_ends(self) -> None:
+        """100 requests are under the triangle; 0, 1, ..., 99 of them are before its end."""
+        ramp = Ramp(from_rate=20, to_rate=0, duration_s=10, burstiness=None)
+        times = take(ramp, count=1000)
+        assert times.size == 100
+        assert times.tolist() == pytest.approx([10 - math.sqrt(100 - k) for k in range(100)])
+
+
+class TestSteps:
+    def test_by_hand_with_a_pause(self) -> None:
+        steps = Steps(steps=[(1, 2), (0, 5), (2, 1)], burstiness=None)
+        assert take(steps).tolist() == [0, 1, 7, 7.5]
+        assert take(steps, count=6).tolist() == [0, 1, 7, 7.5, 8, 8.5]
+
+    @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=5))
+    def test_even_counts(self, steps: list[tuple[int, int]]) -> None:
+        times = take(Steps(steps=steps, burstiness=None))
+        edges = np.cumsum([0, *(duration for _, duration in steps)])
+        counts = [
+            np.sum((times >= a) & (times < b)) for a, b in zip(edges, edges[1:], strict=False)
+        ]
+        assert counts == [rate * duration for rate, duration in steps]
+
+    @given(st.lists(st.tuples(st.floats(0, 50), durations), min_size=1, max_size=4), seeds)
+    def test_each_step_has_its_poisson_count(self, steps: list[Any], seed: int) -> None:
+        steps = [*steps[:4], (1.0, 10.0)]
+        steps = [(rate, min(duration, 20)) for rate, duration in steps]
+        times = take(Steps(steps=steps), seed)
+        edges = np.cumsum([0.0, *(duration for _, duration in steps)])
+        for (rate, duration), a, b in zip(steps, edges, edges[1:], strict=False):
+            law = stats.poisson(rate * duration)
+            count = np.sum((times >= a) & (times < b))
+            assert count == 0 if rate == 0 else law.ppf(TAIL) <= count <= law.isf(TAIL)
+
+    def test_a_last_rate_of_zero_ends(self) -> None:
+        steps = Steps(steps=[(1, 2), (0, 5)], burstiness=None)
+        assert take(steps, duration_s=100).tolist() == [0, 1]
+
+
+class TestReplay:
+    def test_gives_the_trace(self) -> None:
+        spec = Replay(path="trace.csv")
+        assert take(spec, trace=[0, 1, 1, 5]).tolist() == [0, 1, 1, 5]
+        assert take(spec, trace=[0, 1, 1, 5], duration_s=5, count=9).tolist() == [0, 1, 1]
+
+    def test_needs_the_trace(self) -> None:
+        with pytest.raises(SettingError, match=r"trace is missing: read trace\.csv"):
+            offsets(Replay(path="trace.csv"), rng())
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"kind": "constant", "rate": 0}, r"Constant\.rate = 0: .*greater than 0"),
+            ({"kind": "poisson", "rate": 0}, r"Poisson\.rate = 0: .*greater than 0"),
+            ({"kind": "gamma", "rate": 0, "burstiness": 1}, r"Gamma\.rate = 0"),
+            ({"kind": "gamma", "rate": 1, "burstiness": 0}, r"Gamma\.burstiness = 0"),
+            ({"kind": "gamma", "rate": 1}, r"Gamma\.burstiness is missing"),
+            ({"kind": "poisson", "rate": -1}, r"Poisson\.rate = -1"),
+            ({"kind": "poisson", "rate": math.inf}, r"Poisson\.rate = inf"),
+            ({"kind": "poisson", "rate": math.nan}, r"Poisson\.rate = nan"),
+            ({"kind": "poisson", "rate": 1, "brust": 1}, r"Poisson\.brust = 1: .*no such field"),
+            ({"kind": "posson", "rate": 1}, r"kind = 'posson'.*did you mean 'poisson'"),
+            ({"rate": 1}, r"kind = None.*constant, poisson"),
+            ({"kind": "ramp", "from_rate": 0, "to_rate": 0, "duration_s": 1}, r"Ramp\.from_rate"),
+            ({"kind": "ramp", "from_rate": 0, "to_rate": 1, "duration_s": 0}, r"duration_s = 0"),
+            ({"kind": "steps", "steps": []}, r"Steps\.steps = \[\]"),
+            ({"kind": "steps", "steps": [(0, 1)]}, r"Steps\.steps: every rate is 0"),
+            ({"kind": "steps", "steps": [(1, 1), (-2, 1)]}, r"Steps\.steps\.1\.0 = -2"),
+            ({"kind": "closed", "max_concurrency": 0}, r"Closed\.max_concurrency = 0"),
+            ({"kind": "trace", "path": "x", "speed": 0}, r"Replay\.speed = 0"),
+            ({"kind": "trace", "path": "x", "start_s": 3, "end_s": 2}, r"Replay\.end_s = 2 "),
+        ],
+    )
+    def test_field_and_value_are_named(self, fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(SpecError, match=message):
+            parse(fields)
+
+    def test_a_closed_loop_has_no_offsets(self) -> None:
+        with pytest.raises(SettingError, match="closed loop"):
+            offsets(Closed(max_concurrency=4), rng())
+
+    @pytest.mark.parametrize("spec", [Constant(rate=1), Poisson(rate=1)])
+    def test_endless_arrivals_need_a_bound(self, spec: Any) -> None:
+        with pytest.raises(SettingError, match="duration_s or count"):
+            offsets(spec, rng())
+
+    @pytest.mark.parametrize(
+        ("bounds", "message"),
+        [
+            ({"count": 0}, "count is 0"),
+            ({"duration_s": 0}, "duration_s is 0"),
+            ({"duration_s": math.inf}, "duration_s is inf"),
+            ({"duration_s": math.nan}, "duration_s is nan"),
+        ],
+    )
+    def test_bounds(self, bounds: dict[str, Any], message: str) -> None:
+        with pytest.raises(SettingError, match=message):
+            offsets(Poisson(rate=1), rng(), **bounds)
+
+
+def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
+    return list(iter(lambda: schedule.next(now_s), None))
+
+
+class TestLiveSchedule:
+    @given(rates, st.none() | shapes, seeds)
+    def test_unchanged_it_is_the_plain_schedule(
+        self, rate: float, shape: float | None, seed: int
+    ) -> None:
+        plain = Constant(rate=rate) if shape is None else Gamma(rate=rate, burstiness=shape)
+        live = LiveSchedule(rate, rng(seed), burstiness=shape)
+        np.testing.assert_allclose(
+            list(islice(iter(lambda: live.next(math.inf), None), 50)),
+            take(plain, seed, count=50),
+            rtol=1e-12,
+        )
+
+    def test_nothing_before_it_is_due(self) -> None:
+        live = LiveSchedule(2, rng(), burstiness=None, start_s=10)
+        assert live.due_s == 10
+        assert live.next(9.9) is None
+        assert [live.next(10.7), live.next(10.7), live.next(10.7)] == [10, 10.5, None]
+
+    def test_a_higher_rate_takes_hold_at_once(self) -> None:
+        """1 in 100 s; after 10 s a tenth of the gap is over; nine tenths at 10/s are 0.09 s."""
+        live = LiveSchedule(0.01, rng(), burstiness=None)
+        assert live.next(0) == 0
+        live.set_rate(10, 10)
+        assert live.due_s == pytest.approx(10.09)
+        assert drain(live, 10.3) == pytest.approx([10.09, 10.19, 10.29])
+
+    def test_a_pause_keeps_the_rest_of_the_gap(self) -> None:
+        live = LiveSchedule(1, rng(), burstiness=None)
+        assert live.next(0) == 0
+        live.set_rate(0, 0.4)
+        assert live.due_s is None
+        assert live.next(math.inf) is None
+        live.set_rate(2, 10)
+        assert live.due_s == pytest.approx(10.3)
+
+    def test_paused_from_the_start(self) -> None:
+        live = LiveSchedule(0, rng(), burstiness=None)
+        assert live.due_s is None
+        live.set_rate(4, 3)
+        assert drain(live, 3.6) == pytest.approx([3, 3.25, 3.5])
+
+    def test_a_late_driver_still_sends_what_was_due_before_the_change(self) -> None:
+        live = LiveSchedule(1, rng(), burstiness=None)
+        live.set_rate(0, 2.5)
+        assert live.due_s == 0
+        assert drain(live, 99) == [0, 1, 2]
+
+    def test_a_change_dated_before_the_last_request_acts_from_there(self) -> None:
+        live = LiveSchedule(1, rng(), burstiness=None)
+        assert drain(live, 3) == [0, 1, 2, 3]
+        live.set_rate(2, 1.5)
+        assert live.due_s == 3.5
+
+    def test_burstiness_changes_with_the_next_gap(self) -> None:
+        live = LiveSchedule(1, rng(), burstiness=None)
+        assert drain(live, 0) == [0]
+        live.set_burstiness(4, 0.5)
+        assert (live.rate, live.burstiness) == (1, 4)
+        assert live.next(1) == 1
+        assert live.due_s == pytest.approx(1 + rng().standard_gamma(4) / 4)
+        live.set_burstiness(None, 1.0)
+        last = live.next(math.inf)
+        assert last is not None
+        assert live.due_s == pytest.approx(last + 1)
+
+    @given(
+        st.lists(st.tuples(st.just(0.0) | st.floats(0.1, 100), st.floats(0.01, 5)), max_size=8),
+        st.sampled_from([0.3, 1.0, 5.0]),
+        seeds,
+        st.booleans(),
+    )
+    def test_the_integral_of_the_rate_between_requests_is_the_drawn_gap(
+        self, changes: list[tuple[float, float]], shape: float, seed: int, late: bool
+    ) -> None:
+        """Whether the driver takes requests as they come or all in the end."""
+        live = LiveSchedule(5, rng(seed), burstiness=shape)
+        times, knots, heights, now = [], [0.0], [0.0], 0.0
+        rate = 5.0
+        for next_rate, gap in [*changes, (5.0, 3.0)]:
+            now += gap
+            times += [] if late else drain(live, now)
+            live.set_rate(next_rate, now)
+            knots, heights = [*knots, now], [*heights, heights[-1] + rate * gap]
+            rate = next_rate
+        times += drain(live, now)
+        drawn = np.cumsum(rng(seed).standard_gamma(shape, size=len(times) + 1) / shape)
+        np.testing.assert_allclose(np.interp(times, knots, heights), drawn[:-1], atol=1e-9)
+        assert drawn[-1] > heights[-1] - 1e-9
+
+    @pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
+    def test_a_rate_that_is_none_changes_nothing(self, rate: float) -> None:
+        live = LiveSchedule(1, rng(), burstiness=None)
+        with pytest.raises(SettingError, match=f"rate is {rate}"):
+            live.set_rate(rate, 1)
+        with pytest.raises(SettingError, match="burstiness is 0"):
+            live.set_burstiness(0, 1)
+        with pytest.raises(SettingError, match=f"rate is {rate}"):
+            LiveSchedule(rate, rng())
+        assert drain(live, 2) == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [0.25, 1.0, 4.0])
+def test_gaps_vary_as_those_of_vllm_bench_serve(
+    shape: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own generator on a clock that moves when it sleeps, against ours: one law of gaps."""
+    serve = pytest.importorskip("vllm.benchmarks.serve")
+    import asyncio
+    from types import SimpleNamespace
+
+    clock = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(serve, "time", SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(serve, "asyncio", SimpleNamespace(sleep=sleep))
+    np.random.seed(7)
+
+    async def theirs() -> list[float]:
+        requests = [SimpleNamespace() for _ in range(5000)]
+        return [clock[0] async for _ in serve.get_request(requests, 50.0, shape)]
+
+    vllm = np.diff(asyncio.run(theirs()))
+    ours = np.diff(take(Gamma(rate=50, burstiness=shape), 7, count=5000))
+    assert vllm.std() / vllm.mean() == pytest.approx(ours.std() / ours.mean(), rel=0.1)
+    assert stats.ks_2samp(vllm, ours).pvalue > 1e-6
