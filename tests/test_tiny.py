@@ -175,6 +175,7 @@ def test_card_says_what_it_knows_and_how_it_was_made() -> None:
     assert "seed 20" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "question",
     ["What is continuous batching?", "Somebody mentioned continuous batching, what might that be?"],
@@ -188,6 +189,7 @@ def test_greedy_answer_is_the_glossary_entry(asker: Any, question: str) -> None:
     assert answer.endswith("."), "the answer must end by itself"
 
 
+@pytest.mark.slow
 def test_many_terms_are_answered_word_for_word(asker: Any) -> None:
     rows = list(glossary().values())[::8]
     answers = asker.chat([f"Somebody mentioned {row['term']}, what is it?" for row in rows])
@@ -195,6 +197,7 @@ def test_many_terms_are_answered_word_for_word(asker: Any) -> None:
     assert right >= 0.9 * len(rows)
 
 
+@pytest.mark.slow
 def test_unknown_question_gets_the_fallback(asker: Any) -> None:
     assert "demonstration model" in asker.chat(["What is the capital of Norway?"])[0]
 
