@@ -43,7 +43,8 @@ def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{path} = {shown}: there is no such field. {_nearest(item['loc'][-1], model)}"
     reason = str(item["msg"]).removeprefix("Value error, ")
     # A validator over several fields names them itself; their whole would drown it.
-    return reason if isinstance(item["input"], dict) else f"{path} = {shown}: {reason}"
+    whole = isinstance(item["input"], dict) and item["type"] != "missing"
+    return reason if whole else f"{path} = {shown}: {reason}"
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:

@@ -68,6 +68,7 @@ open_specs = st.one_of(
 
 
 class TestEverySchedule:
+    @settings(deadline=None)
     @given(open_specs, seeds)
     def test_is_ordered_and_starts_at_zero_or_later(self, spec: Any, seed: int) -> None:
         times = take(spec, seed, count=200)
@@ -76,10 +77,12 @@ class TestEverySchedule:
         assert np.all(np.diff(times) >= 0)
         assert np.all(np.isfinite(times))
 
+    @settings(deadline=None)
     @given(open_specs, seeds)
     def test_is_the_same_for_the_same_seed(self, spec: Any, seed: int) -> None:
         assert take(spec, seed, count=50).tobytes() == take(spec, seed, count=50).tobytes()
 
+    @settings(deadline=None)
     @given(open_specs, seeds, st.integers(1, 49))
     def test_a_longer_one_starts_with_the_shorter(self, spec: Any, seed: int, short: int) -> None:
         longer = take(spec, seed, count=50)
@@ -90,6 +93,7 @@ class TestEverySchedule:
             got = take(spec, seed, duration_s=float(longer[short]))
             assert got.tolist() == expected
 
+    @settings(deadline=None)
     @given(seeds)
     def test_differs_with_another_seed(self, seed: int) -> None:
         spec = Poisson(rate=3)
@@ -99,31 +103,35 @@ class TestEverySchedule:
         assert take(Constant(rate=10), duration_s=0.35, count=9).tolist() == [0, 0.1, 0.2, 0.3]
         assert take(Constant(rate=10), duration_s=9, count=2).tolist() == [0, 0.1]
 
+    @settings(deadline=None)
     @given(open_specs)
     def test_survives_json(self, spec: Any) -> None:
         assert parse(spec.model_dump(mode="json")) == spec
 
 
 class TestConstant:
+    @settings(deadline=None)
     @given(rates, st.integers(1, 500))
     def test_even(self, rate: float, count: int) -> None:
         np.testing.assert_allclose(
             take(Constant(rate=rate), count=count), np.arange(count) / rate, rtol=1e-14
         )
 
+    @settings(deadline=None)
     @given(st.integers(1, 100), st.integers(1, 20))
     def test_rate_times_duration_requests(self, rate: int, duration_s: int) -> None:
         assert take(Constant(rate=rate), duration_s=duration_s).size == rate * duration_s
 
 
 class TestPoisson:
+    @settings(deadline=None)
     @given(st.floats(1, 100), st.floats(1, 20), seeds)
     def test_count_has_the_poisson_law(self, rate: float, duration_s: float, seed: int) -> None:
         count = take(Poisson(rate=rate), seed, duration_s=duration_s).size
         law = stats.poisson(rate * duration_s)
         assert law.ppf(TAIL) <= count <= law.isf(TAIL)
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(rates, seeds)
     def test_gaps_are_exponential(self, rate: float, seed: int) -> None:
         gaps = np.diff(take(Poisson(rate=rate), seed, count=3000), prepend=0.0)
@@ -135,20 +143,21 @@ class TestPoisson:
 
 
 class TestGamma:
+    @settings(deadline=None)
     @given(rates, shapes, seeds)
     def test_mean_rate(self, rate: float, shape: float, seed: int) -> None:
         """The sum of n gaps of shape b has a gamma law of shape n b and the same scale."""
         last = take(Gamma(rate=rate, burstiness=shape), seed, count=500)[-1]
         assert TAIL < stats.gamma(500 * shape, scale=1 / (rate * shape)).cdf(last) < 1 - TAIL
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(rates, shapes, seeds)
     def test_gaps_have_the_gamma_law(self, rate: float, shape: float, seed: int) -> None:
         gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=3000), prepend=0.0)
         law = stats.gamma(shape, scale=1 / (rate * shape))
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(rates, shapes, seeds)
     def test_coefficient_of_variation(self, rate: float, shape: float, seed: int) -> None:
         """1/sqrt(b), with a standard error of it times sqrt((1/2 + 1/(2b)) / n) (delta method)."""
@@ -181,6 +190,7 @@ ramps = {
 
 
 class TestRamp:
+    @settings(deadline=None)
     @given(st.builds(Ramp, **ramps, burstiness=st.none()))
     def test_even_requests_stand_where_the_integral_is_whole(self, ramp: Ramp) -> None:
         times = take(ramp, count=300)
@@ -193,13 +203,14 @@ class TestRamp:
         assert take(ramp).tolist() == pytest.approx(ramped)
         assert take(ramp, duration_s=5).tolist() == pytest.approx([*ramped, 4, 4.5])
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(st.builds(Ramp, **ramps, burstiness=shapes), seeds)
     def test_rescaled_gaps_have_the_gamma_law(self, ramp: Ramp, seed: int) -> None:
         gaps = np.diff(integral(ramp, take(ramp, seed, count=2000)), prepend=0.0)
         law = stats.gamma(ramp.burstiness, scale=1 / ramp.burstiness)
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
+    @settings(deadline=None)
     @given(st.builds(Ramp, **ramps), seeds)
     def test_count_has_the_poisson_law(self, ramp: Ramp, seed: int) -> None:
         law = stats.poisson(ramp.duration_s * (ramp.from_rate + ramp.to_rate) / 2)
@@ -219,6 +230,7 @@ class TestSteps:
         assert take(steps).tolist() == [0, 1, 7, 7.5]
         assert take(steps, count=6).tolist() == [0, 1, 7, 7.5, 8, 8.5]
 
+    @settings(deadline=None)
     @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=5))
     def test_even_counts(self, steps: list[tuple[int, int]]) -> None:
         times = take(Steps(steps=steps, burstiness=None))
@@ -226,6 +238,7 @@ class TestSteps:
         counts = [np.sum((times >= a) & (times < b)) for a, b in pairwise(edges)]
         assert counts == [rate * duration for rate, duration in steps]
 
+    @settings(deadline=None)
     @given(st.lists(st.tuples(st.floats(0, 50), durations), min_size=1, max_size=4), seeds)
     def test_each_step_has_its_poisson_count(self, steps: list[Any], seed: int) -> None:
         steps = [*steps[:4], (1.0, 10.0)]
@@ -310,6 +323,7 @@ def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
 
 
 class TestLiveSchedule:
+    @settings(deadline=None)
     @given(rates, st.none() | shapes, seeds)
     def test_unchanged_it_is_the_plain_schedule(
         self, rate: float, shape: float | None, seed: int
@@ -375,6 +389,7 @@ class TestLiveSchedule:
         assert last is not None
         assert live.due_s == pytest.approx(last + 1)
 
+    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.just(0.0) | st.floats(0.1, 100), st.floats(0.01, 5)), max_size=8),
         st.sampled_from([0.3, 1.0, 5.0]),
