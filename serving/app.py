@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from serving.auth import Access, key_hash
@@ -35,11 +36,23 @@ def build(args: dict[str, Any]) -> Application:
         key_hashes = key_hashes.split(",")
     if not key_hashes:
         raise SpecError("key_hashes is missing: give the SHA-256 of each accepted API key.")
+    if not all(re.fullmatch("[0-9a-f]{64}", one) for one in key_hashes):
+        # The value may be a key, so the message does not repeat it.
+        raise SpecError("key_hashes needs SHA-256 in 64 lowercase hexadecimal digits, never keys.")
     if isinstance(fields.get("model"), str):
-        fields["model"] = json.loads(fields["model"])
+        fields["model"] = _from_json(fields["model"])
     spec = ServiceSpec(**fields)
     check(spec.model)
     return application(spec, tuple(key_hashes))
+
+
+def _from_json(model: str) -> Any:
+    try:
+        return json.loads(model)
+    except ValueError as error:
+        raise SpecError(
+            f"model = {model!r} is not JSON ({error}). Give its fields as JSON."
+        ) from None
 
 
 def application(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Application:

@@ -32,6 +32,8 @@ OPEN_ROUTES = frozenset({"/health"})
 """Answered without a key; every other route, known or not, needs one."""
 
 MIN_KEY_LENGTH = 16
+KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
+"""Where a key may be given to ``deploy``; it goes no further than the process that reads it."""
 
 
 def new_key() -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.auth import KEY_VARIABLE
 from serving.errors import ClusterError, MissingPackageError, PortTakenError, ResourcesError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def connect(spec: ServiceSpec, address: str | None = None) -> Cluster:
             "Delete its deployments first, or use another kernel."
         )
     _require_ray()
+    _require_flags()
     os.environ.update(SERVE_FLAGS | SERVE_TUNING | QUIET)
     _current = _attach(wanted) if wanted else _start(spec)
     return _current
@@ -119,6 +121,17 @@ def _require_ray() -> None:
 
     if find_spec("ray") is None:
         raise MissingPackageError("The package 'ray' is not installed. Install it: make setup")
+
+
+def _require_flags() -> None:
+    """Ray Serve reads its flags when it is imported, in this process too."""
+    constants = sys.modules.get("ray.serve._private.constants")
+    if constants is not None and not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        raise ClusterError(
+            "ray.serve was imported before deploy, and without RAY_SERVE_ENABLE_HA_PROXY=1, which "
+            "direct streaming needs. Restart the kernel and call deploy first, or set the variable "
+            "before the import."
+        )
 
 
 def _attach(address: str) -> Cluster:
@@ -176,7 +189,7 @@ def _start(spec: ServiceSpec) -> Cluster:
     ]
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "serving.supervisor", str(state), *arguments],
-        env=os.environ | haproxy_environment(state) | _python_path(),
+        env=_inherited() | haproxy_environment(state) | _python_path(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -216,6 +229,11 @@ def _logical_cpus(model: ModelSpec) -> int:
     """Enough for every replica: on one machine, CPUs are what Ray schedules by, not a limit."""
     needed = model.num_cpus * model.workers * model.scaling.max_replicas
     return max(os.cpu_count() or 1, 8, int(needed + 1))
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment without the key: every process of the cluster would have it."""
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def _python_path() -> dict[str, str]:
@@ -286,14 +304,41 @@ def check_fit(spec: ServiceSpec, nodes: list[Mapping[str, Any]] | None = None) -
             f"model.memory_gib = {memory:g}, but the largest node of the cluster has "
             f"{largest:.1f} GiB. Lower it, or add a larger node."
         )
+    _check_together(model, nodes)
 
 
 def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, Any]]) -> None:
-    fitting = sum(int(float(node.get(name, 0)) / amount + 1e-9) for node in nodes)
-    if fitting < workers:
+    if sum(_times(node, {name: amount}) for node in nodes) < workers:
         total = sum(float(node.get(name, 0)) for node in nodes)
         raise ResourcesError(
             f"model.num_{name.lower()}s = {amount:g} for each of {workers} engine worker(s), but "
             f"the cluster has {total:g} {name}s on {len(nodes)} node(s). Lower it, lower the "
             f"parallel sizes, or add nodes."
         )
+
+
+def _check_together(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
+    """Each worker needs all that is its own on one node, and one of them the memory too."""
+    kind, memory = f"accelerator_type:{model.accelerator_type}", (model.memory_gib or 0) * 2**30
+    able = [node for node in nodes if model.accelerator_type is None or kind in node]
+    room = [(_times(node, model.bundle), float(node.get("memory", 0))) for node in able]
+    if sum(times for times, _ in room) < model.workers or not any(
+        times and memory <= has for times, has in room
+    ):
+        wanted = {
+            "num_cpus": model.bundle["CPU"],
+            "num_gpus": model.bundle.get("GPU"),
+            "memory_gib": model.memory_gib,
+        }
+        told = [f"model.{name} = {value:g}" for name, value in wanted.items() if value is not None]
+        if model.accelerator_type is not None:
+            told.append(f"model.accelerator_type = {model.accelerator_type!r}")
+        raise ResourcesError(
+            f"{', '.join(told)}: the cluster has enough of each, but not together on one node for "
+            f"{model.workers} engine worker(s). Lower one of them, or add nodes."
+        )
+
+
+def _times(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
+    """How many of these bundles an empty node holds; the margin is for fractions such as 0.1."""
+    return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())

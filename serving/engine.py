@@ -24,6 +24,7 @@ OWN_FIELDS = {
     "tensor_parallel_size": "model.tensor_parallel_size",
     "pipeline_parallel_size": "model.pipeline_parallel_size",
     "api_key": "api_key of deploy()",
+    "hf_token": "the environment variable HF_TOKEN",
 }
 """Engine arguments that the specification sets itself, and the field to use instead."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +67,21 @@ class DirectReplica(EngineReplica):
 
 
 def hide_hub_token() -> None:
-    """Keep a hub token in a private file: Ray copies ``HF_TOKEN`` into readable task records."""
-    token = os.environ.pop("HF_TOKEN", None) or os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
+    """Keep a hub token in memory: Ray copies ``HF_TOKEN`` into readable task records.
+
+    The hub's library reads a token from a path; this one is a file of this process that has no
+    name on disk, which its engine processes can open while it lives and which ends with it.
+    """
+    token = os.environ.pop("HF_TOKEN", None) or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
     if token:
-        folder = tempfile.mkdtemp(prefix="llm-workbench-hub-")
-        path = Path(folder) / "token"
-        path.touch(mode=0o600)
-        path.write_text(token)
-        os.environ["HF_TOKEN_PATH"] = str(path)
+        descriptor = os.memfd_create("hub-token")
+        os.write(descriptor, token.encode())
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        os.environ["HF_TOKEN_PATH"] = path
         import huggingface_hub.constants as constants
 
-        constants.HF_TOKEN_PATH = str(path)
+        constants.HF_TOKEN_PATH = path
 
 
 def last_words(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
@@ -20,7 +21,11 @@ class Strict(BaseModel):
     """Unknown keys fail, values do not change, and a failure is a :class:`SpecError`."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
     def __init__(self, **fields: Any) -> None:
@@ -171,6 +176,16 @@ class ModelSpec(Strict):
         """Ray resources of one engine worker."""
         cpus = {"CPU": self.num_cpus}
         return cpus if self.accelerator == "cpu" else {**cpus, "GPU": self.num_gpus or 1.0}
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        for name in self.env:
+            if re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name.upper()):
+                raise ValueError(
+                    f"env holds {name}, which anyone on the cluster could read there; set it in "
+                    "the environment of the process that calls deploy instead"
+                )
+        return self
 
     @model_validator(mode="after")
     def _resources_agree(self) -> Self:

@@ -97,9 +97,10 @@ def main(argv: list[str]) -> int:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
             ).returncode
         print("started" if code == 0 else "failed", flush=True)
-        if code == 0:
-            sys.stdin.buffer.read()
+        # After a failure too: the parent reads the log before the folder goes.
+        sys.stdin.buffer.read()
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut this short
         end_all()
         shutil.rmtree(state, ignore_errors=True)
     return code

@@ -559,10 +559,12 @@ class TestLimits:
             try:
                 for _ in range(5):
                     answers, before = [post(label) for label in "abcd"], len(statuses)
-                    wait_until(lambda least=before + 20: len(statuses) >= least)
+                    wait_until(lambda least=before + 10: len(statuses) >= least)
                     for _ in answers:
                         held.go_on()
                     assert [answer.result().status_code for answer in answers] == [200] * 4
+                    # A slot is free a moment after its answer has arrived.
+                    wait_until(lambda: held.gate.slots.running == 0)
             finally:
                 stop.set()
             for ended in floods:
@@ -816,6 +818,9 @@ async def drain(
     """Everyone ends, and no slot is lost: as many as ever can be held again."""
     for event in done.values():
         event.set()
+    for _ in tasks:
+        await settle()
+    assert all(task.done() for task in tasks.values()), "someone waits for a slot that is lost"
     ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
     assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends), ends
     assert (slots.running, slots.queued) == (0, 0)

@@ -86,6 +86,8 @@ class TestValues:
             (ScalingSpec, "max_replicas", None),
             (ScalingSpec, "target_ongoing_requests", float("nan")),
             (ModelSpec, "num_cpus", "many"),
+            (ModelSpec, "num_cpus", float("inf")),
+            (ScalingSpec, "upscale_delay_s", float("inf")),
             (ModelSpec, "accelerator", "tpu"),
             (ModelSpec, "engine_kwargs", "--enforce-eager"),
             (ServiceSpec, "model", "tiny"),
@@ -324,3 +326,11 @@ class TestFingerprints:
             [sys.executable, "-c", ask], capture_output=True, text=True, check=True
         )
         assert told.stdout.strip() == ServiceSpec().fingerprint()
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "db_password", "OPENAI_API_KEY"])
+def test_the_engines_environment_takes_no_secret(name: str) -> None:
+    with pytest.raises(SpecError, match=name) as caught:
+        ModelSpec(env={name: "hush-hush"})
+    assert "hush-hush" not in str(caught.value)
+    assert ModelSpec(env={"TOKENIZERS_PARALLELISM": "false"}).env

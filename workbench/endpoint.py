@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from serving.service import Progress, ServiceStatus
 
-KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
 _keys: dict[tuple[str, str], SecretStr] = {}
 """Keys of what this process deployed, by cluster address and application name."""
 
@@ -122,7 +121,7 @@ def deploy(
     spec = spec or ServiceSpec()
     say = _timed(progress or _print)
     engine.check(spec.model)
-    given = api_key or os.environ.get(KEY_VARIABLE)
+    given = api_key or os.environ.get(auth.KEY_VARIABLE)
     if given:
         auth.key_hash(given)
     if cluster.current() is None:

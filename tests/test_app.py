@@ -1,0 +1,295 @@
+"""The Serve application as Ray holds it, made in a process of its own and told as JSON.
+
+Ray Serve reads its flags when it is imported, so that process sets them; no cluster is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.app import autoscaling, build, deployment_name, hashes, user_config
+from serving.auth import Access
+from serving.cluster import SERVE_FLAGS
+from serving.errors import ModelNotFoundError, SpecError
+from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+
+KEY = "sk-the-key-that-must-not-travel"
+HASH = hashlib.sha256(KEY.encode()).hexdigest()
+
+TELL = """
+import json, sys
+from ray import cloudpickle
+from serving.app import build
+
+def told(app, routed=False):
+    deployment = app._bound_deployment
+    config, replica = deployment._deployment_config, deployment._replica_config
+    scaling = config.autoscaling_config
+    # The router's own argument is the application it routes to.
+    router = None if routed else app._ingress_request_router
+    inner = [] if routed else [a for a in deployment.init_kwargs.values() if type(a) is type(app)]
+    return {
+        "name": deployment.name,
+        "target": deployment.func_or_class,
+        "version": deployment.version,
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "max_queued_requests": config.max_queued_requests,
+        "max_constructor_retry_count": config.max_constructor_retry_count,
+        "user_config": config.user_config,
+        "autoscaling": scaling and scaling.model_dump(mode="json"),
+        "num_replicas": config.num_replicas,
+        "request_router": config.request_router_config.request_router_class,
+        "actor_options": replica.ray_actor_options,
+        "bundles": replica.placement_group_bundles,
+        "strategy": replica.placement_group_strategy,
+        "init_args": deployment.init_args,
+        "ingress_router": router and told(router, True),
+        "inner": [told(app) for app in inner],
+        "pickled": "" if routed else cloudpickle.dumps(app).hex(),
+    }
+
+cases = json.load(sys.stdin)
+answer = {"apps": {name: told(build(args)) for name, args in cases.items()}}
+answer["heavy"] = sorted({"vllm", "torch"} & set(sys.modules))
+import ray
+answer["started"] = ray.is_initialized()
+print(json.dumps(answer))
+"""
+
+SLEEPY = {
+    "min_replicas": 0,
+    "max_replicas": 3,
+    "max_ongoing_requests": 5,
+    "target_ongoing_requests": 2,
+    "max_queued_requests": 7,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scaled": {"model": {"scaling": {"max_replicas": 4, "max_ongoing_requests": 9}}},
+    "other": {"model": {"max_model_len": 256}},
+    "large": {
+        "name": "large",
+        "max_body_mib": 0.5,
+        "model": {
+            "id": "org/large-1.5",
+            "accelerator": "gpu",
+            "tensor_parallel_size": 2,
+            "num_cpus": 3,
+            "memory_gib": 2,
+            "env": {"MINE": "x"},
+        },
+    },
+    "sleepy": {"model": {"scaling": SLEEPY}},
+}
+
+
+@pytest.fixture(scope="module")
+def answer() -> dict[str, Any]:
+    cases = {name: {"key_hashes": [HASH], **args} for name, args in CASES.items()}
+    # The lines that `serve run serving.app:build model=... key_hashes=...` gives are all text.
+    text = json.dumps({"scaling": CASES["scaled"]["model"]["scaling"]})
+    cases["text"] = {"key_hashes": f"{HASH},{HASH[::-1]}", "port": "8000", "model": text}
+    told = subprocess.run(
+        [sys.executable, "-c", TELL],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        env=os.environ | SERVE_FLAGS | {"LLM_WORKBENCH_API_KEY": KEY, "HF_TOKEN": "hf_" + KEY},
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    result: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def apps(answer: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = answer["apps"]
+    return found
+
+
+def every_deployment(app: dict[str, Any]) -> list[dict[str, Any]]:
+    below = [*app["inner"], *filter(None, [app["ingress_router"]])]
+    return [app, *(found for one in below for found in every_deployment(one))]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("missing", [{}, {"key_hashes": None}, {"key_hashes": []}])
+    def test_without_a_key_nothing_is_built(self, missing: dict[str, Any]) -> None:
+        with pytest.raises(SpecError, match="key_hashes is missing"):
+            build(missing)
+
+    @pytest.mark.parametrize("given", [[KEY], KEY, [HASH, KEY], HASH[:-1], HASH.upper(), ","])
+    def test_a_key_in_place_of_its_hash_is_refused_and_not_repeated(self, given: Any) -> None:
+        with pytest.raises(SpecError, match="key_hashes") as caught:
+            build({"key_hashes": given})
+        assert KEY not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("args", "named"),
+        [
+            ({"prot": 1}, "ServiceSpec.prot = 1"),
+            ({"model": {"engine_kwargs": {"max_num_seq": 1}}}, "max_num_seqs"),
+            ({"model": '{"num_cpu": 2}'}, "ModelSpec.num_cpu = 2"),
+            ({"model": "{bad"}, "model = '{bad'"),
+            ({"model": "tiny"}, "model = 'tiny'"),
+        ],
+    )
+    def test_a_bad_spec_is_refused(self, args: dict[str, Any], named: str) -> None:
+        with pytest.raises(SpecError, match=re.escape(named)):
+            build({"key_hashes": [HASH], **args})
+
+    def test_a_model_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFoundError):
+            build({"key_hashes": [HASH], "model": {"source": str(tmp_path)}})
+
+
+class TestEveryApplication:
+    def test_making_one_imports_no_engine_and_starts_no_cluster(
+        self, answer: dict[str, Any]
+    ) -> None:
+        assert answer["heavy"] == []
+        assert answer["started"] is False
+
+    def test_no_deployment_is_without_limits(self, apps: dict[str, Any]) -> None:
+        for app in apps.values():
+            for deployment in every_deployment(app):
+                assert 1 <= deployment["max_ongoing_requests"] <= 20_000, deployment["name"]
+        for app in apps.values():
+            assert 0 <= app["max_queued_requests"] <= 20_000
+
+    def test_only_the_hash_of_a_key_travels(self, apps: dict[str, Any]) -> None:
+        for app in apps.values():
+            pickled = bytes.fromhex(app["pickled"])
+            shown = json.dumps({k: v for k, v in app.items() if k != "pickled"})
+            assert KEY.encode() not in pickled
+            assert KEY not in shown
+            assert HASH.encode() in pickled
+            assert app["user_config"]["access"]["key_hashes"][0] == HASH
+
+    def test_a_model_that_cannot_start_is_tried_once_more_at_most(
+        self, apps: dict[str, Any]
+    ) -> None:
+        for app in apps.values():
+            models = [d for d in every_deployment(app) if d["bundles"]]
+            assert [d["max_constructor_retry_count"] for d in models] == [1]
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_the_version_is_what_a_replica_cannot_change(
+        self, apps: dict[str, Any], name: str
+    ) -> None:
+        spec = ServiceSpec(**CASES[name])
+        models = [d for d in every_deployment(apps[name]) if d["bundles"]]
+        assert [d["version"] for d in models] == [spec.engine_fingerprint()]
+        assert apps[name]["version"] == spec.engine_fingerprint()
+        assert apps[name]["user_config"]["fingerprint"] == spec.fingerprint()
+
+    def test_scaling_keeps_the_version_and_an_engine_argument_changes_it(
+        self, apps: dict[str, Any]
+    ) -> None:
+        assert apps["scaled"]["version"] == apps["plain"]["version"] != apps["other"]["version"]
+        assert apps["scaled"]["init_args"] == apps["plain"]["init_args"]
+
+    def test_text_from_a_command_line_is_the_same_application(self, apps: dict[str, Any]) -> None:
+        text, plain = (
+            {k: v for k, v in apps[n].items() if k not in ("pickled", "user_config")}
+            for n in ("text", "scaled")
+        )
+        assert text == plain
+        access = apps["text"]["user_config"]["access"]
+        assert access.pop("key_hashes") == [HASH, HASH[::-1]]
+        assert access.items() <= apps["scaled"]["user_config"]["access"].items()
+
+
+class TestTheDirectPath:
+    def test_replicas_are_named_by_path_so_that_only_they_import_vllm(
+        self, apps: dict[str, Any]
+    ) -> None:
+        assert apps["plain"]["target"] == "serving.replica.DirectReplica"
+        assert apps["plain"]["ingress_router"]["target"].startswith("ray.llm.")
+
+    def test_the_gates_limits_are_the_specs_and_serves_stand_behind_them(
+        self, apps: dict[str, Any]
+    ) -> None:
+        access = apps["plain"]["user_config"]["access"]
+        assert access | {"key_hashes": None} == {
+            "key_hashes": None,
+            "max_ongoing_requests": 64,
+            "max_queued_requests": 128,
+            "retry_after_s": 1,
+            "max_body_bytes": 4 * 2**20,
+        }
+        assert apps["plain"]["max_ongoing_requests"] > 64 + 128
+        assert apps["scaled"]["user_config"]["access"]["max_ongoing_requests"] == 9
+        assert apps["large"]["user_config"]["access"]["max_body_bytes"] == 2**19
+
+    def test_resources(self, apps: dict[str, Any]) -> None:
+        large = apps["large"]
+        assert large["bundles"][0].pop("memory") == 2 * 2**30
+        assert large["bundles"] == [{"CPU": 3.0, "GPU": 1.0}] * 2
+        assert large["strategy"] == "PACK"
+        assert large["actor_options"]["runtime_env"]["env_vars"]["MINE"] == "x"
+        assert apps["plain"]["bundles"] == [{"CPU": 1.0}]
+
+    def test_scaling_is_handed_to_serve_by_its_own_names(self, apps: dict[str, Any]) -> None:
+        scaling = apps["scaled"]["autoscaling"]
+        assert scaling["max_replicas"] == 4
+        assert scaling["initial_replicas"] == scaling["min_replicas"] == 1
+        assert scaling["target_ongoing_requests"] == 8
+        assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (10, 60)
+
+
+class TestTheComposedPath:
+    def test_a_model_that_may_sleep_stands_behind_our_ingress(self, apps: dict[str, Any]) -> None:
+        sleepy = apps["sleepy"]
+        assert sleepy["target"] == "serving.ingress.Ingress"
+        assert sleepy["num_replicas"] == 1
+        assert sleepy["autoscaling"] is None
+        assert sleepy["ingress_router"] is None
+        (model,) = sleepy["inner"]
+        assert model["target"] == "serving.replica.EngineReplica"
+        assert model["autoscaling"]["min_replicas"] == model["autoscaling"]["initial_replicas"] == 0
+        assert model["autoscaling"]["max_replicas"] == 3
+        assert model["max_ongoing_requests"] == 5
+
+    def test_the_ingress_admits_what_all_replicas_can_hold(self, apps: dict[str, Any]) -> None:
+        access = apps["sleepy"]["user_config"]["access"]
+        assert access["max_ongoing_requests"] == 3 * 5 + 7
+        assert access["max_queued_requests"] == 0
+
+    def test_its_ingress_needs_no_resources_of_the_models(self, apps: dict[str, Any]) -> None:
+        assert apps["sleepy"]["bundles"] is None
+        assert apps["sleepy"]["actor_options"]["num_cpus"] == 0
+
+
+class TestParts:
+    def test_user_config_is_json_that_makes_the_gates_access(self) -> None:
+        config = json.loads(json.dumps(user_config(ServiceSpec(), hashes([KEY]))))
+        assert Access(**config["access"]).admits(KEY)
+        assert not Access(**config["access"]).admits(HASH)
+
+    def test_hashes_refuse_a_short_key(self) -> None:
+        assert hashes([KEY]) == (HASH,)
+        with pytest.raises(SpecError, match="api_key"):
+            hashes([KEY, "short"])
+
+    @pytest.mark.parametrize(
+        ("model_id", "name"), [("a", "a"), ("org/Model-1.5", "org--Model-1_5")]
+    )
+    def test_a_deployments_name_has_nothing_serve_splits_at(self, model_id: str, name: str) -> None:
+        assert deployment_name(ModelSpec(id=model_id)) == name
+
+    def test_autoscaling_leaves_out_what_is_absent_or_the_gates(self) -> None:
+        told = autoscaling(ScalingSpec(min_replicas=2, max_replicas=3))
+        assert "downscale_to_zero_delay_s" not in told
+        assert not {"max_ongoing_requests", "max_queued_requests", "retry_after_s"} & set(told)
+        assert told["initial_replicas"] == 2
+        assert autoscaling(ScalingSpec(max_replicas=3, initial_replicas=3))["initial_replicas"] == 3
