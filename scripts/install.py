@@ -171,7 +171,8 @@ class Progress:
             file = fetching[1].rpartition("/")[2]
             self.name = "==".join(file.split("-")[:2]) if file.endswith(".whl") else file
         elif line.startswith("Installing collected packages: "):
-            self.installs_since = time.time()
+            # A file's time comes from a coarser clock, which lags by some milliseconds.
+            self.installs_since = time.time() - 1
             self.to_install = line.split(": ")[1].strip().split(", ")
 
     def __str__(self) -> str:
