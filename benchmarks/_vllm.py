@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,44 +15,100 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+import psutil
 
 from serving.cluster import free_port
 from serving.engine import engine_kwargs, environment
-from serving.spec import ModelSpec
+from serving.spec import TINY, ModelSpec
+from serving.supervisor import descendants
 
+TOKENS = 64
+STOP_S = 20
 CLIENT = """
-import asyncio, json, os, sys
+import json, sys
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 parser = FlexibleArgumentParser()
 add_cli_args(parser)
 for line in sys.stdin:
-    job = json.loads(line)
-    os.environ["OPENAI_API_KEY"] = job["key"]
-    result = main(parser.parse_args(job["arguments"]))
+    result = main(parser.parse_args(json.loads(line)))
     print("RESULT " + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}))
     sys.stdout.flush()
 """
 
 
-class BareServer:
-    """`python -m vllm.entrypoints.openai.api_server` with a replica's arguments and environment."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The parameters that say which model both sides run."""
+    parser.add_argument("--source", default=TINY, help="path or Hugging Face id (default: tiny)")
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--load-format", help="vLLM's load_format: 'dummy' needs no weights")
 
-    def __init__(self, model: ModelSpec, *extra: str) -> None:
+
+def model_spec(options: argparse.Namespace, **fields: Any) -> ModelSpec:
+    """The model that the options describe."""
+    return ModelSpec(
+        source=options.source,
+        accelerator=options.accelerator,
+        max_model_len=options.max_model_len,
+        engine_kwargs={"load_format": options.load_format} if options.load_format else {},
+        **fields,
+    )
+
+
+def prepare() -> None:
+    """Leave through every `finally` when asked to end; refuse a cluster that is not our own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if os.environ.get("RAY_ADDRESS"):
+        sys.exit("RAY_ADDRESS is set; this benchmark starts a cluster of its own: unset it")
+
+
+def flags(arguments: dict[str, Any]) -> list[str]:
+    """vLLM's engine arguments as its command line takes them; absent ones left out."""
+    found: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            found += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return found
+
+
+class BareServer:
+    """`python -m vllm.entrypoints.openai.api_server` with a replica's arguments and environment.
+
+    `executor` is vLLM's `distributed_executor_backend`, its own choice when absent. The server
+    writes no access log, as our endpoint writes none.
+    """
+
+    def __init__(self, model: ModelSpec, executor: str | None = None) -> None:
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
-        arguments = ["--model", model.path, "--served-model-name", model.model_id]
-        arguments += ["--host", "127.0.0.1", "--port", str(self.port), *extra]
-        for name, value in engine_kwargs(model).items():
-            flag = f"--{name.replace('_', '-')}"
-            arguments += [flag] if value is True else [flag, str(value)]
-        self._command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
-        self._environment = {**os.environ, **environment(model)}
+        arguments = engine_kwargs(model) | {
+            "model": model.path,
+            "served_model_name": model.model_id,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "disable_uvicorn_access_log": True,
+            "distributed_executor_backend": executor,
+        }
+        server = "vllm.entrypoints.openai.api_server"
+        self._command = [sys.executable, "-m", server, *flags(arguments)]
+        # With the ray executor vLLM would otherwise join our cluster on this host.
+        self._environment = {**os.environ, **environment(model), "RAY_ADDRESS": "local"}
 
     def __enter__(self) -> BareServer:
         self.log = tempfile.NamedTemporaryFile(suffix=".log")
         self._process = subprocess.Popen(
-            self._command, env=self._environment, stdout=self.log, stderr=subprocess.STDOUT
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         return self
 
@@ -59,8 +117,23 @@ class BareServer:
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(Path(self.log.name).read_text()[-2000:])
+                raise RuntimeError(self.said()[-3000:])
             time.sleep(0.1)
+
+    def said(self) -> str:
+        """All that the server has printed."""
+        return Path(self.log.name).read_text(errors="replace")
+
+    def processes(self) -> list[int]:
+        """The ids of the server's other processes: descendants, and orphans of its session."""
+        root = self._process.pid
+        return [*dict.fromkeys([*descendants(root), *filter(self._in_session, psutil.pids())])]
+
+    def _in_session(self, pid: int) -> bool:
+        try:
+            return pid != self._process.pid and os.getsid(pid) == self._process.pid
+        except OSError:
+            return False
 
     def _answers(self) -> bool:
         try:
@@ -74,24 +147,30 @@ class BareServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        others = [psutil.Process(pid) for pid in self.processes() if psutil.pid_exists(pid)]
         self._process.terminate()
         try:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for left in psutil.wait_procs(others, timeout=5)[1]:
+            left.kill()
+        self.log.close()
 
 
 class Client:
     """`vllm bench serve`'s own code in one process for all measurements (its import is slow)."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, key: str) -> None:
         self._model = model
+        # vLLM's client sends the key to either server; bare vLLM does not look at it.
+        self._environment = {"OPENAI_API_KEY": key, "TQDM_DISABLE": "1", **environment(model)}
 
     def __enter__(self) -> Client:
         self._process = subprocess.Popen(
             [sys.executable, "-c", CLIENT],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+            env={**os.environ, **self._environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -99,22 +178,44 @@ class Client:
         )
         return self
 
-    def measure(self, base_url: str, key: str, streams: int, prompts: int) -> dict[str, Any]:
-        """One run of `prompts` requests, 64 tokens in and 64 out, `streams` at a time."""
-        arguments = ["--base-url", base_url, "--backend", "openai", "--endpoint", "/v1/completions"]
-        arguments += ["--model", self._model.model_id, "--tokenizer", self._model.path]
-        arguments += ["--dataset-name", "random", "--random-input-len", "64"]
-        arguments += ["--random-output-len", "64", "--ignore-eos", "--disable-tqdm"]
-        arguments += ["--max-concurrency", str(streams), "--num-prompts", str(prompts)]
+    def measure(self, base_url: str, streams: int, prompts: int, seed: int) -> dict[str, Any]:
+        """One run of `prompts` requests, 64 tokens in and 64 out, `streams` at a time.
+
+        Raises RuntimeError unless every request got all of its tokens.
+        """
+        options = {
+            "base_url": base_url,
+            "model": self._model.model_id,
+            "tokenizer": self._model.path,
+            "dataset_name": "random",
+            "random_input_len": TOKENS,
+            "random_output_len": TOKENS,
+            "max_concurrency": streams,
+            "num_prompts": prompts,
+            # A prompt that was sent before would be found in the prefix cache.
+            "seed": seed,
+            "temperature": 0,
+            "ignore_eos": True,
+            "disable_tqdm": True,
+        }
+        result = self._ask(flags(options))
+        got, tokens = (result["completed"], result["total_output_tokens"]), prompts * TOKENS
+        if got != (prompts, tokens):
+            raise RuntimeError(f"{base_url}: requests, tokens: {got}, not {(prompts, tokens)}")
+        # Random tokens, made text and read again, may come back as a few more.
+        if abs(result["total_input_tokens"] / tokens - 1) > 0.05:
+            raise RuntimeError(
+                f"{base_url}: {result['total_input_tokens']} tokens in, not {tokens}"
+            )
+        return result
+
+    def _ask(self, arguments: list[str]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"key": key, "arguments": arguments}) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps(arguments), file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith("RESULT "):
                 result: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-                if result["completed"] != prompts:
-                    raise RuntimeError(f"{result['completed']} of {prompts} requests completed")
                 return result
         raise RuntimeError("vLLM's client ended without a result")
 

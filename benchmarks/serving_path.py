@@ -2,57 +2,80 @@
 
 Both servers stay up and are measured in turn, A B A B, so that a drift of the machine's speed meets
 both; the client is `vllm bench serve`'s own code. Medians over the repeats; each ratio is the
-median of the ratios pair by pair.
+median of the ratios pair by pair, `_low` and `_high` the extremes. Each pair has prompts of its
+own, the same for both sides.
+
+On one GPU the two engines share its memory (`--gpu-share` of it each). `--executor` is bare vLLM's
+alone: Ray Serve LLM takes `ray` on a GPU and `mp` on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from statistics import median
 from typing import Any
 
-from _report import report
-from _vllm import BareServer, Client
+from _report import Goal, report
+from _vllm import BareServer, Client, add_model_arguments, model_spec, prepare
 
 import workbench as wb
 
-GOALS = {"throughput_ratio_16": {"min": 0.90}, "ttft_ratio_1": {"max": 1.6}}
+GOALS: dict[str, dict[str, Goal]] = {
+    "cpu": {"throughput_ratio_16": {"min": 0.90}, "ttft_ratio_1": {"max": 1.6}},
+    "gpu": {
+        "throughput_ratio_32": {"min": 0.97},
+        "throughput_ratio_128": {"min": 0.97},
+        "ttft_extra_ms_1": {"max": 5},
+    },
+}
 METRICS = {"throughput": "output_throughput", "ttft": "median_ttft_ms"}
 Results = dict[str, list[dict[str, Any]]]
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print a line a repeat, and the result as the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--source", default="tiny")
-    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--executor", default="default", choices=["default", "ray", "mp", "uni"])
+    parser.add_argument("--gpu-share", type=float, default=0.5)
     options = parser.parse_args()
-    scaling = wb.ScalingSpec(max_ongoing_requests=256)
-    model = wb.ModelSpec(
-        source=options.source, accelerator=options.accelerator, max_model_len=1024, scaling=scaling
-    )
-    spec = wb.ServiceSpec(port=0, model=model)
-    with wb.deploy(spec) as endpoint, BareServer(model) as bare, Client(model) as client:
+    prepare()
+    figures = run(options)
+    goals = {name: goal for name, goal in GOALS[options.accelerator].items() if name in figures}
+    settings = {"executor": options.executor, "repeats": options.repeats}
+    report("serving_path", settings | figures, goals)
+
+
+def run(options: argparse.Namespace) -> dict[str, float]:
+    """Bring both servers up, measure at each number of streams, and end both."""
+    # Nothing may be shed: bare vLLM sheds nothing.
+    scaling = wb.ScalingSpec(max_ongoing_requests=max(256, *options.streams))
+    share = options.gpu_share if options.accelerator == "gpu" else None
+    model = model_spec(options, scaling=scaling, num_gpus=share)
+    executor = None if options.executor == "default" else options.executor
+    with BareServer(model, executor) as bare:
+        # One after the other: vLLM sizes its cache by the GPU memory it finds free.
         bare.wait()
-        url, key = endpoint.base_url.removesuffix("/v1"), endpoint.api_key.get_secret_value()
-        sides = {"bare": (bare.base_url, "none"), "ours": (url, key)}
-        figures: dict[str, float] = {}
-        for streams in options.streams:
-            figures |= compare(client, sides, streams, options.repeats)
-    return 0 if report("serving_path", figures, GOALS) else 1
+        with wb.deploy(wb.ServiceSpec(port=0, model=model)) as endpoint:
+            urls = {"bare": bare.base_url, "ours": endpoint.base_url.removesuffix("/v1")}
+            with Client(model, endpoint.api_key.get_secret_value()) as client:
+                figures: dict[str, float] = {}
+                for streams in options.streams:
+                    figures |= compare(client, urls, streams, options.repeats)
+    return figures
 
 
-def compare(
-    client: Client, sides: dict[str, tuple[str, str]], streams: int, repeats: int
-) -> dict[str, float]:
+def compare(client: Client, urls: dict[str, str], streams: int, repeats: int) -> dict[str, float]:
     """The figures at one number of streams; the first pair of runs warms up and is not kept."""
     prompts = 16 * streams if streams > 1 else 24
-    results: Results = {side: [] for side in sides}
+    results: Results = {side: [] for side in urls}
     for repeat in range(repeats + 1):
-        pair = {s: client.measure(url, key, streams, prompts) for s, (url, key) in sides.items()}
+        seed = 1000 * streams + repeat
+        pair = {side: client.measure(url, streams, prompts, seed) for side, url in urls.items()}
         if repeat:
             for side, result in pair.items():
                 results[side].append(result)
@@ -69,16 +92,20 @@ def said(pair: dict[str, dict[str, Any]]) -> str:
 
 
 def summary(results: Results, streams: int) -> dict[str, float]:
-    """Medians of each side and of the ratios pair by pair."""
+    """Medians of each side, and of the ratios and differences pair by pair."""
     figures = {}
     for name, metric in METRICS.items():
         bare, ours = ([r[metric] for r in results[side]] for side in ("bare", "ours"))
         ratios = [o / b for o, b in zip(ours, bare, strict=True)]
         figures[f"{name}_ratio_{streams}"] = round(median(ratios), 3)
+        figures[f"{name}_ratio_{streams}_low"] = round(min(ratios), 3)
+        figures[f"{name}_ratio_{streams}_high"] = round(max(ratios), 3)
         figures[f"{name}_bare_{streams}"] = round(median(bare), 2)
         figures[f"{name}_ours_{streams}"] = round(median(ours), 2)
+    extra = [o - b for o, b in zip(ours, bare, strict=True)]  # of the last metric, TTFT
+    figures[f"ttft_extra_ms_{streams}"] = round(median(extra), 2)
     return figures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
