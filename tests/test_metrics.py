@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_records import failed, record
 
 from workbench.client import LoopWatch, RequestRecord
 from workbench.errors import SettingError, UnknownMetricError, WorkbenchError
@@ -19,36 +19,8 @@ from workbench.metrics import (
     ClientHealth,
     HealthBounds,
     Summary,
-    bootstrap,
-    paired_ratios,
-    repeat_intervals,
     summarize,
 )
-
-
-def record(sent: float | None = 0.0, *token_times: float, **fields: Any) -> RequestRecord:
-    """An ok request whose last token is its end, unless `fields` say otherwise."""
-    usual = {
-        "request_id": "r",
-        "scheduled_s": None,
-        "sent_s": sent,
-        "first_token_s": token_times[0] if token_times else None,
-        "end_s": token_times[-1] if token_times else sent,
-        "token_times_s": tuple(token_times),
-        "prompt_tokens": 10,
-        "output_tokens": len(token_times),
-        "status": "ok",
-        "error": None,
-        "model": "m",
-        "tenant": None,
-    }
-    return RequestRecord(**(usual | fields))
-
-
-def failed(status: str, sent: float = 0.0, end: float = 1.0, **fields: Any) -> RequestRecord:
-    absent = {"prompt_tokens": None, "output_tokens": None, "end_s": end, "error": "X: y"}
-    return record(sent, status=status, **(absent | fields))
-
 
 # Two requests, worked by hand (seconds):
 #   a: sent 1.0, tokens at 1.2, 1.3, 1.6        -> TTFT 200, E2EL 600, TPOT 200, gaps 100, 300 ms
@@ -343,51 +315,6 @@ def test_vllms_own_function_says_the_same() -> None:
             assert ours.figure(figure) == pytest.approx(getattr(theirs, figure))
         for percent, value in getattr(theirs, f"percentiles_{name}_ms"):
             assert ours.figure(f"p{percent}_{name}_ms") == pytest.approx(value)
-
-
-class TestIntervals:
-    def test_three_values_give_their_range(self) -> None:
-        interval = bootstrap([1.0, 2.0, 6.0], rng=np.random.default_rng(0))
-        assert interval == (3.0, 1.0, 6.0, 3)
-
-    def test_many_values_give_students_interval(self) -> None:
-        """For normal values the mean's exact interval is mean +- t s / sqrt(n)."""
-        from scipy.stats import t
-
-        values = np.random.default_rng(3).normal(10, 2, 40)
-        half = t.ppf(0.975, 39) * values.std(ddof=1) / math.sqrt(40)
-        interval = bootstrap(values.tolist(), rng=np.random.default_rng(0))
-        assert interval.low == pytest.approx(values.mean() - half, abs=0.15 * half)
-        assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-    def test_coverage_of_eight_repeats(self) -> None:
-        """Of 1,000 seeded intervals for a known mean; the plain percentile one covers 0.875."""
-        rng = np.random.default_rng(5)
-        hits = 0
-        for _ in range(1000):
-            interval = bootstrap(rng.normal(7, 1, 8).tolist(), rng=rng, resamples=500)
-            hits += interval.low <= 7 <= interval.high
-        assert hits / 1000 > 0.91
-
-    def test_every_figure_of_the_repeats(self) -> None:
-        repeats = [summarize([record(0, 0.1 * k, 0.2 * k)]) for k in (1, 2, 3)]
-        found = repeat_intervals(repeats, rng=np.random.default_rng(0))
-        assert found["mean_ttft_ms"] == pytest.approx((200, 100, 300, 3))
-        assert "steady" not in found
-        assert "slo" not in found
-        assert "p99_ttft_from_schedule_ms" not in found, "no repeat has it"
-        with pytest.raises(SettingError, match="repeats is 2"):
-            repeat_intervals(repeats[:2], rng=np.random.default_rng(0))
-
-    def test_paired_ratios(self) -> None:
-        first = [summarize([record(0, 0.1 * k, 0.2 * k)]) for k in (1, 2, 3)]
-        second = [summarize([record(0, 0.2 * k, 0.3 * k)]) for k in (1, 2, 3)]
-        ratio = paired_ratios(first, second, "p50_ttft_ms", rng=np.random.default_rng(0))
-        assert ratio == pytest.approx((2, 2, 2, 3)), "run by run, though the runs differ"
-        with pytest.raises(UnknownMetricError, match="p50_ttft_ms"):
-            paired_ratios(first, second, "p50_tft_ms", rng=np.random.default_rng(0))
-        with pytest.raises(SettingError, match="absent or zero"):
-            paired_ratios(first, second, "failed", rng=np.random.default_rng(0))
 
 
 class TestShape:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr
 from workbench.client import RequestRecord
 from workbench.errors import RunError
 from workbench.metrics import ClientHealth, summarize
-from workbench.run import Run, redact
+from workbench.run import Run
 
 RECORD = RequestRecord(
     request_id="r-1",
@@ -97,76 +97,13 @@ class TestCreate:
         assert found["root"] == str(tmp_path)
 
 
-class TestSecrets:
-    @pytest.mark.parametrize(
-        "key",
-        [
-            "api_key",
-            "API_KEY",
-            "apiKey",
-            "OPENAI_API_KEY",
-            "api_keys",
-            "token",
-            "HF_TOKEN",
-            "hf_token",
-            "Authorization",
-            "client_secret",
-            "password",
-            "auth-token",
-            "access_key",
-        ],
-    )
-    def test_redacted_at_any_depth(self, key: str, tmp_path: Path) -> None:
-        for deep in (
-            {key: "hush"},
-            {"a": [{"b": {key: ["hush"]}}]},
-            {"a": ({key: {"x": "hush"}},)},
-        ):
-            assert "hush" not in json.dumps(redact(deep))
-        run = Run.create(tmp_path, {"deployment": {key: "hush"}})
-        run.append_telemetry({"time_s": 1.0, key: "hush"})
-        run.finish({key: "hush"})
-        for file in run.path.iterdir():
-            assert "hush" not in file.read_text()
-
-    @pytest.mark.parametrize(
-        "key",
-        [
-            "prompt_tokens",
-            "max_tokens",
-            "output_tokens",
-            "token_times_s",
-            "tokenizer",
-            "eos_token",
-            "tokens",
-            "key",
-            "max_num_batched_tokens",
-            "first_token_s",
-            "secretary",
-            "keyboard",
-            "price_per_token",
-        ],
-    )
-    def test_names_that_only_look_like_one_are_kept(self, key: str) -> None:
-        assert redact({key: "seen"}) == {key: "seen"}
-        assert redact({key: 5}) == {key: 5}
-
-    def test_no_value_is_no_secret(self) -> None:
-        same = {"api_key": None, "token": 5, "password": False}
-        assert redact(same) == same
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "Bearer hush-hush",
-            "run --key sk-hushhushhushhush1",
-            "hf_hushhushhushhushhush12",
-            "http://me:hush@host/v1",
-        ],
-    )
-    def test_text_in_the_form_of_a_key(self, text: str) -> None:
-        assert "hush" not in redact([text])[0]
-        assert redact("hf-internal-testing/tiny-random-Llama").startswith("hf-internal")
+@pytest.mark.parametrize("key", ["api_key", "HF_TOKEN", "Authorization"])
+def test_no_file_holds_a_secret(key: str, tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {"deployment": {key: "hush"}})
+    run.append_telemetry({"time_s": 1.0, key: "hush"})
+    run.finish({key: "hush"})
+    for file in run.path.iterdir():
+        assert "hush" not in file.read_text()
 
 
 class TestLines:

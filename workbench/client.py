@@ -3,65 +3,30 @@
 What happens while an answer streams is one timestamp a network read; the bytes are parsed when the
 request has ended, so that reading one answer does not delay the timestamps of the others. Events
 that arrive in one read share its time.
-
-A token event is one with a non-empty `choices` that carries what the model generated, whether or
-not its text is empty (a token may complete no character). The chunk that only opens a chat answer
-with its role is no token: vLLM sends it in the same instant as the first token, so TTFT is that of
-`vllm bench serve`; other servers send it before they have computed anything.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import pydantic_core
-
-from workbench.errors import SettingError, cause, is_outcome, withhold
+from workbench.errors import SettingError, is_outcome, withhold
+from workbench.records import RequestRecord
+from workbench.sse import outcome, parse
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from openai import AsyncAPIResponse, AsyncOpenAI
 
-Status = Literal["ok", "error", "shed", "timeout", "cancelled"]
 Clock = Callable[[], float]
 Prompt = str | Sequence[Mapping[str, Any]]
-OnRecord = Callable[["RequestRecord"], None]
+OnRecord = Callable[[RequestRecord], None]
 OnEvent = Callable[[Literal["sent", "read"], float], None]
-
-_EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """What the client saw of one request. Times are seconds on the run's clock; absent is None.
-
-    `scheduled_s` is when it should have been sent, `sent_s` when it was (before the request is
-    built, as in `vllm bench serve`), `token_times_s` the arrival of every token event, the first
-    included, and `end_s` the arrival of the last event before `[DONE]`, or when it failed.
-    Token counts are the server's own (`usage`).
-    """
-
-    request_id: str
-    scheduled_s: float | None
-    sent_s: float | None
-    first_token_s: float | None
-    end_s: float | None
-    token_times_s: tuple[float, ...]
-    prompt_tokens: int | None
-    output_tokens: int | None
-    status: Status
-    error: str | None
-    model: str | None
-    tenant: str | None
 
 
 def start_clock(now: Clock = time.perf_counter) -> Clock:
@@ -243,8 +208,8 @@ async def _call(
         on_event("sent", sent)
     call = create(**body, extra_headers={"x-request-id": request_id})
     failure = await _read(call, reads, clock, timeout_s, on_event)
-    stopped, answer = clock(), _parse(reads)
-    status, error = _outcome(answer, failure)
+    stopped, answer = clock(), parse(reads)
+    status, error = outcome(answer, failure)
     record = RequestRecord(
         request_id=request_id,
         scheduled_s=scheduled_s,
@@ -285,65 +250,3 @@ async def _read(
             raise
         return problem
     return None
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What the events of one answer say; times are of the read that completed each event."""
-
-    token_times: list[float] = field(default_factory=list)
-    last_event_s: float | None = None
-    usage: Mapping[str, Any] = field(default_factory=dict)
-    error: str | None = None
-    garbled: bool = False
-    done: bool = False
-
-
-def _parse(reads: Sequence[tuple[float, bytes]]) -> _Answer:
-    answer, read = _Answer(), 0
-    ends = list(itertools.accumulate(len(data) for _, data in reads))
-    for event in _EVENT.finditer(b"".join(data for _, data in reads)):
-        while ends[read] < event.end():
-            read += 1
-        if event[1] == b"[DONE]":
-            answer.done = True
-            break
-        try:
-            _take(answer, pydantic_core.from_json(event[1]), reads[read][0])
-        except (ValueError, LookupError, AttributeError, TypeError):
-            answer.garbled = True
-    return answer
-
-
-def _take(answer: _Answer, event: Mapping[str, Any], at_s: float) -> None:
-    answer.last_event_s = at_s
-    problem = event.get("error") or (event if event.get("object") == "error" else None)
-    if problem:
-        detail = problem if isinstance(problem, Mapping) else {"message": problem}
-        kind = detail.get("type") or detail.get("code") or "error"
-        answer.error = answer.error or f"stream: {kind}: {detail.get('message')}"
-    elif (choices := event.get("choices")) and _is_token(choices[0]):
-        answer.token_times.append(at_s)
-    answer.usage = event.get("usage") or answer.usage
-
-
-def _is_token(choice: Mapping[str, Any]) -> bool:
-    delta = choice.get("delta")
-    if delta is None:
-        return "text" in choice
-    if "role" not in delta:
-        return bool(delta)
-    return any(value for name, value in delta.items() if name != "role")
-
-
-def _outcome(answer: _Answer, failure: BaseException | None) -> tuple[Status, str | None]:
-    """The server's own word first; a garbled event last, as a cut stream ends in one too."""
-    if isinstance(failure, asyncio.CancelledError) and not answer.done:
-        return cause(failure)
-    if answer.error is not None:
-        return "error", answer.error
-    if failure is not None and not answer.done:
-        return cause(failure)
-    if answer.garbled:
-        return "error", "stream: an event is not a completion chunk"
-    return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.metrics import ClientHealth, Summary
+from workbench.health import ClientHealth
+from workbench.metrics import Summary
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -91,7 +92,7 @@ def write_report(
     `command` is what repeats the run, shown as given. A run without a summary is summarized here.
     """
     from workbench.metrics import summarize
-    from workbench.run import redact
+    from workbench.redact import redact
 
     page = run.path / "report.html"
     summary = run.summary() or summarize(run.records())
@@ -114,7 +115,7 @@ def render_page(
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from workbench.figures import to_div
+    from workbench.rendering import to_div
 
     environment = Environment(autoescape=True)
     small = environment.from_string(_TABLE)

