@@ -117,6 +117,9 @@ def environment(model: ModelSpec) -> dict[str, str]:
             "OMP_NUM_THREADS": str(max(1, int(model.num_cpus))),
             "VLLM_CPU_OMP_THREADS_BIND": _thread_binding(model.workers),
         }
+    elif (model.num_gpus or 1) < 1:
+        # vLLM's Ray executor asks for a whole card a worker unless told otherwise.
+        variables["VLLM_RAY_PER_WORKER_GPUS"] = str(model.num_gpus)
     return variables | model.env
 
 
