@@ -95,6 +95,7 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     given = dict(model.engine_kwargs)
     if model.accelerator == "cpu":
         given.setdefault("enforce_eager", True)
+        given.setdefault("worker_extension_cls", "serving.amx.Extension")
         given.setdefault("kv_cache_memory_bytes", int(model.kv_cache_gib * 2**30))
     elif (model.num_gpus or 1) < 1:
         # Replicas that share a card must share its memory too.

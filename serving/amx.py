@@ -1,0 +1,18 @@
+"""Lets a CPU worker of vLLM use Intel's matrix unit (AMX) from its first request on.
+
+Linux gives AMX to a process that has asked for it. vLLM 0.29's attention uses it without asking:
+where nothing else in the process has asked yet (oneDNN does at its first larger product), a short
+first prompt kills the worker with SIGILL. vLLM imports a `worker_extension_cls` in each worker
+before anything runs there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+if torch.cpu._is_amx_tile_supported():
+    torch.cpu._init_amx()
+
+
+class Extension:
+    """Nothing to add to the worker: importing this module is what counts."""
