@@ -18,6 +18,8 @@ KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language":
 MAX_LINES = 10
 # The tag `blueprint` marks the one cell that shows a whole class.
 MAX_BLUEPRINT_LINES = 25
+# Of the cell of parameters: one plain literal a line.
+MAX_PARAMETERS = 16
 
 
 def faults(notebook: NotebookNode) -> Iterator[str]:
@@ -41,7 +43,8 @@ def code_faults(cell: NotebookNode) -> Iterator[str]:
     """What is wrong with one code cell."""
     lines = [line for line in cell.source.splitlines() if line.strip()]
     blueprint = "blueprint" in tags(cell)
-    limit = MAX_BLUEPRINT_LINES if blueprint else MAX_LINES
+    longer = {"blueprint": MAX_BLUEPRINT_LINES, "parameters": MAX_PARAMETERS}
+    limit = max([MAX_LINES, *(longer.get(tag, 0) for tag in tags(cell))])
     if cell.outputs or cell.execution_count is not None:
         yield "has outputs or an execution count (--strip)"
     if len(lines) > limit:

@@ -70,8 +70,10 @@ def _alive() -> bool:
     return bool(ray.is_initialized())
 
 
-def connect(spec: ServiceSpec, address: str | None = None) -> Cluster:
+def connect(spec: ServiceSpec | None = None, address: str | None = None) -> Cluster:
     """The cluster at ``address`` or ``RAY_ADDRESS``, else a local one, started if need be.
+
+    A local one has room for ``spec``, if given.
 
     Raises:
         ClusterError: the address does not answer, or its Serve runs without what this needs.
@@ -140,12 +142,11 @@ def _attach(address: str) -> Cluster:
 
     # A cluster with token authentication refuses a driver that does not announce it.
     _use_token(create=False)
-    packages = [str(Path(__file__).parent)]
     try:
         context = ray.init(
             address=address,
             namespace="llm-workbench",
-            runtime_env={"py_modules": packages, "env_vars": QUIET},
+            runtime_env={"py_modules": _packages(), "env_vars": QUIET},
             log_to_driver=False,
             logging_level="warning",
         )
@@ -159,6 +160,13 @@ def _attach(address: str) -> Cluster:
     return Cluster(address=context.address_info["gcs_address"])
 
 
+def _packages() -> list[str]:
+    """The folders that nodes import from: this package, and what stands beside it for the load."""
+    ours = Path(__file__).parent
+    beside = ours.parent / "workbench"
+    return [str(ours), *([str(beside)] if beside.is_dir() else [])]
+
+
 def _has_token() -> bool:
     default = Path.home() / ".ray" / "auth_token"
     return any(os.environ.get(f"RAY_AUTH_TOKEN{tail}") for tail in ("", "_PATH")) or (
@@ -170,7 +178,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def _start(spec: ServiceSpec) -> Cluster:
+def _start(spec: ServiceSpec | None) -> Cluster:
     """Start a local cluster under a supervisor that ends it when this process ends."""
     import ray
 
@@ -180,7 +188,7 @@ def _start(spec: ServiceSpec) -> Cluster:
     arguments = [
         f"--port={port}",
         "--node-ip-address=127.0.0.1",
-        f"--num-cpus={_logical_cpus(spec.model)}",
+        f"--num-cpus={_logical_cpus(spec.model if spec else None)}",
         "--dashboard-host=127.0.0.1",
         f"--ray-client-server-port={free_port()}",
         "--dashboard-agent-listen-port=0",
@@ -225,9 +233,9 @@ def _use_token(*, create: bool) -> None:
         setup._enable_token_auth()
 
 
-def _logical_cpus(model: ModelSpec) -> int:
+def _logical_cpus(model: ModelSpec | None) -> int:
     """Enough for every replica: on one machine, CPUs are what Ray schedules by, not a limit."""
-    needed = model.num_cpus * model.workers * model.scaling.max_replicas
+    needed = model.num_cpus * model.workers * model.scaling.max_replicas if model else 0
     return max(os.cpu_count() or 1, 8, int(needed + 1))
 
 

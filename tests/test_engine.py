@@ -214,6 +214,13 @@ class TestEnvironment:
         model = ModelSpec(tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1])
         assert environment(model)["VLLM_CPU_OMP_THREADS_BIND"] == binding
 
+    def test_a_share_of_a_card_is_told_to_vllms_ray_executor_and_a_whole_one_is_not(self) -> None:
+        half = environment(ModelSpec(accelerator="gpu", num_gpus=0.5))
+        assert float(half["VLLM_RAY_PER_WORKER_GPUS"]) == 0.5
+        for whole in (None, 1):
+            model = ModelSpec(accelerator="gpu", num_gpus=whole)
+            assert "VLLM_RAY_PER_WORKER_GPUS" not in environment(model)
+
     def test_a_gpu_replica_has_none_of_the_cpus_variables(self) -> None:
         variables = environment(ModelSpec(accelerator="gpu"))
         assert not {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & set(variables)

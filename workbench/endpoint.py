@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,17 +12,16 @@ from pydantic import SecretStr
 from serving import app, auth, cluster, engine, service
 from serving.errors import EndpointGoneError
 from serving.spec import ServiceSpec
+from workbench.remote import Remote
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI, OpenAI
-
     from serving.service import Progress, ServiceStatus
 
 _keys: dict[tuple[str, str], SecretStr] = {}
 """Keys of what this process deployed, by cluster address and application name."""
 
 
-class Endpoint:
+class Endpoint(Remote):
     """A running service: where it answers, clients ready to use, and its end.
 
     Also a context manager that deletes the service when left. The key is a ``SecretStr``, so no
@@ -35,38 +33,14 @@ class Endpoint:
     ) -> None:
         host = "127.0.0.1" if spec.host in ("0.0.0.0", "::") else spec.host
         self.spec = spec
-        self.base_url = f"http://{host}:{port}{spec.route_prefix.rstrip('/')}/v1"
-        self.api_key = api_key
-        self.model_ids = [spec.model.model_id]
+        base_url = f"http://{host}:{port}{spec.route_prefix.rstrip('/')}/v1"
+        super().__init__(base_url, api_key, [spec.model.model_id], spec.model.path)
         self._cluster = where
-
-    @property
-    def model_id(self) -> str:
-        """The only model's id."""
-        return self.model_ids[0]
 
     @property
     def deployment(self) -> str:
         """The model's deployment, as telemetry names it."""
         return app.deployment_name(self.spec.model)
-
-    @cached_property
-    def client(self) -> OpenAI:
-        """An ``openai.OpenAI`` for this endpoint."""
-        from openai import OpenAI
-
-        return OpenAI(base_url=self.base_url, api_key=self.api_key.get_secret_value())
-
-    @cached_property
-    def async_client(self) -> AsyncOpenAI:
-        """An ``openai.AsyncOpenAI`` for this endpoint, on the transport that costs least CPU."""
-        from openai import AsyncOpenAI, DefaultAioHttpClient
-
-        return AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self.api_key.get_secret_value(),
-            http_client=DefaultAioHttpClient(),
-        )
 
     def status(self) -> ServiceStatus:
         """Each deployment's replicas, by Serve's own account.
@@ -94,9 +68,6 @@ class Endpoint:
         trace: TracebackType | None,
     ) -> None:
         self.delete()
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.base_url!r}, models={self.model_ids}, api_key='{self.api_key}')"
 
 
 def deploy(

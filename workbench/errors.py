@@ -39,6 +39,8 @@ __all__ = [
 
 _TRANSPORTS = {"aiohttp", "anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2"}
 _SHED = {429, 503}
+UNREACHABLE = "connection failed"
+"""How the reason of a request begins that reached no server, or lost it."""
 _QUOTE = 16
 
 
@@ -79,9 +81,23 @@ def cause(
         message = body.get("message") if isinstance(body, Mapping) else problem
         return ("shed" if code in _SHED else "error"), f"{name}: HTTP {code}: {message}"
     beneath = problem.__cause__ or problem.__context__
+    if name == "APIConnectionError" or _refused(problem):
+        return "error", f"{UNREACHABLE}: {beneath or problem}"
     below = "" if beneath is None else f" ({type(beneath).__name__}: {beneath})"
     late = any("Timeout" in kind.__name__ for kind in type(problem).__mro__)
     return ("timeout" if late else "error"), f"{name}: {problem}{below}"
+
+
+def _refused(problem: BaseException) -> bool:
+    """Whether a socket failed beneath it. The OpenAI client's aiohttp transport calls a refused
+    connection a timeout.
+    """
+    beneath: BaseException | None = problem
+    while beneath is not None:
+        if isinstance(beneath, OSError) and not isinstance(beneath, TimeoutError):
+            return True
+        beneath = beneath.__cause__ or beneath.__context__
+    return False
 
 
 def withhold(reason: str, prompt: Any, api_key: str | None) -> str:

@@ -1,0 +1,88 @@
+"""What a load worker records, against the log of a scripted server in another process.
+
+The bounds are five times those of benchmarks/client.py, at the median: a loaded machine may be
+late, and it may well limit the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+from statistics import median
+
+import pytest
+import scripted_server as scripted
+
+from workbench.load_spec import Session
+from workbench.load_worker import Job, LoadWorker
+from workbench.metrics import summarize
+from workbench.prompts import Prompt
+from workbench.records import RequestRecord
+
+REQUESTS, TOKENS, MS = 100, 8, 5.0
+Answer = tuple[RequestRecord, scripted.Exchange]
+
+
+async def load(base_url: str) -> list[RequestRecord]:
+    """100 requests at 100 a second, the records fetched while others are in progress."""
+    worker = LoadWorker()
+    await worker.connect(base_url, "sk-test")
+    prompt = Prompt(content=(1, 2, 3), prompt_tokens=3, max_tokens=TOKENS)
+    sessions = [Session(i / 100, (prompt,)) for i in range(REQUESTS)]
+    job = Job("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
+    await worker.start(job, list(enumerate(sessions)))
+    records: list[RequestRecord] = []
+    while True:
+        found = await worker.report()
+        records += found.records
+        if found.done:
+            return records
+        await asyncio.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[Answer]:
+    """Each record with the server's log of that request."""
+    options = ("--tokens", str(TOKENS), "--ttft", "0.05", "--gap", "0.01", "--log")
+    with scripted.spawn(*options) as base_url:
+        records = asyncio.run(load(base_url))
+        log = {exchange.request_id: exchange for exchange in scripted.read_log(base_url)}
+    assert {record.request_id for record in records} == set(log)
+    return [(record, log[record.request_id]) for record in records]
+
+
+def test_every_request_is_recorded_once_with_the_tokens_that_were_sent(
+    answers: list[Answer],
+) -> None:
+    assert len(answers) == REQUESTS
+    for record, sent in answers:
+        assert record.status == "ok"
+        assert len(sent.token_sends_s) == TOKENS
+        assert (record.output_tokens, len(record.token_times_s)) == (TOKENS, TOKENS)
+
+
+def test_latencies_are_the_servers(answers: list[Answer]) -> None:
+    off: dict[str, list[float]] = {"ttft": [], "e2el": [], "tpot": [], "itl": []}
+    for record, sent in answers:
+        ours, first, usage = summarize([record]), sent.token_sends_s[0], sent.sends_s[-2]
+        truth = {
+            "ttft": first - sent.received_s,
+            "e2el": usage - sent.received_s,
+            "tpot": (usage - first) / (TOKENS - 1),
+        }
+        for name, seconds in truth.items():
+            off[name].append(abs(ours.figure(f"median_{name}_ms") - seconds * 1e3))
+        gaps = zip(pairwise(record.token_times_s), pairwise(sent.token_sends_s), strict=True)
+        off["itl"] += [abs((b - a) - (d - c)) * 1e3 for (a, b), (c, d) in gaps]
+    assert {name: median(values) < MS for name, values in off.items()} == dict.fromkeys(off, True)
+
+
+def test_requests_are_sent_when_they_are_due(answers: list[Answer]) -> None:
+    records = [record for record, _ in answers]
+    late = [record.sent_s - record.scheduled_s for record in records]
+    assert min(late) >= 0
+    assert median(late) * 1e3 < 2 * MS
+    arrived = [sent.received_s - record.scheduled_s for record, sent in answers]
+    assert min(arrived) > 0
+    assert median(arrived) * 1e3 < 3 * MS

@@ -1,0 +1,207 @@
+"""The whole load: workers as Ray actors, against the real engine and against any other server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scripted_server as scripted
+from scripted_server import tokens
+from transformers import AutoTokenizer
+
+from serving.tiny import tiny_model_path
+from workbench.arrival_specs import Closed, Constant, Poisson
+from workbench.client import start_clock
+from workbench.endpoint import Endpoint
+from workbench.errors import EndpointGoneError, SettingError
+from workbench.load import LoadResult, start_load
+from workbench.load_spec import LoadSpec
+from workbench.probing import curve, prober
+from workbench.prompts import RandomPrompts
+from workbench.remote import Remote, remote
+from workbench.run import Run
+from workbench.search import highest_load
+from workbench.slo import SLO
+
+pytestmark = pytest.mark.engine
+
+SMALL = RandomPrompts(input=12, output=6)
+
+
+def send(target: Any, load: LoadSpec, **options: Any) -> LoadResult:
+    async def go() -> LoadResult:
+        return await start_load(target, load, **({"progress": None} | options))
+
+    return asyncio.run(go())
+
+
+def elsewhere(server: scripted.ScriptedServer) -> Remote:
+    return remote(server.base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
+
+
+def test_a_load_on_the_engine_is_all_there_with_the_servers_own_counts(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.create(tmp_path, {"seed": 1})
+    load = LoadSpec(arrivals=Poisson(rate=8), prompts=SMALL, count=24, workers=2, seed=1)
+    result = send(endpoint, load, run=run, progress="lines")
+    assert result.ended_early is None
+    kept = list(run.records())
+    assert len(kept) == len(result.records) == result.planned == 24
+    assert {(r.status, r.prompt_tokens, r.output_tokens) for r in kept} == {("ok", 12, 6)}
+    assert result.health.loop_lag_p99_ms is not None
+    assert result.health.cpu_share is not None
+    summary = result.summary(SLO(e2el_ms=60_000))
+    assert (summary.completed, summary.slo_attainment) == (24, 1.0)
+    said = capsys.readouterr().out
+    assert "sending 24 requests" in said
+    assert "24 of 24 requests ended" in said
+
+
+def test_prompts_are_counted_as_the_served_models_tokenizer_counts(endpoint: Endpoint) -> None:
+    raw = AutoTokenizer.from_pretrained(str(tiny_model_path()))
+    text = "What is continuous batching?"
+    answer = endpoint.client.completions.create(model=endpoint.model_id, prompt=text, max_tokens=1)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(raw(text)["input_ids"])
+
+
+def test_lengths_beyond_the_served_context_are_refused_before_anything_is_sent(
+    endpoint: Endpoint,
+) -> None:
+    load = LoadSpec(prompts=RandomPrompts(input=1000, output=200), count=1)
+    with pytest.raises(SettingError, match="1024"):
+        send(endpoint, load)
+
+
+def test_any_other_server_can_be_loaded(deployed: object) -> None:
+    with scripted.threaded(tokens(5, gap_s=0.002, chat=False)) as server:
+        load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, count=40, workers=2)
+        result = send(elsewhere(server), load)
+        assert len(server.log) == len(result.records) == 40
+        truth = {exchange.request_id: exchange for exchange in server.log}
+        assert {r.request_id for r in result.records} == set(truth)
+        assert all(len(r.token_times_s) == 5 for r in result.records)
+        sent = sorted(exchange.received_s for exchange in server.log)
+        assert 0.6 < sent[-1] - sent[0] < 3  # two workers together keep the one schedule
+
+
+def test_the_same_seed_sends_the_same_bodies(deployed: object) -> None:
+    bodies = []
+    for _ in range(2):
+        with scripted.threaded(tokens(2, chat=False)) as server:
+            load = LoadSpec(arrivals=Poisson(rate=40), prompts=SMALL, count=20, seed=5, workers=2)
+            result = send(elsewhere(server), load)
+            bodies.append((result.digest, sorted(json.dumps(e.body) for e in server.log)))
+    assert bodies[0] == bodies[1]
+
+
+def test_a_server_that_goes_away_ends_the_run_with_its_records(
+    deployed: object, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path, {})
+
+    async def go() -> LoadResult:
+        with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
+            load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, count=400)
+            running = start_load(elsewhere(server), load, run=run, progress=None)
+            while len(running.records) < 10:
+                await asyncio.sleep(0.1)
+        return await running
+
+    result = asyncio.run(go())
+    assert "stopped answering" in (result.ended_early or "")
+    summary = result.summary()
+    assert summary.completed >= 10
+    assert summary.failed >= 5
+    assert len(list(run.records())) == len(result.records) < 400
+
+
+def test_stopping_and_cancelling_keep_what_ended(deployed: object, tmp_path: Path) -> None:
+    async def go(how: str, run: Run) -> None:
+        with scripted.threaded(tokens(2, chat=False)) as server:
+            load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, count=2000)
+            running = start_load(elsewhere(server), load, run=run, progress=None)
+            while len(running.records) < 10:
+                await asyncio.sleep(0.1)
+            if how == "stop":
+                running.stop()
+                assert (await running).ended_early == "stopped by hand"
+            else:
+                assert running._task is not None
+                running._task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+
+    for how in ("stop", "cancel"):
+        run = Run.create(tmp_path, {}, run_id=how)
+        asyncio.run(go(how, run))
+        kept = list(run.records())
+        assert 10 <= len(kept) < 400
+        assert sum(r.status == "ok" for r in kept) >= 10
+
+
+def test_nothing_there_and_a_wrong_key_are_said_before_anything_is_sent(
+    endpoint: Endpoint,
+) -> None:
+    with pytest.raises(EndpointGoneError, match="does not answer"):
+        remote("http://127.0.0.1:9/v1", model="m")
+    with pytest.raises(SettingError, match="key"):
+        remote(endpoint.base_url, api_key="sk-wrong")
+    with pytest.raises(SettingError, match="tiny-llama-glossary"):
+        remote(endpoint.base_url, model="other", api_key=endpoint.api_key.get_secret_value())
+
+
+def test_two_loads_share_a_clock(deployed: object) -> None:
+    with scripted.threaded(tokens(2, chat=False)) as server:
+        clock = start_clock()
+        load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, count=5)
+        first = send(elsewhere(server), load, clock=clock)
+        second = send(elsewhere(server), load, clock=clock)
+        assert max(r.end_s or 0 for r in first.records) < min(r.sent_s or 0 for r in second.records)
+
+
+def test_the_search_finds_what_a_server_of_known_limits_carries(
+    deployed: object, tmp_path: Path
+) -> None:
+    """Four at a time and 0.1 s each: it carries 40 a second, and sheds what is more."""
+    with scripted.threaded(tokens(1, chat=False)) as server:
+
+        def choose(body: dict[str, Any], n: int) -> scripted.Script:
+            if server.open_now >= 4:
+                return scripted.error(429, "too many")
+            return tokens(1, ttft_s=0.1, chat=False)
+
+        server._choose = choose
+        run = Run.create(tmp_path, {})
+        load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=1.0)
+        slo = SLO(ttft_ms=5000, target=0.9)
+        probe = prober(elsewhere(server), load, slo, run=run, progress=None)
+        found = asyncio.run(highest_load(probe, low=10, high=160, tolerance=0.25, confirmations=1))
+    assert found.highest is not None
+    assert 20 <= found.highest <= 55
+    kept = sorted(path.name for path in (run.path / "probes").iterdir())
+    assert len(kept) == len(found.probes)
+    stopped = Run.open(run.path / "probes" / kept[[p.met for p in found.probes].index(False)])
+    assert any(r.status == "shed" for r in stopped.records())
+
+
+def test_a_curve_has_a_row_a_rate(deployed: object, tmp_path: Path) -> None:
+    with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
+        run = Run.create(tmp_path, {})
+        load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=0.5)
+        probe = prober(elsewhere(server), load, SLO(ttft_ms=1000), run=run, progress=None)
+        points = asyncio.run(curve(probe, [10, 20], repeats=3, rng=np.random.default_rng(0)))
+    assert list(points.rate) == [10, 20]
+    assert (points.output_throughput_low <= points.output_throughput).all()
+    assert points.output_throughput[1] > points.output_throughput[0]
+
+
+def test_a_closed_loop_on_the_engine(endpoint: Endpoint) -> None:
+    load = LoadSpec(arrivals=Closed(max_concurrency=4), prompts=SMALL, count=12)
+    result = send(endpoint, load)
+    assert [r.status for r in result.records] == ["ok"] * 12

@@ -1,0 +1,119 @@
+"""The plan of a load: the seed decides it, and what cannot be sent is refused before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench.arrival_specs import Closed, Constant, Poisson, Ramp, Replay
+from workbench.errors import SettingError, SpecError, TraceError
+from workbench.load_spec import LoadSpec, digest, plan
+from workbench.prompts import Conversations, FilePrompts, RandomPrompts, Traced
+from workbench.tokenizing import load_tokenizer
+
+TINY = load_tokenizer("tiny")
+SMALL = RandomPrompts(input=8, output=4)
+
+
+def spec(**fields: Any) -> LoadSpec:
+    return LoadSpec(**{"arrivals": Poisson(rate=5), "prompts": SMALL, "count": 20} | fields)
+
+
+def test_the_same_seed_is_the_same_plan_byte_for_byte_and_another_is_not() -> None:
+    first, again, other = (plan(spec(seed=s), TINY) for s in (3, 3, 4))
+    assert first == again
+    assert digest(first) == digest(again) != digest(other)
+
+
+def test_the_spec_written_and_read_back_is_the_same_plan() -> None:
+    mine = spec(prompts=RandomPrompts(input={"kind": "uniform", "low": 4, "high": 9}, output=3))
+    back = LoadSpec.model_validate(json.loads(json.dumps(mine.model_dump(mode="json"))))
+    assert digest(plan(back, TINY)) == digest(plan(mine, TINY))
+
+
+def test_other_arrivals_leave_the_prompts_as_they_are() -> None:
+    sessions = [plan(spec(arrivals=a), TINY) for a in (Poisson(rate=5), Constant(rate=50))]
+    assert [s.turns for s in sessions[0]] == [s.turns for s in sessions[1]]
+    assert [s.at_s for s in sessions[0]] != [s.at_s for s in sessions[1]]
+
+
+def test_conversations_arrive_as_one() -> None:
+    made = Conversations(turns=3, input=5, output=4, think_s=1.0)
+    sessions = plan(spec(prompts=made, count=4), TINY)
+    assert [len(session.turns) for session in sessions] == [3] * 4
+    assert [prompt.turn for prompt in sessions[2].turns] == [0, 1, 2]
+
+
+def test_a_closed_loop_has_no_times_and_needs_a_count() -> None:
+    sessions = plan(spec(arrivals=Closed(max_concurrency=2), count=5), TINY)
+    assert [session.at_s for session in sessions] == [None] * 5
+    with pytest.raises(SpecError, match="count"):
+        spec(arrivals=Closed(max_concurrency=2), count=None)
+
+
+def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
+    lines = [
+        {"timestamp": 1000 * i, "input_length": 5 + i, "output_length": 2 + i, "hash_ids": []}
+        for i in range(4)
+    ]
+    file = tmp_path / "mooncake.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts = RandomPrompts(input=Traced(), output=Traced())
+    sessions = plan(
+        spec(arrivals=Replay(path=str(file), speed=2), prompts=prompts, count=None), TINY
+    )
+    assert [session.at_s for session in sessions] == [0, 0.5, 1, 1.5]
+    lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in sessions]
+    assert lengths == [(5, 2), (6, 3), (7, 4), (8, 5)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"arrivals": {"kind": "poisson", "rate": 0}}, "rate"),
+        ({"duration_s": 5, "warmup_s": 5}, "warmup_s"),
+        ({"count": 0}, "count"),
+        ({"speling": 1}, "speling"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(SpecError, match=word):
+        spec(**fields)
+
+
+def test_lengths_beyond_the_context_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="input"):
+        plan(spec(prompts=RandomPrompts(input=100, output=30)), TINY, max_model_len=128)
+    broken = tmp_path / "prompts.jsonl"
+    broken.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
+    with pytest.raises(SettingError, match="line 2"):
+        plan(spec(prompts=FilePrompts(path=str(broken), output=4)), TINY)
+    with pytest.raises(TraceError, match=r"nothing\.csv"):
+        plan(spec(arrivals=Replay(path=str(tmp_path / "nothing.csv"))), TINY)
+
+
+def test_another_rate_is_the_same_load_otherwise() -> None:
+    assert spec().at(9, seed=7) == spec(arrivals=Poisson(rate=9), seed=7)
+    closed = spec(arrivals=Closed(max_concurrency=2))
+    assert closed.at(6).arrivals == Closed(max_concurrency=6)
+    with pytest.raises(SpecError, match="rate"):
+        spec().at(0)
+    with pytest.raises(SettingError, match="ramp"):
+        spec(arrivals=Ramp(from_rate=1, to_rate=2, duration_s=3)).at(4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers"),
+    [
+        ({}, 1),
+        ({"arrivals": Poisson(rate=350)}, 4),
+        ({"arrivals": Closed(max_concurrency=130)}, 3),
+        ({"workers": 7}, 7),
+    ],
+)
+def test_as_many_workers_as_the_rate_needs(fields: dict[str, Any], workers: int) -> None:
+    assert spec(**fields).needed_workers == workers

@@ -1,0 +1,201 @@
+"""Truth: Python's own run of the cell of parameters, and what notebooks wrote from their kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from workbench.__main__ import main
+from workbench.errors import SettingError
+from workbench.notebooks import (
+    check_parameters,
+    find_notebook,
+    parameters_in,
+    parameters_of,
+    read_value,
+)
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PARAMETERS = """
+rate = 4.0  # a second
+requests: int = 8
+shift = -1.5
+filter = "a=b=c"  # papermill's own inspection cannot read this line
+lengths = [
+    16,
+    32,
+]
+slo = None
+key = ""
+steady = True
+run_root = "runs"
+run_id = ""
+"""
+BODY = """
+import json
+from pathlib import Path
+from workbench.notebooks import parameters_in
+from workbench.run import Run
+
+with open("started.txt", "a") as file:
+    file.write(f"{run_id}\\n")
+seen = parameters_in("probe", globals())
+run = Run.create(run_root, {"notebook": str(Path("probe.ipynb").resolve()), "parameters": seen})
+"""
+
+
+def notebook(folder: Path, parameters: str, body: str, name: str = "probe") -> Path:
+    """A notebook of two code cells."""
+    make = nbformat.v4.new_code_cell
+    cells = [make(parameters, metadata={"tags": ["parameters"]}), make(body)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """A notebook that leaves what its kernel saw in `runs/RUN_ID/seen.json`."""
+    body = BODY.replace("seen})", "seen}, run_id=run_id)")
+    return notebook(
+        tmp_path, PARAMETERS, f"{body}(run.path / 'seen.json').write_text(json.dumps(seen))"
+    )
+
+
+def test_parameters_are_what_python_makes_of_the_cell(probe: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(PARAMETERS, names)
+    found = parameters_of(probe)
+    assert found == {name: names[name] for name in found}
+    assert set(found) == set(names) - {"__builtins__", "__annotations__"}
+
+
+@pytest.mark.parametrize("source", ["rate = 2 * 4", "a, b = 1, 2", "import os", "rate ="])
+def test_a_cell_with_more_than_literals_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(SettingError, match=r"cell `parameters`, line 1"):
+        parameters_of(notebook(tmp_path, source, ""))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"rate": 4}, {"slo": "fast"}, {"slo": None}, {"slo": 2.5}, {"key": None}, {"lengths": []}],
+)
+def test_values_of_the_defaults_kind_pass(probe: Path, given: dict[str, Any]) -> None:
+    check_parameters(probe, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"requets": 5}, "requets is no parameter of notebook probe: did you mean requests?"),
+        ({"requests": True}, "requests is True, but notebook probe takes a whole number"),
+        ({"requests": 2.0}, "requests is 2.0, but notebook probe takes a whole number"),
+        ({"steady": 1}, "steady is 1, but notebook probe takes true or false"),
+        ({"rate": "4"}, "rate is '4', but notebook probe takes a number"),
+        ({"rate": None}, "rate is None, but notebook probe takes a number"),
+        ({"key": 7}, "key is 7, but notebook probe takes text"),
+        ({"filter": None}, "filter is None, but notebook probe takes text"),
+        ({"lengths": 16}, "lengths is 16, but notebook probe takes a list"),
+    ],
+)
+def test_values_of_another_kind_are_refused(
+    probe: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        check_parameters(probe, given)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("5", 1, 5),
+        ("5", 1.0, 5.0),
+        ("1e-3", None, 0.001),
+        ("False", True, False),
+        ("null", None, None),
+        ("[1, 2.5, a]", [], [1, 2.5, "a"]),
+        ("01", "x", "01"),
+        ("None", "", None),
+        ("2026-01-31", None, "2026-01-31"),
+    ],
+)
+def test_values_on_the_command_line(text: str, default: Any, value: Any) -> None:
+    found = read_value(text, default)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("folder", [NOTEBOOKS, NOTEBOOKS.parent, Path("/")])
+def test_a_notebook_finds_its_own_parameters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    defaults = parameters_of(find_notebook("00"))
+    present = {**defaults, "requests": 3, "other": 1}
+    assert parameters_in("00_first_endpoint", present) == {**defaults, "requests": 3}
+    del present["requests"]
+    with pytest.raises(SettingError, match="requests of 00_first_endpoint has no value"):
+        parameters_in("00_first_endpoint", present)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "-p", "requets", "5"],
+        ["sweep", "--grid", "requets=5,6"],
+        ["sweep", "--grid", "rate=1,2", "-p", "requets", "5"],
+    ],
+)
+def test_a_misspelt_parameter_starts_nothing(
+    probe: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(probe.parent.iterdir())
+    command, *options = arguments
+    place = ["--runs" if command == "run" else "--out", str(probe.parent / "runs")]
+    assert main([command, str(probe), *options, *place]) == 2
+    said = capsys.readouterr()
+    assert said.err.strip() == "requets is no parameter of notebook probe: did you mean requests?"
+    assert sorted(probe.parent.iterdir()) == before
+
+
+def test_a_run_is_repeated_with_the_same_parameters(
+    probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = probe.parent / "runs"
+    file = probe.parent / "file.yaml"
+    file.write_text("rate: 0.1\nrequests: 3\nslo: 2026-01-31\n")
+    given = ["-f", str(file), "-p", "requests", "5", "-p", "filter", 'é "\\n=01', "-p", "lengths"]
+    place = ["--runs", str(runs)]
+    assert main(["run", str(probe), *given, "[1, 2]", "--run-id", "first", *place]) == 0
+    assert main(["repeat", str(runs / "first"), *place]) == 0
+    seen = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/seen.json")}
+    first = seen.pop("first")
+    (second,) = seen.values()
+    expected = {"rate": 0.1, "requests": 5, "filter": 'é "\\n=01', "lengths": [1, 2]}
+    assert first == parameters_of(probe) | expected | {
+        "slo": "2026-01-31",
+        "run_root": str(runs),
+        "run_id": "first",
+    }
+    assert second.pop("run_id") != first.pop("run_id")
+    assert json.dumps(second) == json.dumps(first)
+    assert len(list(runs.glob("*/probe.ipynb"))) == 2
+    assert not list(runs.glob("*.ipynb"))
+
+    capsys.readouterr()
+    notebook(probe.parent, PARAMETERS.replace("shift", "moved"), "")
+    assert main(["repeat", str(runs / "first"), *place]) == 2
+    assert capsys.readouterr().err.startswith("\nshift is no parameter of notebook probe")
+
+
+def test_a_run_that_does_not_say_how_it_was_made_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment.json").write_text('{"experiment": {"notebook": "00_first_endpoint"}}')
+    assert main(["repeat", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "names no `notebook` and `parameters`" in said.err
+    assert said.err.strip().count("\n") == 0

@@ -1,0 +1,175 @@
+"""Truth: the file to which the notebook itself adds a line at every start."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from workbench.__main__ import main
+from workbench.errors import SettingError
+from workbench.notebooks import NotebookError
+from workbench.sweep import Cell, make_sweep, opened, run_sweep
+
+PARAMETERS = """
+rate = 1.0
+kind = "poisson"
+duration = 2
+run_root = "runs"
+run_id = ""
+"""
+BODY = """
+import time
+from pathlib import Path
+from workbench.run import Run
+
+with open("started.txt", "a") as file:
+    file.write(f"{rate:g}\\n")
+run = Run.create(run_root, {}, run_id=run_id)
+if rate == 2 and Path("broken").exists():
+    raise ValueError("too\\nfast")
+time.sleep(60 if rate == 2 and Path("hang").exists() else 0)
+health = {"client_limited": rate > 2}
+run.finish({"completed": 10, "median_ttft_ms": 12.5 * rate, "client_health": health})
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """A notebook that fails, or hangs, at rate 2 while a file says so."""
+    make = nbformat.v4.new_code_cell
+    cells = [make(PARAMETERS, metadata={"tags": ["parameters"]}), make(BODY)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path = tmp_path / "probe.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def started(probe: Path) -> list[str]:
+    return (probe.parent / "started.txt").read_text().split()
+
+
+def results(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_cell_that_failed_is_told_and_alone_runs_again(
+    probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = probe.parent / "out"
+    (probe.parent / "broken").touch()
+    command = ["sweep", str(probe), "--grid", "rate=2,1", "-p", "duration", "3", "--out", str(out)]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    (partial,) = out.glob("rate-2.0_*/probe.ipynb")
+    failed = f"notebook probe, In [3]: ValueError: too fast (as far as it came: {partial})"
+    assert f"failed: {failed}\n" in said
+    rows = results(out)
+    assert [(row["rate"], row["parameter_duration"], row["status"]) for row in rows] == [
+        ("2.0", "3", "failed"),
+        ("1.0", "3", "done"),
+    ]
+    assert rows[0]["error"] == failed
+    assert (rows[0]["completed"], rows[0]["median_ttft_ms"]) == ("", "")
+    assert (rows[1]["completed"], rows[1]["median_ttft_ms"]) == ("10", "12.5")
+    assert rows[1]["client_limited"] == "False"
+
+    (probe.parent / "broken").unlink()
+    assert main(command) == 0
+    assert started(probe) == ["2", "1", "2"]
+    said = capsys.readouterr().out
+    assert "skipped, it is done: rate=1.0\n[1/2] rate=2.0\n" in said
+    assert [(row["status"], row["median_ttft_ms"]) for row in results(out)] == [
+        ("done", "25.0"),
+        ("done", "12.5"),
+    ]
+    assert [p.name for p in (out / "cut_off").iterdir()] == [partial.parent.name]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on_where_it_was(probe: Path) -> None:
+    out = probe.parent / "out"
+    (probe.parent / "hang").touch()
+    command = ["sweep", str(probe), "--grid", "rate=1,2,3", "--out", str(out)]
+    child = subprocess.Popen([sys.executable, "-m", "workbench", *command])
+    deadline = time.monotonic() + 60
+    while not ((probe.parent / "started.txt").exists() and started(probe) == ["1", "2"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    (probe.parent / "hang").unlink()
+    assert main(command) == 0
+    assert started(probe) == ["1", "2", "2", "3"]
+    assert [row["status"] for row in results(out)] == ["done"] * 3
+
+
+def test_only_what_adds_cells_goes_on_in_the_same_folder(probe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def go_on(*grid: str, repeats: int = 1, **given: object) -> None:
+        with opened(out, make_sweep(probe, grid, given, repeats=repeats)):
+            pass
+
+    go_on("rate=1,2")
+    go_on("rate=2,3,1", repeats=2)
+    kept = json.loads((out / "sweep.json").read_text())
+    with pytest.raises(SettingError, match=r"lacks 3 cells of the sweep in .*rate=2.0, repeat 2"):
+        go_on("rate=2,3,1")
+    with pytest.raises(SettingError, match=r"^kind is 'gamma', but 'poisson' in the sweep in"):
+        go_on("rate=2,3,1", repeats=2, kind="gamma")
+    assert json.loads((out / "sweep.json").read_text()) == kept
+    assert kept["grid"] == {"rate": [2.0, 3.0, 1.0]}
+    assert kept["fixed"] == {"kind": "poisson", "duration": 2}
+
+
+@pytest.mark.parametrize(
+    ("grid", "given", "message"),
+    [
+        (["rate"], {}, "--grid is 'rate'"),
+        (["rate=1", "rate=2"], {}, "once for each name"),
+        (["rate=1,1.0"], {}, "a value of rate twice"),
+        (["rate=1,fast"], {}, "rate is 'fast', but notebook probe takes a number"),
+        (["rate=1"], {"rate": 2.0}, "rate is both in --grid and given"),
+        (["run_id=a,b"], {}, "run_id is made by the sweep"),
+    ],
+)
+def test_grids_that_are_none(
+    probe: Path, grid: list[str], given: dict[str, float], message: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        make_sweep(probe, grid, given)
+    assert message in str(caught.value)
+
+
+def test_the_time_left_follows_the_cells_that_ended_well(probe: Path, tmp_path: Path) -> None:
+    sweep = make_sweep(probe, ["rate=1,2,3", "kind=poisson,gamma"], {})
+    now, said = [0.0], list[str]()
+
+    def run(cell: Cell) -> None:
+        now[0] += 10 * cell.parameters["rate"]
+        if cell.parameters["kind"] == "gamma":
+            raise NotebookError("no gamma")
+        (tmp_path / cell.run_id).mkdir()
+        (tmp_path / cell.run_id / "summary.json").write_text("{}")
+
+    assert not run_sweep(sweep, tmp_path, run=run, clock=lambda: now[0], say=said.append)
+    progress = [line for line in said if line.startswith("[")]
+    assert progress == [
+        "[1/6] kind=poisson rate=1.0",
+        "[2/6] kind=poisson rate=2.0 (about 50 s left)",
+        "[3/6] kind=poisson rate=3.0 (about 60 s left)",
+        "[4/6] kind=gamma rate=1.0 (about 60 s left)",
+        "[5/6] kind=gamma rate=2.0 (about 40 s left)",
+        "[6/6] kind=gamma rate=3.0 (about 20 s left)",
+    ]
+    assert said.count("failed: no gamma") == 3

@@ -1,0 +1,255 @@
+"""One load on its way: its workers, their records as they come, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import UNREACHABLE, EndpointGoneError
+from workbench.health import ClientHealth
+from workbench.load_spec import LoadSpec, Session, digest
+
+if TYPE_CHECKING:
+    from workbench.client import Clock
+    from workbench.load_progress import Progress
+    from workbench.load_worker import Report
+    from workbench.metrics import Summary
+    from workbench.records import RequestRecord
+    from workbench.remote import Remote
+    from workbench.run import Run
+    from workbench.slo import SLO
+
+POLL_S = 0.25
+LEAD_S = 0.5
+# So many refused connections in a row, over so long: the endpoint is gone.
+GONE_AFTER, GONE_AFTER_S = 5, 2.0
+SETTLE_S = 5.0
+
+
+@dataclass
+class LoadResult:
+    """What became of a load. `ended_early` says why it did not run to its end, if so."""
+
+    records: list[RequestRecord]
+    health: ClientHealth
+    planned: int
+    digest: str
+    warmup_s: float
+    ended_early: str | None = None
+
+    def summary(self, slo: SLO | None = None) -> Summary:
+        """The figures, warm-up cut, with the verdict on the workers."""
+        from workbench.metrics import summarize
+
+        return summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
+
+
+@dataclass
+class LoadRun:
+    """A load on its way. Await it for its `LoadResult`; `stop()` ends it early."""
+
+    planned: int
+    clock: Clock
+    records: list[RequestRecord] = field(default_factory=list)
+    _task: asyncio.Task[LoadResult] | None = None
+    _stopped: str | None = None
+
+    def stop(self, why: str = "stopped by hand") -> None:
+        """Send nothing more; what is in progress is recorded as cancelled."""
+        self._stopped = self._stopped or why
+
+    def __await__(self) -> Generator[Any, None, LoadResult]:
+        assert self._task is not None
+        return self._task.__await__()
+
+
+@dataclass
+class Drive:
+    """One load from its first worker to its result."""
+
+    target: Remote
+    load: LoadSpec
+    sessions: list[Session]
+    running: LoadRun
+    folder: Run | None
+    progress: Progress
+    on_record: Callable[[RequestRecord], None] | None
+    health: dict[str, float] = field(default_factory=dict)
+    failures: list[RequestRecord] = field(default_factory=list)
+
+    async def run(self) -> LoadResult:
+        with self.progress:
+            workers = await self._workers()
+            try:
+                start_s = await self._begin(workers)
+                await self._follow(workers, start_s)
+            except BaseException:
+                # An interrupted kernel, too, keeps what ended.
+                await asyncio.shield(self._end(workers))
+                raise
+            await self._end(workers)
+        return self._result()
+
+    async def _workers(self) -> list[Any]:
+        import ray
+
+        from serving import cluster
+        from workbench.load_worker import LoadWorker
+
+        if cluster.current() is None:
+            await asyncio.to_thread(cluster.connect)
+        actor = ray.remote(LoadWorker)
+        options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "max_concurrency": 100_000}
+        found = [actor.options(**options).remote() for _ in range(self.load.needed_workers)]
+        # By a call and not to the constructor, whose arguments the cluster keeps on record.
+        key = self.target.api_key.get_secret_value()
+        await asyncio.gather(*(w.connect.remote(self.target.base_url, key) for w in found))
+        return found
+
+    async def _begin(self, workers: list[Any]) -> float:
+        from workbench.load_worker import Job
+
+        epochs = await asyncio.gather(*(self._epoch(worker) for worker in workers))
+        start_s = self.running.clock() + LEAD_S
+        slots = getattr(self.load.arrivals, "max_concurrency", None)
+        numbered = list(enumerate(self.sessions))
+        starts = []
+        for i, (worker, epoch) in enumerate(zip(workers, epochs, strict=True)):
+            job = Job(
+                model=self.target.model_id,
+                call=_call(self.load),
+                tag=self._tag,
+                epoch_s=epoch,
+                start_s=start_s,
+                max_concurrency=slots and max(1, len(range(i, slots, len(workers)))),
+                duration_s=self.load.duration_s,
+            )
+            starts.append(worker.start.remote(job, numbered[i :: len(workers)]))
+        await asyncio.gather(*starts)
+        return start_s
+
+    async def _epoch(self, worker: Any) -> float:
+        """The zero of the run's clock, on the worker's own."""
+        from workbench.load_worker import this_clock
+
+        best: tuple[float, float] | None = None
+        for _ in range(5):
+            before = time.perf_counter()
+            boot, theirs = await worker.clock.remote()
+            after = time.perf_counter()
+            if boot == this_clock()[0]:
+                return time.perf_counter() - self.running.clock()
+            middle = (before + after) / 2
+            best = min(best or (after - before, theirs - middle), (after - before, theirs - middle))
+        assert best is not None
+        return time.perf_counter() - self.running.clock() + best[1]
+
+    async def _follow(self, workers: list[Any], start_s: float) -> None:
+        done = False
+        while not done and self.running._stopped is None:
+            await asyncio.sleep(POLL_S)
+            reports = await self._reports(workers)
+            done = all(report.done for report in reports)
+            self._take(reports)
+            self.progress.show(
+                self.running.records,
+                sum(report.in_progress for report in reports),
+                self.running.clock() - start_s,
+            )
+            if why := self._gone():
+                self.running.stop(why)
+
+    async def _reports(self, workers: list[Any]) -> list[Report]:
+        from ray.exceptions import RayActorError
+
+        calls = (worker.report.remote() for worker in workers)
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in found:
+            if isinstance(answer, RayActorError):
+                self.running.stop("a load worker died, and what it had in progress is not recorded")
+            elif isinstance(answer, BaseException):
+                raise answer
+        return [report for report in found if not isinstance(report, BaseException)]
+
+    def _take(self, reports: list[Report]) -> None:
+        for report in reports:
+            for name in ("loop_lag_p99_ms", "cpu_share"):
+                if (value := getattr(report, name)) is not None:
+                    self.health[name] = max(value, self.health.get(name, 0.0))
+            for record in sorted(report.records, key=lambda r: r.end_s or 0):
+                self._keep(record)
+
+    def _keep(self, record: RequestRecord) -> None:
+        self.running.records.append(record)
+        unreachable = record.status == "error" and (record.error or "").startswith(UNREACHABLE)
+        self.failures = [*self.failures, record] if unreachable else []
+        if self.folder is not None:
+            self.folder.append_request(record)
+        if self.on_record is not None:
+            self.on_record(record)
+
+    def _gone(self) -> str | None:
+        """Why the endpoint counts as gone: nothing but refused connections for a while."""
+        if len(self.failures) < GONE_AFTER:
+            return None
+        first, last = self.failures[0].end_s or 0.0, self.failures[-1].end_s or 0.0
+        if last - first < GONE_AFTER_S:
+            return None
+        return (
+            f"the endpoint stopped answering {first:.1f} s into the run: {self.failures[-1].error}"
+        )
+
+    async def _end(self, workers: list[Any]) -> None:
+        import ray
+
+        await asyncio.wait_for(
+            asyncio.gather(*(w.stop.remote() for w in workers), return_exceptions=True), SETTLE_S
+        )
+        last = await asyncio.gather(*(w.report.remote() for w in workers), return_exceptions=True)
+        self._take([report for report in last if not isinstance(report, BaseException)])
+        for worker in workers:
+            ray.kill(worker)
+
+    def _result(self) -> LoadResult:
+        from workbench.metrics import summarize
+
+        lag = summarize(self.running.records).client_health.send_lag_p99_ms
+        why = self.running._stopped
+        if why is not None:
+            self.progress.say(f"ended early: {why}")
+        if (
+            why is not None
+            and not any(r.status == "ok" for r in self.running.records)
+            and (self.failures)
+        ):
+            raise EndpointGoneError(f"{self.target.base_url}: {why}. Is it deployed?")
+        return LoadResult(
+            records=self.running.records,
+            health=ClientHealth.judge(
+                send_lag_p99_ms=lag,
+                loop_lag_p99_ms=self.health.get("loop_lag_p99_ms"),
+                cpu_share=self.health.get("cpu_share"),
+            ),
+            planned=self.running.planned,
+            digest=digest(self.sessions),
+            warmup_s=self.load.warmup_s,
+            ended_early=why,
+        )
+
+    @property
+    def _tag(self) -> str:
+        # vLLM refuses two requests of one id at once, so that two runs must differ.
+        return f"load-{secrets.token_hex(3)}"
+
+
+def _call(load: LoadSpec) -> dict[str, Any]:
+    return {
+        "timeout_s": load.timeout_s,
+        "temperature": load.temperature,
+        "ignore_eos": load.ignore_eos,
+        "tenant": load.tenant,
+    }

@@ -1,0 +1,180 @@
+"""One load worker: an asyncio loop that sends its share of a plan and keeps the records.
+
+It runs as a Ray actor (`workbench.load` makes it one), or in any event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.client import LoopWatch, stream_chat, stream_completion
+from workbench.load_spec import Session
+from workbench.records import RequestRecord
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+    from workbench.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every request of a load has in common. It holds no key: `LoadWorker.connect` gets it.
+
+    `epoch_s` is the zero of the run's clock and `start_s` the start of the load on it.
+    """
+
+    model: str
+    call: Mapping[str, Any]
+    tag: str
+    epoch_s: float
+    start_s: float
+    max_concurrency: int | None = None
+    duration_s: float | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What has happened since the last report; lag and CPU share once the work is done."""
+
+    records: list[RequestRecord]
+    in_progress: int
+    done: bool
+    loop_lag_p99_ms: float | None = None
+    cpu_share: float | None = None
+
+
+def this_clock() -> tuple[str, float]:
+    """Which clock `time.perf_counter` is here (one a boot, for all processes), and its reading."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), time.perf_counter()
+
+
+class LoadWorker:
+    """Sends its share of a plan, when it is due, and hands the records over when asked."""
+
+    def __init__(self) -> None:
+        self._records: list[RequestRecord] = []
+        self._in_progress = 0
+        self._task: asyncio.Task[None] | None = None
+        self._watch = LoopWatch()
+
+    async def clock(self) -> tuple[str, float]:
+        return this_clock()
+
+    async def connect(self, base_url: str, api_key: str) -> None:
+        """Make the client, and pay for its imports now rather than at the first request."""
+        from openai import AsyncOpenAI, DefaultAioHttpClient
+
+        http = DefaultAioHttpClient(limits=_no_limits())
+        self._client: AsyncOpenAI = AsyncOpenAI(
+            base_url=base_url, api_key=api_key, http_client=http, max_retries=0
+        )
+
+    async def start(self, job: Job, numbered: Sequence[tuple[int, Session]]) -> None:
+        """Begin; returns at once."""
+        self._job = job
+        self._task = asyncio.create_task(self._run(list(numbered)))
+
+    async def stop(self) -> None:
+        """Send nothing more and cut what is in progress; it is recorded as cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def report(self) -> Report:
+        """What ended since the last report. Raises what went wrong in the worker itself."""
+        records, self._records = self._records, []
+        task = self._task
+        done = task is not None and task.done()
+        if task is not None and done and not task.cancelled():
+            task.result()
+        watch = self._watch
+        return Report(records, self._in_progress, done, watch.loop_lag_p99_ms, watch.cpu_share)
+
+    async def _run(self, numbered: list[tuple[int, Session]]) -> None:
+        async with self._watch, self._client:
+            if self._job.max_concurrency is None:
+                await self._open_loop(numbered)
+            else:
+                await self._closed_loop(numbered, self._job.max_concurrency)
+
+    async def _open_loop(self, numbered: list[tuple[int, Session]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number, session in numbered:
+                due = self._job.start_s + (session.at_s or 0.0)
+                await self._until(due)
+                group.create_task(self._session(number, session, due))
+
+    async def _closed_loop(self, numbered: list[tuple[int, Session]], slots: int) -> None:
+        work = iter(numbered)
+        end = self._job.duration_s
+
+        async def slot() -> None:
+            for number, session in work:
+                if end is not None and self._now() >= self._job.start_s + end:
+                    return
+                await self._session(number, session, self._now())
+
+        await self._until(self._job.start_s)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(slots, len(numbered))):
+                group.create_task(slot())
+
+    async def _session(self, number: int, session: Session, due: float) -> None:
+        for turn, prompt in enumerate(session.turns):
+            if turn:
+                due = self._now() + prompt.think_s
+                await self._until(due)
+            record = await self._send(f"{self._job.tag}-{number}-{turn}", prompt, due)
+            if record.status != "ok":
+                return  # the conversation is broken: its next turn would follow on nothing
+
+    async def _send(self, request_id: str, prompt: Prompt, due: float) -> RequestRecord:
+        timing: dict[str, Any] = {
+            "clock": self._now,
+            "scheduled_s": due,
+            "request_id": request_id,
+            "on_record": self._keep,
+            "model": self._job.model,
+            "max_tokens": prompt.max_tokens,
+        }
+        content = prompt.content
+        self._in_progress += 1
+        try:
+            if isinstance(content, str) or isinstance(content[0], int):
+                text = content if isinstance(content, str) else list(content)
+                return await stream_completion(
+                    self._client, prompt=text, **timing, **self._job.call
+                )
+            return await stream_chat(
+                self._client, messages=list(content), **timing, **self._job.call
+            )
+        finally:
+            self._in_progress -= 1
+
+    def _keep(self, record: RequestRecord) -> None:
+        # Not the list's own `append`: a report takes the list away while requests are in progress.
+        self._records.append(record)
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._job.epoch_s
+
+    async def _until(self, due_s: float) -> None:
+        # Again, as timers may ring up to a millisecond early.
+        while (wait := due_s - self._now()) > 0:
+            await asyncio.sleep(wait)
+
+
+def _no_limits() -> Any:
+    """As many connections as requests: a pool's limit would hold requests back unseen.
+
+    0 is aiohttp's word for no limit; None would be taken for its default of 100.
+    """
+    import httpx2
+
+    return httpx2.Limits(max_connections=0)

@@ -1,0 +1,107 @@
+"""Loads as probes: the same load at one rate after the other, each kept as a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from workbench.intervals import repeat_intervals
+from workbench.load import start_load
+from workbench.run import Run
+from workbench.search import saturated
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from workbench.load import LoadRun
+    from workbench.load_progress import Progress
+    from workbench.load_spec import LoadSpec
+    from workbench.metrics import Summary
+    from workbench.records import RequestRecord
+    from workbench.remote import Remote
+    from workbench.slo import SLO
+
+CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "p95_e2el_ms")
+
+
+def prober(
+    target: Remote,
+    load: LoadSpec,
+    slo: SLO,
+    *,
+    run: Run,
+    progress: Progress | str | None = "lines",
+    stop_when_lost: bool = True,
+) -> Callable[[float], Awaitable[Summary]]:
+    """A probe: sends `load` at the rate it is given and returns the summary.
+
+    Every probe is a run under `run.path/probes`, and has a seed of its own. One that can no longer
+    reach the SLO is stopped, unless `stop_when_lost` is False.
+    """
+    made = 0
+
+    async def probe(rate: float) -> Summary:
+        nonlocal made
+        made += 1
+        spec = load.at(rate, seed=load.seed + made - 1)
+        kept = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
+        folder = Run.create(run.path / "probes", kept, run_id=f"{made:03d}-at-{rate:g}")
+        seen: list[RequestRecord] = []
+        running: LoadRun | None = None
+
+        def judge(record: RequestRecord) -> None:
+            seen.append(record)
+            # Not at every one: judging looks at all of them.
+            if running is None or len(seen) % max(1, running.planned // 50):
+                return
+            if saturated(seen, slo, requests_left=running.planned - len(seen)):
+                running.stop("the SLO can no longer be met")
+
+        running = start_load(
+            target,
+            spec,
+            run=folder,
+            progress=progress,
+            on_record=judge if stop_when_lost else None,
+        )
+        summary = (await running).summary(slo)
+        folder.finish(summary)
+        return summary
+
+    return probe
+
+
+async def curve(
+    probe: Callable[[float], Awaitable[Summary]],
+    rates: Sequence[float],
+    *,
+    rng: np.random.Generator,
+    repeats: int = 1,
+) -> pd.DataFrame:
+    """A row a rate: throughput and latencies, and with 3 repeats or more their intervals.
+
+    The repeats go round all rates in turn, so that a drift of the machine meets every rate.
+    """
+    import pandas as pd
+
+    found: dict[float, list[Summary]] = {rate: [] for rate in rates}
+    for _ in range(repeats):
+        for rate in rates:
+            found[rate].append(await probe(rate))
+    return pd.DataFrame([_row(rate, said, rng) for rate, said in found.items()])
+
+
+def _row(rate: float, said: Sequence[Summary], rng: np.random.Generator) -> dict[str, object]:
+    middle = sorted(said, key=lambda summary: summary.output_throughput or 0)[len(said) // 2]
+    row: dict[str, object] = {"rate": rate, "repeats": len(said)}
+    row |= {name: middle.figure(name) for name in CURVE}
+    row["slo_attainment"] = middle.slo_attainment
+    row["client_limited"] = any(summary.client_health.client_limited for summary in said)
+    if len(said) >= 3:
+        intervals = repeat_intervals(said, rng=rng)
+        for name in CURVE:
+            if name in intervals:
+                row[name] = intervals[name].estimate
+                row[f"{name}_low"], row[f"{name}_high"] = intervals[name].low, intervals[name].high
+    return row

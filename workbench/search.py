@@ -1,0 +1,257 @@
+"""The highest load at which an SLO still holds, and the knee of a curve.
+
+Pure but for awaiting the caller's probe: nothing here sends a request or reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from workbench.columns import Columns
+from workbench.errors import SettingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.metrics import Summary
+    from workbench.records import RequestRecord
+    from workbench.slo import SLO
+
+Probe = Callable[[float], Awaitable["Summary"]]
+"""Runs the load at a rate (or a concurrency) and summarizes it against an SLO."""
+Phase = Literal["bracket", "bisect", "confirm"]
+
+_FIGURES = ("slo_attainment", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "output_throughput")
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """One run of the probe: at which load, what for, and whether the SLO was met."""
+
+    rate: float
+    phase: Phase
+    met: bool
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found, with every probe in the order they were run.
+
+    `highest` is None where the SLO was missed even at the lowest load. `bounded` is False where no
+    higher load missed it: it held at `high`, or `max_probes` came first. `confirmed` is how many
+    confirmation runs at `highest` met the SLO. `unit` is that of the loads.
+    """
+
+    highest: float | None
+    probes: tuple[ProbeResult, ...]
+    bounded: bool
+    confirmed: int
+    unit: str = "requests/s"
+
+    @property
+    def missed(self) -> float | None:
+        """The lowest load above `highest` at which a probe missed the SLO, None without one."""
+        floor = self.highest or 0
+        return min((p.rate for p in self.probes if not p.met and p.rate > floor), default=None)
+
+    @property
+    def client_limited(self) -> bool:
+        """Whether the client limited a probe that decided: one at `highest` or at `missed`."""
+        deciding = [p for p in self.probes if p.rate in (self.highest, self.missed)]
+        return any(p.summary.client_health.client_limited for p in deciding)
+
+    def frame(self) -> pd.DataFrame:
+        """A row a probe, in order: load, phase, verdicts and figures; `attrs["unit"]` is kept."""
+        import pandas as pd
+
+        rows = [
+            {"rate": p.rate, "phase": p.phase, "met": p.met}
+            | {name: p.summary.figure(name) for name in _FIGURES}
+            | {"client_limited": p.summary.client_health.client_limited}
+            for p in self.probes
+        ]
+        table = pd.DataFrame(rows).astype(dict.fromkeys(_FIGURES, float))
+        table.attrs["unit"] = self.unit
+        return table
+
+    def headline(self) -> str:
+        """The answer in one line."""
+        limited = "CLIENT LIMITED: " if self.client_limited else ""
+        number = f"{len(self.probes)} probe{'s' if len(self.probes) > 1 else ''}"
+        if self.highest is None:
+            lowest = min(p.rate for p in self.probes)
+            return f"{limited}SLO missed even at {lowest:.4g} {self.unit}, the lowest ({number})"
+        runs = sum(p.rate == self.highest and p.phase == "confirm" for p in self.probes)
+        sure = f"{self.confirmed} of {runs} confirmation runs met it" if runs else "not confirmed"
+        open_end = "no miss was seen above it: give a higher limit or more probes"
+        past = f"missed at {self.missed:.4g}" if self.bounded else open_end
+        return f"{limited}SLO met up to {self.highest:.4g} {self.unit}, {past} ({sure}; {number})"
+
+
+async def highest_load(
+    probe: Probe,
+    *,
+    low: float,
+    high: float,
+    tolerance: float = 0.05,
+    confirmations: int = 2,
+    integer: bool = False,
+    max_probes: int = 30,
+    on_probe: Callable[[ProbeResult], object] | None = None,
+) -> SearchResult:
+    """Find the highest load between `low` and `high` at which `probe`'s SLO is met.
+
+    Doubles from `low` until the SLO is missed, bisects geometrically until met and missed are
+    within `tolerance` of each other (relative), then runs the best load `confirmations` more
+    times (fewer once it cannot hold): it holds if most of all its runs met the SLO. Else the next
+    lower load that was met, or one step of `tolerance` down if that is nearer, is confirmed in its
+    place. With `integer`, loads are whole numbers (a concurrency). At most `max_probes` run, of
+    which the last `confirmations` are kept for confirming.
+
+    `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
+    what came before. Raises SettingError for a bad setting or a summary that judged no SLO.
+    """
+    _check(low, high, tolerance, integer)
+    if not 0 <= confirmations < max_probes:
+        told = f"confirmations is {confirmations} and max_probes is {max_probes}"
+        raise SettingError(f"{told}: give 0 or more, and fewer than max_probes")
+    search = _Search(probe, tolerance, confirmations, integer, max_probes, on_probe)
+    met, missed = await search.bracket(*(int(n) if integer else float(n) for n in (low, high)))
+    if met is not None and missed is not None:
+        met = await search.bisect(met, missed)
+    best = met
+    while best is not None and not await search.holds(best):
+        best = search.below(best)
+    return SearchResult(
+        highest=best,
+        probes=tuple(search.probes),
+        bounded=missed is not None or best != met,
+        confirmed=sum(p.phase == "confirm" and p.met for p in search.at(best)),
+        unit="concurrent requests" if integer else "requests/s",
+    )
+
+
+def saturated(records_so_far: Iterable[RequestRecord], slo: SLO, *, requests_left: int) -> bool:
+    """Whether `slo` is missed however well the requests go that have not ended yet.
+
+    True when (good + left) / (judged + left) < target, with good and judged as in
+    `slo_attainment`: errors, timeouts and sheds are judged and never good. A load that is cut then
+    misses its SLO too, as cut requests can only be judged bad. Leave warm-up out of both.
+    """
+    if requests_left < 0:
+        raise SettingError(f"requests_left is {requests_left}: give 0 or more")
+    good, judged = Columns.read(records_so_far).good(slo)
+    most = judged + requests_left
+    return most > 0 and ((good or 0) + requests_left) / most < slo.target
+
+
+def knee(x: Sequence[float], y: Sequence[float]) -> int | None:
+    """The index of the knee of throughput `x` against latency `y`, in order of the offered load.
+
+    The point farthest below the chord from the first to the last, both axes scaled to [0, 1]:
+    beyond it, latency rises faster than throughput. After Satopaa, Albrecht, Irwin and Raghavan,
+    "Finding a 'Kneedle' in a Haystack" (ICDCS workshops, 2011), without its smoothing. Points that
+    are not finite are passed over. None with fewer than 3 points, or where none is below the chord
+    by more than 1 % of the scaled axes.
+    """
+    if len(x) != len(y):
+        raise SettingError(f"x has {len(x)} points and y has {len(y)}: give as many of each")
+    points = np.array([x, y], np.float64)
+    kept = np.flatnonzero(np.isfinite(points).all(axis=0))
+    if len(kept) < 3:
+        return None
+    points = points[:, kept] - points[:, kept].min(axis=1, keepdims=True)
+    spread = points.max(axis=1, keepdims=True)
+    if not spread.all():
+        return None
+    across, up = (points - points[:, :1]) / spread
+    if not (length := math.hypot(across[-1], up[-1])):
+        return None
+    below = (across * up[-1] - up * across[-1]) / length
+    return int(kept[below.argmax()]) if below.max() > 0.01 else None
+
+
+@dataclass
+class _Search:
+    """The probes so far, and how the next load is chosen from them."""
+
+    probe: Probe
+    tolerance: float
+    confirmations: int
+    integer: bool
+    max_probes: int
+    on_probe: Callable[[ProbeResult], object] | None
+    probes: list[ProbeResult] = field(default_factory=list)
+
+    async def run(self, load: float, phase: Phase) -> bool:
+        summary = await self.probe(load)
+        if (met := summary.slo_met) is None:
+            why = "has no slo" if summary.slo is None else "judged no request by its slo"
+            raise SettingError(f"the probe's summary at {load:g} {why}: probe with an SLO and load")
+        self.probes.append(ProbeResult(load, phase, met, summary))
+        if self.on_probe is not None:
+            self.on_probe(self.probes[-1])
+        return met
+
+    async def bracket(self, low: float, high: float) -> tuple[float | None, float | None]:
+        """The last load that met the SLO and the first that missed it, None where none did."""
+        met, load = None, low
+        while await self.run(load, "bracket"):
+            met = load
+            if load >= high or not self.may_look():
+                return met, None
+            load = min(2 * load, high)
+        return met, load
+
+    async def bisect(self, met: float, missed: float) -> float:
+        """The highest load that met the SLO, within tolerance of one that missed it."""
+        while self.may_look() and missed > met * (1 + self.tolerance):
+            middle = math.sqrt(met * missed)
+            if self.integer and (middle := round(middle)) in (met, missed):
+                break
+            held = await self.run(middle, "bisect")
+            met, missed = (middle, missed) if held else (met, middle)
+        return met
+
+    async def holds(self, load: float) -> bool:
+        """Whether most runs at `load` met the SLO, after as many more as are needed and left."""
+        total = 1 + self.confirmations
+        runs = self.at(load)
+        while len(self.probes) < self.max_probes and len(runs) < total:
+            if 2 * sum(not p.met for p in runs) >= total:
+                break
+            await self.run(load, "confirm")
+            runs = self.at(load)
+        return 2 * sum(p.met for p in runs) > len(runs)
+
+    def below(self, load: float) -> float | None:
+        """The next load to try when `load` did not hold, None below the lowest."""
+        met = max((p.rate for p in self.probes if p.met and p.rate < load), default=None)
+        if met is None:
+            return None
+        step = load / (1 + self.tolerance)
+        return max(met, min(math.ceil(step), load - 1) if self.integer else step)
+
+    def at(self, load: float | None) -> list[ProbeResult]:
+        return [p for p in self.probes if p.rate == load]
+
+    def may_look(self) -> bool:
+        return len(self.probes) < self.max_probes - self.confirmations
+
+
+def _check(low: float, high: float, tolerance: float, integer: bool) -> None:
+    for name, value in (("low", low), ("high", high)):
+        if not 0 < value < math.inf:
+            raise SettingError(f"{name} is {value!r}: give a load above 0")
+        if integer and value != int(value):
+            raise SettingError(f"{name} is {value!r}: with integer=True give a whole number")
+    if low >= high:
+        raise SettingError(f"low is {low!r}: give one below high = {high!r}")
+    if not 0 < tolerance < 1:
+        raise SettingError(f"tolerance is {tolerance!r}: give a share between 0 and 1, as 0.05")
