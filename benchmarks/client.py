@@ -7,8 +7,8 @@ median over the repeats.
 `cpu_us_per_chunk`: the server streams 200 chunks as fast as it can, 16 streams at a time; CPU time
 of the client process, parsing included, per chunk. `ratio_vs_vllm_bench`: over the same of the
 request function of `vllm bench serve`, in turn with it, median of the ratios pair by pair; `_low`
-and `_high` are the extremes. A server without pause sends many chunks a read (`chunks_per_read`), so
-that what a request costs, not what a chunk costs, decides. Hence the same again, `_paced`: a chunk
+and `_high` are the extremes. A server without pause sends many chunks a read (`chunks_per_read`),
+so that what a request costs decides, not a chunk. Hence the same again, `_paced`: a chunk
 every 5 ms, as from an engine, each a read of its own. It has no goal.
 
 `scaling_2_workers`: chunks per second of two client processes over one, each with all the streams
@@ -144,15 +144,13 @@ async def open_loop(base_url: str, due_s: list[float]) -> dict[str, Any]:
     worker = LoadWorker()
     await worker.connect(base_url, "none")
     prompt = Prompt(content=tuple(PROMPT), prompt_tokens=len(PROMPT), max_tokens=16)
+    job = Job("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
+    await worker.start(job, [(i, Session(at, (prompt,))) for i, at in enumerate(due_s)])
     records: list[RequestRecord] = []
-    for tag, due in (("warm", [0.0] * 16), ("load", due_s)):
-        job = Job("scripted", {}, f"{tag}-{due[0]}", epoch_s=0, start_s=0)
-        await worker.start(job, [(i, Session(at, (prompt,))) for i, at in enumerate(due)])
-        records = []
-        while not (found := await worker.report()).done:
-            records += found.records
-            await asyncio.sleep(0.25)
+    while not (found := await worker.report()).done:
         records += found.records
+        await asyncio.sleep(0.25)
+    records += found.records
     return {"records": [dataclasses.asdict(record) for record in records]}
 
 
@@ -205,8 +203,8 @@ def act() -> None:
 
 
 async def serve_bulk() -> None:
-    """A server that sleeps 20 ms before each write of 250 chunks."""
-    step = scripted.Step(scripted.text_chunk("t ") * WRITE, delay_s=0.02)
+    """A server that sleeps 4 ms before each write of 250 chunks."""
+    step = scripted.Step(scripted.text_chunk("t ") * WRITE, delay_s=0.004)
     end = (scripted.Step(scripted.usage(8, BULK)), scripted.Step(scripted.DONE))
     script = scripted.Script((step,) * (BULK // WRITE) + end)
     async with scripted.ScriptedServer(script, logging=False) as server:
@@ -283,7 +281,10 @@ def truth(workers: Sequence[Worker], seconds: float, seed: int) -> Figures:
     with scripted.spawn(
         *("--tokens", "16", "--ttft", "0.05", "--gap", "0.01", "--log")
     ) as base_url:
-        start = time.perf_counter() + 2
+        for worker in workers:  # warm up: what a process pays once is no error of a request
+            worker.send("open_loop", base_url=base_url, due_s=[0.0] * 16)
+            worker.result()
+        start = time.perf_counter() + 1
         due = [start + at for at in offsets(Poisson(rate=200), rng, duration_s=seconds)]
         for i, worker in enumerate(workers):
             worker.send("open_loop", base_url=base_url, due_s=due[i :: len(workers)])

@@ -12,16 +12,8 @@ import pytest
 from made_records import failed, record
 
 from workbench import compare as comparing
-from workbench.compare import (
-    compare,
-    comparison_figure,
-    differing_parameters,
-    find_runs,
-    latency_overlay,
-    pick_sides,
-    runs_table,
-    write_page,
-)
+from workbench.compare import compare, differing_parameters, find_runs, pick_sides, runs_table
+from workbench.compare_figures import comparison_figure, latency_overlay, write_page
 from workbench.errors import RunError, SettingError, UnknownMetricError
 from workbench.metrics import SLO, ClientHealth, summarize
 from workbench.run import Run

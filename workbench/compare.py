@@ -6,7 +6,6 @@ so that what both have in common (the seed, the hour, the machine's mood) falls 
 
 from __future__ import annotations
 
-import html
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import RunError, SettingError, UnknownMetricError
+from workbench.errors import RunError, SettingError
 from workbench.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    import plotly.graph_objects as go
 
     from workbench.intervals import Interval
     from workbench.metrics import Summary
@@ -38,21 +36,8 @@ _MORE_IS_BETTER = (*UNITS, "total_token_throughput", "completed")
 _COUNTS = ("completed", "failed", "shed")
 _LATENCIES = [f"{p}_{name}_ms" for name in ("ttft", "tpot", "e2el") for p in ("p50", "p95", "p99")]
 FIGURES = (*UNITS, "failed", "shed", *(name for name in _LATENCIES if "p95" not in name))
-_METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
-_REPEATS, _NEWEST, _POINTS = 3, 6, 500
+_REPEATS, _NEWEST = 3, 6
 _HOW = "`python -m workbench run 01 -p seed 1` makes one"
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
- style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0; }}
-table {{ border-collapse: collapse; border: 0; display: block; overflow-x: auto; }}
-th, td {{ border: 0; border-top: 1px solid #8884; padding: 3px 14px 3px 0; text-align: left; }}
-</style></head>
-<body>{body}</body></html>
-"""
 
 
 def find_runs(root: str | Path, *, notebook: str | None = None, finished: bool = True) -> list[Run]:
@@ -252,90 +237,6 @@ def _verdict(
     return "better" if (low > same) == up else "worse"
 
 
-def comparison_figure(frame: pd.DataFrame) -> go.Figure:
-    """A forest plot of what `compare` gave: ratios with their intervals, around 1 on a log axis."""
-    import plotly.graph_objects as go
-
-    from workbench.style import GREEN, GREY, VERMILLION, styled, titled
-
-    shown = frame[frame.ratio.notna()]
-    n = len(shown)
-    figure = styled(go.Figure(), 200 + 36 * n)
-    line = {"color": GREY, "dash": "dash"}
-    figure.add_scatter(x=[1, 1], y=[-0.5, n - 0.5], mode="lines", line=line, name="no difference")
-    places = dict(zip(shown.index, range(n), strict=True))
-    for verdict, part in shown.groupby("verdict", sort=False):
-        kind = str(verdict).split()[0]
-        colour = {"better": GREEN, "worse": VERMILLION}.get(kind, GREY)
-        symbol = {"better": "circle", "worse": "diamond"}.get(kind, "circle-open")
-        figure.add_scatter(
-            x=part.ratio,
-            y=[places[name] for name in part.index],
-            error_x={"array": part.high - part.ratio, "arrayminus": part.ratio - part.low},
-            mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 10},
-            name=str(verdict),
-            customdata=part[["baseline", "candidate", "low", "high", "unit"]].to_numpy(),
-            hovertemplate="%{customdata[0]:.4g} → %{customdata[1]:.4g} %{customdata[4]}<br>ratio "
-            "%{x:.3f} (%{customdata[2]:.3f} to %{customdata[3]:.3f})",
-        )
-    figure.update_xaxes(type="log", title_text="candidate / baseline")
-    figure.update_yaxes(tickvals=list(range(n)), ticktext=list(shown.index), range=[n - 0.5, -0.5])
-    return titled(figure, "Candidate over baseline", frame, None)
-
-
-def latency_overlay(
-    runs: Sequence[Run], metric: str = "ttft_ms", *, sides: Sequence[str] | None = None
-) -> go.Figure:
-    """The share of completed requests at or below each latency, a line a run, warm-up cut.
-
-    `metric` is ttft_ms, tpot_ms or e2el_ms. Runs of one of the `sides` (a word for each run)
-    share a colour. Raises UnknownMetricError for another metric.
-    """
-    import plotly.graph_objects as go
-
-    from workbench.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
-
-    if metric not in _METRICS:
-        raise UnknownMetricError(f"metric is {metric!r}: give one of {', '.join(_METRICS)}")
-    colours = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
-    words = list(sides) if sides is not None else ["run"] * len(runs)
-    groups = list(dict.fromkeys(words)) if sides is not None else []
-    figure = styled(go.Figure(), 440)
-    for i, (run, word) in enumerate(zip(runs, words, strict=True)):
-        values, shares = _ecdf(run, metric)
-        figure.add_scatter(
-            x=values,
-            y=shares,
-            mode="lines",
-            line={"color": colours[(groups.index(word) if groups else i) % len(colours)]},
-            name=html.escape(f"{word} {run.run_id}", quote=False),
-            hovertemplate="%{y:.1%} at most %{x:.1f} ms",
-        )
-    figure.update_xaxes(title_text=f"{metric.removesuffix('_ms').upper()} (ms)", rangemode="tozero")
-    figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02])
-    marked = runs_table(runs)
-    return titled(figure, f"{metric.removesuffix('_ms').upper()}, run by run", marked, None)
-
-
-def write_page(
-    path: str | Path, figures: Sequence[go.Figure], tables: Mapping[str, pd.DataFrame], title: str
-) -> Path:
-    """One self-contained HTML page of headed tables and figures; it needs no network."""
-    from workbench.rendering import to_div
-
-    drawn = [to_div(figure, with_script=not i) for i, figure in enumerate(figures)]
-    rows = [
-        f"<h2>{html.escape(name)}</h2>{table.to_html(float_format='{:.4g}'.format, na_rep='-')}"
-        for name, table in tables.items()
-    ]
-    page = Path(path)
-    part = page.with_suffix(".part")
-    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *rows, *drawn])
-    part.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
-    return part.replace(page)
-
-
 def _named(root: str | Path, runs: Sequence[Run], names: str) -> list[Run]:
     """The runs of comma-separated names, in the order given; those of a folder by date."""
     found: list[Run] = []
@@ -387,16 +288,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _differ(a: Any, b: Any) -> bool:
     # 1 equals True in Python; a flag and a number are not the same setting.
     return bool(a != b) or isinstance(a, bool) != isinstance(b, bool)
-
-
-def _ecdf(run: Run, metric: str) -> tuple[Any, Any]:
-    import numpy as np
-
-    requests, summary = run.requests_frame(), run.summary()
-    due = requests.scheduled_s.fillna(requests.sent_s)
-    warmed = due >= due.min() + (summary.warmup_s if summary is not None else 0)
-    values = requests[metric][warmed & (requests.status == "ok")].dropna().to_numpy(float)
-    if not len(values):
-        return [], []
-    shares = np.linspace(0, 1, min(_POINTS, len(values)))
-    return np.quantile(values, shares).round(3), shares.round(4)

@@ -70,7 +70,7 @@ class Silent:
             f"{len(records)} of {self._planned} requests ended",
             f"{failed} of them not well" if failed else "",
             f"{in_progress} in progress",
-            "" if left is None else f"about {left:.0f} s left",
+            "" if not left else f"about {left:.0f} s left",
         ]
         return f"{max(0.0, elapsed_s):5.1f} s  " + ", ".join(part for part in parts if part)
 

@@ -36,17 +36,16 @@ def prober(
 ) -> Callable[[float], Awaitable[Summary]]:
     """A probe: sends `load` at the rate it is given and returns the summary.
 
-    Every probe is a run under `run.path/probes`, and has a seed of its own. One that can no longer
-    reach the SLO is stopped, unless `stop_when_lost` is False.
+    Every probe is a run under `run.path/probes`, numbered, and has a seed of its own. One that can
+    no longer reach the SLO is stopped, unless `stop_when_lost` is False.
     """
-    made = 0
+    root = run.path / "probes"
 
     async def probe(rate: float) -> Summary:
-        nonlocal made
-        made += 1
-        spec = load.at(rate, seed=load.seed + made - 1)
+        before = len(list(root.iterdir())) if root.exists() else 0
+        spec = load.at(rate, seed=load.seed + before)
         kept = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
-        folder = Run.create(run.path / "probes", kept, run_id=f"{made:03d}-at-{rate:g}")
+        folder = Run.create(root, kept, run_id=f"{before + 1:03d}-at-{rate:g}")
         seen: list[RequestRecord] = []
         running: LoadRun | None = None
 
