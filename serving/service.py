@@ -11,6 +11,7 @@ from typing import Any
 
 from serving import app as application
 from serving import cluster as clusters
+from serving import fit
 from serving.cluster import SERVE_FLAGS, SERVE_TUNING, Cluster
 from serving.errors import LAST_WORDS, ClusterError, DeployError, EndpointGoneError
 from serving.spec import ServiceSpec
@@ -33,7 +34,7 @@ def deploy(
         ClusterError: the cluster's Serve runs without what the spec needs.
         DeployError: a replica did not start; the message has the engine's last words.
     """
-    clusters.check_fit(spec)
+    fit.check_fit(spec)
     port = _start_serve(spec, cluster, progress)
     if _unchanged(spec, key_hashes):
         progress(f"{spec.name}: already running as specified")

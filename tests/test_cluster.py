@@ -12,12 +12,12 @@ import pytest
 from serving import cluster
 from serving.cluster import (
     announce,
-    check_fit,
     check_port,
     free_port,
     haproxy_environment,
 )
 from serving.errors import PortTakenError, ResourcesError
+from serving.fit import check_fit
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 
 GIB = 2**30

@@ -100,6 +100,36 @@ def test_the_same_seed_sends_the_same_bodies(deployed: object) -> None:
     assert bodies[0] == bodies[1]
 
 
+def test_a_run_repeated_from_its_experiment_json_sends_the_same_bytes_at_the_same_times(
+    deployed: object, tmp_path: Path
+) -> None:
+    first = LoadSpec(
+        arrivals=Poisson(rate=40),
+        prompts=RandomPrompts(input={"kind": "uniform", "low": 3, "high": 20}, output=4),
+        count=20,
+        seed=9,
+    )
+    sent = []
+    for name in ("first", "again"):
+        load = first
+        if name == "again":
+            load = LoadSpec(**Run.open(tmp_path / "first").experiment["load"])
+        run = Run.create(tmp_path, {"load": load.model_dump(mode="json")}, run_id=name)
+        with scripted.threaded(tokens(2, chat=False)) as server:
+            result = send(elsewhere(server), load, run=run)
+        by_number = sorted(server.log, key=lambda e: int((e.request_id or "").split("-")[2]))
+        due = sorted(r.scheduled_s or 0 for r in result.records)
+        sent.append(
+            (
+                [json.dumps(exchange.body) for exchange in by_number],
+                [round(at - due[0], 6) for at in due],
+                (run.path / "plan.json").read_bytes(),
+            )
+        )
+    assert len(sent[0][0]) == 20
+    assert sent[0] == sent[1]
+
+
 def test_a_server_that_goes_away_ends_the_run_with_its_records(
     deployed: object, tmp_path: Path
 ) -> None:

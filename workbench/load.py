@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from workbench.load_drive import Drive, LoadResult, LoadRun
 from workbench.load_progress import Progress, progress_of
-from workbench.load_spec import LoadSpec, plan
+from workbench.load_spec import LoadSpec, digest, plan
 from workbench.remote import Remote, context_length
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def start_load(
     sessions = plan(load, tokenizer, max_model_len=context_length(target))
     planned = sum(len(session.turns) for session in sessions)
     running = LoadRun(planned, clock or start_clock())
+    if run is not None:
+        run.write_plan(len(sessions), digest(sessions))
     said = progress_of(progress, load, sessions)
     drive = Drive(target, load, sessions, running, run, said, on_record)
     running._task = asyncio.get_running_loop().create_task(drive.run())

@@ -30,7 +30,7 @@ GONE_AFTER, GONE_AFTER_S = 5, 2.0
 SETTLE_S = 5.0
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadResult:
     """What became of a load. `ended_early` says why it did not run to its end, if so."""
 
@@ -40,6 +40,9 @@ class LoadResult:
     digest: str
     warmup_s: float
     ended_early: str | None = None
+
+    def __repr__(self) -> str:
+        return f"LoadResult({self.summary().headline()})"
 
     def summary(self, slo: SLO | None = None) -> Summary:
         """The figures, warm-up cut, with the verdict on the workers."""

@@ -40,15 +40,24 @@ def progress_of(
     if kind not in kinds:
         raise SettingError(f"progress is {kind!r}: give 'bar', 'lines' or None")
     planned = sum(len(session.turns) for session in sessions)
-    return kinds[kind](planned, sessions[-1].at_s)
+    return kinds[kind](planned, sessions[-1].at_s, _what(load))
+
+
+def _what(load: LoadSpec) -> str:
+    arrivals = load.arrivals
+    if arrivals.kind == "closed":
+        return f"{arrivals.max_concurrency} at a time"
+    rate = getattr(arrivals, "rate", None)
+    return "" if rate is None else f"{rate:g} a second"
 
 
 class Silent:
     """Says nothing; the others build on what it counts."""
 
-    def __init__(self, planned: int, last_at_s: float | None) -> None:
+    def __init__(self, planned: int, last_at_s: float | None, what: str) -> None:
         self._planned = planned
         self._last_at_s = last_at_s
+        self._title = f"sending {planned} requests" + (f", {what}" if what else "")
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +96,7 @@ class Lines(Silent):
     def __enter__(self) -> Self:
         self._next = time.monotonic() + LINE_EVERY_S
         self._latest = ""
-        print(f"  0.0 s  sending {self._planned} requests", flush=True)
+        print(f"  0.0 s  {self._title}", flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +139,7 @@ class Bar(Silent):
 
     def _drawn(self, ended: int, line: str) -> str:
         self._last = (ended, line)
-        text = "<br>".join(html.escape(part) for part in (line, *self._said))
+        text = "<br>".join(html.escape(part) for part in (self._title, line, *self._said))
         return (
             f'<progress value="{ended}" max="{self._planned}" style="width:24em"></progress>'
             f'<div style="font-variant-numeric:tabular-nums">{text}</div>'

@@ -254,7 +254,7 @@ def _papermill(path: Path, output: Path, parameters: Mapping[str, Any], cwd: Pat
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             # The kernel is this process's own: its note on transport encryption is noise.
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         text = " ".join(f"{error.ename}: {error.evalue}".split())

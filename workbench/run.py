@@ -96,6 +96,13 @@ class Run:
         """The parameters the run was made with, without secrets."""
         return dict(self.document["experiment"])
 
+    def write_plan(self, sessions: int, digest: str) -> None:
+        """Keep, in `plan.json`, the SHA-256 of all that a load will send, and when: not the text.
+
+        Two runs with the same one sent the same, byte for byte.
+        """
+        _write_whole(self.path / "plan.json", {"sessions": sessions, "sha256": digest})
+
     def append_request(self, record: RequestRecord) -> None:
         self._requests.append(_rounded({f.name: getattr(record, f.name) for f in fields(record)}))
 
