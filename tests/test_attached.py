@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,11 +87,11 @@ def _ray_made(before: set[int]) -> set[int]:
     return found - {os.getpid()}
 
 
-def test_our_packages_travel_and_only_our_application_goes(head: str) -> None:
-    import json
-
+def test_our_packages_travel_and_only_our_application_goes(head: str, tmp_path: Path) -> None:
+    # Not from the repository: Ray gives workers of the same host the driver's folder.
     done = subprocess.run(
         [sys.executable, "-c", USER],
+        cwd=tmp_path,
         env={**os.environ, "RAY_ADDRESS": head},
         capture_output=True,
         text=True,
@@ -101,7 +102,7 @@ def test_our_packages_travel_and_only_our_application_goes(head: str) -> None:
     found = json.loads(lines[0].removeprefix("RESULT "))
     assert found["tokens"] == 4
     assert found["completed"] == 4
-    assert all("py_modules_files" in home for home in found["homes"])
+    assert all("py_modules_files" in home for home in found["homes"]), found["homes"]
     assert found["applications"] == []
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head}"]
     alive = subprocess.run(
