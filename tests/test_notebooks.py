@@ -58,6 +58,36 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert executed.stat().st_size < 8e6  # plotly.js once, not once a figure
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_latency_under_load_and_its_repetition(tmp_path: Path) -> None:
+    from workbench.notebooks import recorded, run_notebook
+
+    few = {"rate": 4.0, "duration_s": 4.0, "rates": [4.0, 8.0, 16.0], "probe_s": 1.5}
+    given = few | {"input_tokens": 16, "output_tokens": 8, "port": 0, "live": False, "seed": 3}
+    given["slo"] = {"ttft_ms": 1, "target": 0.9}  # nothing can meet it, so the search ends at once
+    notebook = NOTEBOOKS / "01_latency_under_load.ipynb"
+    executed = run_notebook(notebook, given, runs=tmp_path, run_id="first")
+    outputs = output_text(executed)
+    assert "requests ended" in outputs
+    assert "SLO" in outputs
+    first = Run.open(tmp_path / "first")
+    summary = first.summary()
+    assert summary is not None
+    assert summary.completed > 0
+    assert summary.failed == 0
+    assert summary.client_health.cpu_share is not None
+    assert len(list((first.path / "probes").iterdir())) >= 4
+    report = (first.path / "report.html").read_text()
+    assert "python -m workbench repeat" in report
+    path, parameters = recorded(first.path)
+    assert path == notebook
+    assert {name: parameters[name] for name in given} == given
+    run_notebook(notebook, parameters, runs=tmp_path, run_id="again")
+    plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("first", "again")]
+    assert plans[0] == plans[1]
+
+
 def output_text(path: Path) -> str:
     """What the executed notebook's code cells printed or returned, as text."""
     found = []

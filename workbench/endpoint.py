@@ -33,6 +33,7 @@ class Endpoint(Remote):
     ) -> None:
         host = "127.0.0.1" if spec.host in ("0.0.0.0", "::") else spec.host
         self.spec = spec
+        host = f"[{host}]" if ":" in host else host
         base_url = f"http://{host}:{port}{spec.route_prefix.rstrip('/')}/v1"
         super().__init__(base_url, api_key, [spec.model.model_id], spec.model.path)
         self._cluster = where
