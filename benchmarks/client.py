@@ -35,6 +35,7 @@ import gc
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -184,7 +185,10 @@ class Worker:
         """What the job gave, once it has ended."""
         for line in self._process.stdout or ():
             if line.startswith("RESULT "):
-                return dict(json.loads(line.removeprefix("RESULT ")))
+                file = Path(line.removeprefix("RESULT ").strip())
+                found = dict(json.loads(file.read_text()))
+                file.unlink()
+                return found
         raise RuntimeError("a client ended without a result; it says above why")
 
     def __exit__(
@@ -203,7 +207,10 @@ def act() -> None:
         job, arguments = json.loads(line)
         # Load workers run on uvloop, as Ray's actors do; vLLM's client on asyncio's own loop.
         run = asyncio.run if job == "vllm" else uvloop.run
-        print("RESULT " + json.dumps(run(JOBS[job](**arguments))), flush=True)
+        result = json.dumps(run(JOBS[job](**arguments)))
+        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            file.write(result)
+        print("RESULT " + file.name, flush=True)
 
 
 async def serve_bulk() -> None:
