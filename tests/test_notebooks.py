@@ -64,7 +64,7 @@ def test_latency_under_load_and_its_repetition(tmp_path: Path) -> None:
     from workbench.notebooks import recorded, run_notebook
 
     few = {"rate": 4.0, "duration_s": 4.0, "rates": [4.0, 8.0, 16.0], "probe_s": 1.5}
-    given = few | {"input_tokens": 16, "output_tokens": 8, "port": 0, "live": False, "seed": 3}
+    given = few | {"input_tokens": 16, "output_tokens": 8, "port": 0, "seed": 3}
     given["slo"] = {"ttft_ms": 1, "target": 0.9}  # nothing can meet it, so the search ends at once
     notebook = NOTEBOOKS / "01_latency_under_load.ipynb"
     executed = run_notebook(notebook, given, runs=tmp_path, run_id="first")

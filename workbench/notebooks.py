@@ -191,7 +191,8 @@ def recorded(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise SettingError(
             f"{folder} cannot be repeated: its experiment.json names no `notebook` and `parameters`"
         )
-    kept = {n: v for n, v in values.items() if n not in PLACE and v != REDACTED}
+    unkept = (*PLACE, "live")  # where a run is made and who looks on: they shape nothing in it
+    kept = {n: v for n, v in values.items() if n not in unkept and v != REDACTED}
     hidden = next((name for name, value in kept.items() if REDACTED in json.dumps(value)), None)
     if hidden is not None:
         raise SettingError(f"{folder} cannot be repeated: a secret was left out of its {hidden}")
@@ -207,10 +208,13 @@ def run_notebook(path: Path, given: Mapping[str, Any], *, runs: Path, run_id: st
         raise SettingError(f"run_id is {run_id!r}: use letters, digits, '.', '_' and '-'")
     if (runs / run_id).exists():
         raise SettingError(f"run_id is {run_id!r}, but {runs / run_id} is there: give another")
+    known = parameters_of(path)
     place = {"run_root": str(runs), "run_id": run_id}
-    own = {name: place[name] for name in parameters_of(path) if name in place}
+    own = {name: place[name] for name in known if name in place}
+    # Nobody looks: lines that a pipeline shows, not a bar.
+    unseen = {"live": False} if "live" in known else {}
     output = runs / run_id / path.name
-    return execute(path, {**given, **own}, output=output, cwd=path.parent)
+    return execute(path, {**unseen, **given, **own}, output=output, cwd=path.parent)
 
 
 def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Path) -> Path:
