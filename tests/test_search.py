@@ -282,3 +282,8 @@ class TestKnee:
     def test_unequal_lengths(self) -> None:
         with pytest.raises(SettingError, match="x has 3 points and y has 2"):
             knee([1, 2, 3], [1, 2])
+
+
+def test_noise_on_a_flat_curve_is_no_knee() -> None:
+    assert knee([95, 205, 535, 909], [26.9, 22.8, 28.1, 33.3]) is None
+    assert knee([95, 205, 535, 909], [26.9, 22.8, 28.1, 133.0]) is not None

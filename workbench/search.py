@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.records import RequestRecord
     from workbench.slo import SLO
 
+RISE = 1.5
 Probe = Callable[[float], Awaitable["Summary"]]
 """Runs the load at a rate (or a concurrency) and summarizes it against an SLO."""
 Phase = Literal["bracket", "bisect", "confirm"]
@@ -157,14 +158,17 @@ def knee(x: Sequence[float], y: Sequence[float]) -> int | None:
     The point farthest below the chord from the first to the last, both axes scaled to [0, 1]:
     beyond it, latency rises faster than throughput. After Satopaa, Albrecht, Irwin and Raghavan,
     "Finding a 'Kneedle' in a Haystack" (ICDCS workshops, 2011), without its smoothing. Points that
-    are not finite are passed over. None with fewer than 3 points, or where none is below the chord
-    by more than 1 % of the scaled axes.
+    are not finite are passed over. None with fewer than 3 points, where none is below the chord by
+    more than 1 % of the scaled axes, or where the highest latency is not half above the lowest: on
+    a flat curve, noise would make a knee.
     """
     if len(x) != len(y):
         raise SettingError(f"x has {len(x)} points and y has {len(y)}: give as many of each")
     points = np.array([x, y], np.float64)
     kept = np.flatnonzero(np.isfinite(points).all(axis=0))
     if len(kept) < 3:
+        return None
+    if points[1, kept].max() < RISE * points[1, kept].min():
         return None
     points = points[:, kept] - points[:, kept].min(axis=1, keepdims=True)
     spread = points.max(axis=1, keepdims=True)
