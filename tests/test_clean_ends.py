@@ -41,7 +41,7 @@ def deploying(port: int) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that deploys, as a kernel would; a hub token is in its environment."""
     child = subprocess.Popen(
         [sys.executable, "-c", DEPLOY, str(port)],
-        env={**os.environ, "HF_TOKEN": TOKEN},
+        env={**os.environ, "HF_TOKEN": TOKEN, "PYTHONFAULTHANDLER": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -64,6 +64,15 @@ def read_until(child: subprocess.Popen[str], word: str) -> str:
         if word in line:
             return said
     raise AssertionError(f"the child ended without {word!r}:\n{said}")
+
+
+def ended(child: subprocess.Popen[str], within_s: float) -> int:
+    """Its exit status; fails with the stack of every thread if it does not end."""
+    try:
+        return child.wait(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)  # faulthandler writes the stacks
+        raise AssertionError(f"it did not end:\n{child.communicate()[0][-6000:]}") from None
 
 
 def names(pids: list[int]) -> dict[int, str]:
@@ -113,7 +122,7 @@ def test_an_interrupt_while_deploying_leaves_nothing() -> None:
         read_until(child, "1 starting")
         pids = descendants(child.pid)
         os.kill(child.pid, signal.SIGINT)
-        assert child.wait(timeout=30) != 0
+        assert ended(child, within_s=90) != 0
         assert_gone(pids, port)
 
 
