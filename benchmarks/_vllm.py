@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
-from serving.cluster import free_port
 from serving.engine import engine_kwargs, environment
+from serving.ports import free_port
 from serving.spec import TINY, ModelSpec
 from serving.supervisor import descendants
 
@@ -32,7 +32,9 @@ parser = FlexibleArgumentParser()
 add_cli_args(parser)
 for line in sys.stdin:
     result = main(parser.parse_args(json.loads(line)))
-    print("RESULT " + json.dumps({k: v for k, v in result.items() if not isinstance(v, list)}))
+    told = {k: v for k, v in result.items() if not isinstance(v, list)}
+    told["first_error"] = next((error for error in result.get("errors", []) if error), "")
+    print("RESULT " + json.dumps(told))
     sys.stdout.flush()
 """
 
@@ -178,8 +180,16 @@ class Client:
         )
         return self
 
-    def measure(self, base_url: str, streams: int, prompts: int, seed: int) -> dict[str, Any]:
-        """One run of `prompts` requests, 64 tokens in and 64 out, `streams` at a time.
+    def measure(
+        self,
+        base_url: str,
+        streams: int,
+        prompts: int,
+        seed: int,
+        tokens_in: int = TOKENS,
+        tokens_out: int = TOKENS,
+    ) -> dict[str, Any]:
+        """One run of `prompts` requests, by default 64 tokens in and 64 out, `streams` at a time.
 
         Raises RuntimeError unless every request got all of its tokens.
         """
@@ -188,8 +198,8 @@ class Client:
             "model": self._model.model_id,
             "tokenizer": self._model.path,
             "dataset_name": "random",
-            "random_input_len": TOKENS,
-            "random_output_len": TOKENS,
+            "random_input_len": tokens_in,
+            "random_output_len": tokens_out,
             "max_concurrency": streams,
             "num_prompts": prompts,
             # A prompt that was sent before would be found in the prefix cache.
@@ -197,15 +207,19 @@ class Client:
             "temperature": 0,
             "ignore_eos": True,
             "disable_tqdm": True,
+            "save_detailed": True,  # else it drops what went wrong
         }
         result = self._ask(flags(options))
-        got, tokens = (result["completed"], result["total_output_tokens"]), prompts * TOKENS
-        if got != (prompts, tokens):
-            raise RuntimeError(f"{base_url}: requests, tokens: {got}, not {(prompts, tokens)}")
-        # Random tokens, made text and read again, may come back as a few more.
-        if abs(result["total_input_tokens"] / tokens - 1) > 0.05:
+        got, wanted = (result["completed"], result["total_output_tokens"]), prompts * tokens_out
+        if got != (prompts, wanted):
             raise RuntimeError(
-                f"{base_url}: {result['total_input_tokens']} tokens in, not {tokens}"
+                f"{base_url}: requests, tokens: {got}, not {(prompts, wanted)}; "
+                f"the first error: {result['first_error'][-500:]}"
+            )
+        # Random tokens, made text and read again, may come back as a few more.
+        if abs(result["total_input_tokens"] / (prompts * tokens_in) - 1) > 0.05:
+            raise RuntimeError(
+                f"{base_url}: {result['total_input_tokens']} tokens in, not {prompts * tokens_in}"
             )
         return result
 

@@ -44,6 +44,7 @@ class SetupError(Exception):
 def main() -> None:
     """Bring .venv to what the lock file says; do nothing where it is there already."""
     check_host()
+    use_wheelhouse()
     accelerator = find_accelerator()
     lock = ROOT / "requirements" / f"{accelerator}.txt"
     profile = f"{accelerator}, Python {dotted(sys.version_info[:2])}"
@@ -68,6 +69,26 @@ def check_host() -> None:
         )
     if not sys.platform.startswith("linux"):
         raise SetupError(f"vLLM runs on Linux, and this is {sys.platform}: use a Linux container")
+
+
+def use_wheelhouse() -> None:
+    """With the variable WHEELHOUSE, take every package from that folder and ask no index."""
+    given = os.environ.get("WHEELHOUSE")
+    if not given:
+        return
+    folder = Path(given).expanduser().resolve()
+    if not any(folder.glob("*.whl")):
+        raise SetupError(
+            f"WHEELHOUSE is {given!r}, which has no wheels: fill it with `make wheelhouse` where "
+            "there is a network"
+        )
+    # pip reads its options from the environment too; a configured index must not be asked.
+    os.environ |= {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    os.environ.pop("TORCH_INDEX", None)
 
 
 def find_accelerator() -> str:

@@ -19,7 +19,7 @@ MAX_LINES = 10
 # The tag `blueprint` marks the one cell that shows a whole class.
 MAX_BLUEPRINT_LINES = 25
 # Of the cell of parameters: one plain literal a line.
-MAX_PARAMETERS = 16
+MAX_PARAMETERS = 20
 
 
 def faults(notebook: NotebookNode) -> Iterator[str]:

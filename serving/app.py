@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import json
-import re
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.auth import Access, key_hash
+from serving.auth import Access
+from serving.baselines import app as baselines
+from serving.baselines.spec import BaselineSpec
+from serving.cluster import METRICS_ENV
+from serving.composition import compose
 from serving.engine import check, environment
 from serving.errors import SpecError
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.guardrail_spec import GuardModel, PresidioGuardrail
+from serving.keys import HASHES_VARIABLE, OWNER, Tenant, check_tenants
+from serving.pipeline_spec import PipelineSpec
+from serving.router_spec import RouterSpec
+from serving.spec import LIVE_FIELDS, EndpointSpec, ModelSpec, ScalingSpec, ServiceSpec, digest
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 DIRECT_REPLICA = "serving.replica.DirectReplica"
 ENGINE_REPLICA = "serving.replica.EngineReplica"
+DIRECT_GROUP = "serving.replica.DirectGroupReplica"
+ENGINE_GROUP = "serving.replica.EngineGroupReplica"
 INGRESS = "serving.ingress.Ingress"
+GUARDRAIL = "serving.guardrail.Guardrail"
+AUTO_ROUTER = "serving.router.Router"
 ROUTER = "ray.llm._internal.serve.core.ingress.router.LLMRouter"
+ROUND_ROBIN = "ray.serve.experimental.round_robin_router.RoundRobinRouter"
+DIRECT_ROUTERS = {
+    "round_robin": ROUND_ROBIN,
+    "power_of_two": "serving.routing.DirectPowerOfTwo",
+    "prefix_aware": "serving.routing.DirectPrefixAware",
+}
+HANDLE_ROUTERS = {
+    "round_robin": ROUND_ROBIN,
+    "power_of_two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
+    "prefix_aware": "serving.routing.PrefixAware",
+}
+
+PIPELINE = frozenset({"models", "guardrail", "router"})
+"""Fields that only a pipeline has."""
+
+JSON_FIELDS = PIPELINE | {"model", "limits", "tenants"}
 
 BACKSTOP = 1024
 """Serve's own limits stand this far behind the gate's: a flood of wrong keys, each answered in
@@ -25,39 +54,73 @@ less than a millisecond, must not use up what valid requests wait in."""
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build from plain arguments: the spec's fields, and ``key_hashes`` of the accepted keys.
+    """Build from plain arguments: the spec's fields, and who may call.
 
-    On ``serve run``'s command line every value is text: there ``model`` is JSON, and
-    ``key_hashes`` are separated by commas.
+    That is ``key_hashes`` of keys without quotas, or ``tenants`` with the fields of
+    :class:`~serving.keys.Tenant`, or both; without either, the hashes in the variable
+    ``LLM_WORKBENCH_KEY_HASHES``. On ``serve run``'s command line every value is text: there
+    JSON_FIELDS are JSON, and ``key_hashes`` are separated by commas.
     """
-    fields = dict(args)
-    key_hashes = fields.pop("key_hashes", None) or ()
+    spec, callers = spec_from(args)
+    tenants = tenants_from(callers or {"key_hashes": os.environ.get(HASHES_VARIABLE)})
+    check_spec(spec)
+    return application(spec, tenants)
+
+
+def check_spec(spec: EndpointSpec) -> None:
+    """Everything about a spec that can be refused before anything starts; a SpecError names it."""
+    for model in spec.engines:
+        check(model)
+    guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
+    if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
+        from serving import presidio  # Presidio takes seconds to import
+
+        presidio.check(guardrail)
+
+
+def spec_from(args: Mapping[str, Any]) -> tuple[EndpointSpec, dict[str, Any]]:
+    """The specification among plain arguments, and what they say of who may call.
+
+    With ``models``, ``guardrail`` or ``router`` among the fields they are a PipelineSpec's, else a
+    ServiceSpec's. Raises :class:`SpecError`.
+    """
+    fields = {
+        name: _from_json(name, value) if name in JSON_FIELDS and isinstance(value, str) else value
+        for name, value in args.items()
+    }
+    told = {name: fields.pop(name, None) for name in ("key_hashes", "tenants")}
+    kind = PipelineSpec if fields.keys() & PIPELINE else ServiceSpec
+    return kind(**fields), {name: value for name, value in told.items() if value}
+
+
+def tenants_from(callers: Mapping[str, Any]) -> tuple[Tenant, ...]:
+    """Who may call, from ``key_hashes`` and ``tenants`` as :func:`build` takes them."""
+    key_hashes = callers.get("key_hashes") or ()
     if isinstance(key_hashes, str):
-        key_hashes = key_hashes.split(",")
-    if not key_hashes:
+        key_hashes = [one.strip() for one in key_hashes.split(",")]
+    owners = [
+        Tenant(name=OWNER if not number else f"{OWNER}-{number + 1}", key_hash=one)
+        for number, one in enumerate(key_hashes)
+    ]
+    tenants = (*owners, *(Tenant(**fields) for fields in callers.get("tenants") or ()))
+    if not tenants:
         raise SpecError("key_hashes is missing: give the SHA-256 of each accepted API key.")
-    if not all(re.fullmatch("[0-9a-f]{64}", one) for one in key_hashes):
-        # The value may be a key, so the message does not repeat it.
-        raise SpecError("key_hashes needs SHA-256 in 64 lowercase hexadecimal digits, never keys.")
-    if isinstance(fields.get("model"), str):
-        fields["model"] = _from_json(fields["model"])
-    spec = ServiceSpec(**fields)
-    check(spec.model)
-    return application(spec, tuple(key_hashes))
+    check_tenants(tenants)
+    return tenants
 
 
-def _from_json(model: str) -> Any:
+def _from_json(name: str, value: str) -> Any:
     try:
-        return json.loads(model)
+        return json.loads(value)
     except ValueError as error:
         raise SpecError(
-            f"model = {model!r} is not JSON ({error}). Give its fields as JSON."
+            f"{name} = {value!r} is not JSON ({error}). Give its fields as JSON."
         ) from None
 
 
-def application(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Application:
+def application(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
     """The direct path where one model always runs, else the composed path (DESIGN.md)."""
-    return _composed(spec, key_hashes) if spec.composed else _direct(spec, key_hashes)
+    return _composed(spec, tenants) if spec.composed else _direct(spec, tenants)
 
 
 def deployment_name(model: ModelSpec) -> str:
@@ -65,75 +128,154 @@ def deployment_name(model: ModelSpec) -> str:
     return model.model_id.replace("/", "--").replace(".", "_")
 
 
-def _direct(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Application:
+def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
     from ray import serve
-    from ray.serve.config import RequestRouterConfig
-    from ray.serve.experimental.round_robin_router import RoundRobinRouter
 
-    scaling = spec.model.scaling
+    (only,) = spec.models
+    scaling = only.scaling
     capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
-    model = _deployment(
-        DIRECT_REPLICA,
-        spec,
-        user_config=user_config(spec, key_hashes),
-        max_ongoing_requests=capacity + BACKSTOP,
-        max_queued_requests=BACKSTOP,
-        request_router_config=RequestRouterConfig(request_router_class=RoundRobinRouter),
-    ).bind(spec.model.model_dump(mode="json", exclude={"scaling"}))
+    options: dict[str, Any] = {
+        "user_config": user_config(spec, tenants),
+        "max_ongoing_requests": capacity + BACKSTOP,
+        "max_queued_requests": BACKSTOP,
+    }
+    if isinstance(spec, BaselineSpec):
+        model = baselines.replica(spec, **options)
+    else:
+        path = DIRECT_REPLICA if only.data_parallel_size == 1 else DIRECT_GROUP
+        model = deployment(path, spec, only, **options).bind(_engine_fields(spec, only))
     router = serve.deployment(
         name="router", max_ongoing_requests=BACKSTOP, ray_actor_options={"num_cpus": 0}
-    )(ROUTER).options(version="1", _internal=True)
+    )(ROUTER).options(version=only.routing or "1", _internal=True)
     return model._with_ingress_request_router(router.bind(server=model))
 
 
-def _composed(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Application:
+def _composed(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
     from ray import serve
 
-    model = _deployment(
-        ENGINE_REPLICA,
-        spec,
-        max_ongoing_requests=spec.model.scaling.max_ongoing_requests,
-        max_queued_requests=BACKSTOP,
-    ).bind(spec.model.model_dump(mode="json", exclude={"scaling"}))
+    handles = {"models": {one.model_id: _engine(spec, one) for one in spec.models}}
+    if isinstance(spec, PipelineSpec):
+        handles |= _helpers(spec)
     ingress = serve.deployment(
         name="ingress",
-        num_replicas=1,
+        num_replicas=spec.ingress_replicas if isinstance(spec, PipelineSpec) else 1,
         max_ongoing_requests=4 * BACKSTOP,
         max_queued_requests=BACKSTOP,
         ray_actor_options={"num_cpus": 0},
-        user_config=user_config(spec, key_hashes),
-    )(INGRESS).options(version=spec.engine_fingerprint(), _internal=True)
-    return ingress.bind(model=model, model_id=spec.model.model_id)
+        user_config=user_config(spec, tenants),
+    )(INGRESS).options(version=spec.ingress_fingerprint(), _internal=True)
+    return ingress.bind(**handles)
 
 
-def user_config(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> dict[str, Any]:
+def _helpers(spec: PipelineSpec) -> dict[str, Any]:
+    """The deployments of a pipeline that answer nobody themselves."""
+    guardrail, router = spec.guardrail, spec.router
+    helpers: dict[str, Any] = {"guarded": guardrail is not None}
+    if isinstance(guardrail, GuardModel):
+        helpers["guardrail"] = _engine(spec, guardrail.model)
+    elif isinstance(guardrail, PresidioGuardrail):
+        helpers["guardrail"] = _presidio(guardrail)
+    if router is not None:
+        helpers["router"] = _router(router, tuple(model.model_id for model in spec.models))
+    return helpers
+
+
+def _presidio(guardrail: PresidioGuardrail) -> Application:
+    from ray import serve
+
+    scaling = guardrail.scaling
+    return (
+        serve.deployment(
+            name="guardrail",
+            ray_actor_options={"num_cpus": guardrail.num_cpus},
+            autoscaling_config=autoscaling(scaling),
+            max_ongoing_requests=scaling.max_ongoing_requests,
+            max_queued_requests=BACKSTOP,
+            max_constructor_retry_count=1,
+            user_config=guardrail.model_dump(mode="json", exclude={"scaling", "num_cpus"}),
+        )(GUARDRAIL)
+        .options(version="1", _internal=True)
+        .bind()
+    )
+
+
+def _router(router: RouterSpec, models: tuple[str, ...]) -> Application:
+    from ray import serve
+
+    return (
+        serve.deployment(
+            name="router",
+            num_replicas=router.replicas,
+            ray_actor_options={"num_cpus": router.num_cpus},
+            max_ongoing_requests=BACKSTOP,
+            max_queued_requests=BACKSTOP,
+            max_constructor_retry_count=1,
+            user_config=router.model_dump(mode="json", exclude={"replicas", "num_cpus"}),
+        )(AUTO_ROUTER)
+        .options(version=digest(list(models)), _internal=True)
+        .bind(models)
+    )
+
+
+def _engine(spec: EndpointSpec, model: ModelSpec) -> Application:
+    """A model's deployment behind a handle."""
+    return deployment(
+        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
+        spec,
+        model,
+        max_ongoing_requests=model.scaling.max_ongoing_requests,
+        max_queued_requests=BACKSTOP,
+    ).bind(_engine_fields(spec, model))
+
+
+def _engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
+    """What a replica starts from, with vLLM's own cap on answers for requests that name none."""
+    fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
+    own = {"max_new_tokens": spec.limits.max_tokens}
+    given = fields["engine_kwargs"].get("override_generation_config", {})
+    fields["engine_kwargs"]["override_generation_config"] = own | given
+    return fields
+
+
+def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, Any]:
     """What running replicas take over without a restart, and what tells a spec from another."""
-    access = _access(spec, key_hashes).model_dump(mode="json")
-    return {"access": access, "fingerprint": spec.fingerprint()}
+    access = _access(spec, tenants).model_dump(mode="json")
+    told = {"access": access, "fingerprint": spec.fingerprint()}
+    if not spec.composed:
+        return told
+    capacities = {model.model_id: capacity(model) for model in spec.models}
+    names = {model.model_id: deployment_name(model) for model in spec.models}
+    return told | {"composition": compose(spec, capacities, names)}
 
 
-def _access(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> Access:
+def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Access:
     """One replica's limits; before an ingress, those of all replicas it may come to serve.
 
     There the queue is left to Serve's handle, whose length the autoscaler sees.
     """
-    scaling = spec.model.scaling
+    scaling = spec.models[0].scaling
     ongoing, queued = scaling.max_ongoing_requests, scaling.max_queued_requests
     if spec.composed:
-        ongoing, queued = ongoing * scaling.max_replicas + queued, 0
+        ongoing, queued = sum(capacity(model) for model in spec.models), 0
     return Access(
-        key_hashes=key_hashes,
+        tenants=tenants,
+        limits=spec.limits,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
         retry_after_s=scaling.retry_after_s,
-        max_body_bytes=int(spec.max_body_mib * 2**20),
     )
 
 
-def _deployment(path: str, spec: ServiceSpec, **options: Any) -> Any:
+def capacity(model: ModelSpec) -> int:
+    """Requests that a model may have at once, at work in all its replicas or queued for them."""
+    scaling = model.scaling
+    return scaling.max_ongoing_requests * scaling.max_replicas + scaling.max_queued_requests
+
+
+def deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) -> Any:
+    """A model's deployment of the replica class at ``path``: its resources, its scaling."""
     from ray import serve
 
-    model = spec.model
     memory = {} if model.memory_gib is None else {"memory": int(model.memory_gib * 2**30)}
     bundles: list[dict[str, float]] = [dict(model.bundle) for _ in range(model.workers)]
     bundles[0] |= memory
@@ -142,28 +284,55 @@ def _deployment(path: str, spec: ServiceSpec, **options: Any) -> Any:
         ray_actor_options={
             "num_cpus": 0,
             **memory,
-            "runtime_env": {"env_vars": environment(model)},
+            "runtime_env": {"env_vars": METRICS_ENV | environment(model)},
         },
         placement_group_bundles=bundles,
-        placement_group_strategy="PACK",
-        autoscaling_config=autoscaling(model.scaling),
+        **_group(model),
+        autoscaling_config=autoscaling(model.scaling, model.data_parallel_size),
         max_constructor_retry_count=1,
-        health_check_period_s=5,
-        health_check_timeout_s=10,
-        graceful_shutdown_timeout_s=10,
+        health_check_period_s=model.health_check_period_s,
+        health_check_timeout_s=model.health_check_timeout_s,
+        request_router_config=request_router(model, composed=spec.composed),
+        # Fewer replicas, or others, must cost no request that is in progress.
+        graceful_shutdown_timeout_s=spec.limits.max_seconds,
         **options,
-    )(path).options(version=spec.engine_fingerprint(), _internal=True)
+    )(path).options(version=spec.engine_fingerprint(model), _internal=True)
 
 
-def autoscaling(scaling: ScalingSpec) -> dict[str, Any]:
-    """Ray Serve's ``autoscaling_config``: the fields that are its own, absent ones left out."""
-    own = scaling.model_dump(
-        exclude={"max_ongoing_requests", "max_queued_requests", "retry_after_s"}, exclude_none=True
+def request_router(model: ModelSpec, *, composed: bool) -> Any:
+    """Ray Serve's ``request_router_config`` for the model's ``routing``."""
+    from ray.serve.config import RequestRouterConfig
+
+    routing = model.routing or ("power_of_two" if composed else "round_robin")
+    # Beyond this difference in requests, load decides and not the prefix.
+    affinity = {
+        "imbalanced_threshold": model.scaling.target_ongoing_requests,
+        "do_eviction": True,
+    }
+    return RequestRouterConfig(
+        request_router_class=(HANDLE_ROUTERS if composed else DIRECT_ROUTERS)[routing],
+        request_router_kwargs=affinity if routing == "prefix_aware" else {},
     )
-    own.setdefault("initial_replicas", scaling.min_replicas)
-    return own
 
 
-def hashes(keys: list[str]) -> tuple[str, ...]:
-    """The hash of each key."""
-    return tuple(key_hash(key) for key in keys)
+def _group(model: ModelSpec) -> dict[str, Any]:
+    """How the workers of a replica, or the replicas of a data-parallel group, are placed."""
+    if model.data_parallel_size == 1:
+        return {"placement_group_strategy": model.strategy}
+    from ray.serve.config import GangSchedulingConfig
+
+    return {"gang_scheduling_config": GangSchedulingConfig(gang_size=model.data_parallel_size)}
+
+
+def autoscaling(scaling: ScalingSpec, group: int = 1) -> dict[str, Any]:
+    """Ray Serve's ``autoscaling_config``: the fields that are its own, absent ones left out.
+
+    Its bounds count Serve's replicas, of which a data-parallel group has ``group``. Left out, too,
+    is an absent ``initial_replicas``: Serve starts at ``min_replicas`` without it, and with it
+    every change to a running service would throw the replicas back to that number.
+    """
+    not_serves = {"max_ongoing_requests", "max_queued_requests", "retry_after_s", "policy"}
+    own = scaling.model_dump(exclude=not_serves, exclude_none=True)
+    own |= {name: own[name] * group for name in own if name.endswith("_replicas")}
+    policy = scaling.policy.serve_policy()
+    return own if policy is None else own | {"policy": policy}

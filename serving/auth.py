@@ -2,237 +2,251 @@
 
 Only SHA-256 hashes of keys travel to the cluster and are compared, each in constant time
 (``hmac.compare_digest``). Every refusal has OpenAI's error shape, so that the OpenAI client raises
-its own exception for it.
+its own exception for it. What passes is rebuilt: a checked body (:mod:`serving.bodies`), and no
+header but those that an answer can depend on; the key ends here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from serving.errors import SpecError
-from serving.spec import Strict
+from serving import bodies
+from serving.allowance import Allowances, LocalBook, OverQuotaError, RemoteBook
+from serving.asgi import App, Receive, Refusal, Scope, Send, Shed, error_body
+from serving.bodies import Body
+from serving.keys import Tenant, check_tenants, holder
+from serving.limits import Limits
+from serving.metering import Meter
+from serving.purse import Purse
+from serving.ratelimits import over_quota, rate_headers
+from serving.router_spec import AUTO
+from serving.routes import (
+    OPEN_ROUTES,
+    bearer,
+    check_headers,
+    check_read,
+    content_length,
+    no_route,
+    rebuilt,
+    replay,
+    route,
+)
+from serving.slots import FullError, Slots
+from serving.stages import Stages, timed
+from serving.strict import Strict
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-OPEN_ROUTES = frozenset({"/health"})
-"""Answered without a key; every other route, known or not, needs one."""
-
-MIN_KEY_LENGTH = 16
-KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
-"""Where a key may be given to ``deploy``; it goes no further than the process that reads it."""
-
-
-def new_key() -> str:
-    """A random API key with 256 bits of entropy."""
-    return "sk-" + secrets.token_urlsafe(32)
-
-
-def key_hash(key: str) -> str:
-    """The hexadecimal SHA-256 of a key: all that leaves this process.
-
-    Raises:
-        SpecError: the key is short enough to be guessed from its hash.
-    """
-    if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable():
-        raise SpecError(
-            f"api_key has {len(key)} characters; it needs at least {MIN_KEY_LENGTH} printable "
-            "ASCII characters, because its hash can be read on the cluster. Leave it out to have "
-            "one generated."
-        )
-    return hashlib.sha256(key.encode()).hexdigest()
+HELD_BYTES = 64 * 2**20
+"""Bodies held at one gate, all together; a flood of large ones must not fill memory."""
 
 
 class Access(Strict):
     """What a gate enforces; travels as the deployment's ``user_config``."""
 
-    key_hashes: tuple[str, ...] = Field(
-        min_length=1, description="SHA-256 of each accepted key, hexadecimal."
+    tenants: tuple[Tenant, ...] = Field(
+        min_length=1, description="Who may call, each with the SHA-256 of its key."
     )
+    limits: Limits = Field(default_factory=Limits, description="What one request may ask for.")
     max_ongoing_requests: int = Field(ge=1, description="Requests in progress at one gate.")
     max_queued_requests: int = Field(ge=0, description="Requests waiting at one gate.")
     retry_after_s: int = Field(ge=1, description="Seconds in the Retry-After header.")
-    max_body_bytes: int = Field(ge=1, description="Largest request body.")
 
-    def admits(self, presented: str) -> bool:
-        """Whether a presented key is one of ours; takes the same time whichever it is."""
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
-        matches = [hmac.compare_digest(digest, known) for known in self.key_hashes]
-        return any(matches)
+    def holder(self, presented: str) -> Tenant | None:
+        """Whose key was presented, if anyone's; takes the same time whichever it is."""
+        return holder(presented, self.tenants)
 
-
-class FullError(Exception):
-    """As many requests wait as may."""
-
-
-class Slots:
-    """First come, first served: ``limit`` at work, ``queue`` waiting, the next one refused.
-
-    Each request brings the limits that hold when it comes, so a change reaches those who wait.
-    """
-
-    def __init__(self) -> None:
-        self.running = 0
-        self._limit = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait for a slot."""
-        return sum(not turn.done() for turn in self._waiting)
-
-    @asynccontextmanager
-    async def hold(self, limit: int, queue: int) -> AsyncIterator[None]:
-        """Hold one slot; raises :class:`FullError` at once where none is to be waited for."""
-        self._limit = limit
-        self._admit()
-        await self._acquire(queue)
-        try:
-            yield
-        finally:
-            self._release()
-
-    async def _acquire(self, queue: int) -> None:
-        if self.running < self._limit and not self.queued:
-            self.running += 1
-            return
-        if self.queued >= queue:
-            raise FullError
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release()  # the slot was given while the client went away
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            raise
-
-    def _release(self) -> None:
-        self.running -= 1
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self.running < self._limit:
-            turn = self._waiting.popleft()
-            if not turn.done():  # done: its client went away
-                self.running += 1
-                turn.set_result(None)
+    @model_validator(mode="after")
+    def _everyone_has_a_key_of_their_own(self) -> Self:
+        check_tenants(self.tenants)
+        for tenant in self.tenants:
+            if tenant.key_hash is None:
+                raise ValueError(f"tenant {tenant.name!r} has no key_hash; give one")
+        return self
 
 
 class Gate:
-    """ASGI middleware: authentication, body size and back-pressure on every route but health."""
+    """ASGI middleware: authentication, limits, quotas and back-pressure on every route but health.
 
-    def __init__(self, app: App, access: Callable[[], Access]) -> None:
+    The application behind finds the tenant in ``scope["tenant"]``, and in ``scope["stages"]`` what
+    it may add its times to; ``scope["constrained"]`` is true where a grammar of the client's rules.
+    """
+
+    def __init__(
+        self, app: App, access: Callable[[], Access | None], book: RemoteBook | None = None
+    ) -> None:
         self._app = app
         self._access = access
         self.slots = Slots()
         self.shed = 0
+        self.allowances = Allowances(uuid.uuid4().hex, book or LocalBook(), self._tenants)
+        self._held_bytes = 0
+
+    def _tenants(self) -> tuple[Tenant, ...]:
+        access = self._access()
+        return () if access is None else access.tenants
+
+    def _required_access(self) -> Access:
+        access = self._access()
+        assert access is not None, "Serve calls reconfigure before the first request"
+        return access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _route(scope) in OPEN_ROUTES:
+        if scope["type"] == "lifespan" or route(scope) in OPEN_ROUTES:
             return await self._app(scope, receive, send)
-        access = self._access()
-        if not access.admits(_bearer(scope)):
-            return await _refuse_unknown(scope, send)
-        if _content_length(scope) > access.max_body_bytes:
-            return await _refuse_large(send, access)
-        if scope.get("method") != "POST":
-            return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        access = self._required_access()
+        stages = scope["stages"] = Stages()
         try:
-            async with self.slots.hold(access.max_ongoing_requests, access.max_queued_requests):
-                await self._app(scope, _bounded(receive, access.max_body_bytes), send)
+            with stages.measure("authentication"):
+                tenant = scope["tenant"] = _caller(scope, access)
+                check_headers(scope)
+            if scope["method"] != "POST":
+                check_read(scope, tenant)
+                return await self._app(rebuilt(scope, b""), receive, send)
+            await self._post(scope, receive, send, access, tenant)
+        except Refusal as refusal:
+            await refusal.send(send)
+
+    async def _post(
+        self, scope: Scope, receive: Receive, send: Send, access: Access, tenant: Tenant
+    ) -> None:
+        path = route(scope)
+        if path not in bodies.POST_ROUTES:
+            raise no_route(scope)
+        if content_length(scope) > access.limits.max_body_bytes:
+            raise bodies.too_large(access.limits)
+        self.allowances.start()
+        purse = self.allowances.purse(tenant)
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            if self._held_bytes + size > HELD_BYTES:
+                raise self._full(access)
+            held += size
+            self._held_bytes += size
+
+        try:
+            raw = await bodies.read(receive, access.limits, grow)
+            if raw is None:
+                return
+            with scope["stages"].measure("authentication"):
+                body = bodies.check(path, raw, access.limits)
+                _check_model(body, tenant)
+            scope["constrained"] = body.constrained
+            await self._admitted(scope, receive, send, access, purse, body)
+        except Refusal as refusal:
+            purse.count("shed" if isinstance(refusal, Shed) else "refused")
+            raise
+        finally:
+            self._held_bytes -= held
+
+    async def _admitted(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        purse: Purse,
+        body: Body,
+    ) -> None:
+        """Within the tenant's quotas: serve, and charge what it cost."""
+        reserved = body.reserved_tokens if route(scope) in bodies.GENERATING else 0
+        try:
+            with scope["stages"].measure("authentication"):
+                await self.allowances.admit(purse, reserved)
+        except OverQuotaError as over:
+            raise over_quota(over, purse, time.monotonic()) from None
+        body.ask_for_usage()
+        told = timed(send, scope["stages"])
+        meter = Meter(told, body, lambda: rate_headers(purse, time.monotonic()))
+        spent = 0
+        try:
+            await self._in_time(scope, receive, meter, access, body, purse)
+            spent = purse.charge(meter.tokens(), failed=(meter.status or 500) >= 500)
+        except Refusal:
+            raise  # shed: nothing was served
+        except BaseException as error:
+            left = isinstance(error, asyncio.CancelledError)
+            spent = purse.charge(meter.tokens(), failed=not left)
+            raise
+        finally:
+            self.allowances.leave(purse, reserved, spent)
+
+    async def _in_time(
+        self,
+        scope: Scope,
+        receive: Receive,
+        meter: Meter,
+        access: Access,
+        body: Body,
+        purse: Purse,
+    ) -> None:
+        limit = access.limits.max_seconds
+        try:
+            async with asyncio.timeout(limit) as clock:
+                async with self.slots.hold(access.max_ongoing_requests, access.max_queued_requests):
+                    data = body.encoded()
+                    await self._app(rebuilt(scope, data), replay(data, receive), meter.send)
         except FullError:
-            self.shed += 1
-            await _refuse_full(send, access)
+            self.allowances.give_back(purse)
+            raise self._full(access) from None
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            await _end_late(meter, limit)
+
+    def _full(self, access: Access) -> Shed:
+        self.shed += 1
+        wait = access.retry_after_s
+        return Shed(
+            429,
+            f"The service is at capacity: {access.max_ongoing_requests} requests in progress and "
+            f"{access.max_queued_requests} waiting. Try again in {wait} s.",
+            "rate_limit_exceeded",
+            "rate_limit_error",
+            {"retry-after": str(wait)},
+        )
 
 
-def _route(scope: Scope) -> str:
-    """The path below the route prefix, which ASGI gives as ``root_path`` and again in ``path``."""
-    path, prefix = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
+async def _end_late(meter: Meter, limit: float) -> None:
+    """Say that time is up: as a status, or as a stream's last event where the status is sent."""
+    message = f"The request was not answered within {limit:g} s."
+    if meter.status is None:
+        return await Refusal(504, message, "request_timeout", "timeout_error").send(meter.send)
+    if meter.ended:
+        return None
+    last = b""
+    if meter.streams:
+        error = error_body(message, "timeout_error", "request_timeout")
+        last = b"data: " + json.dumps(error).encode() + b"\n\n"
+    return await meter.send({"type": "http.response.body", "body": last})
 
 
-def _bearer(scope: Scope) -> str:
-    for name, value in scope.get("headers", ()):
-        if name.lower() == b"authorization":
-            scheme, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if scheme.lower() == "bearer" else ""
-    return ""
-
-
-def _content_length(scope: Scope) -> int:
-    for name, value in scope.get("headers", ()):
-        if name.lower() == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
-
-
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """End the request of a client that sends more than ``limit`` bytes without saying so."""
-    seen = 0
-
-    async def bounded() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if seen > limit else message
-
-    return bounded
-
-
-async def _refuse_unknown(scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
-        return await send({"type": "websocket.close", "code": 1008})
+def _caller(scope: Scope, access: Access) -> Tenant:
+    tenant = access.holder(bearer(scope))
+    # Only the holder of a key learns that it has ended: no other gets past its hash.
+    if tenant is not None and not tenant.expired(datetime.now(UTC)):
+        return tenant
     message = "Missing or unknown API key. Send it as 'Authorization: Bearer KEY'."
-    headers = {"www-authenticate": "Bearer"}
-    await respond(send, 401, message, "invalid_request_error", "invalid_api_key", headers)
+    code = "invalid_api_key"
+    if tenant is not None:
+        message, code = f"This API key ended at {tenant.expires_at}.", "expired_api_key"
+    raise Refusal(401, message, code, headers={"www-authenticate": "Bearer"})
 
 
-async def _refuse_large(send: Send, access: Access) -> None:
-    message = f"The request body exceeds {access.max_body_bytes} bytes."
-    await respond(send, 413, message, "invalid_request_error", "body_too_large")
-
-
-async def _refuse_full(send: Send, access: Access) -> None:
-    message = (
-        f"The service is at capacity: {access.max_ongoing_requests} requests in progress and "
-        f"{access.max_queued_requests} waiting. Try again in {access.retry_after_s} s."
-    )
-    headers = {"retry-after": str(access.retry_after_s)}
-    await respond(send, 429, message, "rate_limit_error", "rate_limit_exceeded", headers)
-
-
-async def respond(
-    send: Send,
-    status: int,
-    message: str,
-    kind: str,
-    code: str,
-    headers: dict[str, str] | None = None,
-) -> None:
-    """Send an error in OpenAI's shape."""
-    body = json.dumps(error_body(message, kind, code)).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(body))}
-    raw = [(name.encode(), value.encode()) for name, value in (fields | (headers or {})).items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
-def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
-    """An error as OpenAI's API words it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def _check_model(body: Body, tenant: Tenant) -> None:
+    if tenant.models is None or (body.model is not None and tenant.may_use(body.model)):
+        return
+    if body.model == AUTO:
+        return  # the router chooses among the tenant's models
+    allowed = ", ".join(tenant.models)
+    raise Refusal(403, f"This API key may use these models alone: {allowed}.", "model_not_allowed")

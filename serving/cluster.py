@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,21 +11,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.auth import KEY_VARIABLE
-from serving.errors import ClusterError, MissingPackageError, PortTakenError
+from serving import attach
+from serving.errors import ClusterError, MissingPackageError
+from serving.keys import KEY_VARIABLE
+from serving.niceness import WORKERS
+from serving.ports import Ports, check_port
 
 if TYPE_CHECKING:
-    from serving.spec import ModelSpec, ServiceSpec
+    from serving.spec import EndpointSpec
+
+START_ATTEMPTS, TOO_SLOW = 3, "timed out during startup"
+"""Ray gives a node 30 s to come up, and on a busy machine that is too short now and then."""
 
 METRICS_INTERVAL_MS = 1000
-SERVE_FLAGS = {
-    # Direct streaming: HAProxy hands each request straight to the replica's own HTTP server.
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+METRICS_ENV = {"RAY_metrics_report_interval_ms": str(METRICS_INTERVAL_MS)}
+"""For the actors whose figures are watched, on a cluster that somebody else started."""
+
+FORWARD_BODY = {
+    "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
+    # HAProxy holds a request of up to this size in memory; of a larger one the prefix is not seen.
+    "RAY_SERVE_HAPROXY_INGRESS_REQUEST_ROUTER_BUFSIZE": str(2**20),
 }
-"""Read when Ray Serve is imported, so they hold only on a cluster where it starts with them."""
+"""For routing by a prompt's prefix on the direct path; its price is a second copy of each body."""
 
 SERVE_TUNING = {
+    # A proxy that has died is missed after three looks: 6 s instead of 30.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # On a busy machine a proxy that starts is not ready within Serve's 5 s, which kills it then.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # A replica that is not needed may end what it answers; one that hangs never would.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
@@ -43,16 +58,27 @@ class Cluster:
     """A Ray cluster this process is connected to.
 
     ``address`` is the address of its control service (host:port). ``supervisor`` is the process
-    that holds the cluster where this project started it; None on one that only was attached to.
+    that holds the cluster where this project started it; None on one that only was attached to,
+    at the address ``given``. ``endpoint`` is the port it keeps for HTTP, if it is ours.
     """
 
     address: str
     supervisor: subprocess.Popen[str] | None = None
+    given: str | None = None
+    endpoint: int | None = None
 
     @property
     def ours(self) -> bool:
         """Whether this project started the cluster, and so ends it."""
         return self.supervisor is not None
+
+    @property
+    def host(self) -> str:
+        """Where this process reaches the cluster's head."""
+        if self.ours:
+            return "127.0.0.1"
+        place = (self.given or "").removeprefix(attach.CLIENT)
+        return (place if ":" in place else self.address).rpartition(":")[0].strip("[]")
 
 
 _current: Cluster | None = None
@@ -69,7 +95,7 @@ def _alive() -> bool:
     return bool(ray.is_initialized())
 
 
-def connect(spec: ServiceSpec | None = None, address: str | None = None) -> Cluster:
+def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Cluster:
     """The cluster at ``address`` or ``RAY_ADDRESS``, else a local one, started if need be.
 
     A local one has room for ``spec``, if given.
@@ -82,7 +108,7 @@ def connect(spec: ServiceSpec | None = None, address: str | None = None) -> Clus
     wanted = address or os.environ.get("RAY_ADDRESS")
     running = current()
     if running is not None:
-        if wanted in (None, "auto", running.address):
+        if wanted in (None, "auto", running.address, running.given):
             return running
         raise ClusterError(
             f"address = {wanted!r}, but this process is connected to {running.address}. "
@@ -90,12 +116,12 @@ def connect(spec: ServiceSpec | None = None, address: str | None = None) -> Clus
         )
     _require_ray()
     _require_flags()
-    os.environ.update(SERVE_FLAGS | SERVE_TUNING | QUIET)
+    os.environ.update(SERVE_TUNING | QUIET)
     _current = _attach(wanted) if wanted else _start(spec)
     return _current
 
 
-def announce(spec: ServiceSpec, address: str | None) -> str:
+def announce(spec: EndpointSpec, address: str | None) -> str:
     """What :func:`connect` will do; refuses a taken port while nothing has started yet."""
     if wanted := address or os.environ.get("RAY_ADDRESS"):
         return f"connecting to the Ray cluster at {wanted}"
@@ -111,6 +137,10 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+    if (serve := sys.modules.get("ray.serve.context")) is not None:
+        # Serve knows its controller's cluster by the driver's job id, and every cluster's first
+        # driver has the same: the next cluster would be asked for this one's controller.
+        serve._disconnect()
     if cluster is not None and cluster.supervisor is not None:
         assert cluster.supervisor.stdin is not None
         cluster.supervisor.stdin.close()
@@ -136,34 +166,9 @@ def _require_flags() -> None:
 
 
 def _attach(address: str) -> Cluster:
-    """Connect to a running cluster, shipping our packages (and the embedded model) to its nodes."""
-    import ray
-
     # A cluster with token authentication refuses a driver that does not announce it.
     _use_token(create=False)
-    try:
-        context = ray.init(
-            address=address,
-            namespace="llm-workbench",
-            runtime_env={"py_modules": _packages(), "env_vars": QUIET},
-            log_to_driver=False,
-            logging_level="warning",
-        )
-    except Exception as error:
-        raise ClusterError(
-            f"address = {address!r} is not a Ray cluster this process can join "
-            f"({type(error).__name__}: {_first_line(error)}). Check the address, that its Ray is "
-            f"{ray.__version__} on Python {sys.version_info.major}.{sys.version_info.minor}, and "
-            "its token (RAY_AUTH_TOKEN)."
-        ) from None
-    return Cluster(address=context.address_info["gcs_address"])
-
-
-def _packages() -> list[str]:
-    """The folders that nodes import from: this package, and what stands beside it for the load."""
-    ours = Path(__file__).parent
-    beside = ours.parent / "workbench"
-    return [str(ours), *([str(beside)] if beside.is_dir() else [])]
+    return Cluster(address=attach.join(address, QUIET | METRICS_ENV), given=address)
 
 
 def _has_token() -> bool:
@@ -173,49 +178,67 @@ def _has_token() -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def _start(spec: ServiceSpec | None) -> Cluster:
+def _start(spec: EndpointSpec | None) -> Cluster:
     """Start a local cluster under a supervisor that ends it when this process ends."""
     import ray
 
     _use_token(create=True)
+    for _ in range(START_ATTEMPTS):
+        ports = Ports()
+        supervisor, words = _supervised(spec, ports)
+        if supervisor is not None:
+            break
+        if TOO_SLOW not in words:
+            raise ClusterError(f"Ray did not start on this machine. Its last words:\n{words}")
+    else:
+        raise ClusterError(
+            f"Ray did not start within 30 s, {START_ATTEMPTS} times: the machine is busy with "
+            "other work. End that, or try again later."
+        )
+    context = ray.init(
+        address=f"127.0.0.1:{ports.head}",
+        namespace="llm-workbench",
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    address = context.address_info["gcs_address"]
+    return Cluster(address, supervisor=supervisor, endpoint=ports.endpoint)
+
+
+def _supervised(
+    spec: EndpointSpec | None, ports: Ports
+) -> tuple[subprocess.Popen[str] | None, str]:
+    """The supervisor of a new head, which keeps its ports; else the last words of Ray's start."""
     state = Path(tempfile.mkdtemp(prefix="llm-workbench-"))
-    port = free_port()
+    config = {"metrics_report_interval_ms": METRICS_INTERVAL_MS, "worker_niceness": WORKERS}
     arguments = [
-        f"--port={port}",
+        f"--port={ports.head}",
         "--node-ip-address=127.0.0.1",
-        f"--num-cpus={_logical_cpus(spec.model if spec else None)}",
+        f"--num-cpus={_logical_cpus(spec)}",
         "--dashboard-host=127.0.0.1",
-        f"--ray-client-server-port={free_port()}",
+        f"--ray-client-server-port={ports.client}",
         "--dashboard-agent-listen-port=0",
         "--disable-usage-stats",
-        "--system-config=" + json.dumps({"metrics_report_interval_ms": METRICS_INTERVAL_MS}),
+        "--system-config=" + json.dumps(config),
     ]
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "serving.supervisor", str(state), *arguments],
-        env=_inherited() | haproxy_environment(state) | _python_path(),
+        env=_inherited() | own_environment(state, ports) | _python_path(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        pass_fds=[ports.fileno()],
     )
+    ports.close()
     assert supervisor.stdout is not None
     if supervisor.stdout.readline().strip() != "started":
         log = state / "ray-start.log"
         words = log.read_text()[-1500:] if log.exists() else ""
         supervisor.communicate()
-        raise ClusterError(f"Ray did not start on this machine. Its last words:\n{words}")
-    context = ray.init(
-        address=f"127.0.0.1:{port}",
-        namespace="llm-workbench",
-        log_to_driver=False,
-        logging_level="warning",
-    )
-    return Cluster(address=context.address_info["gcs_address"], supervisor=supervisor)
+        return None, words
+    return supervisor, ""
 
 
 def _use_token(*, create: bool) -> None:
@@ -232,9 +255,11 @@ def _use_token(*, create: bool) -> None:
         setup._enable_token_auth()
 
 
-def _logical_cpus(model: ModelSpec | None) -> int:
+def _logical_cpus(spec: EndpointSpec | None) -> int:
     """Enough for every replica: on one machine, CPUs are what Ray schedules by, not a limit."""
-    needed = model.num_cpus * model.workers * model.scaling.max_replicas if model else 0
+    engines = spec.engines if spec else ()
+    needed = sum(one.num_cpus * one.workers * one.scaling.max_replicas for one in engines)
+    needed += spec.helpers_cpus if spec else 0
     return max(os.cpu_count() or 1, 8, int(needed + 1))
 
 
@@ -249,8 +274,8 @@ def _python_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
-def haproxy_environment(state: Path) -> dict[str, str]:
-    """Files and ports of HAProxy that by default are the same for every cluster of a host."""
+def own_environment(state: Path, ports: Ports) -> dict[str, str]:
+    """Files and ports of Ray Serve that by default are the same for every cluster of a host."""
     names = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -259,25 +284,4 @@ def haproxy_environment(state: Path) -> dict[str, str]:
         "METRICS_SOCKET_PATH": "metrics.sock",
     }
     files = {f"RAY_SERVE_HAPROXY_{key}": str(state / name) for key, name in names.items()}
-    ports = {f"RAY_SERVE_HAPROXY_{key}_PORT": str(free_port()) for key in ("METRICS", "STATS")}
-    return files | ports
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise :class:`PortTakenError` if ``port`` has a listener on ``host``."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortTakenError(
-                f"port = {port} on host = {host!r} cannot be listened on ({error.strerror}). "
-                "Choose another port, or port = 0 for a free one."
-            ) from None
+    return files | ports.variables()

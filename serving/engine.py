@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving import parallel
 from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
-from serving.spec import TINY, ModelSpec
+from serving.spec import ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -23,6 +24,8 @@ OWN_FIELDS = {
     "max_model_len": "model.max_model_len",
     "tensor_parallel_size": "model.tensor_parallel_size",
     "pipeline_parallel_size": "model.pipeline_parallel_size",
+    "data_parallel_size": "model.data_parallel_size",
+    "enable_expert_parallel": "model.expert_parallel",
     "api_key": "api_key of deploy()",
     "hf_token": "the environment variable HF_TOKEN",
 }
@@ -59,6 +62,8 @@ def check(model: ModelSpec) -> None:
     """Everything about a model that can be refused before anything starts."""
     check_engine_kwargs(model)
     check_model_path(model)
+    parallel.check_parallel(model)
+    parallel.check_cache(model)
 
 
 def check_engine_kwargs(model: ModelSpec) -> None:
@@ -79,14 +84,14 @@ def check_engine_kwargs(model: ModelSpec) -> None:
 def check_model_path(model: ModelSpec) -> None:
     """Raise :class:`ModelNotFoundError` for a local path that holds no model."""
     source = model.source
-    if source == TINY or not (source.startswith(("/", ".", "~")) or Path(source).exists()):
+    if model.embedded or not (source.startswith(("/", ".", "~")) or Path(source).exists()):
         return
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
         state = "has no config.json" if folder.is_dir() else "does not exist"
         raise ModelNotFoundError(
             f"model.source = {source!r} {state}. Give the folder of a model in Hugging Face "
-            "format, a Hugging Face id, or 'tiny'."
+            "format, a Hugging Face id, 'tiny' or 'nano'."
         )
 
 
@@ -101,17 +106,32 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
         # Replicas that share a card must share its memory too.
         given.setdefault("gpu_memory_utilization", round(0.9 * (model.num_gpus or 1), 3))
     return given | {
-        "dtype": model.dtype,
+        "dtype": model.number_type,
         "tensor_parallel_size": model.tensor_parallel_size,
         "pipeline_parallel_size": model.pipeline_parallel_size,
+        **(
+            {}
+            if model.data_parallel_size == 1
+            else {"data_parallel_size": model.data_parallel_size}
+        ),
+        **({"enable_expert_parallel": True} if model.expert_parallel else {}),
         **({} if model.max_model_len is None else {"max_model_len": model.max_model_len}),
+    }
+
+
+def _optional(model: ModelSpec) -> dict[str, Any]:
+    size = model.data_parallel_size
+    return {
+        "data_parallel_size": size if size > 1 else None,
+        "enable_expert_parallel": model.expert_parallel or None,
+        "max_model_len": model.max_model_len,
     }
 
 
 def environment(model: ModelSpec) -> dict[str, str]:
     """Environment variables of a replica and its engine processes; nothing secret among them."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if model.source == TINY or Path(model.source).expanduser().is_dir():
+    if model.embedded or Path(model.source).expanduser().is_dir():
         variables["HF_HUB_OFFLINE"] = "1"
     if model.accelerator == "cpu":
         variables |= {
@@ -145,7 +165,8 @@ def llm_config(model: ModelSpec) -> LLMConfig:
         model_loading_config={"model_id": model.model_id, "model_source": model.path},
         accelerator_config={"kind": model.accelerator},
         accelerator_type=model.accelerator_type,
-        placement_group_config={"bundles": bundles, "strategy": "PACK"},
-        engine_kwargs=engine_kwargs(model),
+        placement_group_config={"bundles": bundles, "strategy": model.strategy},
+        # Each answer's last event then tells its time in queue, prefill and decode.
+        engine_kwargs={"enable_per_request_metrics": True} | engine_kwargs(model),
         callback_config={"callback_class": "serving.replica.NoNodeInit"} if local else {},
     )

@@ -40,3 +40,7 @@ class DeployError(WorkbenchError):
 
 class EndpointGoneError(WorkbenchError):
     """An endpoint that was deleted, or whose cluster is gone."""
+
+
+class LeaseError(WorkbenchError):
+    """A class refuses: no place, a lease that ran out, or more than the cap allows."""

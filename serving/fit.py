@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from serving import parallel
 from serving.errors import ResourcesError
 
 if TYPE_CHECKING:
-    from serving.spec import ModelSpec, ServiceSpec
+    from serving.spec import EndpointSpec, ModelSpec
 
 
-def check_fit(spec: ServiceSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
-    """Raise :class:`ResourcesError` if one replica can never be placed on the cluster.
+def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
+    """Raise :class:`ResourcesError` if a replica of a model can never be placed on the cluster.
 
     ``nodes`` are the resources of each node as Ray reports them (``memory`` in bytes); read from
     the connected cluster when absent.
@@ -21,9 +22,19 @@ def check_fit(spec: ServiceSpec, nodes: list[Mapping[str, Any]] | None = None) -
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    model = spec.model
-    for name, per_worker in model.bundle.items():
-        _check_one(name, per_worker, model.workers, nodes)
+    for name, cpus in spec.helpers().items():
+        if not any(float(node.get("CPU", 0)) >= cpus for node in nodes):
+            raise ResourcesError(
+                f"{name}.num_cpus = {cpus:g}, but no node of the cluster has as many CPUs. "
+                "Lower it, or add a larger node."
+            )
+    for model in spec.engines:
+        _check_model(model, nodes)
+
+
+def _check_model(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
+    for name in ("CPU", "GPU") if model.accelerator == "gpu" else ("CPU",):
+        _check_one(name, model.bundle[name], model.workers * model.data_parallel_size, nodes)
     if model.accelerator_type and not any(
         f"accelerator_type:{model.accelerator_type}" in node for node in nodes
     ):
@@ -40,6 +51,7 @@ def check_fit(spec: ServiceSpec, nodes: list[Mapping[str, Any]] | None = None) -
             f"{largest:.1f} GiB. Lower it, or add a larger node."
         )
     _check_together(model, nodes)
+    parallel.check_memory(model, nodes)
 
 
 def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, Any]]) -> None:
@@ -54,24 +66,35 @@ def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, 
 
 def _check_together(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
     """Each worker needs all that is its own on one node, and one of them the memory too."""
-    kind, memory = f"accelerator_type:{model.accelerator_type}", (model.memory_gib or 0) * 2**30
-    able = [node for node in nodes if model.accelerator_type is None or kind in node]
-    room = [(_times(node, model.bundle), float(node.get("memory", 0))) for node in able]
-    if sum(times for times, _ in room) < model.workers or not any(
-        times and memory <= has for times, has in room
-    ):
-        wanted = {
-            "num_cpus": model.bundle["CPU"],
-            "num_gpus": model.bundle.get("GPU"),
-            "memory_gib": model.memory_gib,
-        }
-        told = [f"model.{name} = {value:g}" for name, value in wanted.items() if value is not None]
-        if model.accelerator_type is not None:
-            told.append(f"model.accelerator_type = {model.accelerator_type!r}")
-        raise ResourcesError(
-            f"{', '.join(told)}: the cluster has enough of each, but not together on one node for "
-            f"{model.workers} engine worker(s). Lower one of them, or add nodes."
-        )
+    memory = (model.memory_gib or 0) * 2**30
+    room = [(_times(node, model.bundle), float(node.get("memory", 0))) for node in nodes]
+    holds = _holds(model, [times for times, _ in room])
+    if holds is None and any(times and memory <= has for times, has in room):
+        return
+    wanted = {
+        "num_cpus": model.bundle["CPU"],
+        "num_gpus": model.bundle.get("GPU"),
+        "memory_gib": model.memory_gib,
+    }
+    told = [f"model.{name} = {value:g}" for name, value in wanted.items() if value is not None]
+    if model.accelerator_type is not None:
+        told.append(f"model.accelerator_type = {model.accelerator_type!r}")
+    raise ResourcesError(
+        f"{', '.join(told)}: the cluster has enough of each, but not together on one node for "
+        f"{model.workers * model.data_parallel_size} engine worker(s)"
+        f"{'' if holds is None else holds}. Lower one of them, or add nodes."
+    )
+
+
+def _holds(model: ModelSpec, room: list[int]) -> str | None:
+    """Why nodes with room for so many workers each cannot hold a replica; None where they can."""
+    workers, largest = model.workers, max(room, default=0)
+    if model.strategy == "STRICT_PACK" and model.data_parallel_size == 1 and largest < workers:
+        return f", all on one as placement = 'STRICT_PACK' has it: the largest takes {largest}"
+    able = sum(times > 0 for times in room)
+    if model.strategy == "STRICT_SPREAD" and able < workers:
+        return f", each on another as placement = 'STRICT_SPREAD' has it: {able} node(s) take one"
+    return "" if sum(room) < workers * model.data_parallel_size else None
 
 
 def _times(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -9,20 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from serving import SERVE_FLAGS, attach, fit, ledger
 from serving import app as application
 from serving import cluster as clusters
-from serving import fit
-from serving.cluster import SERVE_FLAGS, SERVE_TUNING, Cluster
+from serving.cluster import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
 from serving.errors import LAST_WORDS, ClusterError, DeployError, EndpointGoneError
-from serving.spec import ServiceSpec
+from serving.keys import Tenant
+from serving.ports import check_port, free_port
+from serving.spec import EndpointSpec
 
 Progress = Callable[[str], None]
 POLL_S = 0.25
+CUT_S, DELETED_S = 10.0, 60.0
+"""Of a deletion: when what is still answered is cut off, and when it has failed."""
 STATES = ("running", "starting", "stopping")
 
 
 def deploy(
-    spec: ServiceSpec, cluster: Cluster, key_hashes: tuple[str, ...], progress: Progress
+    spec: EndpointSpec, cluster: Cluster, tenants: tuple[Tenant, ...], progress: Progress
 ) -> int:
     """Bring the service up as specified and return the endpoint's port.
 
@@ -36,13 +41,14 @@ def deploy(
     """
     fit.check_fit(spec)
     port = _start_serve(spec, cluster, progress)
-    if _unchanged(spec, key_hashes):
+    if _unchanged(spec, tenants):
         progress(f"{spec.name}: already running as specified")
         return port
     from ray import serve
 
+    ledger.start(spec.name)  # comes up beside the engine
     target = serve.RunTarget(
-        target=application.application(spec, key_hashes),
+        target=application.application(spec, tenants),
         name=spec.name,
         route_prefix=spec.route_prefix,
     )
@@ -52,14 +58,52 @@ def deploy(
 
 
 def delete(name: str, cluster: Cluster) -> None:
-    """Delete one application; a cluster of ours ends with its last one. Unknown names are done."""
-    from ray import serve
+    """Delete one application; a cluster of ours ends with its last one. Unknown names are done.
 
+    Raises:
+        ClusterError: it is still there after ``DELETED_S``.
+    """
     others = [other for other in details()["applications"] if other != name]
     if cluster.ours and not others:
         clusters.disconnect()
     elif name in details()["applications"]:
-        serve.delete(name)
+        end_application(name)
+        ledger.end(name)
+
+
+def end_application(name: str) -> None:
+    """Delete an application, and cut off what it still answers after ``CUT_S``.
+
+    A replica that stops has as long as a request may take, so that fewer replicas lose no request;
+    who deletes a service means it.
+    """
+    from ray import serve
+
+    # Those that are there now: another may deploy under the same name meanwhile.
+    doomed = _actors(name)
+    serve.delete(name, _blocking=False)
+    began = time.monotonic()
+    while name in details()["applications"]:
+        waited = time.monotonic() - began
+        if waited > DELETED_S:
+            raise ClusterError(f"{name}: Ray Serve has not deleted it after {DELETED_S:g} s.")
+        if waited > CUT_S:
+            _kill(doomed)
+        time.sleep(POLL_S)
+
+
+def _actors(name: str) -> list[str]:
+    """The names of an application's replicas, as Ray's actors."""
+    app = details()["applications"].get(name, {"deployments": {}})
+    return [one["actor_name"] for each in app["deployments"].values() for one in each["replicas"]]
+
+
+def _kill(actors: list[str]) -> None:
+    import ray
+
+    for actor in actors:
+        with contextlib.suppress(ValueError):  # it has ended
+            ray.kill(ray.get_actor(actor, namespace="serve"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +131,7 @@ class ServiceStatus:
 
     def __str__(self) -> str:
         parts = [f"{n}: {r.running} of {r.target} running" for n, r in self.deployments.items()]
-        return f"{self.name} is {self.state} ({'; '.join(parts)})"
+        return f"{self.name} is {self.state}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def status(name: str) -> ServiceStatus:
@@ -115,19 +159,37 @@ def _word(state: Any) -> str:
     return str(getattr(state, "value", state)).lower()
 
 
-def details() -> dict[str, Any]:
-    """Serve's own account of every application: targets, replica states, configuration."""
+def details(timeout_s: float | None = None) -> dict[str, Any]:
+    """Serve's own account of every application: targets, replica states, configuration.
+
+    Raises:
+        GetTimeoutError: Ray's, where the controller does not answer in ``timeout_s``.
+    """
     import ray
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return {"applications": {}}
-    found: dict[str, Any] = ray.get(client._controller.get_serve_instance_details.remote())
+    found: dict[str, Any] = ray.get(
+        client._controller.get_serve_instance_details.remote(), timeout=timeout_s
+    )
     return found
 
 
-def _start_serve(spec: ServiceSpec, cluster: Cluster, progress: Progress) -> int:
+def replicas_by_node() -> Counter[str]:
+    """How many replicas each node runs, by Ray's node id; Serve's own small routers left out."""
+    return Counter(
+        str(replica["node_id"])
+        for app in details()["applications"].values()
+        for name, deployment in app["deployments"].items()
+        if name != "router"
+        for replica in deployment["replicas"]
+        if replica.get("node_id")
+    )
+
+
+def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> int:
     """Start Serve with our options, or check the options it runs with."""
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -137,20 +199,30 @@ def _start_serve(spec: ServiceSpec, cluster: Cluster, progress: Progress) -> int
     running = details()
     if running.get("http_options"):
         return _check_serve(spec, running)
-    port = spec.port or clusters.free_port(spec.host)
+    port = spec.port or cluster.endpoint or free_port(spec.host)
     if cluster.ours:
-        clusters.check_port(spec.host, port)
+        check_port(spec.host, port)
     progress(f"starting Ray Serve on {spec.host}:{port}")
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=spec.host, port=port),
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        controller_options={"runtime_env": {"env_vars": SERVE_FLAGS | SERVE_TUNING}},
+        controller_options={"runtime_env": {"env_vars": serve_variables(spec) | METRICS_ENV}},
     )
     return port
 
 
-def _check_serve(spec: ServiceSpec, running: dict[str, Any]) -> int:
+def serve_variables(spec: EndpointSpec) -> dict[str, str]:
+    """The environment of Ray Serve's own actors, as this spec needs it."""
+    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY if _reads_prompts(spec) else {})
+
+
+def _reads_prompts(spec: EndpointSpec) -> bool:
+    """Whether the proxy must show each prompt to Serve's router."""
+    return not spec.composed and spec.models[0].routing == "prefix_aware"
+
+
+def _check_serve(spec: EndpointSpec, running: dict[str, Any]) -> int:
     """The port of a Serve that already runs, if it can carry this spec."""
     options = running["http_options"]
     for name in ("host", "port"):
@@ -161,34 +233,45 @@ def _check_serve(spec: ServiceSpec, running: dict[str, Any]) -> int:
                 f"{has!r}, and it cannot change while it runs. Set {name} = {has!r}, or shut "
                 "Serve down first."
             )
-    proxies = {_actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
+    proxies = {attach.actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
     if not spec.composed and proxies - {"HAProxyManager"}:
         raise ClusterError(
             "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
             "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
             "deploy again, or start it with RAY_SERVE_ENABLE_HA_PROXY=1."
         )
+    if _reads_prompts(spec):
+        _check_forwarding(running)
     return int(options["port"])
 
 
-def _actor_class(name: str) -> str:
-    """The class of one of Serve's own actors: a proxy's tells which kind of proxy it is."""
-    import ray
+def _check_forwarding(running: dict[str, Any]) -> None:
+    """Prefix-aware routing on the direct path needs a proxy that shows the router each prompt."""
 
-    descriptor = ray.get_actor(name, namespace="serve")._ray_actor_creation_function_descriptor
-    return str(descriptor.class_name)
+    def forwards(proxy: Any) -> bool:
+        from ray.serve._private import constants
+
+        return bool(constants.RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY)
+
+    for proxy in running["proxies"].values():
+        if not attach.ask_actor(proxy["actor_name"], forwards):
+            raise ClusterError(
+                "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster "
+                "without RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1, and it cannot change "
+                "while it runs. Choose another routing, or shut Serve down first."
+            )
 
 
-def _unchanged(spec: ServiceSpec, key_hashes: tuple[str, ...]) -> bool:
+def _unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
     running = details()["applications"].get(spec.name)
     if running is None or _word(running["status"]) != "running":
         return False
-    wanted = application.user_config(spec, key_hashes)
+    wanted = application.user_config(spec, tenants)
     configs = [d["deployment_config"].get("user_config") for d in running["deployments"].values()]
     return wanted in configs
 
 
-def _wait(spec: ServiceSpec, progress: Progress) -> None:
+def _wait(spec: EndpointSpec, progress: Progress) -> None:
     """Return once the application runs; report each change of state on the way."""
     from ray import serve
 
@@ -217,10 +300,16 @@ def _describe(status: Any) -> str:
     return "; ".join(parts) or "waiting for Ray Serve"
 
 
-def _failure(spec: ServiceSpec, status: Any) -> str:
+def _failure(spec: EndpointSpec, status: Any) -> str:
     """The replica's own account, without the stack of Ray's calls around it."""
-    told = [d.message for d in status.deployments.values() if d.status != "HEALTHY" and d.message]
-    message = "\n".join(told) or status.message
+    told = {
+        name: deployment.message
+        for name, deployment in status.deployments.items()
+        if deployment.status != "HEALTHY" and deployment.message
+    }
+    message = "\n".join(told.values()) or status.message
     _, mark, words = message.rpartition(LAST_WORDS)
     account = f"{mark}{words}".strip() if mark else message
-    return f"{spec.name}: a replica of {spec.model.model_id!r} did not start. {account}"
+    named = {application.deployment_name(model): model.model_id for model in spec.engines}
+    failed = next((named.get(name, name) for name in told), spec.models[0].model_id)
+    return f"{spec.name}: a replica of {failed!r} did not start. {account}"

@@ -5,57 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from serving.errors import SpecError
-from serving.tiny import TINY_MODEL_ID, tiny_model_path
+from serving.cpu_features import fast_bfloat16
+from serving.limits import Limits
+from serving.policy_spec import PolicySpec, Requests
+from serving.strict import Strict as Strict
+from serving.strict import explain as explain
+from serving.tiny import EMBEDDED, tiny_model_path
+
+Routing = Literal["round_robin", "power_of_two", "prefix_aware"]
 
 TINY = "tiny"
 """The ``source`` that stands for the embedded model."""
 
-
-class Strict(BaseModel):
-    """Unknown keys fail, values do not change, and a failure is a :class:`SpecError`."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-    )
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise SpecError(explain(error, type(self))) from None
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line a field: its path, the value given, what is wrong, and the way out."""
-    return "\n".join(_explain_one(dict(item), model) for item in error.errors())
-
-
-def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
-    path = ".".join([model.__name__, *(str(part) for part in item["loc"])])
-    value = repr(item["input"])
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    if item["type"] == "extra_forbidden":
-        return f"{path} = {shown}: there is no such field. {_nearest(item['loc'][-1], model)}"
-    reason = str(item["msg"]).removeprefix("Value error, ")
-    # A validator over several fields names them itself; their whole would drown it.
-    whole = isinstance(item["input"], dict) and item["type"] != "missing"
-    return reason if whole else f"{path} = {shown}: {reason}"
-
-
-def _nearest(name: str, model: type[BaseModel]) -> str:
-    close = get_close_matches(name, model.model_fields, n=1)
-    known = ", ".join(model.model_fields)
-    return f"Did you mean {close[0]!r}?" if close else f"The fields are: {known}."
+LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
+"""Fields of a ModelSpec that running replicas take over without a restart."""
 
 
 class ScalingSpec(Strict):
@@ -88,6 +55,9 @@ class ScalingSpec(Strict):
     look_back_period_s: float = Field(
         10, gt=0, description="Seconds over which request counts are averaged."
     )
+    policy: PolicySpec = Field(
+        default_factory=Requests, description="By what the autoscaler decides."
+    )
     retry_after_s: int = Field(
         1, ge=1, description="Seconds in the Retry-After header of a shed request."
     )
@@ -119,7 +89,7 @@ class ModelSpec(Strict):
     source: str = Field(
         TINY,
         min_length=1,
-        description="Hugging Face id, local path, or 'tiny' for the embedded model.",
+        description="Hugging Face id, local path, or an embedded model: 'tiny', 'nano' (smaller).",
     )
     id: str | None = Field(
         None,
@@ -139,7 +109,22 @@ class ModelSpec(Strict):
     )
     tensor_parallel_size: int = Field(1, ge=1, description="Engine workers that split each layer.")
     pipeline_parallel_size: int = Field(1, ge=1, description="Engine workers in a row of stages.")
-    dtype: str = Field("bfloat16", description="Type of weights and activations.")
+    data_parallel_size: int = Field(
+        1, ge=1, description="Replicas that share the experts of a sparse model, as one group."
+    )
+    expert_parallel: bool = Field(
+        False, description="Whole experts on each worker of a sparse model, not slices of all."
+    )
+    placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] | None = Field(
+        None,
+        description="Ray's strategy for a replica's workers; absent: PACK on GPUs, and on CPUs "
+        "STRICT_PACK, as they are processes of one node there.",
+    )
+    dtype: str = Field(
+        "auto",
+        description="Type of weights and activations; auto: bfloat16, or float32 on a CPU that "
+        "has no instructions for it.",
+    )
     max_model_len: int | None = Field(
         None, ge=16, description="Context length in tokens; the model's own when absent."
     )
@@ -150,6 +135,20 @@ class ModelSpec(Strict):
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
     )
+    routing: Routing | None = Field(
+        None,
+        description="How a request's replica is chosen, by Ray Serve's own policies; when absent "
+        "round_robin, and power_of_two where our ingress stands before the model.",
+    )
+    health_check_period_s: float = Field(
+        5, gt=0, description="Seconds between two looks at whether a replica's engine answers."
+    )
+    health_check_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="Seconds an engine has for an answer; at the third miss in a row its replica "
+        "is replaced. Longer than the longest step of the engine.",
+    )
     scaling: ScalingSpec = Field(
         default_factory=ScalingSpec, description="How many replicas, and when."
     )
@@ -159,12 +158,30 @@ class ModelSpec(Strict):
         """The name that clients put into ``model``."""
         if self.id is not None:
             return self.id
-        return TINY_MODEL_ID if self.source == TINY else self.source.rstrip("/").split("/")[-1]
+        return EMBEDDED.get(self.source) or self.source.rstrip("/").split("/")[-1]
 
     @property
     def path(self) -> str:
-        """What vLLM loads: the embedded model's folder, or ``source`` as given."""
-        return str(tiny_model_path()) if self.source == TINY else self.source
+        """What vLLM loads: an embedded model's folder, or ``source`` as given."""
+        return str(tiny_model_path(name=self.source)) if self.embedded else self.source
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is one of the models that come with this package."""
+        return self.source in EMBEDDED
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer lies: with the model, unless an engine argument names another."""
+        return str(self.engine_kwargs.get("tokenizer") or self.path)
+
+    @property
+    def number_type(self) -> str:
+        """The type of weights and activations, ``dtype`` with ``auto`` decided."""
+        if self.dtype != "auto":
+            return self.dtype
+        slow = self.accelerator == "cpu" and not fast_bfloat16()
+        return "float32" if slow else "bfloat16"
 
     @property
     def workers(self) -> int:
@@ -175,7 +192,16 @@ class ModelSpec(Strict):
     def bundle(self) -> dict[str, float]:
         """Ray resources of one engine worker."""
         cpus = {"CPU": self.num_cpus}
-        return cpus if self.accelerator == "cpu" else {**cpus, "GPU": self.num_gpus or 1.0}
+        if self.accelerator == "cpu":
+            return cpus
+        # A sliver, as Ray itself asks for: it chooses the nodes and uses nothing up.
+        kind = {f"accelerator_type:{self.accelerator_type}": 0.001} if self.accelerator_type else {}
+        return {**cpus, "GPU": self.num_gpus or 1.0, **kind}
+
+    @property
+    def strategy(self) -> str:
+        """Ray's placement strategy for the workers of a replica."""
+        return self.placement or ("STRICT_PACK" if self.accelerator == "cpu" else "PACK")
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
@@ -196,6 +222,22 @@ class ModelSpec(Strict):
                         f"{name} = {getattr(self, name)!r} has no meaning with "
                         "accelerator = 'cpu'; drop it or set accelerator = 'gpu'"
                     )
+            if self.data_parallel_size > 1 or self.expert_parallel:
+                name = "data_parallel_size" if self.data_parallel_size > 1 else "expert_parallel"
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: vLLM's CPU build cannot share experts "
+                    "among workers; drop it or set accelerator = 'gpu'"
+                )
+            if self.workers > 1 and self.strategy != "STRICT_PACK":
+                raise ValueError(
+                    f"placement = {self.placement!r}: the {self.workers} workers of a CPU replica "
+                    "are processes of one node; drop it, or set accelerator = 'gpu'"
+                )
+        if self.data_parallel_size > 1 and self.placement is not None:
+            raise ValueError(
+                f"placement = {self.placement!r} has no effect with data_parallel_size = "
+                f"{self.data_parallel_size}, whose replicas Ray Serve places as one group; drop it"
+            )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):
             raise ValueError(
                 f"num_gpus = {self.num_gpus} is a fraction, and {self.workers} parallel workers "
@@ -204,13 +246,12 @@ class ModelSpec(Strict):
         return self
 
 
-class ServiceSpec(Strict):
-    """A service: one model behind one OpenAI-compatible endpoint."""
+class EndpointSpec(Strict):
+    """What one model behind an endpoint and a pipeline of several have in common."""
 
     name: str = Field(
         "llm", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="The Serve application's name."
     )
-    model: ModelSpec = Field(default_factory=ModelSpec, description="The model to serve.")
     route_prefix: str = Field(
         "/", pattern=r"^/([\w-]+(/[\w-]+)*)?$", description="Path under which the endpoint answers."
     )
@@ -218,25 +259,72 @@ class ServiceSpec(Strict):
         "127.0.0.1", description="Address the endpoint and the replicas' HTTP ports listen on."
     )
     port: int = Field(8000, ge=0, le=65535, description="The endpoint's port; 0 picks a free one.")
-    max_body_mib: float = Field(4, gt=0, le=64, description="Largest request body in MiB.")
+    limits: Limits = Field(
+        default_factory=Limits, description="What one request may ask for, whoever sends it."
+    )
     start_timeout_s: float = Field(
         600, gt=0, description="Seconds until a deployment that is not ready counts as failed."
     )
+
+    if TYPE_CHECKING:
+
+        @property
+        def models(self) -> tuple[ModelSpec, ...]:
+            """The models that answer, in the order in which one stands in for another."""
+
+    @property
+    def engines(self) -> tuple[ModelSpec, ...]:
+        """Every model that vLLM loads: those that answer, and one that guards."""
+        return self.models
+
+    @property
+    def composed(self) -> bool:
+        """Whether requests pass our own ingress (needed to wake a model that sleeps)."""
+        return True
+
+    def helpers(self) -> dict[str, float]:
+        """CPUs of one replica of each deployment that loads no model, by the spec's field."""
+        return {}
+
+    @property
+    def helpers_cpus(self) -> float:
+        """CPUs of the deployments that load no model."""
+        return 0.0
+
+    def fingerprint(self) -> str:
+        """A hash of everything but who may call; equal fingerprints need no new deployment."""
+        return digest(self.model_dump(mode="json"))
+
+    def engine_fingerprint(self, model: ModelSpec | None = None) -> str:
+        """A hash of what a running replica of ``model`` (by default the first) cannot change.
+
+        A new one means new replicas.
+        """
+        engine = (model or self.models[0]).model_dump(mode="json", exclude=LIVE_FIELDS)
+        cap = self.limits.max_tokens
+        return digest({"model": engine, "composed": self.composed, "max_tokens": cap})
+
+    def ingress_fingerprint(self) -> str:
+        """A hash of what a running ingress cannot change; a new one means new ones."""
+        return self.engine_fingerprint()
+
+
+class ServiceSpec(EndpointSpec):
+    """A service: one model behind one OpenAI-compatible endpoint."""
+
+    model: ModelSpec = Field(default_factory=ModelSpec, description="The model to serve.")
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The one model."""
+        return (self.model,)
 
     @property
     def composed(self) -> bool:
         """Whether requests pass our own ingress (needed to wake a model that sleeps)."""
         return self.model.scaling.min_replicas == 0
 
-    def fingerprint(self) -> str:
-        """A hash of everything but who may call; equal fingerprints need no new deployment."""
-        return _digest(self.model_dump(mode="json"))
 
-    def engine_fingerprint(self) -> str:
-        """A hash of what a running replica cannot change; a new one means new replicas."""
-        model = self.model.model_dump(mode="json", exclude={"scaling"})
-        return _digest({"model": model, "composed": self.composed, "max_body": self.max_body_mib})
-
-
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short hash of plain data, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

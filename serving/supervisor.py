@@ -4,7 +4,7 @@ Run as a child with a pipe on standard input. It starts ``ray start --head`` wit
 given, answers one line on standard output (``started`` or ``failed``), and ends everything once the
 pipe closes: on purpose, or because the parent died in whatever way. As a child subreaper it
 inherits every orphan of the tree (raylet, replicas, engine processes, HAProxy), so that a walk down
-from its own process id finds them all. Standard library only: it must start at once.
+from its own process id finds them all. It imports next to nothing: it must start at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from serving.niceness import session_gives_way
 
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 1.5
@@ -88,6 +90,7 @@ def main(argv: list[str]) -> int:
     state, arguments = Path(argv[0]), argv[1:]
     # An interrupt of the notebook is for the kernel; the cluster goes on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    session_gives_way()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     become_subreaper()
     try:

@@ -1,4 +1,4 @@
-"""Where the embedded model lies: a real Llama for machines with no GPU and no model hub."""
+"""Where the embedded models lie: real Llamas for machines with no GPU and no model hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from serving.errors import ModelNotFoundError
 
 TINY_MODEL_ID = "tiny-llama-glossary"
+EMBEDDED = {"tiny": TINY_MODEL_ID, "nano": "nano-llama-glossary"}
+"""The id of each embedded model, by the ``source`` that stands for it."""
 
 FILES = (
     "config.json",
@@ -18,17 +20,18 @@ FILES = (
 )
 
 
-def tiny_model_path(folder: Path | None = None) -> Path:
+def tiny_model_path(folder: Path | None = None, name: str = "tiny") -> Path:
     """The absolute path of the model's folder, inside this package unless `folder` is given.
 
-    Raises ModelNotFoundError if a file is missing or empty.
+    `name` is one of EMBEDDED. Raises ModelNotFoundError if a file is missing or empty.
     """
-    path = (folder or Path(__file__).parent / "models" / "tiny").resolve()
+    path = (folder or Path(__file__).parent / "models" / name).resolve()
     missing = [name for name in FILES if not _has_content(path / name)]
     if missing:
         raise ModelNotFoundError(
             f"the embedded model in {path} lacks {', '.join(missing)}; reinstall the package, "
-            f"or make the files again with `python -m serving.models.train_tiny --out {path}`"
+            "or make the files again with "
+            f"`python -m serving.models.train_tiny --size {name} --out {path}`"
         )
     return path
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+from shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
 
 from workbench.endpoint import Endpoint, deploy
 
-MAX_ONGOING = 8
-MAX_QUEUED = 8
+if TYPE_CHECKING:
+    from gated import Server
 
-
-@dataclass
-class Deployed:
-    """The shared endpoint, and the progress lines its deployment gave."""
-
-    endpoint: Endpoint
-    progress: list[str] = field(default_factory=list)
+settings.register_profile("shared machine", deadline=None)  # no test asserts a time
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +53,26 @@ def truncated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000_000])
     return folder
+
+
+@pytest.fixture(scope="module")
+def ray_alone() -> Iterator[None]:
+    """Ray without a service, unless the session has it already."""
+    from serving import cluster
+
+    ours = cluster.current() is None
+    if ours:
+        cluster.connect()
+    yield
+    if ours:
+        cluster.disconnect()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A thread that serves gates on real sockets."""
+    from gated import Server
+
+    started = Server()
+    yield started
+    started.stop()

@@ -11,15 +11,19 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.app import autoscaling, build, deployment_name, hashes, user_config
+from serving import SERVE_FLAGS
+from serving.app import autoscaling, build, deployment_name, user_config
 from serving.auth import Access
-from serving.cluster import SERVE_FLAGS
+from serving.engine import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
+from serving.keys import Tenant
+from serving.limits import Limits
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 
 KEY = "sk-the-key-that-must-not-travel"
@@ -36,7 +40,8 @@ def told(app, routed=False):
     scaling = config.autoscaling_config
     # The router's own argument is the application it routes to.
     router = None if routed else app._ingress_request_router
-    inner = [] if routed else [a for a in deployment.init_kwargs.values() if type(a) is type(app)]
+    models = {} if routed else deployment.init_kwargs.get("models", {})
+    inner = list(models.values())
     return {
         "name": deployment.name,
         "target": deployment.func_or_class,
@@ -78,7 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
     "other": {"model": {"max_model_len": 256}},
     "large": {
         "name": "large",
-        "max_body_mib": 0.5,
+        "limits": {"max_body_mib": 0.5},
         "model": {
             "id": "org/large-1.5",
             "accelerator": "gpu",
@@ -129,7 +134,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("given", [[KEY], KEY, [HASH, KEY], HASH[:-1], HASH.upper(), ","])
     def test_a_key_in_place_of_its_hash_is_refused_and_not_repeated(self, given: Any) -> None:
-        with pytest.raises(SpecError, match="key_hashes") as caught:
+        with pytest.raises(SpecError, match="key_hash") as caught:
             build({"key_hashes": given})
         assert KEY not in str(caught.value)
 
@@ -173,7 +178,7 @@ class TestEveryApplication:
             assert KEY.encode() not in pickled
             assert KEY not in shown
             assert HASH.encode() in pickled
-            assert app["user_config"]["access"]["key_hashes"][0] == HASH
+            assert app["user_config"]["access"]["tenants"][0]["key_hash"] == HASH
 
     def test_a_model_that_cannot_start_is_tried_once_more_at_most(
         self, apps: dict[str, Any]
@@ -205,7 +210,7 @@ class TestEveryApplication:
         )
         assert text == plain
         access = apps["text"]["user_config"]["access"]
-        assert access.pop("key_hashes") == [HASH, HASH[::-1]]
+        assert [t["key_hash"] for t in access.pop("tenants")] == [HASH, HASH[::-1]]
         assert access.items() <= apps["scaled"]["user_config"]["access"].items()
 
 
@@ -220,16 +225,16 @@ class TestTheDirectPath:
         self, apps: dict[str, Any]
     ) -> None:
         access = apps["plain"]["user_config"]["access"]
-        assert access | {"key_hashes": None} == {
-            "key_hashes": None,
+        assert access | {"tenants": None} == {
+            "tenants": None,
+            "limits": Limits().model_dump(),
             "max_ongoing_requests": 64,
             "max_queued_requests": 128,
             "retry_after_s": 1,
-            "max_body_bytes": 4 * 2**20,
         }
         assert apps["plain"]["max_ongoing_requests"] > 64 + 128
         assert apps["scaled"]["user_config"]["access"]["max_ongoing_requests"] == 9
-        assert apps["large"]["user_config"]["access"]["max_body_bytes"] == 2**19
+        assert apps["large"]["user_config"]["access"]["limits"]["max_body_mib"] == 0.5
 
     def test_resources(self, apps: dict[str, Any]) -> None:
         large = apps["large"]
@@ -242,7 +247,7 @@ class TestTheDirectPath:
     def test_scaling_is_handed_to_serve_by_its_own_names(self, apps: dict[str, Any]) -> None:
         scaling = apps["scaled"]["autoscaling"]
         assert scaling["max_replicas"] == 4
-        assert scaling["initial_replicas"] == scaling["min_replicas"] == 1
+        assert (scaling["initial_replicas"], scaling["min_replicas"]) == (None, 1)
         assert scaling["target_ongoing_requests"] == 8
         assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (10, 60)
 
@@ -256,7 +261,8 @@ class TestTheComposedPath:
         assert sleepy["ingress_router"] is None
         (model,) = sleepy["inner"]
         assert model["target"] == "serving.replica.EngineReplica"
-        assert model["autoscaling"]["min_replicas"] == model["autoscaling"]["initial_replicas"] == 0
+        assert model["autoscaling"]["min_replicas"] == 0
+        assert model["autoscaling"]["initial_replicas"] is None
         assert model["autoscaling"]["max_replicas"] == 3
         assert model["max_ongoing_requests"] == 5
 
@@ -272,14 +278,11 @@ class TestTheComposedPath:
 
 class TestParts:
     def test_user_config_is_json_that_makes_the_gates_access(self) -> None:
-        config = json.loads(json.dumps(user_config(ServiceSpec(), hashes([KEY]))))
-        assert Access(**config["access"]).admits(KEY)
-        assert not Access(**config["access"]).admits(HASH)
-
-    def test_hashes_refuse_a_short_key(self) -> None:
-        assert hashes([KEY]) == (HASH,)
-        with pytest.raises(SpecError, match="api_key"):
-            hashes([KEY, "short"])
+        ends = datetime(2031, 5, 6, tzinfo=UTC)
+        tenant = Tenant(name="one", key_hash=HASH, models=("a",), expires_at=ends)
+        config = json.loads(json.dumps(user_config(ServiceSpec(), (tenant,))))
+        assert Access(**config["access"]).holder(KEY) == tenant
+        assert Access(**config["access"]).holder(HASH) is None
 
     @pytest.mark.parametrize(
         ("model_id", "name"), [("a", "a"), ("org/Model-1.5", "org--Model-1_5")]
@@ -291,5 +294,20 @@ class TestParts:
         told = autoscaling(ScalingSpec(min_replicas=2, max_replicas=3))
         assert "downscale_to_zero_delay_s" not in told
         assert not {"max_ongoing_requests", "max_queued_requests", "retry_after_s"} & set(told)
-        assert told["initial_replicas"] == 2
+        assert "initial_replicas" not in told
         assert autoscaling(ScalingSpec(max_replicas=3, initial_replicas=3))["initial_replicas"] == 3
+
+    def test_bounds_count_the_replicas_of_a_data_parallel_group(self) -> None:
+        told = autoscaling(ScalingSpec(min_replicas=1, max_replicas=3, initial_replicas=2), 4)
+        counts = {name: told[name] for name in told if name.endswith("_replicas")}
+        assert counts == {"min_replicas": 4, "max_replicas": 12, "initial_replicas": 8}
+
+
+def test_a_data_parallel_group_is_scheduled_as_one_gang() -> None:
+    from serving.app import DIRECT_GROUP, deployment
+
+    model = ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True)
+    made = deployment(DIRECT_GROUP, ServiceSpec(model=model), model)
+    assert made._deployment_config.gang_scheduling_config.gang_size == 2
+    kwargs = engine_kwargs(model)
+    assert (kwargs["data_parallel_size"], kwargs["enable_expert_parallel"]) == (2, True)

@@ -20,15 +20,17 @@ from workbench.arrivals import (
     Closed,
     Constant,
     Gamma,
-    LiveSchedule,
     Poisson,
     Ramp,
     Replay,
+    Stages,
     Steps,
+    day,
     offsets,
     parse,
 )
 from workbench.errors import SettingError, SpecError
+from workbench.live_schedule import LiveSchedule
 
 TAIL = 1e-10
 
@@ -68,7 +70,6 @@ open_specs = st.one_of(
 
 
 class TestEverySchedule:
-    @settings(deadline=None)
     @given(open_specs, seeds)
     def test_is_ordered_and_starts_at_zero_or_later(self, spec: Any, seed: int) -> None:
         times = take(spec, seed, count=200)
@@ -77,12 +78,10 @@ class TestEverySchedule:
         assert np.all(np.diff(times) >= 0)
         assert np.all(np.isfinite(times))
 
-    @settings(deadline=None)
     @given(open_specs, seeds)
     def test_is_the_same_for_the_same_seed(self, spec: Any, seed: int) -> None:
         assert take(spec, seed, count=50).tobytes() == take(spec, seed, count=50).tobytes()
 
-    @settings(deadline=None)
     @given(open_specs, seeds, st.integers(1, 49))
     def test_a_longer_one_starts_with_the_shorter(self, spec: Any, seed: int, short: int) -> None:
         longer = take(spec, seed, count=50)
@@ -93,7 +92,6 @@ class TestEverySchedule:
             got = take(spec, seed, duration_s=float(longer[short]))
             assert got.tolist() == expected
 
-    @settings(deadline=None)
     @given(seeds)
     def test_differs_with_another_seed(self, seed: int) -> None:
         spec = Poisson(rate=3)
@@ -103,35 +101,31 @@ class TestEverySchedule:
         assert take(Constant(rate=10), duration_s=0.35, count=9).tolist() == [0, 0.1, 0.2, 0.3]
         assert take(Constant(rate=10), duration_s=9, count=2).tolist() == [0, 0.1]
 
-    @settings(deadline=None)
     @given(open_specs)
     def test_survives_json(self, spec: Any) -> None:
         assert parse(spec.model_dump(mode="json")) == spec
 
 
 class TestConstant:
-    @settings(deadline=None)
     @given(rates, st.integers(1, 500))
     def test_even(self, rate: float, count: int) -> None:
         np.testing.assert_allclose(
             take(Constant(rate=rate), count=count), np.arange(count) / rate, rtol=1e-14
         )
 
-    @settings(deadline=None)
     @given(st.integers(1, 100), st.integers(1, 20))
     def test_rate_times_duration_requests(self, rate: int, duration_s: int) -> None:
         assert take(Constant(rate=rate), duration_s=duration_s).size == rate * duration_s
 
 
 class TestPoisson:
-    @settings(deadline=None)
     @given(st.floats(1, 100), st.floats(1, 20), seeds)
     def test_count_has_the_poisson_law(self, rate: float, duration_s: float, seed: int) -> None:
         count = take(Poisson(rate=rate), seed, duration_s=duration_s).size
         law = stats.poisson(rate * duration_s)
         assert law.ppf(TAIL) <= count <= law.isf(TAIL)
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(rates, seeds)
     def test_gaps_are_exponential(self, rate: float, seed: int) -> None:
         gaps = np.diff(take(Poisson(rate=rate), seed, count=3000), prepend=0.0)
@@ -143,21 +137,20 @@ class TestPoisson:
 
 
 class TestGamma:
-    @settings(deadline=None)
     @given(rates, shapes, seeds)
     def test_mean_rate(self, rate: float, shape: float, seed: int) -> None:
         """The sum of n gaps of shape b has a gamma law of shape n b and the same scale."""
         last = take(Gamma(rate=rate, burstiness=shape), seed, count=500)[-1]
         assert TAIL < stats.gamma(500 * shape, scale=1 / (rate * shape)).cdf(last) < 1 - TAIL
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(rates, shapes, seeds)
     def test_gaps_have_the_gamma_law(self, rate: float, shape: float, seed: int) -> None:
         gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=3000), prepend=0.0)
         law = stats.gamma(shape, scale=1 / (rate * shape))
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(rates, shapes, seeds)
     def test_coefficient_of_variation(self, rate: float, shape: float, seed: int) -> None:
         """1/sqrt(b), with a standard error of it times sqrt((1/2 + 1/(2b)) / n) (delta method)."""
@@ -190,7 +183,6 @@ ramps = {
 
 
 class TestRamp:
-    @settings(deadline=None)
     @given(st.builds(Ramp, **ramps, burstiness=st.none()))
     def test_even_requests_stand_where_the_integral_is_whole(self, ramp: Ramp) -> None:
         times = take(ramp, count=300)
@@ -203,14 +195,13 @@ class TestRamp:
         assert take(ramp).tolist() == pytest.approx(ramped)
         assert take(ramp, duration_s=5).tolist() == pytest.approx([*ramped, 4, 4.5])
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.builds(Ramp, **ramps, burstiness=shapes), seeds)
     def test_rescaled_gaps_have_the_gamma_law(self, ramp: Ramp, seed: int) -> None:
         gaps = np.diff(integral(ramp, take(ramp, seed, count=2000)), prepend=0.0)
         law = stats.gamma(ramp.burstiness, scale=1 / ramp.burstiness)
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
-    @settings(deadline=None)
     @given(st.builds(Ramp, **ramps), seeds)
     def test_count_has_the_poisson_law(self, ramp: Ramp, seed: int) -> None:
         law = stats.poisson(ramp.duration_s * (ramp.from_rate + ramp.to_rate) / 2)
@@ -224,13 +215,58 @@ class TestRamp:
         assert times.tolist() == pytest.approx([10 - math.sqrt(100 - k) for k in range(100)])
 
 
+def test_stages_rise_hold_and_drop() -> None:
+    """10 s to 2/s are 10 requests, 5 s at 2/s are 10, and after the drop there are none."""
+    stages = Stages(stages=[(2, 10), (2, 5), (0, 0), (0, 60)], burstiness=None)
+    times = take(stages)
+    assert len(times) == 20
+    np.testing.assert_allclose(times[:10], np.sqrt(10 * np.arange(10)))
+    np.testing.assert_allclose(times[10:], 10 + np.arange(10) / 2)
+
+
+class TestDay:
+    @pytest.mark.parametrize(
+        ("shape", "mean"),
+        [({}, 0.1 + 0.9 / 2), ({"night": 0}, 1 / 2), ({"width": 0.5}, 0.1 + 0.9 * 3 / 8)],
+    )
+    def test_as_many_requests_as_the_integral(self, shape: dict[str, float], mean: float) -> None:
+        # The means of a sine and of its square over a period: 1/2 and 3/8.
+        spec = day(40.0, 60.0, days=3, **shape)
+        assert sum(piece.requests for piece in spec.pieces()) == pytest.approx(40 * 180 * mean)
+        assert sum(piece.duration_s for piece in spec.pieces()) == pytest.approx(180)
+
+    def test_quiet_at_night_busy_at_noon_and_every_day_alike(self) -> None:
+        rates = [piece.from_rate for piece in day(40.0, 48.0, night=0.25, days=2).pieces()]
+        assert rates[0] == rates[48] == pytest.approx(10)
+        assert rates[24] == rates[72] == max(rates) == pytest.approx(40)
+        assert rates[12] == pytest.approx(40 * (0.25 + 0.75 / 2))
+        assert rates[:48] == rates[48:]
+
+    def test_seeded(self) -> None:
+        spec = day(20.0, 30.0)
+        assert take(spec, 1).tolist() == take(spec, 1).tolist() != take(spec, 2).tolist()
+
+    @pytest.mark.parametrize(
+        ("bad", "word"),
+        [
+            ({"peak_rate": 0}, "peak_rate is 0"),
+            ({"day_s": -1.0}, "day_s is -1"),
+            ({"night": 1.5}, "night is 1.5"),
+            ({"width": 0}, "width is 0"),
+            ({"days": 0}, "days is 0"),
+        ],
+    )
+    def test_what_makes_no_day(self, bad: dict[str, Any], word: str) -> None:
+        with pytest.raises(SettingError, match=word):
+            day(**{"peak_rate": 1.0, "day_s": 60.0} | bad)
+
+
 class TestSteps:
     def test_by_hand_with_a_pause(self) -> None:
         steps = Steps(steps=[(1, 2), (0, 5), (2, 1)], burstiness=None)
         assert take(steps).tolist() == [0, 1, 7, 7.5]
         assert take(steps, count=6).tolist() == [0, 1, 7, 7.5, 8, 8.5]
 
-    @settings(deadline=None)
     @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=5))
     def test_even_counts(self, steps: list[tuple[int, int]]) -> None:
         times = take(Steps(steps=steps, burstiness=None))
@@ -238,7 +274,6 @@ class TestSteps:
         counts = [np.sum((times >= a) & (times < b)) for a, b in pairwise(edges)]
         assert counts == [rate * duration for rate, duration in steps]
 
-    @settings(deadline=None)
     @given(st.lists(st.tuples(st.floats(0, 50), durations), min_size=1, max_size=4), seeds)
     def test_each_step_has_its_poisson_count(self, steps: list[Any], seed: int) -> None:
         steps = [*steps[:4], (1.0, 10.0)]
@@ -285,6 +320,7 @@ class TestRefused:
             ({"kind": "ramp", "from_rate": 0, "to_rate": 1, "duration_s": 0}, r"duration_s = 0"),
             ({"kind": "steps", "steps": []}, r"Steps\.steps = \[\]"),
             ({"kind": "steps", "steps": [(0, 1)]}, r"Steps\.steps: every rate is 0"),
+            ({"kind": "stages", "stages": [(0, 5), (3, 0)]}, r"Stages\.stages: nothing is sent"),
             ({"kind": "steps", "steps": [(1, 1), (-2, 1)]}, r"Steps\.steps\.1\.0 = -2"),
             ({"kind": "closed", "max_concurrency": 0}, r"Closed\.max_concurrency = 0"),
             ({"kind": "trace", "path": "x", "speed": 0}, r"Replay\.speed = 0"),
@@ -323,7 +359,6 @@ def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
 
 
 class TestLiveSchedule:
-    @settings(deadline=None)
     @given(rates, st.none() | shapes, seeds)
     def test_unchanged_it_is_the_plain_schedule(
         self, rate: float, shape: float | None, seed: int
@@ -389,7 +424,6 @@ class TestLiveSchedule:
         assert last is not None
         assert live.due_s == pytest.approx(last + 1)
 
-    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.just(0.0) | st.floats(0.1, 100), st.floats(0.01, 5)), max_size=8),
         st.sampled_from([0.3, 1.0, 5.0]),
@@ -413,6 +447,35 @@ class TestLiveSchedule:
         drawn = np.cumsum(rng(seed).standard_gamma(shape, size=len(times) + 1) / shape)
         np.testing.assert_allclose(np.interp(times, knots, heights), drawn[:-1], atol=1e-9)
         assert drawn[-1] > heights[-1] - 1e-9
+
+    @given(st.none() | shapes, seeds)
+    def test_a_plan_is_followed_as_a_plain_schedule_would(
+        self, shape: float | None, seed: int
+    ) -> None:
+        plan = Stages(stages=[(6, 5), (6, 2), (0, 0), (0, 3), (4, 1)], burstiness=shape)
+        live = LiveSchedule(plan.pieces(), rng(seed), burstiness=shape)
+        assert live.curve.ends_s == 11
+        np.testing.assert_allclose(drain(live, 99), take(plan, seed), atol=1e-9)
+        assert live.due_s is None
+
+    def test_a_pause_shifts_the_rest_of_the_plan(self) -> None:
+        plan = Stages(from_rate=1, stages=[(1, 4), (10, 0), (10, 1)], burstiness=None)
+        live = LiveSchedule(plan.pieces(), rng(), burstiness=None, start_s=100)
+        assert drain(live, 102.5) == [100, 101, 102]
+        live.pause(102.5)
+        assert (live.due_s, live.rate, live.curve.ends_s) == (None, 0, None)
+        assert drain(live, 150) == []
+        live.resume(150)
+        assert live.curve.ends_s == 152.5
+        assert drain(live, 151.65) == pytest.approx([150.5, 151.5, 151.6])
+
+    def test_a_rate_by_hand_takes_the_place_of_the_plan(self) -> None:
+        plan = Stages(stages=[(10, 10)], burstiness=None)
+        live = LiveSchedule(plan.pieces(), rng(), burstiness=None)
+        assert drain(live, 1.9) == pytest.approx([0, 2**0.5])
+        live.set_rate(0.5, 2)
+        assert (live.rate, live.curve.ends_s) == (0.5, None)
+        assert drain(live, 6) == [2, 4, 6]
 
     @pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
     def test_a_rate_that_is_none_changes_nothing(self, rate: float) -> None:

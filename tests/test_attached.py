@@ -8,22 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
-from test_clean_ends import free_port
-
-from serving.supervisor import descendants
+from plain_head import Head, plain_head
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 USER = """
-import asyncio, json, ray
+import asyncio, json, ray, time
 import workbench as wb
 from workbench.errors import ClusterError
 
 spec = wb.ServiceSpec(port=0, model=wb.ModelSpec(max_model_len=256))
-endpoint = wb.deploy(spec)
+endpoint = wb.open_endpoint(spec)
+lines = []
+wb.open_endpoint(spec, progress=lines.append)
 answer = endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
 
 @ray.remote(num_cpus=0)
@@ -36,7 +36,17 @@ async def load():
                       prompts=wb.RandomPrompts(input=8, output=4))
     return (await wb.start_load(endpoint, few, progress=None)).summary().completed
 
-found = {"tokens": answer.usage.completion_tokens, "homes": ray.get(homes.remote()),
+seen = []
+with wb.Telemetry(endpoint, wb.start_clock(), seen.append):
+    for _ in range(8):
+        endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
+        time.sleep(1)
+told = {getattr(sample, "output_tokens", None) for sample in seen} - {None}
+
+found = {"counts": sorted(told),
+         "again": next(line.split(": ")[-1] for line in lines if "already" in line),
+         "deployments": {n: r.running for n, r in endpoint.status().deployments.items()},
+         "tokens": answer.usage.completion_tokens, "homes": ray.get(homes.remote()),
          "completed": asyncio.run(load())}
 endpoint.delete()
 from ray import serve
@@ -45,67 +55,69 @@ print("RESULT " + json.dumps(found), flush=True)
 """
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """A plain `ray start --head`, as an administrator would type it, ended by process id."""
-    port = free_port()
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
-    quiet = ["--num-cpus=8", "--dashboard-agent-listen-port=0", "--disable-usage-stats"]
-    client = [f"--ray-client-server-port={free_port()}", "--node-ip-address=127.0.0.1"]
-    before = set(psutil.pids())
-    keeper = subprocess.Popen(
-        [*ray, *quiet, *client, "--block"],
-        cwd=tmp_path,
-        env={**os.environ, "RAY_TMPDIR": "/tmp"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert keeper.stdout is not None
-    for line in keeper.stdout:
-        if "Ray runtime started" in line:
-            break
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        ours = descendants(keeper.pid)
-        keeper.terminate()
-        psutil.wait_procs([psutil.Process(keeper.pid)] if psutil.pid_exists(keeper.pid) else [], 20)
-        left = [psutil.Process(p) for p in {*ours, *_ray_made(before)} if psutil.pid_exists(p)]
-        for process in left:
-            process.kill()
-        keeper.wait(20)
+OTHER_VERSION = """
+import json, ray
+import workbench as wb
+
+ray.__version__ = "2.59.9"
+try:
+    wb.open_endpoint(wb.ServiceSpec(port=0))
+except wb.WorkbenchError as error:
+    found = {"error": type(error).__name__, "said": str(error)}
+print("RESULT " + json.dumps(found), flush=True)
+"""
 
 
-def _ray_made(before: set[int]) -> set[int]:
-    """Processes of the cluster that have lost their parent."""
-    found = set()
-    for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if process.info["pid"] not in before and ("ray" in words or "haproxy" in words):
-            found.add(process.info["pid"])
-    return found - {os.getpid()}
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A plain `ray start --head`, as an administrator would type it."""
+    with plain_head(tmp_path_factory.mktemp("head")) as found:
+        yield found
 
 
-def test_our_packages_travel_and_only_our_application_goes(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["address", "client"])
+def test_our_packages_travel_and_only_our_application_goes(
+    head: Head, tmp_path: Path, by: str
+) -> None:
     # Not from the repository: Ray gives workers of the same host the driver's folder.
+    told = run_user(USER, tmp_path, RAY_ADDRESS=getattr(head, by))
+    assert told["tokens"] == 4
+    assert told["completed"] == 4
+    assert told["again"] == "already running as specified"
+    assert told["deployments"] == {"tiny-llama-glossary": 1, "router": 1}
+    # Ray's usual interval of 10 s would show the counter once or twice in 8 s.
+    assert len(told["counts"]) >= 4, told["counts"]
+    assert all("py_modules_files" in home for home in told["homes"]), told["homes"]
+    assert told["applications"] == []
+    status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head.address}"]
+    alive = subprocess.run(
+        status, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "token"}
+    )
+    assert "Healthy" in alive.stdout or "Active" in alive.stdout, alive.stdout + alive.stderr
+
+
+@pytest.mark.parametrize("by", ["address", "client"])
+def test_another_version_of_ray_is_said_in_one_sentence(
+    head: Head, tmp_path: Path, by: str
+) -> None:
+    told = run_user(OTHER_VERSION, tmp_path, RAY_ADDRESS=getattr(head, by))
+    assert told["error"] == "ClusterError"
+    assert "the cluster runs Ray 2.60.0 on Python" in told["said"]
+    assert "this process Ray 2.59.9 on Python" in told["said"]
+    assert "\n" not in told["said"]
+
+
+def run_user(program: str, folder: Path, **variables: str) -> dict[str, Any]:
+    """What a user's program, run elsewhere, prints as its result."""
     done = subprocess.run(
-        [sys.executable, "-c", USER],
-        cwd=tmp_path,
-        env={**os.environ, "RAY_ADDRESS": head},
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=300,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-3000:]
-    found = json.loads(lines[0].removeprefix("RESULT "))
-    assert found["tokens"] == 4
-    assert found["completed"] == 4
-    assert all("py_modules_files" in home for home in found["homes"]), found["homes"]
-    assert found["applications"] == []
-    status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head}"]
-    alive = subprocess.run(
-        status, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "token"}
-    )
-    assert "Healthy" in alive.stdout or "Active" in alive.stdout, alive.stdout + alive.stderr
+    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return found

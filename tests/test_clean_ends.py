@@ -138,3 +138,21 @@ def test_a_taken_port_is_refused_and_leaves_nothing() -> None:
             assert "starting Ray" not in said
             assert child.wait(timeout=30) != 0
             assert descendants(child.pid) == []
+
+
+AGAIN = """
+from ray import serve
+from serving import cluster, service
+for _ in range(2):
+    assert cluster.connect().ours
+    assert service.details() == {"applications": {}}
+    serve.start()
+    assert service.details()["controller_info"]["actor_id"]
+    cluster.disconnect()
+print("TWICE")
+"""
+
+
+def test_a_second_cluster_of_a_process_is_not_asked_for_the_first_ones_service() -> None:
+    child = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True)
+    assert "TWICE" in child.stdout, child.stderr[-3000:]

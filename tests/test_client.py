@@ -54,6 +54,7 @@ def ms(late: float) -> float:
     return late * 1e3
 
 
+@pytest.mark.timing
 class TestTimesAgainstTheServersLog:
     def test_every_token_is_seen_when_it_was_sent(self) -> None:
         record, log = run(tokens(20, ttft_s=0.05, gap_s=0.01))
@@ -400,3 +401,20 @@ def test_the_loop_watch_sees_a_blocked_loop() -> None:
     assert watch.loop_lag_p99_ms is not None
     assert watch.cpu_share is not None
     assert 0 <= watch.cpu_share <= 1.1
+
+
+class TestTheReplicaThatAnswered:
+    NAME = (("x-serving-replica", "k3x9"),)
+
+    def test_is_kept_also_where_the_answer_broke_off_or_was_an_error(self) -> None:
+        broken = Script(tokens(2).steps[:2], headers=self.NAME)
+        refused = Script(status=500, body=b"{}", headers=self.NAME)
+        for script, status in ((tokens(2, headers=self.NAME), "ok"), (broken, "error")):
+            record, _ = run(script)
+            assert (record.status, record.replica) == (status, "k3x9")
+        record, _ = run(refused)
+        assert (record.status, record.replica) == ("error", "k3x9")
+
+    def test_is_none_where_the_answer_does_not_say(self) -> None:
+        record, _ = run(tokens(2))
+        assert record.replica is None

@@ -52,6 +52,7 @@ def answers() -> list[Answer]:
     return [(record, log[record.request_id]) for record in records]
 
 
+@pytest.mark.timing
 def test_every_request_is_recorded_once_with_the_tokens_that_were_sent(
     answers: list[Answer],
 ) -> None:
@@ -62,6 +63,7 @@ def test_every_request_is_recorded_once_with_the_tokens_that_were_sent(
         assert (record.output_tokens, len(record.token_times_s)) == (TOKENS, TOKENS)
 
 
+@pytest.mark.timing
 def test_latencies_are_the_servers(answers: list[Answer]) -> None:
     off: dict[str, list[float]] = {"ttft": [], "e2el": [], "tpot": [], "itl": []}
     for record, sent in answers:
@@ -78,6 +80,7 @@ def test_latencies_are_the_servers(answers: list[Answer]) -> None:
     assert {name: median(values) < MS for name, values in off.items()} == dict.fromkeys(off, True)
 
 
+@pytest.mark.timing
 def test_requests_are_sent_when_they_are_due(answers: list[Answer]) -> None:
     records = [record for record, _ in answers]
     late = [record.sent_s - record.scheduled_s for record in records]

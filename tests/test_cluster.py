@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving import cluster
-from serving.cluster import (
-    announce,
-    check_port,
-    free_port,
-    haproxy_environment,
-)
-from serving.errors import PortTakenError, ResourcesError
+from serving import cluster, ports
+from serving.cluster import announce, own_environment
+from serving.errors import ClusterError, PortTakenError, ResourcesError
 from serving.fit import check_fit
+from serving.ports import Ports, check_port, free_port
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
 
 GIB = 2**30
@@ -32,6 +31,56 @@ def of(**model: Any) -> ServiceSpec:
 
 
 class TestFit:
+    @pytest.mark.parametrize(
+        ("model", "nodes", "named"),
+        [
+            (
+                {"tensor_parallel_size": 2, "num_cpus": 6},
+                [{"CPU": 8.0}, {"CPU": 8.0}],
+                ["2 engine worker(s)", "'STRICT_PACK'", "the largest takes 1"],
+            ),
+            (
+                {"accelerator": "gpu", "tensor_parallel_size": 4, "placement": "STRICT_PACK"},
+                [GPU_NODE, GPU_NODE],
+                ["4 engine worker(s)", "'STRICT_PACK'", "the largest takes 2"],
+            ),
+            (
+                {"accelerator": "gpu", "tensor_parallel_size": 2, "placement": "STRICT_SPREAD"},
+                [LAPTOP, GPU_NODE],
+                ["2 engine worker(s)", "'STRICT_SPREAD'", "1 node(s) take one"],
+            ),
+            (
+                {"accelerator": "gpu", "data_parallel_size": 3},
+                [GPU_NODE],
+                ["3 engine worker(s)", "2 GPUs"],
+            ),
+        ],
+    )
+    def test_a_placement_that_can_never_be(
+        self, model: dict[str, Any], nodes: list[Mapping[str, Any]], named: list[str]
+    ) -> None:
+        with pytest.raises(ResourcesError) as caught:
+            check_fit(of(**model), nodes)
+        for part in named:
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("model", "nodes"),
+        [
+            ({"accelerator": "gpu", "tensor_parallel_size": 4}, [GPU_NODE, GPU_NODE]),
+            (
+                {"accelerator": "gpu", "tensor_parallel_size": 2, "placement": "STRICT_SPREAD"},
+                [OTHER_GPU_NODE, GPU_NODE],
+            ),
+            ({"accelerator": "gpu", "data_parallel_size": 3}, [GPU_NODE, GPU_NODE]),
+        ],
+    )
+    def test_a_placement_that_can(
+        self, model: dict[str, Any], nodes: list[Mapping[str, Any]]
+    ) -> None:
+        check_fit(of(**model), nodes)
+
     @pytest.mark.parametrize(
         "model",
         [
@@ -221,13 +270,49 @@ class TestPorts:
 
 
 class TestALocalCluster:
-    def test_haproxys_files_and_ports_are_its_own(self, tmp_path: Path) -> None:
-        one, other = (haproxy_environment(tmp_path / name) for name in ("one", "other"))
+    def test_its_files_and_ports_are_its_own(self, tmp_path: Path) -> None:
+        with closing(Ports()) as mine, closing(Ports()) as others:
+            one = own_environment(tmp_path / "one", mine)
+            other = own_environment(tmp_path / "other", others)
         assert one.keys() == other.keys()
+        assert len({value for name, value in one.items() if "PORT" in name}) == 8
         for name in one:
             assert one[name] != other[name], name
             if "PORT" not in name:
                 assert Path(one[name]).is_relative_to(tmp_path / "one")
+
+    def test_its_ports_are_kept_before_anything_listens(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports.random, "shuffle", lambda blocks: None)
+        with closing(Ports()) as first:
+            with closing(Ports()) as second:
+                assert second.endpoint != first.endpoint
+            # As the supervisor holds it: the one who asked is gone.
+            command = [sys.executable, "-c", "input()"]
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[first.fileno()])
+        with closing(Ports()) as third:
+            assert third.endpoint != first.endpoint
+        holder.communicate(b"\n")
+        with closing(Ports()) as fourth:
+            assert fourth.endpoint == first.endpoint
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", ""])
+    def test_ports_that_something_else_uses_are_left_alone(
+        self, host: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ports.random, "shuffle", lambda blocks: None)
+        with closing(Ports()) as first:
+            pass
+        with socket.socket() as replica:
+            replica.bind((host, first.endpoint + 2))
+            with closing(Ports()) as second:
+                assert second.endpoint != first.endpoint
+
+    def test_a_host_that_is_full_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ports, "_are_free", lambda block: False)
+        with pytest.raises(ClusterError, match="24 clusters or more"):
+            Ports()
 
     @pytest.mark.parametrize(
         ("model", "least"),
@@ -238,4 +323,32 @@ class TestALocalCluster:
         ],
     )
     def test_every_replica_finds_its_cpus(self, model: dict[str, Any], least: int) -> None:
-        assert cluster._logical_cpus(ModelSpec(**model)) >= least
+        assert cluster._logical_cpus(of(**model)) >= least
+
+
+class TestASlowStart:
+    """Ray's own limit of 30 s for a head to come up, on a machine that is busy."""
+
+    def starts(self, monkeypatch: pytest.MonkeyPatch, words: str) -> list[str]:
+        tried: list[str] = []
+
+        def supervised(spec: Any, ports: Ports) -> tuple[None, str]:
+            tried.append(words)
+            ports.close()
+            return None, words
+
+        monkeypatch.setattr(cluster, "_supervised", supervised)
+        monkeypatch.setattr(cluster, "_use_token", lambda create: None)
+        return tried
+
+    def test_it_is_tried_again_and_the_machine_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tried = self.starts(monkeypatch, "The current node timed out during startup. This ...")
+        with pytest.raises(ClusterError, match="3 times: the machine is busy"):
+            cluster._start(None)
+        assert len(tried) == 3
+
+    def test_any_other_failure_is_told_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tried = self.starts(monkeypatch, "ValueError: no such option")
+        with pytest.raises(ClusterError, match="no such option"):
+            cluster._start(None)
+        assert len(tried) == 1

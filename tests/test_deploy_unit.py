@@ -18,9 +18,10 @@ from pydantic import SecretStr
 
 import workbench.endpoint
 from serving.cluster import Cluster
-from serving.spec import ModelSpec, ServiceSpec
-from workbench.endpoint import Endpoint
-from workbench.errors import EndpointGoneError
+from serving.pipeline_spec import PipelineSpec
+from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.endpoint import Endpoint, rescaled
+from workbench.errors import EndpointGoneError, SpecError
 
 KEY = "sk-the-key-that-must-not-show"
 
@@ -93,7 +94,7 @@ class TestEndpoint:
         monkeypatch.setattr(workbench.endpoint, "_keys", {})
         served = endpoint(name="one")
         for name in ("one", "two"):
-            workbench.endpoint._keys["127.0.0.1:6379", name] = SecretStr(KEY)
+            workbench.endpoint._keys["127.0.0.1:6379", name] = {"owner": SecretStr(KEY)}
         served.delete()
         assert list(workbench.endpoint._keys) == [("127.0.0.1:6379", "two")]
 
@@ -201,8 +202,36 @@ def test_serve_imported_without_its_flag_is_refused_before_anything_starts() -> 
 
 
 def test_the_clusters_processes_do_not_inherit_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving import auth, cluster
+    from serving import cluster, keys
 
-    monkeypatch.setenv(auth.KEY_VARIABLE, "sk-a-key-of-enough-length")
-    assert auth.KEY_VARIABLE not in cluster._inherited()
+    monkeypatch.setenv(keys.KEY_VARIABLE, "sk-a-key-of-enough-length")
+    assert keys.KEY_VARIABLE not in cluster._inherited()
     assert cluster._inherited()["PATH"] == os.environ["PATH"]
+
+
+class TestRescaling:
+    def test_only_what_is_named_changes_and_replicas_start_from_where_they_are(self) -> None:
+        scaling = ScalingSpec(max_replicas=4, initial_replicas=2, target_ongoing_requests=3)
+        spec = ServiceSpec(model=ModelSpec(scaling=scaling))
+        changed = rescaled(spec, {"max_replicas": 5, "target_ongoing_requests": 1.5}).models[0]
+        assert changed.scaling == ScalingSpec(max_replicas=5, target_ongoing_requests=1.5)
+        assert changed.model_copy(update={"scaling": scaling}) == spec.model
+
+    def test_every_model_of_a_pipeline_changes(self) -> None:
+        spec = PipelineSpec(models=(ModelSpec(id="a"), ModelSpec(id="b")))
+        assert [m.scaling.max_replicas for m in rescaled(spec, {"max_replicas": 3}).models] == [
+            3,
+            3,
+        ]
+
+    @pytest.mark.parametrize(
+        ("scaling", "message"),
+        [
+            ({"max_replica": 3}, "max_replica = 3: there is no such field"),
+            ({"max_replicas": 0}, "max_replicas = 0"),
+            ({"min_replicas": 0}, "deploy it anew"),
+        ],
+    )
+    def test_what_is_no_scaling_is_refused(self, scaling: dict[str, Any], message: str) -> None:
+        with pytest.raises(SpecError, match=message):
+            rescaled(ServiceSpec(), scaling)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import scripted_server as scripted
 from scripted_server import tokens
-from transformers import AutoTokenizer
 
 from serving.tiny import tiny_model_path
 from workbench.arrival_specs import Closed, Constant, Poisson
@@ -22,7 +21,7 @@ from workbench.load import LoadResult, start_load
 from workbench.load_spec import LoadSpec
 from workbench.probing import curve, prober
 from workbench.prompts import RandomPrompts
-from workbench.remote import Remote, remote
+from workbench.remote_endpoint import Remote, remote
 from workbench.run import Run
 from workbench.search import highest_load
 from workbench.slo import SLO
@@ -63,6 +62,8 @@ def test_a_load_on_the_engine_is_all_there_with_the_servers_own_counts(
 
 
 def test_prompts_are_counted_as_the_served_models_tokenizer_counts(endpoint: Endpoint) -> None:
+    from transformers import AutoTokenizer  # here: its import takes seconds
+
     raw = AutoTokenizer.from_pretrained(str(tiny_model_path()))
     text = "What is continuous batching?"
     answer = endpoint.client.completions.create(model=endpoint.model_id, prompt=text, max_tokens=1)

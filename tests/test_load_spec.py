@@ -54,6 +54,21 @@ def test_a_closed_loop_has_no_times_and_needs_a_count() -> None:
         spec(arrivals=Closed(max_concurrency=2), count=None)
 
 
+def test_users_wait_before_their_first_turn_and_send_the_same() -> None:
+    chats = Conversations(turns=2, input=5, output=4, think_s=1.0)
+    users, slots = (
+        plan(spec(arrivals=Closed(max_concurrency=2, think_s=s), prompts=chats, count=500), TINY)
+        for s in (3.0, 0.0)
+    )
+    assert [[p.content for p in u.turns] for u in users] == [
+        [p.content for p in s.turns] for s in slots
+    ]
+    assert [u.turns[1] for u in users] == [s.turns[1] for s in slots]
+    assert {s.turns[0].think_s for s in slots} == {0.0}
+    # The mean of 500 exponential waits of 3 s is within 3 +- 4 x 3 / sqrt(500).
+    assert 2.46 < sum(u.turns[0].think_s for u in users) / 500 < 3.54
+
+
 def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     lines = [
         {"timestamp": 1000 * i, "input_length": 5 + i, "output_length": 2 + i, "hash_ids": []}

@@ -8,6 +8,7 @@ import statistics
 import time
 from typing import Any
 
+import pytest
 import scripted_server as scripted
 from scripted_server import Script, serving, tokens
 
@@ -49,6 +50,7 @@ def drive(
     return asyncio.run(go())
 
 
+@pytest.mark.timing
 def test_open_loop_sends_on_time_whatever_the_answers_take() -> None:
     sessions = [Session(i * 0.02, (asked(),)) for i in range(30)]
     records, server, _ = drive(tokens(8, ttft_s=0.4, chat=False), sessions)
@@ -75,6 +77,17 @@ def test_a_closed_loop_ends_with_its_duration() -> None:
     script = tokens(1, ttft_s=0.05, chat=False)
     records, server, _ = drive(script, sessions, max_concurrency=2, duration_s=0.3)
     assert 2 <= len(records) == len(server.log) < 40
+
+
+def test_users_think_before_each_request_and_send_none_after_the_end() -> None:
+    sessions = [Session(None, (asked(think_s=0.2), asked(turn=1, think_s=0.3))) for _ in range(9)]
+    script = tokens(1, chat=False)
+    records, server, _ = drive(script, sessions, max_concurrency=1, duration_s=1.1)
+    waits = [0.2, 0.3, 0.2, 0.3]  # a fifth request would be due at 1.2 at the earliest
+    assert 1 <= len(records) == len(server.log) <= 4
+    ends = [0.0, *(record.end_s for record in records)]
+    for record, before, wait in zip(records, ends, waits, strict=False):
+        assert record.sent_s - before >= wait
 
 
 def test_the_turns_of_a_conversation_follow_each_other_after_the_think_time() -> None:

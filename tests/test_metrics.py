@@ -240,7 +240,7 @@ def runs(draw: st.DrawFn) -> list[RequestRecord]:
     return records
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs())
 def test_any_run_agrees_with_numpy_on_plain_lists(records: list[RequestRecord]) -> None:
     ok = [r for r in records if r.status == "ok"]

@@ -1,4 +1,4 @@
-"""Every notebook, run by papermill on the real engine."""
+"""Notebooks 00 and 02, run by papermill on the real engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from executed import output_text
 
 from serving.tiny import tiny_model_path
 from workbench.run import Run
@@ -39,7 +40,9 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "first")
     records = list(run.records())
     assert len(records) == 8
-    assert {(r.status, r.output_tokens, len(r.token_times_s)) for r in records} == {("ok", 32, 32)}
+    assert {(r.status, r.output_tokens) for r in records} == {("ok", 32)}
+    # A token that is half a character comes with the next one.
+    assert all(16 <= len(r.token_times_s) <= 32 for r in records)
     summary = run.summary()
     assert summary is not None
     assert summary.completed == 8
@@ -59,39 +62,37 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
-def test_latency_under_load_and_its_repetition(tmp_path: Path) -> None:
-    from workbench.notebooks import recorded, run_notebook
+@pytest.mark.timeout(900)
+def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: Path) -> None:
+    from workbench.notebooks import run_notebook
 
-    few = {"rate": 4.0, "duration_s": 4.0, "rates": [4.0, 8.0, 16.0], "probe_s": 1.5}
-    given = few | {"input_tokens": 16, "output_tokens": 8, "port": 0, "seed": 3}
-    given["slo"] = {"ttft_ms": 1, "target": 0.9}  # nothing can meet it, so the search ends at once
-    notebook = NOTEBOOKS / "01_latency_under_load.ipynb"
-    executed = run_notebook(notebook, given, runs=tmp_path, run_id="first")
-    outputs = output_text(executed)
-    assert "requests ended" in outputs
-    assert "SLO" in outputs
-    first = Run.open(tmp_path / "first")
-    summary = first.summary()
+    given = {"ramp_s": 15.0, "hold_s": 45.0, "output_tokens": 32, "port": 0}
+    notebook = NOTEBOOKS / "02_watch_autoscaling.ipynb"
+    executed = run_notebook(notebook, given, runs=tmp_path, run_id="watch")
+    run = Run.open(tmp_path / "watch")
+    assert {record.status for record in run.records()} == {"ok"}
+    replicas = run.telemetry()
+    model = replicas[replicas.deployment == "tiny-llama-glossary"]
+    assert model.target.iloc[0] == model.target.iloc[-1] == model.running.iloc[-1] == 0
+    assert model.target.max() == 2
+    decisions = run.samples("decision")
+    path = decisions[decisions.deployment == "tiny-llama-glossary"]
+    assert (path.from_target.iloc[0], path.to_target.iloc[-1]) == (0, 0)
+    assert [change.what for change in run.changes()] == ["start", "end"]
+    summary = run.summary()
     assert summary is not None
-    assert summary.completed > 0
-    assert summary.failed == 0
-    assert summary.client_health.cpu_share is not None
-    assert len(list((first.path / "probes").iterdir())) >= 4
-    report = (first.path / "report.html").read_text()
+    assert summary.failed == summary.shed == 0
+    assert summary.cost is not None
+    assert summary.cost["dollars"] > 0
+    outputs = output_text(executed)
+    assert "requests/s offered" in outputs
+    assert "0 → 1: " in outputs
+    data = [
+        o.get("data", {})
+        for cell in nbformat.read(executed, 4).cells
+        for o in cell.get("outputs", [])
+    ]
+    assert not any("widget" in mime for one in data for mime in one)
+    report = (run.path / "report.html").read_text()
+    assert "KV-cache in use" in report
     assert "python -m workbench repeat" in report
-    path, parameters = recorded(first.path)
-    assert path == notebook
-    assert {name: parameters[name] for name in given} == given
-    run_notebook(notebook, parameters, runs=tmp_path, run_id="again")
-    plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("first", "again")]
-    assert plans[0] == plans[1]
-
-
-def output_text(path: Path) -> str:
-    """What the executed notebook's code cells printed or returned, as text."""
-    found = []
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            found.append(output.get("text") or json.dumps(output.get("data", {}))[:2000])
-    return "".join(found)

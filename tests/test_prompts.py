@@ -54,7 +54,8 @@ uniforms = st.tuples(st.integers(1, 60), st.integers(0, 60)).map(
 lognormals = st.builds(
     LogNormal,
     median=st.floats(10, 40),
-    sigma=st.floats(0, 3),
+    # Between 0 and this, a double near a half has too few neighbours for a law.
+    sigma=st.just(0.0) | st.floats(1e-9, 3),
     low=st.integers(1, 10),
     high=st.integers(40, 90),
 )
@@ -145,7 +146,7 @@ class TestTokenizer:
 
 
 class TestEverySet:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(specs, seeds, st.integers(1, 9))
     def test_the_seed_decides_and_more_start_with_the_same(
         self, spec: PromptSet, seed: int, short: int
@@ -154,7 +155,7 @@ class TestEverySet:
         assert take(spec, short, seed) == longer[:short]
         assert len(longer) == 10
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(specs, seeds)
     def test_counts_are_those_of_the_ids_and_within_the_bounds(
         self, spec: RandomPrompts | Conversations, seed: int
@@ -167,7 +168,7 @@ class TestEverySet:
             if isinstance(spec, RandomPrompts):
                 assert spec.input.low <= prompt.prompt_tokens <= spec.input.high
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(specs)
     def test_survives_json(self, spec: PromptSet) -> None:
         plain = json.loads(json.dumps(spec.model_dump(mode="json")))
@@ -177,7 +178,7 @@ class TestEverySet:
         spec = RandomPrompts(input=8, output=1)
         assert take(spec, 1, seed=1) != take(spec, 1, seed=2)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(specs)
     def test_the_longest_fits_and_one_token_less_is_refused(
         self, spec: RandomPrompts | Conversations
@@ -191,7 +192,7 @@ class TestEverySet:
 
 
 class TestLengths:
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(lognormals, seeds)
     def test_log_normal_has_scipys_law_between_its_bounds(
         self, length: LogNormal, seed: int
@@ -208,7 +209,7 @@ class TestLengths:
             law = stats.binom(2000, share)
             assert law.ppf(TAIL) <= (drawn <= at).sum() <= law.isf(TAIL)
 
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(st.floats(0.1, 2), st.integers(100, 1000), seeds)
     def test_half_of_a_log_normal_is_on_either_side_of_its_median(
         self, sigma: float, median: int, seed: int
@@ -220,7 +221,7 @@ class TestLengths:
         assert (drawn < median).sum() <= high
         assert (drawn <= median).sum() >= low
 
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(st.integers(1, 50), st.integers(0, 5), seeds)
     def test_uniform_takes_every_length_equally_often(self, low: int, more: int, seed: int) -> None:
         rng = np.random.default_rng(seed)

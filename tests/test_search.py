@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_records import failed, record
 
@@ -88,7 +88,6 @@ class TestSearch:
         assert all(isinstance(p.rate, int) for p in result.probes)
         assert result.unit == "concurrent requests"
 
-    @settings(deadline=None)
     @given(
         answers=st.lists(st.booleans(), min_size=40, max_size=40),
         confirmations=st.integers(0, 4),

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import SpecError, WorkbenchError
+from serving.limits import Limits
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec, Strict
 
 
@@ -118,8 +119,8 @@ class TestValues:
             (ModelSpec, "id", "two words", "org/two-words:1.5"),
             (ServiceSpec, "port", -1, 0),
             (ServiceSpec, "port", 65536, 65535),
-            (ServiceSpec, "max_body_mib", 0, 1),
-            (ServiceSpec, "max_body_mib", 64.5, 64),
+            (Limits, "max_body_mib", 0, 1),
+            (Limits, "max_body_mib", 64.5, 64),
             (ServiceSpec, "name", "Upper", "lower-1"),
             (ServiceSpec, "name", "x" * 64, "x" * 63),
             (ServiceSpec, "route_prefix", "/end/", "/a/b-c_d"),
@@ -247,6 +248,30 @@ def of(**model: Any) -> ServiceSpec:
 
 def scaled(**scaling: Any) -> ServiceSpec:
     return of(scaling=ScalingSpec(**scaling))
+
+
+class TestParallel:
+    def test_a_bundle_asks_for_the_type_of_its_gpu(self) -> None:
+        model = ModelSpec(accelerator="gpu", accelerator_type="H100", num_cpus=2)
+        assert model.bundle == {"CPU": 2, "GPU": 1.0, "accelerator_type:H100": 0.001}
+        assert ModelSpec(accelerator="gpu").bundle == {"CPU": 1, "GPU": 1.0}
+
+    def test_cpu_workers_are_processes_of_one_node(self) -> None:
+        assert ModelSpec().strategy == "STRICT_PACK"
+        assert ModelSpec(accelerator="gpu").strategy == "PACK"
+        with pytest.raises(SpecError, match=r"placement = 'SPREAD': the 2 workers"):
+            ModelSpec(tensor_parallel_size=2, placement="SPREAD")
+
+    @pytest.mark.parametrize(
+        "given", [{"data_parallel_size": 2}, {"expert_parallel": True, "tensor_parallel_size": 2}]
+    )
+    def test_a_cpu_build_shares_no_experts(self, given: dict[str, Any]) -> None:
+        with pytest.raises(SpecError, match=f"{next(iter(given))} = .*vLLM's CPU build"):
+            ModelSpec(**given)
+
+    def test_a_group_is_placed_by_serve(self) -> None:
+        with pytest.raises(SpecError, match="data_parallel_size = 2"):
+            ModelSpec(accelerator="gpu", data_parallel_size=2, placement="SPREAD")
 
 
 class TestFingerprints:

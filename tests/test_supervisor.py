@@ -215,6 +215,14 @@ def test_an_interrupt_of_the_notebook_is_not_for_the_cluster(stage: Stage) -> No
         assert stage.everyone() == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="a kernel without autogroups")
+def test_its_session_gives_way_to_others(stage: Stage) -> None:
+    with stage.supervisor() as child:
+        assert said(child) == "started"
+        group = (Path("/proc") / str(child.pid) / "autogroup").read_text()
+        assert group.split()[-2:] == ["nice", "15"]
+
+
 def signals(pid: int, kind: str) -> int:
     lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1], 16)

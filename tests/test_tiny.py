@@ -58,7 +58,7 @@ def test_missing_or_empty_file_is_named_with_the_way_out(tmp_path: Path, name: s
     folder = tmp_path / "copy"
     shutil.copytree(tiny_model_path(), folder)
     (folder / name).write_bytes(b"")
-    with pytest.raises(ModelNotFoundError, match="train_tiny --out") as caught:
+    with pytest.raises(ModelNotFoundError, match="train_tiny --size tiny --out") as caught:
         tiny_model_path(folder)
     assert name in str(caught.value)
     assert isinstance(caught.value, WorkbenchError)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.arrivals import Replay
@@ -281,7 +281,6 @@ class TestEveryTrace:
         expected = [(at - trace[0][0]) / 1e6 for at, _, _ in trace]
         assert offsets_of(read) == pytest.approx(expected, abs=1e-9)
 
-    @settings(deadline=None)
     @given(requests)
     def test_in_each_format(
         self, tmp_path_factory: pytest.TempPathFactory, trace: list[tuple[int, int, int]]

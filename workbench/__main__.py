@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = "00_first_endpoint"
+DEMO = "02_watch_autoscaling"
+IMAGE = "llm-serving-workbench:0.1.0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +53,26 @@ def parser() -> argparse.ArgumentParser:
     repeat = commands.add_parser("repeat", help="run a run's notebook with its parameters again")
     repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
     repeat.add_argument("--runs", type=Path, metavar="DIR", help="where its folder goes (runs)")
+    keep = commands.add_parser("keep", help="take finished runs' claims into small JSON files")
+    keep.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    keep.add_argument("--to", type=Path, metavar="DIR", help="benchmarks/results/claims")
+    claims = commands.add_parser("claims", help="write the README's table of claims from kept runs")
+    claims.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="keep these first")
+    manifest = commands.add_parser("manifest", help="write a specification as a cluster's file")
+    manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
+    manifest.add_argument("--kind", choices=("serve", "kuberay"), required=True)
+    manifest.add_argument("--image", default=IMAGE, help=f"of all pods ({IMAGE})")
+    hashes = "SHA-256 of a key; else that of LLM_WORKBENCH_API_KEY, else a Kubernetes secret"
+    manifest.add_argument("--key-hash", action="append", metavar="SHA256", help=hashes)
+    manifest.add_argument("--out", type=Path, metavar="FILE", help="instead of standard output")
     for command, call in (
         (demo, run_demo),
         (run, run_once),
         (sweep, run_grid),
         (repeat, run_again),
+        (keep, keep_runs),
+        (claims, write_claims),
+        (manifest, write_manifest),
     ):
         command.set_defaults(call=call)
     return whole
@@ -145,6 +162,42 @@ def run_grid(arguments: argparse.Namespace) -> int:
         done = run_sweep(sweep, out, run=run, clock=time.monotonic, say=say)
     print(f"\n{results_table(out, sweep)}\n\nresults     {shown(out / 'results.csv')}")
     return 0 if done else 1
+
+
+def keep_runs(arguments: argparse.Namespace) -> int:
+    """Keep what finished runs say of claims."""
+    from workbench.claims import KEPT, keep
+
+    for folder in arguments.runs:
+        print(f"kept        {shown(keep(folder, arguments.to or KEPT))}")
+    return 0
+
+
+def write_claims(arguments: argparse.Namespace) -> int:
+    """Keep the given runs, then write the table into the README."""
+    from workbench.claims import README, keep, write_table
+
+    for folder in arguments.runs:
+        print(f"kept        {shown(keep(folder))}")
+    print(f"{shown(README)}: {write_table()} claims")
+    return 0
+
+
+def write_manifest(arguments: argparse.Namespace) -> int:
+    """Write a Serve config or a RayService from the specification in a file."""
+    from serving.keys import KEY_VARIABLE, key_hash
+    from serving.manifest import read_spec, write
+
+    spec, callers = read_spec(arguments.spec)
+    key = os.environ.get(KEY_VARIABLE)
+    given = arguments.key_hash or ([key_hash(key)] if key else [])
+    callers = callers or ({"key_hashes": given} if given else {})
+    text = write(arguments.kind, spec, arguments.image, callers)
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        arguments.out.write_text(text, encoding="utf-8")
+    return 0
 
 
 def given_parameters(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, TypeAdapter, model_validator
 
 from serving.spec import Strict
-from workbench.errors import SpecError
+from workbench.errors import SettingError, SpecError
 
 MAX_RATE = 1e6
 MIN_BURSTINESS = 1e-3
@@ -18,6 +18,7 @@ MIN_BURSTINESS = 1e-3
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)]
 RateOrZero = Annotated[float, Field(ge=0, le=MAX_RATE, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # With far smaller shapes every drawn gap is 0 in floating point, and no schedule would ever end.
 Burstiness = Annotated[float, Field(ge=MIN_BURSTINESS, allow_inf_nan=False)]
 _SPACING = "Shape of the gamma law of the gaps: 1 is Poisson, below 1 bursty, None even."
@@ -34,6 +35,16 @@ class Piece(NamedTuple):
     def requests(self) -> float:
         """The integral of the rate: the expected number of requests."""
         return self.duration_s * (self.from_rate + self.to_rate) / 2
+
+    def rate_at(self, at_s: float) -> float:
+        """The rate `at_s` seconds into it."""
+        return self.from_rate + (self.to_rate - self.from_rate) * (at_s / self.duration_s)
+
+    def cut(self, at_s: float) -> tuple[Piece, Piece]:
+        """The stretch before `at_s` and the one after."""
+        rate = self.rate_at(at_s)
+        rest = self.duration_s - at_s
+        return Piece(at_s, self.from_rate, rate), Piece(rest, rate, self.to_rate)
 
     def when(self, requests: float) -> float:
         """The second at which the integral of the rate reaches `requests`."""
@@ -136,11 +147,84 @@ class Steps(_Arrivals):
         return self
 
 
+class Stage(NamedTuple):
+    """In a line to `rate` within `duration_s`; a jump if that is 0."""
+
+    rate: RateOrZero
+    duration_s: SecondsOrZero
+
+
+class Stages(_Arrivals):
+    """Ramps one after the other, as load tests are often written: rise, hold, drop, rest.
+
+    `Stages(stages=[(8, 60), (8, 30), (0, 0), (0, 40)])` rises to 8 a second within a minute, holds
+    for half a minute, and drops to nothing for 40 s.
+    """
+
+    kind: Literal["stages"] = Field("stages", description="Ramps one after the other.")
+    from_rate: RateOrZero = Field(0.0, description="Requests per second at the start.")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="Pairs of rate and duration_s.")
+    burstiness: Burstiness | None = Field(1.0, description=_SPACING)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        before = [self.from_rate, *(stage.rate for stage in self.stages)]
+        ramps = zip(before, self.stages, strict=False)
+        return tuple(Piece(to.duration_s, was, to.rate) for was, to in ramps if to.duration_s)
+
+    @model_validator(mode="after")
+    def _sends_something(self) -> Self:
+        if not any(piece.requests for piece in self.pieces()):
+            raise ValueError("Stages.stages: nothing is sent; raise a rate and its duration_s")
+        return self
+
+
+def day(
+    peak_rate: float,
+    day_s: float,
+    *,
+    night: float = 0.1,
+    width: float = 1.0,
+    days: int = 1,
+    burstiness: float | None = 1.0,
+) -> Stages:
+    """The load of `days` days, each within `day_s` seconds: quiet at its ends, busiest at noon.
+
+    The rate at the share t of a day is peak_rate x (night + (1 - night) x s(t)), where s is
+    ((1 - cos 2 pi t) / 2) to the power 1 / `width`: below 1 the busy hours are fewer, above more.
+    It is drawn as 48 lines a day. Each day begins and ends at the night's rate. Seeded by the
+    `LoadSpec` it stands in.
+
+    Raises SettingError for a number that makes no day.
+    """
+    bounds = {"peak_rate": peak_rate > 0, "day_s": day_s > 0, "width": width > 0, "days": days >= 1}
+    given = {"peak_rate": peak_rate, "day_s": day_s, "width": width, "days": days}
+    wrong = [name for name, good in bounds.items() if not good]
+    if wrong:
+        raise SettingError(f"{wrong[0]} is {given[wrong[0]]!r}: give more than 0")
+    if not 0 <= night <= 1:
+        raise SettingError(f"night is {night!r}: give a share of the peak, from 0 to 1")
+
+    def rate(half_hour: int) -> float:
+        sun = (1 - math.cos(2 * math.pi * half_hour / 48)) / 2
+        return float(peak_rate * (night + (1 - night) * sun ** (1 / width)))
+
+    stages = tuple(Stage(rate(i % 48 or 48), day_s / 48) for i in range(1, 48 * days + 1))
+    return Stages(from_rate=rate(0), stages=stages, burstiness=burstiness)
+
+
 class Closed(_Arrivals):
-    """A closed loop: the next request is sent when one ends. It has no offsets."""
+    """A closed loop: the next request is sent when one ends. It has no offsets.
+
+    With `think_s` it is so many users, each of whom waits before every request or conversation, the
+    first included: they do not all begin at once. A conversation has its own `think_s` between its
+    turns.
+    """
 
     kind: Literal["closed"] = Field("closed", description="The next is sent when one ends.")
-    max_concurrency: int = Field(ge=1, description="Requests in progress at any time.")
+    max_concurrency: int = Field(ge=1, description="Requests in progress at any time, or users.")
+    think_s: SecondsOrZero = Field(
+        0.0, description="Mean wait of a user before a request or conversation; exponential."
+    )
 
 
 class Replay(_Arrivals):
@@ -166,9 +250,10 @@ class Replay(_Arrivals):
 
 
 Arrivals = Annotated[
-    Constant | Poisson | Gamma | Ramp | Steps | Closed | Replay, Field(discriminator="kind")
+    Constant | Poisson | Gamma | Ramp | Steps | Stages | Closed | Replay,
+    Field(discriminator="kind"),
 ]
-_KINDS = ("constant", "poisson", "gamma", "ramp", "steps", "closed", "trace")
+_KINDS = ("constant", "poisson", "gamma", "ramp", "steps", "stages", "closed", "trace")
 
 
 def parse(fields: Mapping[str, Any]) -> Arrivals:

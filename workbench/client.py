@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from serving.asgi import MODEL_HEADER, REPLICA_HEADER
+from serving.stages import HEADER
 from workbench.errors import SettingError, is_outcome, withhold
 from workbench.records import RequestRecord
-from workbench.sse import outcome, parse
+from workbench.sse import outcome, parse, stages
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -218,7 +220,8 @@ async def _call(
     if on_event is not None:
         on_event("sent", sent)
     call = create(**_slim(body), extra_headers={"x-request-id": request_id})
-    failure = await _read(call, reads, clock, timeout_s, on_event)
+    headers: dict[str, str] = {}
+    failure = await _read(call, reads, headers, clock, timeout_s, on_event)
     stopped, answer = clock(), parse(reads)
     status, error = outcome(answer, failure)
     record = RequestRecord(
@@ -232,8 +235,10 @@ async def _call(
         output_tokens=answer.usage.get("completion_tokens"),
         status=status,
         error=error and withhold(error, body.get("messages", body.get("prompt")), api_key),
-        model=body["model"],
+        model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
+        replica=headers.get(REPLICA_HEADER),
+        stages=stages(answer, headers.get(HEADER)),
     )
     if on_record is not None:
         on_record(record)
@@ -245,13 +250,18 @@ async def _call(
 async def _read(
     call: AbstractAsyncContextManager[AsyncAPIResponse[Any]],
     reads: list[tuple[float, bytes]],
+    headers: dict[str, str],
     clock: Clock,
     timeout_s: float | None,
     on_event: OnEvent | None,
 ) -> BaseException | None:
-    """Send, and note each read and its time in `reads`; what ended the request too early, if so."""
+    """Send, and note each read and its time in `reads`; what ended the request too early, if so.
+
+    `headers` gets those of the answer, if one began.
+    """
     try:
         async with asyncio.timeout(timeout_s), call as response:
+            headers.update(response.headers)
             async for data in response.http_response.aiter_bytes():
                 reads.append((clock(), data))
                 if on_event is not None:
@@ -259,5 +269,6 @@ async def _read(
     except (Exception, asyncio.CancelledError) as problem:
         if not is_outcome(problem):
             raise
+        headers.update(getattr(getattr(problem, "response", None), "headers", {}))
         return problem
     return None

@@ -93,6 +93,12 @@ class Columns:
         """How many requests met `slo`, and how many are judged by it."""
         if slo is None:
             return None, 0
+        good, past = self.met(slo)
+        cut = self.status == STATUSES["cancelled"]
+        return int(good.sum()), int((~cut | past).sum())
+
+    def met(self, slo: SLO) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """For each request, whether it completed within `slo`, and whether it is past a bound."""
         values = self.latencies(np.ones(len(self.status), bool))
         for ttft, e2el in (("ttft", "e2el"), ("ttft_from_schedule", "e2el_from_schedule")):
             # Without a first token, the wait for it lasted at least to the end.
@@ -102,8 +108,7 @@ class Columns:
         # NaN is neither within nor past: what was not measured is not good.
         within = np.all([values[name] <= bound for name, bound in bounds], axis=0)
         past = np.any([values[name] > bound for name, bound in bounds], axis=0)
-        ok, cut = self.status == 0, self.status == STATUSES["cancelled"]
-        return int((ok & within).sum()), int((~cut | past).sum())
+        return (self.status == 0) & within, past
 
 
 def _coded(values: Sequence[Any], known: dict[Any, int]) -> Codes:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from workbench.load_drive import Drive, LoadResult, LoadRun
 from workbench.load_progress import Progress, progress_of
 from workbench.load_spec import LoadSpec, digest, plan
-from workbench.remote import Remote, context_length
+from workbench.remote_endpoint import Remote, context_length
 
 if TYPE_CHECKING:
     from workbench.client import Clock

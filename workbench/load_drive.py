@@ -5,41 +5,49 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import UNREACHABLE, EndpointGoneError
+from workbench import spool
+from workbench.errors import UNREACHABLE, EndpointGoneError, RunError
 from workbench.health import ClientHealth
+from workbench.load_losses import Seat
+from workbench.load_places import start_away
 from workbench.load_spec import LoadSpec, Session, digest
 
 if TYPE_CHECKING:
     from workbench.client import Clock
     from workbench.load_progress import Progress
-    from workbench.load_worker import Report
+    from workbench.load_worker import Job, Report
     from workbench.metrics import Summary
     from workbench.records import RequestRecord
-    from workbench.remote import Remote
+    from workbench.remote_endpoint import Remote
     from workbench.run import Run
     from workbench.slo import SLO
 
 POLL_S = 0.25
 LEAD_S = 0.5
-# So many refused connections in a row, over so long: the endpoint is gone.
-GONE_AFTER, GONE_AFTER_S = 5, 2.0
+# So many refused connections in a row, over `LoadSpec.patience_s`: the endpoint is gone.
+GONE_AFTER = 5
 SETTLE_S = 5.0
 
 
 @dataclass(repr=False)
 class LoadResult:
-    """What became of a load. `ended_early` says why it did not run to its end, if so."""
+    """What became of a load.
 
-    records: list[RequestRecord]
+    `ended_early` says why it did not run to its end, if so; `incidents` what went wrong on the way.
+    """
+
+    records: Sequence[RequestRecord]
     health: ClientHealth
     planned: int
     digest: str
     warmup_s: float
     ended_early: str | None = None
+    incidents: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"LoadResult({self.summary().headline()})"
@@ -53,11 +61,15 @@ class LoadResult:
 
 @dataclass
 class LoadRun:
-    """A load on its way. Await it for its `LoadResult`; `stop()` ends it early."""
+    """A load on its way. Await it for its `LoadResult`; `stop()` ends it early.
+
+    `start_s` is when its schedule begins, on the run's clock; None while workers come up.
+    """
 
     planned: int
     clock: Clock
     records: list[RequestRecord] = field(default_factory=list)
+    start_s: float | None = None
     _task: asyncio.Task[LoadResult] | None = None
     _stopped: str | None = None
 
@@ -83,57 +95,79 @@ class Drive:
     on_record: Callable[[RequestRecord], None] | None
     health: dict[str, float] = field(default_factory=dict)
     failures: list[RequestRecord] = field(default_factory=list)
+    incidents: list[str] = field(default_factory=list)
+    seats: list[Seat] = field(default_factory=list)
+    unwritten: RunError | None = None
+    # vLLM refuses two requests of one id at once, so that two runs must differ.
+    tag: str = field(default_factory=lambda: f"load-{secrets.token_hex(3)}")
 
     async def run(self) -> LoadResult:
         with self.progress:
             workers = await self._workers()
             try:
                 start_s = await self._begin(workers)
-                await self._follow(workers, start_s)
+                await self._follow(start_s)
             except BaseException:
                 # An interrupted kernel, too, keeps what ended.
                 await asyncio.shield(self._end(workers))
                 raise
             await self._end(workers)
+        if self.unwritten is not None:
+            raise self.unwritten
         return self._result()
 
     async def _workers(self) -> list[Any]:
         import ray
 
         from serving import cluster
-        from workbench.load_worker import LoadWorker
 
         if cluster.current() is None:
             await asyncio.to_thread(cluster.connect)
-        actor = ray.remote(LoadWorker)
-        options = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "max_concurrency": 100_000}
-        found = [actor.options(**options).remote() for _ in range(self.load.needed_workers)]
+        kind, number = self._wanted()
+        actor = ray.remote(num_cpus=0, max_concurrency=100_000)(kind)
         # By a call and not to the constructor, whose arguments the cluster keeps on record.
         key = self.target.api_key.get_secret_value()
-        await asyncio.gather(*(w.connect.remote(self.target.base_url, key) for w in found))
+        found = await start_away(
+            actor, number, lambda worker: worker.connect.remote(self.target.base_url, key)
+        )
+        self.seats = [Seat(worker) for worker in found]
+        run = None if self.folder is None else self.folder.path
+        names = (f"{self.tag}-{number}" for number in range(len(found)))
+        await asyncio.gather(*(s.keep(run, n) for s, n in zip(self.seats, names, strict=True)))
         return found
 
-    async def _begin(self, workers: list[Any]) -> float:
-        from workbench.load_worker import Job
+    def _wanted(self) -> tuple[type, int]:
+        """Which workers, and how many."""
+        from workbench.load_worker import LoadWorker
 
+        return LoadWorker, self.load.needed_workers
+
+    async def _begin(self, workers: list[Any]) -> float:
         epochs = await asyncio.gather(*(self._epoch(worker) for worker in workers))
-        start_s = self.running.clock() + LEAD_S
+        start_s = self.running.start_s = self.running.clock() + LEAD_S
         slots = getattr(self.load.arrivals, "max_concurrency", None)
         numbered = list(enumerate(self.sessions))
         starts = []
         for i, (worker, epoch) in enumerate(zip(workers, epochs, strict=True)):
-            job = Job(
-                model=self.target.model_id,
-                call=_call(self.load),
-                tag=self._tag,
-                epoch_s=epoch,
-                start_s=start_s,
-                max_concurrency=slots and max(1, len(range(i, slots, len(workers)))),
-                duration_s=self.load.duration_s,
-            )
-            starts.append(worker.start.remote(job, numbered[i :: len(workers)]))
+            share = slots and max(1, len(range(i, slots, len(workers))))
+            seat = self.seats[i]
+            seat.job, seat.share = self._job(epoch, start_s, share), numbered[i :: len(workers)]
+            starts.append(worker.start.remote(seat.job, seat.share))
         await asyncio.gather(*starts)
         return start_s
+
+    def _job(self, epoch_s: float, start_s: float, slots: int | None = None) -> Job:
+        from workbench.load_worker import Job
+
+        return Job(
+            model=self.target.model_id,
+            call=_call(self.load),
+            tag=self.tag,
+            epoch_s=epoch_s,
+            start_s=start_s,
+            max_concurrency=slots,
+            duration_s=self.load.duration_s,
+        )
 
     async def _epoch(self, worker: Any) -> float:
         """The zero of the run's clock, on the worker's own."""
@@ -151,11 +185,12 @@ class Drive:
         assert best is not None
         return time.perf_counter() - self.running.clock() + best[1]
 
-    async def _follow(self, workers: list[Any], start_s: float) -> None:
+    async def _follow(self, start_s: float) -> None:
         done = False
         while not done and self.running._stopped is None:
+            await self._steer([seat.worker for seat in self.seats if not seat.died])
             await asyncio.sleep(POLL_S)
-            reports = await self._reports(workers)
+            reports = await self._reports()
             done = all(report.done for report in reports)
             self._take(reports)
             self.progress.show(
@@ -166,17 +201,36 @@ class Drive:
             if why := self._gone():
                 self.running.stop(why)
 
-    async def _reports(self, workers: list[Any]) -> list[Report]:
-        from ray.exceptions import RayActorError
+    async def _steer(self, workers: list[Any]) -> None:
+        """Nothing here: a planned load is not changed while it runs."""
 
-        calls = (worker.report.remote() for worker in workers)
+    async def _reports(self) -> list[Report]:
+        from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+        alive = [seat for seat in self.seats if not seat.died]
+        calls = (seat.worker.report.remote() for seat in alive)
         found = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in found:
-            if isinstance(answer, RayActorError):
-                self.running.stop("a load worker died, and what it had in progress is not recorded")
+        for seat, answer in zip(alive, found, strict=True):
+            if isinstance(answer, ActorDiedError):
+                await self._lose(seat)
+            elif isinstance(answer, ActorUnavailableError):
+                continue  # not known to be dead: asked again
             elif isinstance(answer, BaseException):
                 raise answer
         return [report for report in found if not isinstance(report, BaseException)]
+
+    async def _lose(self, seat: Seat) -> None:
+        """Record what a dead worker had sent; the others go on with their shares."""
+        seat.died, now = True, self.running.clock()
+        why = "the load worker that sent it died"
+        ended, cut = await seat.left(self._all_records, now, why)
+        for record in [*ended, *cut]:
+            self._keep(record)
+        self.incidents.append(
+            f"a load worker died {now:.1f} s into the run: the {len(cut)} requests it had in "
+            "progress are recorded as failed, and the rest of its share is not sent"
+        )
+        self.progress.say(self.incidents[-1])
 
     def _take(self, reports: list[Report]) -> None:
         for report in reports:
@@ -191,7 +245,11 @@ class Drive:
         unreachable = record.status == "error" and (record.error or "").startswith(UNREACHABLE)
         self.failures = [*self.failures, record] if unreachable else []
         if self.folder is not None:
-            self.folder.append_request(record)
+            try:
+                self.folder.append_request(record)
+            except RunError as problem:
+                self.unwritten, self.folder = problem, None
+                self.running.stop(str(problem))
         if self.on_record is not None:
             self.on_record(record)
 
@@ -200,7 +258,7 @@ class Drive:
         if len(self.failures) < GONE_AFTER:
             return None
         first, last = self.failures[0].end_s or 0.0, self.failures[-1].end_s or 0.0
-        if last - first < GONE_AFTER_S:
+        if last - first < self.load.patience_s:
             return None
         return (
             f"the endpoint stopped answering {first:.1f} s into the run: {self.failures[-1].error}"
@@ -214,24 +272,25 @@ class Drive:
         )
         last = await asyncio.gather(*(w.report.remote() for w in workers), return_exceptions=True)
         self._take([report for report in last if not isinstance(report, BaseException)])
+        await asyncio.gather(*(w.forget.remote() for w in workers), return_exceptions=True)
         for worker in workers:
             ray.kill(worker)
+        if self.folder is not None:
+            with suppress(OSError):  # not empty: a worker's file could not be read
+                (self.folder.path / spool.FOLDER).rmdir()
 
     def _result(self) -> LoadResult:
         from workbench.metrics import summarize
 
-        lag = summarize(self.running.records).client_health.send_lag_p99_ms
+        records = self._all_records()
+        lag = summarize(records).client_health.send_lag_p99_ms
         why = self.running._stopped
         if why is not None:
             self.progress.say(f"ended early: {why}")
-        if (
-            why is not None
-            and not any(r.status == "ok" for r in self.running.records)
-            and (self.failures)
-        ):
+        if why is not None and not any(r.status == "ok" for r in records) and (self.failures):
             raise EndpointGoneError(f"{self.target.base_url}: {why}. Is it deployed?")
         return LoadResult(
-            records=self.running.records,
+            records=records,
             health=ClientHealth.judge(
                 send_lag_p99_ms=lag,
                 loop_lag_p99_ms=self.health.get("loop_lag_p99_ms"),
@@ -240,13 +299,12 @@ class Drive:
             planned=self.running.planned,
             digest=digest(self.sessions),
             warmup_s=self.load.warmup_s,
-            ended_early=why,
+            ended_early=why or "; ".join(self.incidents) or None,
+            incidents=self.incidents,
         )
 
-    @property
-    def _tag(self) -> str:
-        # vLLM refuses two requests of one id at once, so that two runs must differ.
-        return f"load-{secrets.token_hex(3)}"
+    def _all_records(self) -> Sequence[RequestRecord]:
+        return self.running.records
 
 
 def _call(load: LoadSpec) -> dict[str, Any]:

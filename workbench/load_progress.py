@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
+    from workbench.live_load import LiveLoad
     from workbench.load_spec import LoadSpec, Session
     from workbench.records import RequestRecord
 
@@ -111,6 +112,43 @@ class Lines(Silent):
 
     def say(self, line: str) -> None:
         print(line, flush=True)
+
+
+class LiveLines(Lines):
+    """Lines of a load that has no planned number of requests."""
+
+    def __init__(self, running: LiveLoad) -> None:
+        super().__init__(0, None, "")
+        self._running, self._title = running, "starting load workers"
+
+    def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
+        return self.now()
+
+    def now(self) -> str:
+        """One line, timed on the run's clock: what is offered, and what became of it."""
+        running = self._running
+        parts = [
+            f"{running.rate:.1f} requests/s offered"
+            if running.state != "starting"
+            else self._title,
+            f"{running.ended} ended",
+            f"{running.not_well} of them not well" if running.not_well else "",
+            f"{running.in_progress} in progress",
+            f"{running.left_out} left out" if running.left_out else "",
+        ]
+        return f"{running.clock():5.1f} s  " + ", ".join(part for part in parts if part)
+
+
+def live_progress(kind: Progress | str | None, running: LiveLoad) -> Progress:
+    """The progress that `kind` names, of a live load. Raises SettingError for a name that is none.
+
+    A bar would need an end that is known.
+    """
+    if kind is not None and not isinstance(kind, str):
+        return kind
+    if kind not in ("lines", None):
+        raise SettingError(f"progress is {kind!r}: give 'lines' or None for a live load")
+    return LiveLines(running) if kind else Silent(0, None, "")
 
 
 class Bar(Silent):

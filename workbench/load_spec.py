@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,9 @@ class LoadSpec(Strict):
     count: int | None = Field(None, ge=1, description="Send at most so many (conversations).")
     warmup_s: float = Field(0, ge=0, description="Seconds at the start that no figure counts.")
     timeout_s: Seconds | None = Field(120, description="Give a request up after so long.")
+    patience_s: Seconds = Field(
+        2, description="End the load when nothing but refused connections came for so long."
+    )
     seed: int = Field(0, ge=0, description="Of the arrivals and the prompts.")
     workers: int | None = Field(None, ge=1, le=256, description="Load workers; None: by the rate.")
     temperature: float = Field(0, ge=0, description="Of the sampling.")
@@ -109,13 +112,24 @@ def plan(
     rng = {name: np.random.default_rng([load.seed, i]) for i, name in enumerate(("at", "text"))}
     at = _offsets(load, rng["at"], trace)
     made = prompts(load.prompts, tokenizer, rng["text"], trace=trace, max_model_len=max_model_len)
+    think = _thinking(load)
     turns = load.prompts.turns if load.prompts.kind == "conversations" else 1
     sessions = [
-        Session(due, said) for due in at if len(said := tuple(islice(made, turns))) == turns
+        Session(due, think(said)) for due in at if len(said := tuple(islice(made, turns))) == turns
     ]
     if not sessions:
         raise SettingError("the load is empty: no request is due before its end; lengthen it")
     return sessions
+
+
+def _thinking(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]]:
+    """Gives the first turn of each session the wait that a closed loop's users take before it."""
+    import numpy as np
+
+    if not isinstance(load.arrivals, Closed) or not load.arrivals.think_s:
+        return lambda turns: turns
+    mean, rng = load.arrivals.think_s, np.random.default_rng([load.seed, 2])
+    return lambda turns: (replace(turns[0], think_s=float(rng.exponential(mean))), *turns[1:])
 
 
 def _offsets(

@@ -6,6 +6,7 @@ It runs as a Ray actor (`workbench.load` makes it one), or in any event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.client import LoopWatch, stream_chat, stream_completion
+from workbench.errors import UNREACHABLE
 from workbench.load_spec import Session
 from workbench.records import RequestRecord
+from workbench.spool import Sent, Spool, open_first
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from workbench.prompts import Prompt
+
+REFUSED_S = 0.25
+"""Before a slot of a closed loop tries again where nobody answers: it would only spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,26 @@ class LoadWorker:
         self._in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._watch = LoopWatch()
+        self._spool: Spool | None = None
+
+    async def keep(self, places: Sequence[str]) -> str | None:
+        """Write what is sent and what ends to the first of these files that can be written.
+
+        Its path is returned: what it has survives this process.
+        """
+        self._spool = open_first(places)
+        return None if self._spool is None else str(self._spool.path)
+
+    async def node(self) -> str:
+        """The Ray node this worker is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def forget(self) -> None:
+        """Remove that file: all records have been handed over."""
+        if self._spool is not None:
+            self._spool.forget()
 
     async def clock(self) -> tuple[str, float]:
         return this_clock()
@@ -112,26 +138,35 @@ class LoadWorker:
 
     async def _closed_loop(self, numbered: list[tuple[int, Session]], slots: int) -> None:
         work = iter(numbered)
-        end = self._job.duration_s
+        duration = math.inf if self._job.duration_s is None else self._job.duration_s
+        end = self._job.start_s + duration
 
         async def slot() -> None:
             for number, session in work:
-                if end is not None and self._now() >= self._job.start_s + end:
+                due = self._now() + session.turns[0].think_s
+                if due >= end:
                     return
-                await self._session(number, session, self._now())
+                await self._until(due)
+                await self._session(number, session, due, end)
 
         await self._until(self._job.start_s)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(slots, len(numbered))):
                 group.create_task(slot())
 
-    async def _session(self, number: int, session: Session, due: float) -> None:
+    async def _session(
+        self, number: int, session: Session, due: float, end: float = math.inf
+    ) -> None:
         for turn, prompt in enumerate(session.turns):
             if turn:
                 due = self._now() + prompt.think_s
+                if due >= end:
+                    return
                 await self._until(due)
             record = await self._send(f"{self._job.tag}-{number}-{turn}", prompt, due)
             if record.status != "ok":
+                if self._job.max_concurrency and (record.error or "").startswith(UNREACHABLE):
+                    await asyncio.sleep(REFUSED_S)
                 return  # the conversation is broken: its next turn would follow on nothing
 
     async def _send(self, request_id: str, prompt: Prompt, due: float) -> RequestRecord:
@@ -144,6 +179,10 @@ class LoadWorker:
             "max_tokens": prompt.max_tokens,
         }
         content = prompt.content
+        if self._spool is not None:
+            call = self._job.call
+            sent = Sent(request_id, due, self._now(), self._job.model, call.get("tenant"))
+            self._spool.note(sent)
         self._in_progress += 1
         try:
             if isinstance(content, str) or isinstance(content[0], int):
@@ -160,6 +199,8 @@ class LoadWorker:
     def _keep(self, record: RequestRecord) -> None:
         # Not the list's own `append`: a report takes the list away while requests are in progress.
         self._records.append(record)
+        if self._spool is not None:
+            self._spool.note(record)
 
     def _now(self) -> float:
         return time.perf_counter() - self._job.epoch_s

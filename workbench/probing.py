@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workbench.load_spec import LoadSpec
     from workbench.metrics import Summary
     from workbench.records import RequestRecord
-    from workbench.remote import Remote
+    from workbench.remote_endpoint import Remote
     from workbench.slo import SLO
 
 CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "p95_e2el_ms")
@@ -27,7 +27,7 @@ CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "
 
 def prober(
     target: Remote,
-    load: LoadSpec,
+    load: LoadSpec | Callable[[float, int], LoadSpec],
     slo: SLO,
     *,
     run: Run,
@@ -36,6 +36,7 @@ def prober(
 ) -> Callable[[float], Awaitable[Summary]]:
     """A probe: sends `load` at the rate it is given and returns the summary.
 
+    `load` may be a function that makes the load of a rate and the number of probes before it.
     Every probe is a run under `run.path/probes`, numbered, and has a seed of its own. One that can
     no longer reach the SLO is stopped, unless `stop_when_lost` is False.
     """
@@ -43,7 +44,7 @@ def prober(
 
     async def probe(rate: float) -> Summary:
         before = len(list(root.iterdir())) if root.exists() else 0
-        spec = load.at(rate, seed=load.seed + before)
+        spec = load(rate, before) if callable(load) else load.at(rate, seed=load.seed + before)
         kept = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
         folder = Run.create(root, kept, run_id=f"{before + 1:03d}-at-{rate:g}")
         seen: list[RequestRecord] = []
@@ -54,7 +55,9 @@ def prober(
             # Not at every one: judging looks at all of them.
             if running is None or len(seen) % max(1, running.planned // 50):
                 return
-            if saturated(seen, slo, requests_left=running.planned - len(seen)):
+            first = min(due(one) for one in seen)
+            judged = [one for one in seen if due(one) >= first + spec.warmup_s]
+            if saturated(judged, slo, requests_left=running.planned - len(seen)):
                 running.stop("the SLO can no longer be met")
 
         running = start_load(
@@ -69,6 +72,11 @@ def prober(
         return summary
 
     return probe
+
+
+def due(record: RequestRecord) -> float:
+    """When a request was due: as scheduled, else when it was sent."""
+    return record.scheduled_s if record.scheduled_s is not None else record.sent_s or 0.0
 
 
 async def curve(

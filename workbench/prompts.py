@@ -57,7 +57,8 @@ class Prompt:
     """One request: text or token ids for `/v1/completions`, or the messages of a chat.
 
     `prompt_tokens` is what the server will count and `max_tokens` what to ask for. Of a
-    conversation: its number, the turn (from 0), and the seconds to wait after the turn before.
+    conversation: its number, the turn (from 0), and the seconds to wait after the turn before; a
+    first turn has a wait only of a user in a closed loop.
     """
 
     content: str | tuple[int, ...] | tuple[dict[str, str], ...]

@@ -15,7 +15,10 @@ class RequestRecord:
     `scheduled_s` is when it should have been sent, `sent_s` when it was (before the request is
     built, as in `vllm bench serve`), `token_times_s` the arrival of every token event, the first
     included, and `end_s` the arrival of the last event before `[DONE]`, or when it failed.
-    Token counts are the server's own (`usage`).
+    `model` is the one that answered, where a router chose and said so. Token counts are the
+    server's own (`usage`), as is `stages`: milliseconds in each stage of its work (authentication,
+    guardrail_in, route, queue, prefill, decode, guardrail_out), where told.
+    `replica` is the one that answered, by Serve's replica id; None where no answer says so.
     """
 
     request_id: str
@@ -30,3 +33,5 @@ class RequestRecord:
     error: str | None
     model: str | None
     tenant: str | None
+    stages: dict[str, float | None] | None = None
+    replica: str | None = None

@@ -8,10 +8,12 @@ the lines are seconds since the run's start, to the microsecond.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +23,18 @@ import msgspec
 from pydantic import ValidationError
 
 from serving.spec import explain
+from workbench import spool
 from workbench.errors import RunError
 from workbench.provenance import hardware, versions
 from workbench.records import RequestRecord
 from workbench.redact import redact
+from workbench.samples import Sample, Sampled, columns, line, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.load_change import LoadChange
     from workbench.metrics import Summary
-
-TELEMETRY = ("time_s", "deployment", "target", "running", "starting", "stopping")
 
 
 class Run:
@@ -42,6 +45,7 @@ class Run:
         self.document = document
         self._requests = _Lines(path / "requests.jsonl")
         self._telemetry = _Lines(path / "telemetry.jsonl")
+        self._changes = _Lines(path / "load.jsonl")
 
     @classmethod
     def create(
@@ -76,7 +80,7 @@ class Run:
             "versions": versions(),
             "hardware": hardware(),
         }
-        _write_whole(path / "experiment.json", document)
+        write_whole(path / "experiment.json", document)
         return cls(path, document)
 
     @classmethod
@@ -101,22 +105,40 @@ class Run:
 
         Two runs with the same one sent the same, byte for byte.
         """
-        _write_whole(self.path / "plan.json", {"sessions": sessions, "sha256": digest})
+        write_whole(self.path / "plan.json", {"sessions": sessions, "sha256": digest})
 
     def append_request(self, record: RequestRecord) -> None:
         self._requests.append(_rounded({f.name: getattr(record, f.name) for f in fields(record)}))
 
-    def append_telemetry(self, sample: Mapping[str, Any]) -> None:
-        """One deployment at one moment: `time_s`, `deployment`, `target`, `running`, ..."""
-        self._telemetry.append(_rounded(redact(sample)))
+    def append_telemetry(self, sample: Sample | Mapping[str, Any]) -> None:
+        """One sample of `workbench.samples`, or a line like one."""
+        fields = line(sample) if isinstance(sample, Sampled) else redact(sample)
+        self._telemetry.append(_rounded(fields))
+
+    def append_change(self, change: LoadChange) -> None:
+        """What was changed in a live load, and when."""
+        self._changes.append(_rounded(redact(change)))
 
     def finish(self, summary: Summary | Mapping[str, Any]) -> None:
         """Write `summary.json`, whole or not at all."""
-        _write_whole(self.path / "summary.json", redact(summary))
+        write_whole(self.path / "summary.json", redact(summary))
 
     def records(self) -> Iterator[RequestRecord]:
-        """The requests in the order they ended. RunError names the file and line it cannot read."""
-        return self._requests.read(RequestRecord)
+        """The requests in the order they ended. RunError names the file and line it cannot read.
+
+        Where the process that ran the load was killed, what its workers left comes after them: what
+        ended meanwhile, and as failed what was in progress.
+        """
+        yield from self._requests.read(RequestRecord)
+        if (self.path / spool.FOLDER).is_dir():
+            known = {record.request_id for record in self._requests.read(RequestRecord)}
+            yield from (r for r in spool.left_in(self.path) if r.request_id not in known)
+
+    def changes(self) -> list[LoadChange]:
+        """What was changed in a live load, in order; nothing if it was none."""
+        from workbench.load_change import LoadChange
+
+        return list(self._changes.read(LoadChange))
 
     def requests_frame(self) -> pd.DataFrame:
         """A row a record, its fields as columns, and `ttft_ms`, `tpot_ms`, `e2el_ms` beside them.
@@ -142,12 +164,38 @@ class Run:
         return frame
 
     def telemetry(self) -> pd.DataFrame:
-        """A row a sample: time_s, deployment, target, running, starting, stopping, and the rest."""
+        """A row a deployment and moment: `samples("deployment")`."""
+        return self.samples("deployment")
+
+    def each_sample(self) -> Iterator[Sample]:
+        """Every sample in the order they were taken, as `workbench.samples` has them.
+
+        Raises RunError for a line that is none.
+        """
+        for row in self._telemetry.read(dict[str, Any]):
+            try:
+                yield msgspec.convert({"kind": "deployment"} | row, Sample, strict=False)
+            except msgspec.ValidationError as problem:
+                raise RunError(f"{self._telemetry.path}: {row} is no sample: {problem}") from None
+
+    def sample_records(self) -> Iterator[Sample]:
+        """Every sample in the order it was taken, for what is computed over them."""
+        return map(read, self._telemetry.read(dict[str, Any]))
+
+    def samples(self, kind: str) -> pd.DataFrame:
+        """A row a sample of one kind (see `workbench.samples`); absent values are NaN or None.
+
+        Raises UnknownMetricError for a kind that does not exist. A line without a kind, as older
+        runs have, is a deployment's.
+        """
         import pandas as pd
 
-        frame = pd.DataFrame(list(self._telemetry.read(dict[str, Any])))
-        further = [name for name in frame.columns if name not in TELEMETRY]
-        return frame.reindex(columns=[*TELEMETRY, *further])
+        known = columns(kind)
+        lines = self._telemetry.read(dict[str, Any])
+        rows = [row for row in lines if row.pop("kind", "deployment") == kind]
+        frame = pd.DataFrame(rows)
+        further = [name for name in frame.columns if name not in known]
+        return frame.reindex(columns=[*known, *further])
 
     def summary(self) -> Summary | None:
         """What `finish` wrote, or None. Raises RunError if it is no summary of this version."""
@@ -170,11 +218,16 @@ class _Lines:
     def append(self, value: Any) -> None:
         if self._descriptor is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-            self._descriptor = os.open(self.path, flags, 0o644)
+            with _disk(self.path):
+                self._descriptor = os.open(self.path, flags, 0o644)
             self._drop_cut_line(self._descriptor)
         line = msgspec.json.encode(value) + b"\n"
-        if os.write(self._descriptor, line) != len(line):
-            raise RunError(f"{self.path}: a line could not be written whole; is the disk full?")
+        with _disk(self.path):
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                # What fits of a line is no line, and the next would be appended to it.
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _drop_cut_line(self, descriptor: int) -> None:
         # Appending to it would make a broken line in the middle of the file.
@@ -220,10 +273,23 @@ def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: short(name, value) for name, value in line.items()}
 
 
-def _write_whole(path: Path, document: Any) -> None:
+def write_whole(path: Path, document: Any) -> None:
+    """Write `document` as JSON: a crash leaves the whole file, or the one before, or none."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with _disk(path), part.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Say in one sentence what a disk does not take."""
+    try:
+        yield
+    except OSError as problem:
+        raise RunError(
+            f"{path} cannot be written: {problem.strerror or problem}. All that was written before "
+            "is kept and can be read; make room, and start the run again."
+        ) from None

@@ -103,6 +103,7 @@ async def highest_load(
     tolerance: float = 0.05,
     confirmations: int = 2,
     integer: bool = False,
+    unit: str | None = None,
     max_probes: int = 30,
     on_probe: Callable[[ProbeResult], object] | None = None,
 ) -> SearchResult:
@@ -112,7 +113,8 @@ async def highest_load(
     within `tolerance` of each other (relative), then runs the best load `confirmations` more
     times (fewer once it cannot hold): it holds if most of all its runs met the SLO. Else the next
     lower load that was met, or one step of `tolerance` down if that is nearer, is confirmed in its
-    place. With `integer`, loads are whole numbers (a concurrency). At most `max_probes` run, of
+    place. With `integer`, loads are whole numbers (a concurrency); `unit` is what they count, as
+    "users". At most `max_probes` run, of
     which the last `confirmations` are kept for confirming.
 
     `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
@@ -134,7 +136,7 @@ async def highest_load(
         probes=tuple(search.probes),
         bounded=missed is not None or best != met,
         confirmed=sum(p.phase == "confirm" and p.met for p in search.at(best)),
-        unit="concurrent requests" if integer else "requests/s",
+        unit=unit or ("concurrent requests" if integer else "requests/s"),
     )
 
 
@@ -196,8 +198,11 @@ class _Search:
     async def run(self, load: float, phase: Phase) -> bool:
         summary = await self.probe(load)
         if (met := summary.slo_met) is None:
-            why = "has no slo" if summary.slo is None else "judged no request by its slo"
-            raise SettingError(f"the probe's summary at {load:g} {why}: probe with an SLO and load")
+            raise SettingError(
+                f"the probe's summary at {load:g} has no slo: give the probe one"
+                if summary.slo is None
+                else f"the probe at {load:g} judged no request after its warm-up: make it longer"
+            )
         self.probes.append(ProbeResult(load, phase, met, summary))
         if self.on_probe is not None:
             self.on_probe(self.probes[-1])

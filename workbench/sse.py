@@ -17,10 +17,12 @@ from typing import Any
 
 import pydantic_core
 
+from serving.stages import COMMENT, Stages
 from workbench.errors import cause
 from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
+_STAGES = re.compile(rb"^" + re.escape(COMMENT.encode()) + rb"([^\r\n]*)", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -30,16 +32,19 @@ class Answer:
     token_times: list[float] = field(default_factory=list)
     last_event_s: float | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] | None = None
     error: str | None = None
     garbled: bool = False
     done: bool = False
+    stages: Mapping[str, float | None] | None = None
 
 
 def parse(reads: Sequence[tuple[float, bytes]]) -> Answer:
     """What `reads` say: each the bytes of one network read, and the time when it came."""
     answer, read = Answer(), 0
     ends = list(itertools.accumulate(len(data) for _, data in reads))
-    for event in _EVENT.finditer(b"".join(data for _, data in reads)):
+    whole = b"".join(data for _, data in reads)
+    for event in _EVENT.finditer(whole):
         while ends[read] < event.end():
             read += 1
         if event[1] == b"[DONE]":
@@ -49,7 +54,20 @@ def parse(reads: Sequence[tuple[float, bytes]]) -> Answer:
             _take(answer, pydantic_core.from_json(event[1]), reads[read][0])
         except (ValueError, LookupError, AttributeError, TypeError):
             answer.garbled = True
+    answer.stages = _told(whole)
     return answer
+
+
+def _told(whole: bytes) -> Mapping[str, float | None] | None:
+    """The stages that a comment near the end tells; an answer's text never begins such a line."""
+    comment = _STAGES.search(whole, max(0, len(whole) - 4096))
+    try:
+        told = pydantic_core.from_json(comment[1]) if comment else None
+    except ValueError:
+        return None
+    if not isinstance(told, dict):
+        return None
+    return told if all(isinstance(ms, int | float | None) for ms in told.values()) else None
 
 
 def _take(answer: Answer, event: Mapping[str, Any], at_s: float) -> None:
@@ -62,6 +80,8 @@ def _take(answer: Answer, event: Mapping[str, Any], at_s: float) -> None:
     elif (choices := event.get("choices")) and _is_token(choices[0]):
         answer.token_times.append(at_s)
     answer.usage = event.get("usage") or answer.usage
+    if metrics := event.get("metrics"):
+        answer.metrics = metrics
 
 
 def _is_token(choice: Mapping[str, Any]) -> bool:
@@ -84,3 +104,18 @@ def outcome(answer: Answer, failure: BaseException | None) -> tuple[Status, str 
     if answer.garbled:
         return "error", "stream: an event is not a completion chunk"
     return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")
+
+
+def stages(answer: Answer, header: str | None) -> dict[str, float | None] | None:
+    """The server's stages: what its comment says, else its `Server-Timing` and vLLM's `metrics`.
+
+    None where it said nothing of the kind.
+    """
+    if answer.stages is not None:
+        return dict(answer.stages)
+    found = Stages()
+    found.read(header or "")
+    if answer.metrics:
+        found.engine(answer.metrics)
+    ms = {name: None if value is None else round(value, 3) for name, value in found.ms.items()}
+    return ms if any(value is not None for value in ms.values()) else None

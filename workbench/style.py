@@ -53,10 +53,14 @@ def styled(figure: go.Figure, height: int) -> go.Figure:
 
 
 def titled(
-    figure: go.Figure, title: str, requests: pd.DataFrame, health: ClientHealth | None
+    figure: go.Figure,
+    title: str,
+    requests: pd.DataFrame | None = None,
+    health: ClientHealth | None = None,
 ) -> go.Figure:
     """`figure` under `title`, marked if `health` or `requests.attrs` says client limited."""
-    verdict: Mapping[str, Any] = requests.attrs.get("client_health") or {}
+    known = {} if requests is None else requests.attrs
+    verdict: Mapping[str, Any] = known.get("client_health") or {}
     if health is not None:
         verdict = health.model_dump()
     text: dict[str, Any] = {"text": title, "x": 0, "xref": "paper", "xanchor": "left"}

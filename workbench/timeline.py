@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from workbench.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
+from workbench.scaling_figures import replica_traces
+from workbench.style import BLUE, ORANGE, VERMILLION, stacked, titled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,37 +114,6 @@ def _hover_data(rows: pd.DataFrame) -> list[list[str]]:
 
 
 def _replica_areas(figure: go.Figure, telemetry: pd.DataFrame, deployment: str | None) -> None:
-    import plotly.graph_objects as go
-
-    rows = telemetry if deployment is None else telemetry[telemetry.deployment == deployment]
-    counts = rows.groupby("time_s")[["running", "starting", "target"]].sum(min_count=1)
-    areas = [("running", GREEN, ""), ("starting", PURPLE, "/")]
-    for name, colour, pattern in areas:
-        area = go.Scatter(
-            x=counts.index,
-            y=counts[name],
-            name=f"replicas {name}",
-            stackgroup="replicas",
-            line={"shape": "hv", "width": 0.5, "color": colour},
-            fillcolor=colour,
-            fillpattern={"shape": pattern, "fgcolor": colour, "fillmode": "replace"}
-            if pattern
-            else None,
-            hovertemplate=f"%{{y}} {name} at %{{x:.1f}} s<extra></extra>",
-        )
-        figure.add_trace(area, row=2, col=1)
-    figure.add_trace(_target_line(counts["target"]), row=2, col=1)
+    running, starting, _, target, *_ = replica_traces(telemetry, deployment=deployment)
+    figure.add_traces([running, starting, target], rows=2, cols=1)
     figure.update_yaxes(title_text="replicas", rangemode="tozero", dtick=1, row=2, col=1)
-
-
-def _target_line(target: pd.Series[float]) -> go.Scatter:
-    import plotly.graph_objects as go
-
-    return go.Scatter(
-        x=target.index,
-        y=target,
-        name="replicas wanted (target)",
-        mode="lines",
-        line={"shape": "hv", "width": 2.5, "color": SKY},
-        hovertemplate="target %{y} at %{x:.1f} s<extra></extra>",
-    )

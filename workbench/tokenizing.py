@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.spec import TINY
-from serving.tiny import tiny_model_path
+from serving.tiny import EMBEDDED, tiny_model_path
 from workbench.errors import MissingPackageError, SettingError
 
 
@@ -47,7 +46,7 @@ def load_tokenizer(source: str) -> Tokenizer:
         raise MissingPackageError(
             "The package 'transformers' is not installed. Install it: make setup"
         ) from None
-    path = str(tiny_model_path()) if source == TINY else source
+    path = str(tiny_model_path(name=source)) if source in EMBEDDED else source
     try:
         return _HuggingFace.of(source, AutoTokenizer.from_pretrained(path))
     except Exception as problem:  # The tokenizers library raises no narrower one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -20,8 +21,10 @@ pytestmark = [
 
 
 def used_mib() -> int:
-    """Memory in use on all GPUs, in MiB, by the driver's own account."""
+    """Memory in use on all GPUs that are ours, in MiB, by the driver's own account."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query += ["--id", visible]
     return sum(map(int, subprocess.run(query, capture_output=True, text=True).stdout.split()))
 
 

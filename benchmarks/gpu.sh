@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# The evidence from a host with one NVIDIA GPU and no network, part by part, each within 10 minutes.
+#
+#   benchmarks/gpu.sh install PARTS   unpack the offline bundle: PARTS/part.* (a tar.xz, cut), PARTS/*.whl
+#   benchmarks/gpu.sh tests           the GPU-marked tests: deploy, stream, 1 -> 2 replicas, memory freed
+#   benchmarks/gpu.sh serving         our endpoint against bare vLLM, Llama-3.1-8B's shape, 1, 32, 128 streams
+#   benchmarks/gpu.sh claims          notebook 04: vLLM against every transformers baseline
+#   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
+#   benchmarks/gpu.sh limit           decode and prefill against what the card can do
+#   benchmarks/gpu.sh all             the last five
+#
+# Each part writes RESULTS/NAME.json (default: benchmarks/results/gpu). SITE is where the bundle lies.
+# On a host with several cards CUDA_VISIBLE_DEVICES=0 keeps to one; parts may run beside each other so.
+# ACCELERATOR=cpu runs the same parts on a CPU with the embedded model: a dry run, into build/gpu-dry.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|all}
+export SITE=${SITE:-/tmp/llm-workbench-site} ACCELERATOR=${ACCELERATOR:-gpu}
+[ "$ACCELERATOR" = gpu ] && default=benchmarks/results/gpu || default=build/gpu-dry
+RESULTS=${RESULTS:-$default}
+[ -x .venv/bin/python ] && PYTHON=${PYTHON:-$PWD/.venv/bin/python} || PYTHON=${PYTHON:-python3}
+export PYTHONPATH="$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+mkdir -p "$RESULTS"
+
+memory() {  # MiB in use on the cards that are ours; nothing where there is none
+  [ "$ACCELERATOR" = cpu ] || nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id "$CUDA_VISIBLE_DEVICES"} --query-gpu=memory.used --format=csv,noheader,nounits | awk '{ sum += $1 } END { print sum }'
+}
+
+last_line() {  # show what a benchmark prints, and keep its last line, the JSON object
+  tee "$RESULTS/$1.log"
+  tail -n 1 "$RESULTS/$1.log" > "$RESULTS/$1.json"
+  rm "$RESULTS/$1.log"
+}
+
+install() {
+  local parts=${1:?usage: benchmarks/gpu.sh install PARTS}
+  mkdir -p "$SITE"
+  cat "$parts"/part.* | xz -dc -T0 | tar x -C "$SITE"
+  local wheels=("$parts"/*.whl)
+  if [ -e "${wheels[0]}" ]; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$SITE" "${wheels[@]}"
+  fi
+  # Otherwise the first start of each engine compiles what it imports.
+  "$PYTHON" -m compileall -q -j 0 "$SITE" > /dev/null || true
+  "$PYTHON" -c 'import ray, torch, vllm; print("ray", ray.__version__, "vllm", vllm.__version__, "torch", torch.__version__)'
+}
+
+tests() {
+  local report="$RESULTS/tests.xml" code=0
+  [ "$ACCELERATOR" = cpu ] && return 0  # they need a card
+  "$PYTHON" -m pytest -v -m gpu --durations=0 --junitxml="$report" tests/gpu || code=$?
+  "$PYTHON" - "$report" "$RESULTS/tests.json" "$(memory)" <<'PY'
+import json, sys
+import xml.etree.ElementTree as xml
+from workbench.provenance import hardware, versions
+report, target, memory = sys.argv[1:]
+cases = [
+    {
+        "test": case.get("name"),
+        "seconds": float(case.get("time")),
+        "outcome": next((c.tag for c in case if c.tag in ("failure", "error", "skipped")), "passed"),
+    }
+    for case in xml.parse(report).iter("testcase")
+]
+found = {"name": "gpu_tests", "tests": cases, "memory_mib_after": int(memory)}
+json.dump(found | {"machine": hardware(), "versions": versions()}, open(target, "w"), indent=1)
+PY
+  rm -f "$report"
+  return $code
+}
+
+serving() {
+  if [ "$ACCELERATOR" = cpu ]; then
+    "$PYTHON" benchmarks/serving_path.py --repeats 1 --streams 1 16 | last_line serving_path
+    return
+  fi
+  local shape; shape=$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")
+  "$PYTHON" benchmarks/serving_path.py --accelerator gpu --source "$shape" --load-format dummy \
+    --executors default ray --streams 1 32 128 --repeats "${REPEATS:-5}" | last_line serving_path
+}
+
+limit() {
+  "$PYTHON" benchmarks/physical_limit.py --accelerator "$ACCELERATOR" | last_line physical_limit
+}
+
+notebook() {  # NUMBER NAME: run it with its profile, keep its claims
+  local id; id=$ACCELERATOR-$(date -u +%Y%m%dT%H%M%SZ)-$2
+  local given=(-p port 0)
+  if [ "$ACCELERATOR" = gpu ]; then
+    given+=(-p source "$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")")
+    given+=(-p model_fields '{max_model_len: 2048, num_gpus: 0.5, engine_kwargs: {load_format: dummy}}')
+  fi
+  "$PYTHON" -m workbench run "$1" --profile "$ACCELERATOR" "${given[@]}" --run-id "$id" --runs "${RUNS:-runs}"
+  "$PYTHON" -m workbench keep "${RUNS:-runs}/$id" --to "$RESULTS"
+}
+
+claims() { notebook 04 claims; }
+users() { notebook 05 users; }
+
+case $part in
+  install) install "${2:-}" ;;
+  all) for one in tests serving claims users limit; do echo "== $one"; "$0" "$one"; done ;;
+  tests | serving | claims | users | limit) "$part"; echo "memory after: $(memory) MiB" ;;
+  *) echo "there is no part '$part'"; exit 2 ;;
+esac

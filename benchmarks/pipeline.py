@@ -1,0 +1,33 @@
+"""What keys, quotas, guardrail and composition cost; each part is measured in turns of its own."""
+
+from __future__ import annotations
+
+import argparse
+
+import _composition
+from _gate_cost import auth_ttft
+from _report import Goal, report
+from _vllm import prepare
+
+GOALS: dict[str, Goal] = _composition.GOALS | {"auth_ttft_ms": {"max": 1}}
+PARTS = ("composition", "gate")
+
+
+def main() -> None:
+    """Measure, and print the result as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=300, help="of requests, for the gate's cost")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    _composition.add_arguments(parser)
+    options = parser.parse_args()
+    prepare()
+    figures: dict[str, float] = {}
+    if "composition" in options.parts:
+        figures |= _composition.run(options)
+    if "gate" in options.parts:
+        figures |= auth_ttft(options.pairs)
+    report("pipeline", figures, {name: GOALS[name] for name in GOALS if name in figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The replica of a baseline: the engine's process, and the OpenAI API behind our gate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+
+from serving.asgi import App, signed
+from serving.auth import Access, Gate
+from serving.baselines.api import Api
+from serving.baselines.link import Engine
+from serving.baselines.spec import BaselineSpec
+from serving.engine_stats import FirstTokens, report_gate, timed
+from serving.ledger import open_gate
+from serving.niceness import engine_gives_way
+
+
+@serve.ingress()
+class BaselineReplica:
+    """As `serving.replica.DirectReplica`, with transformers where that has vLLM."""
+
+    async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
+        self._access: Access | None = None
+        self._gate: Gate | None = None
+        self._spec = BaselineSpec(**spec)
+        engine_gives_way(self._spec.model.accelerator)
+        self._engine = Engine(spec)
+        await self._engine.start()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new keys and limits without a restart."""
+        self._access = Access(**user_config["access"])
+
+    def check_health(self) -> None:
+        """Fail once the engine has ended, so that Serve starts another replica."""
+        self._engine.check()
+
+    async def __serve_build_asgi_app__(self) -> App:
+        app = Api(self._spec, self._engine).app()
+        self._gate = open_gate(app, lambda: self._access)
+        self._reporting = asyncio.create_task(report_gate(self._gate))
+        gate = timed(self._gate, FirstTokens())
+        return signed(gate, serve.get_replica_context().replica_id.unique_id)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.stop()

@@ -1,0 +1,128 @@
+"""A streamed answer behind a guardrail: the same events, their text held back and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from serving.findings import Tally
+from serving.guard import Guard
+from serving.hold_back import Window
+from serving.stages import Stages
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_TEXTS = ("content", "reasoning", "reasoning_content", "refusal")
+
+Where = tuple[int, str, int]
+"""A choice's index, the name of its text, and the index of the tool call it belongs to."""
+
+
+class GuardedStream:
+    """Rewrites one stream. Text that waits makes no event: what comes out later comes together."""
+
+    def __init__(self, guard: Guard, stages: Stages, tally: Tally) -> None:
+        self._guard, self._stages, self._tally = guard, stages, tally
+        self._windows: dict[Where, Window] = {}
+        self._template: dict[str, Any] = {}
+
+    async def rewrite(self, packets: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The packets (each some whole events, without ``[DONE]``) as they may be sent.
+
+        Raises:
+            RefusedError: the answer is blocked from here on, or the guardrail does not answer.
+        """
+        async for packet in packets:
+            out = [sent for data in events(packet) for sent in await self._event(_decode(data))]
+            out += await self._look(list(self._windows), last=False)
+            if out:
+                yield as_events(out)
+        if out := await self._look(list(self._windows), last=True):
+            yield as_events(out)
+
+    async def _event(self, event: dict[str, Any]) -> list[str]:
+        """What can be sent at once: all but text."""
+        choices = event.get("choices")
+        if not choices:
+            return [_encoded(event)]
+        self._template = {name: event[name] for name in event if name not in ("choices", "usage")}
+        out = []
+        for choice in choices:
+            said = self._take(choice)
+            if choice.get("finish_reason") is not None:
+                own = [where for where in self._windows if where[0] == choice["index"]]
+                out += await self._look(own, last=True)
+            if choice.get("finish_reason") is not None or not said:
+                out.append(_encoded(event | {"choices": [choice]}))
+        return out
+
+    def _take(self, choice: dict[str, Any]) -> bool:
+        """Move a choice's text into its windows; whether that was all it held."""
+        index, delta = choice["index"], choice.get("delta")
+        if delta is None:
+            self._push((index, "text", 0), choice.get("text") or "")
+            choice["text"] = ""
+            return True
+        for name in _TEXTS:
+            if delta.get(name):
+                self._push((index, name, 0), delta.pop(name))
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function") or {}
+            if function.get("arguments"):
+                self._push((index, "arguments", call["index"]), function["arguments"])
+                function["arguments"] = ""
+        opens = "role" in delta or any(
+            call.get("id") or (call.get("function") or {}).get("name")
+            for call in delta.get("tool_calls") or ()
+        )
+        return not opens
+
+    def _push(self, where: Where, text: str) -> None:
+        window = self._windows.get(where)
+        if window is None:
+            spec = self._guard.spec
+            window = self._windows[where] = Window(spec.hold_back_chars, spec.step_chars)
+        window.push(text)
+
+    async def _look(self, places: list[Where], *, last: bool) -> list[str]:
+        """Look at the texts that are due, and make events of what they let out."""
+        due = [w for w in places if (self._windows[w].held if last else self._windows[w].due())]
+        if not due:
+            return []
+        texts = [self._windows[where].text() for where in due]
+        with self._stages.measure("guardrail_out"):
+            every = await self._guard.look("answer", texts)
+        out = []
+        for where, findings in zip(due, every, strict=True):
+            text, over = self._windows[where].release(findings, last=last)
+            self._tally.note(over)
+            if text:
+                out.append(_encoded(self._template | {"choices": [_choice(where, text)]}))
+        return out
+
+
+def events(packet: str) -> Iterator[str]:
+    """The data of each event of some whole events."""
+    for event in packet.split("\n\n"):
+        if event.startswith("data:"):
+            yield event[5:].strip()
+
+
+def as_events(datas: Iterable[str]) -> str:
+    """One event each, as they are sent."""
+    return "".join(f"data: {data}\n\n" for data in datas)
+
+
+def _choice(where: Where, text: str) -> dict[str, Any]:
+    index, name, call = where
+    if name == "text":
+        return {"index": index, "text": text, "finish_reason": None}
+    delta: dict[str, Any] = {name: text}
+    if name == "arguments":
+        delta = {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+    return {"index": index, "delta": delta, "finish_reason": None}
+
+
+def _encoded(event: dict[str, Any]) -> str:
+    return msgspec.json.encode(event).decode()

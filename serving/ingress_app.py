@@ -1,0 +1,90 @@
+"""The ingress's FastAPI application: OpenAI's shape for every error, nothing done a token."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+from serving.asgi import App, Message, Receive, Scope, Send, error_body, respond
+from serving.guard import RefusedError
+
+DONE = "data: [DONE]\n\n"
+logger = logging.getLogger(__name__)
+
+
+def bare_app() -> FastAPI:
+    """FastAPI without Ray's middleware, of which two pass each packet through a queue."""
+    app = FastAPI()
+    app.add_middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
+    )
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(OpenAIHTTPException, _on_ray_refusal)
+    app.add_exception_handler(RefusedError, _on_refused)
+    app.add_middleware(Failures)
+    return app
+
+
+class Failures:
+    """Answers what nothing else caught, told and logged by its kind: its message may hold a text.
+
+    FastAPI's own handler of every exception raises it again, for a log to keep.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = False
+
+        async def watched(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            kind = type(error).__name__
+            logger.error("%s while answering %s", kind, scope.get("path"))
+            if began:
+                raise ConnectionResetError(f"{kind} in the middle of an answer") from None
+            message = f"The request failed ({kind}). Try again later."
+            await respond(send, 500, message, "server_error", "internal_error")
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own shape is ``{"detail": ...}``, which OpenAI's client cannot read."""
+    assert isinstance(error, HTTPException)
+    missing = "not_found" if error.detail == "Not Found" else "model_not_found"
+    code = missing if error.status_code == 404 else None
+    body = error_body(str(error.detail), "invalid_request_error", code)
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_ray_refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OpenAIHTTPException)
+    code = "model_not_found" if error.status_code == 404 else None
+    body = error_body(error.message, "invalid_request_error", code)
+    return JSONResponse(body, error.status_code)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """Ray's handler echoes the input, and answers 500 where that is not JSON."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0] if error.errors() else {"msg": "invalid request", "loc": ()}
+    where = ".".join(str(part) for part in first["loc"])
+    body = error_body(f"{where}: {first['msg']}", "invalid_request_error", "invalid_parameter")
+    return JSONResponse(body, 400)
+
+
+async def _on_refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RefusedError)
+    return JSONResponse(error_body(str(error), error.kind, error.code), error.status, error.headers)

@@ -1,0 +1,38 @@
+"""Who goes first where all processors are busy: people, then clients and proxies, then engines.
+
+An engine on a CPU takes every core there is, also while it loads. At the same niceness the load
+workers beside it would send late, and measure themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CLUSTER = 15
+"""Of a local cluster's session among the others."""
+WORKERS = 5
+"""Of Ray's workers on a local cluster: load workers, ingress, guardrail, Serve's own actors."""
+ENGINES_MORE = 10
+"""What a replica with an engine on a CPU adds to that."""
+
+
+def session_gives_way() -> None:
+    """Let the browser and the kernel go before this session's processes.
+
+    Linux weighs whole sessions against each other (sched(7), autogroup), and the niceness of Ray's
+    workers counts within theirs alone: a dashboard would stand still while engines load.
+    """
+    try:
+        Path("/proc/self/autogroup").write_text(str(CLUSTER))
+    except OSError:
+        return  # a kernel without, where niceness counts everywhere
+
+
+def engine_gives_way(accelerator: str) -> None:
+    """Let the rest of the cluster go before a replica's engine, if that computes on a CPU.
+
+    Linux counts niceness by thread: this one, which loads the engine, and the processes it starts.
+    """
+    if accelerator == "cpu":
+        os.nice(ENGINES_MORE)

@@ -1,0 +1,76 @@
+"""The first sampled tokens of an engine on a CPU, before anybody waits for them.
+
+vLLM compiles its CPU sampler at the first request that samples, once for one sequence and once for
+several. Torch keeps the machine code in a folder that all of a user's processes share, and an
+engine dies of a file there that another is just writing, or was writing when it was killed ("file
+too short"). So the replicas of a model have a folder of their own, fill it one after the other, and
+begin it anew where the one before did not end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+WHOLE = "whole"
+LIMIT_S = 180.0
+logger = logging.getLogger(__name__)
+
+
+def choose_folder(model: str) -> None:
+    """Set the folder of compiled code for this process and the engine processes it starts."""
+    import torch
+
+    name = hashlib.sha256(f"{model} {torch.__version__}".encode()).hexdigest()[:16]
+    folder = Path.home() / ".cache" / "llm-workbench" / "compiled" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-"))
+    os.environ[FOLDER] = str(folder)
+
+
+async def warm_up(client: Any) -> None:
+    """Sample one sequence, then two at once, on vLLM's ``AsyncLLM``.
+
+    Where that does not work the first request pays for it; an engine that died of it is an error.
+    """
+    try:
+        async with asyncio.timeout(LIMIT_S), _filling(Path(os.environ[FOLDER])):
+            for sequences in (1, 2):
+                await _sample(client, sequences)
+    except Exception:
+        if client.errored:
+            raise
+        logger.warning("The engine could not be warmed up; its first request will be slow.")
+
+
+async def _sample(client: Any, sequences: int) -> None:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(n=sequences, temperature=1.0, max_tokens=2, ignore_eos=True)
+    prompt = {"prompt_token_ids": [1, 1]}
+    async for _ in client.generate(prompt, sampling, f"warm-up-{sequences}"):
+        pass
+
+
+@asynccontextmanager
+async def _filling(folder: Path) -> AsyncIterator[None]:
+    """Alone on this machine; the lock ends with the process, whatever ends that."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        if not (folder / WHOLE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, mode=0o700)
+        yield
+        (folder / WHOLE).touch()

@@ -1,0 +1,37 @@
+"""JupyterLab on a copy of the notebooks, and Chromium, for the tests that work by hand."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from by_hand import CHROMIUM, chromium_page, jupyterlab, set_parameters
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """JupyterLab: from a notebook's name, and parameters to set in it, to its address."""
+    folder = tmp_path / "notebooks"
+    shutil.copytree(ROOT / "notebooks", folder)
+    with jupyterlab(folder, tmp_path / "lab.log") as address:
+
+        def prepared(name: str, **parameters: Any) -> str:
+            set_parameters(folder / f"{name}.ipynb", parameters)
+            return address(name)
+
+        yield prepared
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Any]:
+    """A page of 1280 pixels in headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is missing: make browser")
+    with chromium_page() as page:
+        yield page
+        page.screenshot(path=tmp_path / "last.png")  # what a failure looked like

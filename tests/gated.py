@@ -1,0 +1,213 @@
+"""The gate on a real socket, before a scripted application whose log is the tests' truth."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from serving.asgi import App, Receive, Scope, Send
+from serving.auth import Access, Gate
+from serving.keys import Tenant
+from serving.limits import Limits
+
+KEY = "sk-the-right-key-of-the-tests"
+WRONG = "sk-the-wrong-key-of-the-tests"
+GOOD = {"authorization": f"Bearer {KEY}"}
+ACCESS = Access(
+    tenants=(Tenant(name="one", key_hash=hashlib.sha256(KEY.encode()).hexdigest()),),
+    limits=Limits(max_body_mib=1000 / 2**20),
+    max_ongoing_requests=2,
+    max_queued_requests=2,
+    retry_after_s=7,
+)
+PATIENCE_S = 20
+
+
+@dataclass
+class Seen:
+    """One request that reached the application: what it brought, and how it ended."""
+
+    path: str
+    query: str
+    label: str
+    body: bytes = b""
+    running: int = 0
+    end: str = ""
+
+
+@dataclass
+class ScriptedApp:
+    """Answers a chat completion to anything, one turn of `go_on` each where `held`."""
+
+    held: bool = False
+    log: list[Seen] = field(default_factory=list)
+    running: int = 0
+    turns: deque[asyncio.Event] = field(default_factory=deque)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            self.log.append(Seen(scope["path"], "", "websocket"))
+            await send({"type": "websocket.close"})
+            return
+        seen = Seen(scope["path"], scope["query_string"].decode(), "")
+        self.log.append(seen)
+        self.running += 1
+        seen.running = self.running
+        try:
+            seen.end = await self._answer(seen, receive, send)
+        except asyncio.CancelledError:
+            seen.end = "cancelled"
+            raise
+        finally:
+            self.running -= 1
+
+    async def _answer(self, seen: Seen, receive: Receive, send: Send) -> str:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return "cut off"
+            seen.body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if seen.body:
+            seen.label = str(json.loads(seen.body).get("prompt", ""))
+        if self.held and seen.body:
+            turn = asyncio.Event()
+            self.turns.append(turn)
+            await turn.wait()
+        choice = {"index": 0, "message": {"role": "assistant", "content": "yes"}}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+        body = json.dumps(reply | {"choices": [choice | {"finish_reason": "stop"}]}).encode()
+        kind = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": body})
+        return "answered"
+
+
+def as_a_replica_calls_it(app: App, root_path: str) -> App:
+    """What Ray Serve's replica adds: a mount point, and the end of a request whose client left."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        scope["root_path"] = root_path
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        listening = asyncio.create_task(_listen(receive, messages))
+        answering = asyncio.create_task(app(scope, messages.get, send))
+        await asyncio.wait({listening, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            answering.cancel()
+        listening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering
+
+    return call
+
+
+async def _listen(receive: Receive, messages: asyncio.Queue[Any]) -> None:
+    while True:
+        message = await receive()
+        await messages.put(message)
+        if message["type"] == "http.disconnect":
+            return
+
+
+@dataclass
+class Served:
+    """The gate on a free port of the loopback address, and all that the tests turn."""
+
+    app: ScriptedApp
+    gate: Gate
+    loop: asyncio.AbstractEventLoop
+    port: int
+    access: Access = ACCESS
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def http(self, headers: dict[str, str] | None = None) -> httpx.Client:
+        # There is no TLS here, and to load certificates is most of a client's start.
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S, verify=False)
+
+    def openai(self, key: str = KEY) -> openai.OpenAI:
+        http = openai.DefaultHttpxClient(verify=False)
+        self.clients.append(http)
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key, max_retries=0, http_client=http
+        )
+
+    def go_on(self) -> None:
+        """Let the application's oldest held request answer."""
+        wait_until(lambda: bool(self.app.turns))
+        self.loop.call_soon_threadsafe(self.app.turns.popleft().set)
+
+    def release(self) -> None:
+        """Let every request answer, now and from now on."""
+        self.app.held = False
+        for turn in list(self.app.turns):
+            self.loop.call_soon_threadsafe(turn.set)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.002)
+
+
+class Server:
+    """One uvicorn server on a free port of the loopback address; each test puts its gate in."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.inner: App | None = None
+        config = uvicorn.Config(
+            self._call, interface="asgi3", lifespan="off", ws="none", log_level="critical"
+        )
+        self._server = uvicorn.Server(config)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        work = self._server.serve(sockets=[self._listener])
+        self._thread = threading.Thread(target=self.loop.run_until_complete, args=(work,))
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.inner is not None
+        await self.inner(scope, receive, send)
+
+    @contextlib.contextmanager
+    def serving(self, root_path: str = "", held: bool = False) -> Iterator[Served]:
+        app = ScriptedApp(held)
+        served: Served
+        gate = Gate(app, lambda: served.access)
+        served = Served(app, gate, self.loop, self._listener.getsockname()[1])
+        self.inner = as_a_replica_calls_it(gate, root_path)
+        try:
+            yield served
+        finally:
+            for client in served.clients:
+                client.close()
+            served.release()
+            wait_until(lambda: app.running == 0)
+            self.loop.call_soon_threadsafe(gate.allowances.close)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self.loop.close()
+        self._listener.close()

@@ -1,0 +1,458 @@
+"""Attacks on the gate over raw sockets: each is refused, costs nothing, and the next is answered.
+
+What only an engine can show (that it stops, that it lives, that no log tells) is in
+``test_attacks_engine.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from gated import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, Server, wait_until
+
+from serving.asgi import Receive, Scope, Send
+from serving.auth import Access
+from serving.bodies import POST_ROUTES
+from serving.keys import Tenant, key_hash
+from serving.limits import Limits
+
+ADA, BOB, ENDED = (f"sk-the-key-of-{name}-in-the-tests" for name in ("ada", "bob", "ended"))
+COMPLETIONS = "/v1/completions"
+
+
+def tenants(**fields: Any) -> tuple[Tenant, ...]:
+    """Ada with these quotas, Bob without any, and one whose key has ended."""
+    ended = datetime.now(UTC) - timedelta(seconds=1)
+    return (
+        *ACCESS.tenants,
+        Tenant(name="ada", key_hash=key_hash(ADA), **fields),
+        Tenant(name="bob", key_hash=key_hash(BOB)),
+        Tenant(name="ended", key_hash=key_hash(ENDED), expires_at=ended),
+    )
+
+
+def access(limits: dict[str, Any] | None = None, **quotas: Any) -> Access:
+    return Access(
+        tenants=tenants(**quotas),
+        limits=Limits(**(limits or {})),
+        max_ongoing_requests=8,
+        max_queued_requests=8,
+        retry_after_s=7,
+    )
+
+
+@pytest.fixture
+def served(server: Server) -> Iterator[Served]:
+    with server.serving() as gate:
+        gate.access = access()
+        yield gate
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def raw(served: Served, text: bytes, timeout_s: float = 10) -> bytes:
+    """What comes back for these bytes, until the server closes or says no more."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=timeout_s) as client:
+        client.sendall(text)
+        answer = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while part := client.recv(65536):
+                answer += part
+                if b"\r\n\r\n" in answer:
+                    break
+        return answer
+
+
+def head(length: str = "2", key: str = KEY, extra: str = "") -> bytes:
+    return (
+        f"POST {COMPLETIONS} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n"
+        f"content-length: {length}\r\n{extra}\r\n"
+    ).encode("latin-1")
+
+
+def next_one_is_answered(served: Served) -> None:
+    with served.http(GOOD) as client:
+        assert client.post(COMPLETIONS, json={"prompt": "good"}).status_code == 200
+    assert served.app.log[-1].label == "good"
+    # A slot is free a moment after its answer has arrived.
+    wait_until(lambda: served.gate.slots.running + served.gate.slots.queued == 0)
+    wait_until(lambda: served.gate._held_bytes == 0)
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"not json",
+            b'{"prompt": "\xff\xfe"}',
+            b'{"temperature": NaN}',
+            b'{"n": 1e400}',
+            b'{"seed": ' + b"1" * 4999 + b"}",
+            b"[" * 200_000 + b"]" * 200_000,
+            b'{"metadata":' * 1000 + b"1" + b"}" * 1000,
+            b'{"messages": 7, "n": "many"}',
+            b'{"prompt": "a", "stop": [' + b'"a",' * 5000 + b'"a"]}',
+            json.dumps({"prompt": ["a"] * 5000}).encode(),
+        ],
+        ids=range(10),
+    )
+    def test_one_that_no_client_means_is_400_unseen(self, served: Served, body: bytes) -> None:
+        with served.http(GOOD) as client:
+            reply = client.post(COMPLETIONS, content=body)
+        assert reply.status_code == 400
+        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+        assert served.app.log == []
+        next_one_is_answered(served)
+
+    def test_thousands_of_messages_are_400(self, served: Served) -> None:
+        messages = [{"role": "user", "content": "a"}] * 5000
+        with served.http(GOOD) as client:
+            reply = client.post("/v1/chat/completions", json={"messages": messages})
+        assert reply.json()["error"]["code"] == "too_many_messages"
+        next_one_is_answered(served)
+
+    def test_a_hundred_megabytes_are_413_and_never_in_memory(self, served: Served) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert b" 413 " in raw(served, head(str(100 * 2**20)))
+        block = b"x" * 2**20
+
+        def blocks() -> Iterator[bytes]:
+            for _ in range(100):
+                yield block
+
+        with served.http(GOOD) as client, contextlib.suppress(httpx.HTTPError):
+            assert client.post(COMPLETIONS, content=blocks()).status_code == 413
+        grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert grown_mib < 40
+        assert served.app.log == []
+        next_one_is_answered(served)
+
+    def test_many_large_ones_at_once_are_shed_before_they_fill_memory(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serving.auth.HELD_BYTES", 3_000_000)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                client = socket.create_connection(("127.0.0.1", served.port))
+                stack.enter_context(client)
+                client.sendall(head("1000001") + b"x" * 999_990)
+            wait_until(lambda: served.gate._held_bytes > 2_900_000)
+            body = json.dumps({"prompt": "x" * 100_000}).encode()
+            with served.http(GOOD) as one:
+                assert one.post(COMPLETIONS, content=body).status_code == 429
+        wait_until(lambda: served.gate._held_bytes == 0)
+        next_one_is_answered(served)
+
+
+class TestTime:
+    def test_a_body_that_trickles_is_408_and_holds_no_slot(self, served: Served) -> None:
+        served.access = access({"body_timeout_s": 0.3})
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+            client.sendall(head("50"))
+            began = time.monotonic()
+            answer = b""
+            client.settimeout(0.05)
+            while not answer and time.monotonic() - began < 8:
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    client.sendall(b"x")
+                    answer = client.recv(4096)
+                assert served.gate.slots.running == 0
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert served.app.log == []
+        next_one_is_answered(served)
+
+    def test_an_answer_that_takes_too_long_is_504_and_ends(self, server: Server) -> None:
+        with server.serving(held=True) as served:
+            served.access = access({"max_seconds": 0.2})
+            with served.http(GOOD) as client:
+                reply = client.post(COMPLETIONS, json={"prompt": "a"})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
+            wait_until(lambda: served.app.log[0].end == "cancelled")
+
+    def test_a_stream_that_takes_too_long_ends_with_an_error_the_client_raises(
+        self, server: Server
+    ) -> None:
+        with server.serving() as served:
+            served.gate._app = endless
+            served.access = access({"max_seconds": 0.3})
+            with served.http(GOOD) as client:
+                text = client.post(COMPLETIONS, json={"prompt": "a", "stream": True}).text
+            last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
+            assert last["error"]["code"] == "request_timeout"
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    kind = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": kind})
+    while True:
+        event = b'data: {"choices":[{"index":0,"text":"a"}]}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await asyncio.sleep(0.01)
+
+
+class TestKeys:
+    def test_one_that_has_ended_is_told_to_its_holder_alone(self, served: Served) -> None:
+        with served.http() as client:
+            codes = {
+                key: client.post(COMPLETIONS, json={}, headers=bearer(key)).json()["error"]["code"]
+                for key in (ENDED, ENDED + "x", WRONG, BOB[:-1])
+            }
+        assert codes.pop(ENDED) == "expired_api_key"
+        assert set(codes.values()) == {"invalid_api_key"}
+        assert served.app.log == []
+
+    def test_a_model_that_is_another_tenants_is_403(self, served: Served) -> None:
+        served.access = access(models=("small",))
+        with served.http() as client:
+            for body in ({"prompt": "a", "model": "large"}, {"prompt": "a"}):
+                reply = client.post(COMPLETIONS, json=body, headers=bearer(ADA))
+                assert (reply.status_code, reply.json()["error"]["code"]) == (
+                    403,
+                    "model_not_allowed",
+                )
+            small = {"prompt": "a", "model": "small"}
+            assert client.post(COMPLETIONS, json=small, headers=bearer(ADA)).status_code == 200
+            large = {"prompt": "b", "model": "large"}
+            assert client.post(COMPLETIONS, json=large, headers=bearer(BOB)).status_code == 200
+        assert [seen.label for seen in served.app.log] == ["a", "b"]
+
+    def test_a_key_ends_at_the_gate(self, served: Served) -> None:
+        seen: list[Scope] = []
+
+        async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append(scope)
+            await ScriptedApp()(scope, receive, send)
+
+        served.gate._app = telling
+        extra = {"x-data-parallel-rank": "7", "x-request-id": "a", "priority": "-9", "cookie": KEY}
+        with served.http(GOOD | extra) as client:
+            client.post(COMPLETIONS, json={"prompt": "a"})
+            client.get("/v1/models")
+        assert len(seen) == 2
+        for scope in seen:
+            names = {name for name, _ in scope["headers"]}
+            assert not names & {b"authorization", b"cookie", *(name.encode() for name in extra)}
+            assert KEY not in repr(scope["headers"])
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            "x-a: b\r\nauthorization: Bearer second-key-that-is-wrong\r\n",
+            "x" * 1000 + ": 1\r\n",
+            "x-bin: \xff\xfe\x80\r\n",
+            "transfer-encoding: chunked\r\n",
+            "content-length: 99\r\n",
+            "expect: 100-continue\r\n",
+        ],
+        ids=range(6),
+    )
+    def test_strange_ones_never_reach_the_application_twice(
+        self, served: Served, extra: str
+    ) -> None:
+        answer = raw(served, head("2", extra=extra) + b"{}", timeout_s=2)
+        assert b" 500 " not in answer.split(b"\r\n")[0]
+        assert len(served.app.log) <= 1
+        next_one_is_answered(served)
+
+    @pytest.mark.parametrize("name", ["serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"])
+    def test_one_by_which_serve_would_load_an_adapter_is_400(
+        self, served: Served, name: str
+    ) -> None:
+        with served.http(GOOD | {name: "a"}) as client:
+            assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 400
+            assert client.get("/v1/models").status_code == 400
+        assert served.app.log == []
+
+    @pytest.mark.parametrize(
+        "value", ["a\r\nx-injected: 1", "a\nx-injected: 1", "%0d%0ax-injected: 1"]
+    )
+    def test_no_value_of_a_request_becomes_a_header_of_the_answer(
+        self, served: Served, value: str
+    ) -> None:
+        body = json.dumps({"prompt": "a", "model": value, "user": value}).encode()
+        with served.http(GOOD) as client:
+            reply = client.post(COMPLETIONS, content=body)
+        assert "x-injected" not in reply.headers
+        assert served.app.log[0].body
+
+
+CLOSED = """
+/sleep /wake_up /is_sleeping /collective_rpc /reset_prefix_cache /reset_mm_cache
+/reset_encoder_cache /v1/load_lora_adapter /v1/unload_lora_adapter /scale_elastic_ep
+/is_scaling_elastic_ep /start_profile /stop_profile /server_info /abort_requests /pause /resume
+/update_weights /init_weight_transfer_engine /fault_tolerance/apply /inference/v1/generate
+/invocations /v1/responses /v1/messages /pooling /v1/audio/transcriptions /v1/completions/render
+/v1/chat/completions/batch /cohere/v2/chat
+""".split()  # noqa: SIM905 - one a word is one a route
+
+
+def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: Served) -> None:
+    with served.http() as client:
+        for path in CLOSED:
+            for key, method in ((KEY, "GET"), (BOB, "POST"), (KEY, "POST"), (BOB, "DELETE")):
+                reply = client.request(method, path, headers=bearer(key), json={})
+                assert reply.status_code in (404, 405), (method, path)
+                assert reply.json()["error"]["code"]
+    assert served.app.log == []
+
+
+def test_a_route_that_takes_a_body_answers_no_other_method(served: Served) -> None:
+    with served.http(GOOD) as client:
+        for path in POST_ROUTES:
+            assert client.get(path).status_code == 405
+        assert client.delete("/v1/models/a").status_code == 405
+    assert served.app.log == []
+
+
+def test_what_all_tenants_do_together_is_the_owners_to_read(served: Served) -> None:
+    owner = Tenant(name="owner", key_hash=key_hash(WRONG))
+    served.access = Access(**{**access().model_dump(), "tenants": (*tenants(), owner)})
+    with served.http() as client:
+        for path in ("/metrics", "/load", "/docs"):
+            assert client.get(path, headers=bearer(BOB)).status_code == 404
+            assert client.get(path, headers=bearer(WRONG)).status_code == 200
+
+
+class TestQuotas:
+    def test_requests_beyond_the_quota_are_429_with_all_headers(self, served: Served) -> None:
+        served.access = access(requests_per_minute=3, tokens_per_minute=100_000)
+        with served.http(bearer(ADA)) as client:
+            replies = [client.post(COMPLETIONS, json={"prompt": "a"}) for _ in range(5)]
+            other = client.post(COMPLETIONS, json={"prompt": "a"}, headers=bearer(BOB))
+        assert [reply.status_code for reply in replies] == [200] * 3 + [429] * 2
+        assert [r.headers["x-ratelimit-remaining-requests"] for r in replies] == list("21000")
+        for reply in replies:
+            assert reply.headers["x-ratelimit-limit-requests"] == "3"
+            assert reply.headers["x-ratelimit-limit-tokens"] == "100000"
+            assert 90_000 < int(reply.headers["x-ratelimit-remaining-tokens"]) <= 100_000
+            assert reply.headers["x-ratelimit-reset-requests"].endswith("s")
+            assert reply.headers["x-ratelimit-reset-tokens"].endswith("s")
+        refused = replies[-1]
+        assert 1 <= int(refused.headers["retry-after"]) <= 20
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+        assert "ada" in error["message"]
+        assert other.status_code == 200
+        assert not [name for name in other.headers if name.startswith("x-ratelimit")]
+
+    def test_more_at_once_than_allowed_are_429(self, server: Server) -> None:
+        with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
+            served.access = access(max_concurrent_requests=1)
+            with socket.create_connection(("127.0.0.1", served.port)) as first:
+                body = b'{"prompt": "a"}'
+                first.sendall(head(str(len(body)), ADA) + body)
+                wait_until(lambda: len(served.app.turns) == 1)
+                assert client.post(COMPLETIONS, json={"prompt": "b"}).status_code == 429
+                served.release()
+                assert first.recv(100).startswith(b"HTTP/1.1 200")
+            assert client.post(COMPLETIONS, json={"prompt": "c"}).status_code == 200
+
+    def test_one_that_is_shed_costs_no_request_of_the_quota(self, server: Server) -> None:
+        with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
+            full = Access(**{**access(requests_per_minute=2).model_dump(), **FULL})
+            served.access = full
+            with socket.create_connection(("127.0.0.1", served.port)) as first:
+                body = b'{"prompt": "a"}'
+                first.sendall(head(str(len(body)), BOB) + body)
+                wait_until(lambda: len(served.app.turns) == 1)
+                for _ in range(5):
+                    reply = client.post(COMPLETIONS, json={"prompt": "b"})
+                    assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
+                served.release()
+                first.recv(100)
+            wait_until(lambda: served.gate.slots.running == 0)
+            codes = [client.post(COMPLETIONS, json={"prompt": "c"}).status_code for _ in range(3)]
+            assert codes == [200, 200, 429]
+
+    def test_a_change_reaches_a_running_gate(self, served: Served) -> None:
+        served.access = access(requests_per_minute=1)
+        with served.http(bearer(ADA)) as client:
+            codes = [client.post(COMPLETIONS, json={}).status_code for _ in range(2)]
+            served.access = access(requests_per_minute=10)
+            codes += [client.post(COMPLETIONS, json={}).status_code for _ in range(3)]
+            served.access = ACCESS
+            codes += [client.post(COMPLETIONS, json={}).status_code]
+        assert codes == [200, 429, 200, 200, 200, 401]
+
+
+FULL = {"max_ongoing_requests": 1, "max_queued_requests": 0}
+
+
+class TestUsage:
+    def test_streams_are_counted_by_the_servers_usage_which_stays_hidden(
+        self, server: Server
+    ) -> None:
+        asked: list[Any] = []
+
+        async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
+            message = await receive()
+            fields = json.loads(message["body"])
+            asked.append(fields.get("stream_options"))
+            kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": kind})
+            said = json.dumps({"choices": [{"text": 'so "usage":{"prompt_tokens":9e9} says'}]})
+            usage = {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 22}}
+            for event in (said, said, json.dumps(usage, separators=(",", ":")), "[DONE]"):
+                body = f"data: {event}\n\n".encode()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        with server.serving() as served, served.http(bearer(BOB)) as client:
+            served.access = access()
+            served.gate._app = streaming
+            hidden = client.post(COMPLETIONS, json={"prompt": "a", "stream": True})
+            own = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
+            shown = client.post(COMPLETIONS, json=own)
+            assert asked == [{"include_usage": True}] * 2
+            assert hidden.text.count("data: ") == 3
+            assert '"choices":[]' not in hidden.text
+            assert hidden.text.endswith("data: [DONE]\n\n")
+            assert '"completion_tokens":22' in shown.text
+            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+            wait_until(lambda: usage.requests == 2)
+            assert (usage.prompt_tokens, usage.output_tokens, usage.errors) == (22, 44, 0)
+
+    def test_a_stream_whose_client_leaves_is_counted_by_its_events(self, server: Server) -> None:
+        with server.serving() as served:
+            served.access = access()
+            served.gate._app = endless
+            body = b'{"prompt": "0123456789", "stream": true}'
+            with socket.create_connection(("127.0.0.1", served.port)) as client:
+                client.sendall(head(str(len(body)), BOB) + body)
+                got = b""
+                while got.count(b"data:") < 10:
+                    got += client.recv(4096)
+            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+            wait_until(lambda: usage.requests == 1)
+            assert usage.output_tokens >= 10
+            assert 3 <= usage.prompt_tokens <= 10
+            assert usage.errors == 0
+
+    def test_each_is_counted_for_what_became_of_it(self, served: Served) -> None:
+        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+        with served.http(bearer(BOB)) as client:
+            client.post(COMPLETIONS, json={"prompt": "a"})
+            client.post(COMPLETIONS, json={"priority": 1})
+            served.gate._app = failing
+            client.post(COMPLETIONS, json={"prompt": "a"})
+        usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+        assert (usage.requests, usage.refused, usage.errors, usage.shed) == (3, 1, 1, 0)

@@ -1,0 +1,276 @@
+"""Attacks on a real engine behind its gate: it stops when told, lives on, and no log tells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from shared_service import Deployed
+
+import workbench as wb
+from serving import service
+from serving.keys import Tenant
+from workbench.endpoint import Endpoint, deploy
+from workbench.samples import ReplicaSample
+
+pytestmark = pytest.mark.engine
+LONG = {"max_tokens": 900, "ignore_eos": True, "stream": True}
+
+
+def root(endpoint: Endpoint) -> str:
+    return endpoint.base_url.removesuffix("/v1")
+
+
+def bearer(target: wb.Remote) -> dict[str, str]:
+    return {"authorization": f"Bearer {target.api_key.get_secret_value()}"}
+
+
+def ask(target: wb.Remote, **fields: Any) -> httpx.Response:
+    body = {"model": target.model_id, "prompt": "Batching is", "max_tokens": 2} | fields
+    return httpx.post(
+        f"{target.base_url}/completions", json=body, headers=bearer(target), timeout=60
+    )
+
+
+def replicas(name: str) -> set[str]:
+    deployments = service.details()["applications"][name]["deployments"]
+    return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
+
+
+def memory_mib() -> float:
+    """Of all engines and replicas below this process's cluster."""
+    total = 0
+    for process in psutil.process_iter(["cmdline", "memory_info"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if "VLLM::" in command or "DirectReplica" in command or "ServeReplica" in command:
+            total += process.info["memory_info"].rss
+    return total / 2**20
+
+
+@pytest.fixture(scope="module")
+def tenants(deployed: Deployed) -> Iterator[Endpoint]:
+    """The shared endpoint with tenants beside its owner, and without them again at the end."""
+    shared = deployed.endpoint
+    asked = [
+        Tenant(name="few", requests_per_minute=4),
+        Tenant(name="one", max_concurrent_requests=1),
+        Tenant(name="words", tokens_per_minute=300),
+        Tenant(name="elsewhere", models=("another-model",)),
+    ]
+    before = replicas("shared")
+    yield deploy(shared.spec, tenants=asked, progress=lambda _: None)
+    deploy(shared.spec, progress=lambda _: None)
+    assert replicas("shared") == before, "a change of tenants replaced a replica"
+
+
+class TestQuotas:
+    def test_tenants_come_without_a_new_replica_and_each_meets_its_quota(
+        self, tenants: Endpoint
+    ) -> None:
+        few = tenants.as_tenant("few")
+        replies = [ask(few) for _ in range(6)]
+        codes = [reply.status_code for reply in replies]
+        assert codes[:4] == [200] * 4
+        assert 429 in codes[4:]
+        assert replies[0].headers["x-ratelimit-limit-requests"] == "4"
+        assert int(next(r for r in replies if r.status_code == 429).headers["retry-after"]) >= 1
+        assert ask(tenants.as_tenant("elsewhere")).status_code == 403
+        assert ask(tenants).status_code == 200
+
+    def test_the_record_is_the_engines_own_count(self, tenants: Endpoint) -> None:
+        words = tenants.as_tenant("words")
+        whole = ask(words, max_tokens=20, ignore_eos=True).json()["usage"]
+        stream = ask(words, max_tokens=30, ignore_eos=True, stream=True)
+        assert '"usage":{' not in stream.text
+        time.sleep(1)
+        usage = tenants.usage(usd_per_million_prompt_tokens=1, usd_per_million_output_tokens=2)
+        row = usage.loc["words"]
+        assert row["output_tokens"] == whole["completion_tokens"] + 30 == 50
+        assert row["prompt_tokens"] == 2 * whole["prompt_tokens"]
+        assert row["usd"] == pytest.approx((row["prompt_tokens"] + 100) / 1e6)
+        assert ask(words, max_tokens=280).status_code == 429
+
+    def test_the_openai_client_waits_as_it_is_told(self, tenants: Endpoint) -> None:
+        one = tenants.as_tenant("one")
+        with httpx.stream(
+            "POST",
+            f"{one.base_url}/completions",
+            json={"model": one.model_id, "prompt": "a"} | LONG,
+            headers=bearer(one),
+            timeout=60,
+        ) as first:
+            parts = first.iter_raw()  # let go of, it would close the stream
+            next(parts)
+            assert ask(one).status_code == 429
+        client = one.client.with_options(max_retries=5)
+        assert client.completions.create(model=one.model_id, prompt="a", max_tokens=2).choices
+
+
+def running(endpoint: Endpoint, seconds: float) -> list[float]:
+    """The engine's own count of running requests, as its metrics tell it over some time."""
+    rows: list[Any] = []
+    began = time.monotonic()
+    with wb.Telemetry(endpoint, lambda: time.monotonic() - began, rows.append, 0.5):
+        time.sleep(seconds)
+    replica_rows = [row for row in rows if isinstance(row, ReplicaSample)]
+    return [row.running_requests for row in replica_rows if row.running_requests is not None]
+
+
+def test_the_engine_stops_when_clients_leave_in_mid_stream(endpoint: Endpoint) -> None:
+    body = json.dumps({"model": endpoint.model_id, "prompt": "a"} | LONG).encode()
+    port = int(root(endpoint).rsplit(":", 1)[1])
+    lines = [f"{name}: {value}" for name, value in bearer(endpoint).items()]
+    lines += ["host: a", "content-type: application/json", f"content-length: {len(body)}"]
+    # Ray Serve lets a client ask not to be listened to; it must not keep the engine busy so.
+    lines += ["x-request-disconnect-disabled: ?1"]
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(4)
+        ]
+        for client in clients:
+            head = "POST /v1/completions HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n"
+            client.sendall(head.encode() + body)
+            client.recv(200)
+    left = time.monotonic()
+    while any(running(endpoint, 1.5)[-1:]):
+        assert time.monotonic() - left < 20, "the engine still generates for nobody"
+    assert ask(endpoint).status_code == 200
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {"min_tokens": 2, "stop_token_ids": [10**9]},
+    {"min_tokens": 2, "stop_token_ids": [-5]},
+    {"allowed_token_ids": [10**9]},
+    {"allowed_token_ids": [-7]},
+    {"allowed_token_ids": []},
+    {"logit_bias": {"99999999": 5}},
+    {"logit_bias": {"-3": 5}},
+    {"logit_bias": {"a": 5}},
+    {"top_k": 2**62},
+    {"top_k": -2},
+    {"seed": 2**63 - 1},
+    {"seed": -(2**63) + 1},
+    {"truncate_prompt_tokens": -1},
+    {"truncate_prompt_tokens": 1},
+    {"temperature": 1e308},
+    {"temperature": -1},
+    {"top_p": 0},
+    {"repetition_penalty": 1e-300},
+    {"frequency_penalty": 1e300},
+    {"min_p": 2},
+    {"logprobs": -1},
+    {"logprobs": 100},
+    {"n": 0},
+    {"n": -1},
+    {"thinking_token_budget": 5},
+    {"structured_outputs": {"regex": "(a+)+$"}},
+    {"structured_outputs": {"grammar": "root ::= root"}},
+    {"structured_outputs": {"json": "{"}},
+    {"structured_outputs": {}},
+    {"response_format": {"type": "structural_tag"}},
+    {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"$ref": "#"}},
+        }
+    },
+    {"bad_words": [""]},
+    {"bad_words": ["a" * 900]},
+    {"stop": [""]},
+    {"prompt": []},
+    {"prompt": [[]]},
+    {"prompt": ""},
+    {"prompt": [10**9]},
+    {"prompt": [-1]},
+    {"prompt": None},
+    {"suffix": "x"},
+    {"echo": True, "max_tokens": 0},
+    {"echo": True, "logprobs": 3},
+    {"max_tokens": 0},
+    {"max_tokens": -3},
+    {"min_tokens": 100},
+    {"min_tokens": -1},
+    {"repetition_detection": {"a": 1}},
+    {"repetition_detection": {"max_pattern_size": 10**9, "min_pattern_size": -1, "min_count": -1}},
+    {"cache_salt": ""},
+    {"length_penalty": -1e300},
+    {"stream": True, "n": 0},
+    {"stream": True, "prompt": [10**9]},
+    {"stream_options": {"include_usage": True}},
+    {"model": "\u0000"},
+    {"model": "../../etc/passwd"},
+]
+HEADERS = [
+    {"serve_multiplexed_model_id": "evil"},
+    {"serve-multiplexed-model-id": "evil"},
+    {"x-request-timeout-seconds": "abc"},
+    {"x-request-timeout-seconds": "-1"},
+    {"x-data-parallel-rank": "7"},
+    {"x-session-id": "z" * 100},
+    {"traceparent": "junk"},
+    {"content-type": "text/plain"},
+    {"content-type": "multipart/form-data; boundary=a"},
+]
+
+
+def test_no_argument_and_no_header_breaks_the_engine_or_leaves_a_trace(endpoint: Endpoint) -> None:
+    canary = f"zebra{secrets.token_hex(8)}"
+    before, at_first = memory_mib(), replicas("shared")
+    broken = [
+        (fields, reply.status_code, reply.text[:200])
+        for fields in ARGUMENTS
+        if (reply := ask(endpoint, **({"prompt": canary, "user": canary} | fields))).status_code
+        >= 500
+    ]
+    body = json.dumps({"model": endpoint.model_id, "prompt": canary, "max_tokens": 1})
+    for extra in HEADERS:
+        sent = [(n, v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
+        sent += [] if "content-type" in extra else [("content-type", b"application/json")]
+        reply = httpx.post(f"{endpoint.base_url}/completions", content=body, headers=sent)
+        if reply.status_code >= 500:
+            broken.append((extra, reply.status_code, reply.text[:200]))
+    for path, key in (("/v1/models", "api_key"), ("/v1/completions", canary)):
+        httpx.get(f"{root(endpoint)}{path}", params={key: canary})
+    assert broken == []
+    # Ray Serve's own reading of this header, before the gate, answers what is no UTF-8 with a 503.
+    garbled = {"x-request-id": b"a\xff", "content-type": b"application/json"}
+    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=bearer(endpoint) | garbled)
+    assert ask(endpoint).status_code == 200
+    assert replicas("shared") == at_first
+    assert memory_mib() < before + 200
+    time.sleep(1)
+    logs = str(Path("/tmp/ray/session_latest/logs").resolve())
+    for secret in (canary, endpoint.api_key.get_secret_value()):
+        found = subprocess.run(["grep", "-rlaF", secret, logs], capture_output=True, text=True)
+        assert found.stdout == ""
+
+
+@pytest.mark.slow
+def test_nothing_its_openapi_document_allows_is_a_5xx(endpoint: Endpoint) -> None:
+    import schemathesis
+
+    document = httpx.get(f"{root(endpoint)}/openapi.json", headers=bearer(endpoint)).json()
+    schema = schemathesis.openapi.from_dict(document)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {"/v1/chat/completions", "/v1/completions"} <= {one.path for one in operations}
+    for operation in operations:
+
+        @settings(max_examples=15, database=None, suppress_health_check=[*HealthCheck])
+        @given(case=operation.as_strategy())
+        def never_breaks(case: Any) -> None:
+            reply = case.call(base_url=root(endpoint), headers=bearer(endpoint), timeout=60)
+            assert reply.status_code < 500, (case.method, case.path, reply.text[:300])
+
+        never_breaks()
+    assert ask(endpoint).status_code == 200

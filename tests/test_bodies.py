@@ -1,0 +1,252 @@
+"""What a request may ask for: each bound from both sides, and nothing private in a refusal."""
+
+from __future__ import annotations
+
+import ast
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.asgi import Refusal
+from serving.bodies import MAX_DEPTH, POST_ROUTES, check
+from serving.limits import Limits
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LIMITS = Limits(
+    max_prompt_chars=100,
+    max_messages=3,
+    max_tokens=50,
+    max_choices=4,
+    max_stop_strings=2,
+    max_stop_chars=5,
+)
+
+
+def accepted(fields: dict[str, Any], route: str = COMPLETIONS) -> dict[str, Any]:
+    body = check(route, json.dumps(fields).encode(), LIMITS)
+    told: dict[str, Any] = json.loads(body.encoded())
+    return told
+
+
+def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        check(route, raw, limits).encoded()
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"7",
+        b'{"prompt": NaN}',
+        b'{"prompt": -Infinity}',
+        b'{"temperature": 1e999}',
+        b'{"seed": ' + b"9" * 30 + b"}",
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a"} trailing',
+        b"[" * 100_000,
+        b'{"metadata": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"metadata": ' + b'{"a":' * 500 + b"1" + b"}" * 501,
+        b"\x00\x01\x02",
+        b"\xef\xbb\xbf{}",
+    ],
+)
+def test_what_is_no_body_is_refused(raw: bytes) -> None:
+    assert refused(raw).code in ("invalid_json", "invalid_number")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("max_tokens", 50), ("min_tokens", 50), ("n", 4)],
+)
+def test_a_number_up_to_its_limit_passes(name: str, most: int) -> None:
+    assert accepted({"prompt": "a", name: most})[name] == most
+    assert str(most) in refused(json.dumps({"prompt": "a", name: most + 1}).encode()).message
+    for wrong in ("1", 1.5, True, [1], {}):
+        assert name in refused(json.dumps({"prompt": "a", name: wrong}).encode()).message
+
+
+def test_answers_are_counted_for_every_prompt() -> None:
+    accepted({"prompt": ["a", "b"], "n": 2})
+    accepted({"prompt": [1, 2, 3, 4, 5, 6]})
+    assert refused(b'{"prompt": ["a", "b", "c"], "n": 2}').code == "too_many_choices"
+    assert refused(b'{"prompt": [[1], [2], [3], [4], [5]]}').code == "too_many_choices"
+
+
+def test_stop_strings_have_a_number_and_a_length() -> None:
+    accepted({"prompt": "a", "stop": ["12345", "b"]})
+    assert refused(b'{"prompt": "a", "stop": ["a", "b", "c"]}').code == "too_many_stops"
+    assert refused(b'{"prompt": "a", "stop": "123456"}').code == "stop_too_long"
+    assert refused(b'{"prompt": "a", "stop": {"a": 1}}').code == "invalid_type"
+
+
+def test_a_prompt_has_a_length_wherever_its_text_stands() -> None:
+    accepted({"prompt": "a" * 80})
+    assert refused(b'{"prompt": "' + b"a" * 101 + b'"}').code == "prompt_too_long"
+    assert refused(b'{"prompt": [' + b"1," * 101 + b"1]}").code == "prompt_too_long"
+    message = {"role": "user", "content": [{"type": "text", "text": "a" * 101}]}
+    raw = json.dumps({"messages": [message]}).encode()
+    assert refused(raw, CHAT).code == "prompt_too_long"
+
+
+def test_messages_have_a_number() -> None:
+    one = {"role": "user", "content": "a"}
+    accepted({"messages": [one] * 3}, CHAT)
+    assert refused(json.dumps({"messages": [one] * 4}).encode(), CHAT).code == "too_many_messages"
+
+
+@pytest.mark.parametrize("url", ["http://a/b", "https://a", "file:///etc/passwd", {"url": "ftp:"}])
+def test_media_come_in_the_request_and_are_not_fetched(url: Any) -> None:
+    limits = Limits()
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": url}]}
+    raw = json.dumps({"messages": [message]}).encode()
+    assert refused(raw, CHAT, limits).code == "remote_media"
+    message["content"][0]["image_url"] = {"url": "data:image/png;base64,AAAA"}  # type: ignore[index]
+    check(CHAT, json.dumps({"messages": [message]}).encode(), limits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template",
+        "priority",
+        "prompt_logprobs",
+        "use_beam_search",
+        "best_of",
+        "vllm_xargs",
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "prompt_embeds",
+        "request_id",
+        "session_id",
+        "logits_processors",
+        "stream_interval",
+        "guided_decoding_backend",
+        "engine_kwargs",
+        "__proto__",
+        "x" * 500,
+    ],
+)
+@pytest.mark.parametrize("route", POST_ROUTES)
+def test_an_argument_of_the_engine_is_refused_by_name(route: str, name: str) -> None:
+    refusal = refused(json.dumps({name: 1}).encode(), route)
+    assert refusal.code == "unknown_parameter"
+    assert len(refusal.message) < 200
+
+
+def test_every_allowed_field_is_one_of_vllms_or_openais() -> None:
+    """Read from vLLM's own request models, so that a field it drops is not kept open here."""
+    package = find_spec("vllm")
+    assert package is not None
+    assert package.origin is not None
+    openai_only = {"metadata", "store", "service_tier", "prompt_cache_key"}
+    openai_only |= {"safety_identifier", "verbosity"}
+    for route, kind in ((CHAT, "chat_completion"), (COMPLETIONS, "completion")):
+        folder = Path(package.origin).parent / "entrypoints" / "openai" / kind
+        known: set[str] = set()
+        for node in ast.walk(ast.parse((folder / "protocol.py").read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("CompletionRequest"):
+                known |= {
+                    part.target.id
+                    for part in node.body
+                    if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+                }
+        assert POST_ROUTES[route] - known <= openai_only
+        assert known - POST_ROUTES[route] >= {"priority", "vllm_xargs", "kv_transfer_params"}
+
+
+def test_of_a_field_given_twice_the_engine_sees_the_one_that_was_checked() -> None:
+    raw = b'{"prompt": "a", "n": 100, "n": 2}'
+    assert check(COMPLETIONS, raw, LIMITS).encoded() == b'{"prompt":"a","n":2}'
+    refused(b'{"prompt": "a", "n": 2, "n": 100}')
+
+
+def test_a_refusal_repeats_no_value() -> None:
+    secret = "my-secret-value"
+    for fields in (
+        {secret + " x": 1},
+        {"model": [secret]},
+        {"max_tokens": secret},
+        {"stop": secret},
+        {"prompt": secret * 50},
+    ):
+        assert secret not in refused(json.dumps(fields).encode()).message
+    assert secret not in refused(f'{{"prompt": "{secret}", }}'.encode()).message
+
+
+def test_only_a_stream_that_hides_it_is_asked_for_its_usage() -> None:
+    plain = check(COMPLETIONS, b'{"prompt": "a"}', LIMITS)
+    plain.ask_for_usage()
+    assert (plain.hide_usage, "stream_options" in plain.fields) == (False, False)
+    stream = check(COMPLETIONS, b'{"prompt": "a", "stream": true}', LIMITS)
+    stream.ask_for_usage()
+    assert stream.hide_usage
+    assert stream.fields["stream_options"] == {"include_usage": True}
+    asked = b'{"stream": true, "stream_options": {"include_usage": true, "x": 1}}'
+    told = check(COMPLETIONS, asked, LIMITS)
+    told.ask_for_usage()
+    assert (told.hide_usage, told.fields["stream_options"]["x"]) == (False, 1)
+
+
+def test_what_a_request_may_cost() -> None:
+    raw = b'{"prompt": "aaaaaaaa", "max_tokens": 10, "n": 3}'
+    chars = sum(map(len, ("prompt", "aaaaaaaa", "max_tokens", "n"))) + 2
+    assert check(COMPLETIONS, raw, LIMITS).reserved_tokens == -(-chars // 4) + 30
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=20,
+)
+FIELDS = sorted(set().union(*POST_ROUTES.values()))
+
+
+@settings(max_examples=30)
+@given(
+    fields=st.dictionaries(st.sampled_from(FIELDS), VALUES), route=st.sampled_from([*POST_ROUTES])
+)
+def test_whatever_comes_it_is_refused_or_passed_on_as_json(
+    fields: dict[str, Any], route: str
+) -> None:
+    try:
+        body = check(route, json.dumps(fields).encode(), Limits())
+        body.ask_for_usage()
+        encoded = body.encoded()
+    except Refusal:
+        return
+    assert json.loads(encoded).keys() - {"stream_options"} == fields.keys() - {"stream_options"}
+    assert body.reserved_tokens >= 0
+
+
+@settings(max_examples=100)
+@given(raw=st.binary(max_size=200))
+def test_whatever_bytes_come_they_are_refused(raw: bytes) -> None:
+    try:
+        check(CHAT, raw, Limits())
+    except Refusal:
+        return
+    assert isinstance(json.loads(raw), dict)
+
+
+def test_depth_up_to_the_limit_passes() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH - 1):
+        deep = [deep]
+    check(CHAT, json.dumps({"metadata": deep}).encode(), Limits())
+    refused(json.dumps({"metadata": [[deep]]}).encode(), CHAT)

@@ -1,0 +1,168 @@
+"""The README's table against the kept runs; the figures in it against ratios worked by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.__main__ import main
+from workbench.claims import BEGIN, END, KEPT, PLACES, README, keep, read_kept, table, with_table
+from workbench.errors import RunError, SettingError
+from workbench.run import Run
+from workbench.verdicts import Claim, Verdict, Where, judge, where, write_verdicts
+
+CLAIM = Claim(name="10x the users", figure="users within the SLO", goal=10)
+PAIRS = ((110.0, 10.0), (120.0, 10.0), (130.0, 10.0))
+GPU = {"hardware": "NVIDIA H100 80GB HBM3", "accelerator": "gpu", "model": "a shape of 8B"}
+
+
+def judged(pairs: Any = PAIRS, *, doubts: tuple[str, ...] = (), **place: Any) -> Verdict:
+    fields = {"run_id": "r1", "date": "2026-01-31", "hardware": "a CPU of 2 cores"}
+    fields |= {"accelerator": "cpu", "model": "a tiny model"} | place
+    rng = np.random.default_rng(0)
+    return judge(CLAIM, "static batches", pairs, where=Where(**fields), rng=rng, doubts=doubts)
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def finished(root: Path, verdicts: list[Verdict] | None = None, name: str = "r1") -> Run:
+    parameters = {"users": 4, "run_root": str(root), "run_id": name, "live": False, "port": 0}
+    run = Run.create(root, {"notebook": "05_users", "parameters": parameters}, run_id=name)
+    if verdicts is None:
+        rng = np.random.default_rng(0)
+        verdicts = [judge(CLAIM, "static batches", PAIRS, where=where(run), rng=rng)]
+    write_verdicts(run, verdicts)
+    return run
+
+
+def test_the_readme_has_the_table_of_the_kept_runs() -> None:
+    """Fails if a figure was typed by hand, or a run kept and the table not written again."""
+    verdicts = [one for run in read_kept(PLACES) for one in run.verdicts]
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text, table(verdicts)) == text, "run `make claims`"
+
+
+def test_a_row_says_all_of_a_claim() -> None:
+    (row,) = rows(table([judged(**GPU)]))
+    assert row == [
+        "10x the users: at least 10x users within the SLO",
+        "static batches",
+        "NVIDIA H100 80GB HBM3; a shape of 8B",
+        "12x (11 to 13), 3 pairs",  # the cube root of 11 x 12 x 13 is 11.97
+        "**PASS**",
+        "`r1`",
+    ]
+
+
+def test_figures_of_a_cpu_are_named_as_such() -> None:
+    text = table([judged()])
+    assert rows(text)[0][2] == "a CPU: a CPU of 2 cores; a tiny model"
+    assert "Rows of a CPU are of a CPU and a tiny model" in text
+    assert "tiny model" not in table([judged(**GPU)])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "measured", "said"),
+    [
+        (judged(PAIRS[:2]), "11.5x, 2 pairs", "2 of at least 3 repeats"),
+        (judged(PAIRS[:1]), "11x, 1 pair", "1 of at least 3 repeats"),
+        (judged(doubts=("the client limited a run",)), "12x (11 to 13), 3 pairs", "the client"),
+        (judged((), doubts=("static batches were not measured",)), "-", "were not measured"),
+    ],
+)
+def test_what_decides_nothing_says_why(verdict: Verdict, measured: str, said: str) -> None:
+    (row,) = rows(table([verdict]))
+    assert row[3] == measured
+    assert row[4].startswith("**not decided**: ")
+    assert said in row[4]
+
+
+def test_the_newest_of_the_same_counts_and_a_gpu_comes_first() -> None:
+    slow = ((10.0, 10.0),) * 3
+    found = rows(
+        table(
+            [
+                judged(run_id="new", date="2026-02-02T10:00:00+00:00"),
+                judged(slow, run_id="old", date="2026-02-01T10:00:00+00:00"),
+                judged(run_id="gpu", **GPU),
+            ]
+        )
+    )
+    assert [row[-1] for row in found] == ["`gpu`", "`new`"]
+
+
+def test_a_later_run_without_the_opponent_does_not_hide_one_with_it() -> None:
+    left_out = judged((), doubts=("static batches were not measured",), date="2026-03-01")
+    (row,) = rows(table([left_out, judged()]))
+    assert row[3:5] == ["12x (11 to 13), 3 pairs", "**PASS**"]
+
+
+def test_two_figures_of_one_claim_are_two_rows() -> None:
+    other = judged()
+    claim = CLAIM.model_copy(update={"figure": "users at night"})
+    assert len(rows(table([judged(), other.model_copy(update={"claim": claim})]))) == 2
+
+
+def test_a_note_stands_beside_the_verdict() -> None:
+    noted = judged().model_copy(update={"notes": ("out of memory at batch size 64",)})
+    assert rows(table([noted]))[0][4] == "**PASS**; out of memory at batch size 64"
+
+
+def test_a_bar_in_a_name_does_not_break_the_table() -> None:
+    assert "a \\| b" in table([judged(model="a | b")])
+
+
+def test_no_runs_make_no_table() -> None:
+    assert table([]) == "No run has judged a claim yet.\n"
+
+
+def test_a_kept_run_is_read_back_whole(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    path = keep(run.path, tmp_path / "kept")
+    (kept,) = read_kept([tmp_path / "kept"])
+    assert path.name == "r1.json"
+    assert kept.verdicts[0].ratio == pytest.approx((11 * 12 * 13) ** (1 / 3))
+    assert kept.parameters == {"users": 4}
+    assert (kept.date, kept.machine) == (run.document["date"], run.document["hardware"])
+    assert kept.versions["python"]
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_other_results_beside_it_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "serving_path.json").write_text('{"name": "serving_path", "figures": {}}')
+    assert read_kept([tmp_path]) == []
+    (tmp_path / "x.json").write_text('{"verdicts": [], "run_id": 3}')
+    with pytest.raises(RunError, match=r"x\.json"):
+        read_kept([tmp_path])
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(RunError, match=r"x\.json is no JSON"):
+        read_kept([tmp_path])
+
+
+def test_the_command_keeps_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path)
+    assert main(["keep", str(run.path), "--to", str(tmp_path / "kept")]) == 0
+    assert json.loads((tmp_path / "kept/r1.json").read_text())["run_id"] == "r1"
+    assert "r1.json" in capsys.readouterr().out
+    unjudged = Run.create(tmp_path, {}, run_id="other")
+    assert main(["keep", str(unjudged.path)]) == 1
+    assert "has no claims.json" in capsys.readouterr().err
+    assert not (KEPT / "other.json").exists()
+
+
+def test_the_text_around_the_table_stays() -> None:
+    before = f"# Title\n{BEGIN}\nold\n{END}\nafter\n"
+    once = with_table(before, table([judged()]))
+    assert once.startswith(f"# Title\n{BEGIN}\n\n| claim |")
+    assert once.endswith(f"\n{END}\nafter\n")
+    assert "old" not in once
+    assert with_table(once, table([judged()])) == once
+    with pytest.raises(SettingError, match="the two lines"):
+        with_table("# Title\n", "")

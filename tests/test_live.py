@@ -1,0 +1,325 @@
+"""The dashboard on a recorded run, with widgets and without; and what its controls do.
+
+The recorded run is played to it in a fraction of its time, through the same calls that a load and
+the telemetry make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+from made_run import LOAD, MODEL, SECONDS, made_run
+from pydantic import SecretStr
+
+import workbench.live
+import workbench.telemetry
+from serving.cluster import Cluster
+from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.cost import Prices
+from workbench.endpoint import Endpoint
+from workbench.errors import EndpointGoneError, SettingError
+from workbench.health import ClientHealth
+from workbench.live import Dashboard
+from workbench.live_load import LiveLoad
+from workbench.load_drive import LoadResult
+from workbench.run import Run
+from workbench.timeline_figures import timeline_traces
+
+INSTANCES = ipywidgets.widgets.widget._instances
+SCALING = ScalingSpec(min_replicas=0, max_replicas=2, target_ongoing_requests=4)
+PRICES = Prices(cpu_hour=3.6)
+
+
+class Clock:
+    """Seconds of the recorded run."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Played:
+    """Plays the recorded run: its requests through a load, its samples through the telemetry."""
+
+    def __init__(self, recorded: Run, fails: Exception | None = None) -> None:
+        self.recorded, self.clock, self.fails = recorded, Clock(), fails
+        self.sink: Callable[[Any], None] = lambda sample: None
+        self.ended_early: str | None = None
+
+    def start_live_load(self, target: Any, load: Any, **options: Any) -> LiveLoad:
+        running = LiveLoad(0, self.clock, load=load, max_rate=options["max_rate"])
+        running._task = asyncio.get_running_loop().create_task(self._play(running, options))
+        return running
+
+    async def _play(self, running: LiveLoad, options: dict[str, Any]) -> LoadResult:
+        run, changes = options["run"], self.recorded.changes()
+        records = sorted(self.recorded.records(), key=lambda r: r.end_s or 0)
+        samples = list(self.recorded.each_sample())
+        running.state = "running"
+        for tick in range(2 * (SECONDS + 4)):
+            before, now = tick / 2, tick / 2 + 0.5
+            for change in (c for c in changes if before <= c.time_s < now):
+                running.changes.append(change)
+                run.append_change(change)
+            options["on_sent"]([r.sent_s for r in records if before <= r.sent_s < now])
+            for record in (r for r in records if before <= r.end_s < now):
+                run.append_request(record)
+                running.records.append(record)
+                options["on_record"](record)
+            due = [s for s in samples if before <= s.time_s < now]
+            await asyncio.to_thread(lambda due=due: [self.sink(s) for s in due])
+            self.clock.now_s = now
+            await asyncio.sleep(0.002)
+            if self.fails is not None and now > SECONDS / 2:
+                raise self.fails
+        running.state = "ended"
+        health = ClientHealth.judge(cpu_share=0.1)
+        return LoadResult(list(run.records()), health, len(records), "", 0.0, self.ended_early)
+
+    def telemetry(self, endpoint: Any, clock: Any, sink: Any, **_: Any) -> Played:
+        self.sink = sink
+        return self
+
+    def __enter__(self) -> Played:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return made_run(tmp_path_factory.mktemp("recorded"))
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What would be displayed in the cell's output."""
+    found: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", found.append)
+    monkeypatch.setattr(workbench.live, "EVERY_S", 0.2)
+    monkeypatch.setattr("workbench.live_controls.context_length", lambda _: 128)
+    yield found
+    ipywidgets.Widget.close_all()
+
+
+def played(
+    recorded: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, *, live: bool, **options: Any
+) -> Dashboard:
+    """A dashboard to which the recorded run is played once it is started."""
+    player = Played(recorded, options.pop("fails", None))
+    monkeypatch.setattr(workbench.live, "start_live_load", player.start_live_load)
+    monkeypatch.setattr(workbench.telemetry, "Telemetry", player.telemetry)
+    spec = ServiceSpec(model=ModelSpec(id=MODEL, scaling=SCALING))
+    endpoint = Endpoint(spec, Cluster("127.0.0.1:6379"), 8123, SecretStr("sk-x"))
+    run = Run.create(folder, {}, run_id="live" if live else "headless")
+    window = {"window_s": 2 * SECONDS} | options
+    return Dashboard(endpoint, LOAD, run, live=live, prices=PRICES, **window)
+
+
+def finished(dashboard: Dashboard) -> LoadResult:
+    async def go() -> LoadResult:
+        dashboard.start()
+        return await dashboard
+
+    return asyncio.run(go())
+
+
+def numbers(dashboard: Dashboard, result: LoadResult) -> dict[str, Any]:
+    frames = dashboard.frames()
+    parts = ("requests", "deployments", "decisions", "engine", "cost")
+    found = {part: getattr(frames, part).to_json() for part in parts}
+    return found | {"summary": result.summary().model_dump(mode="json")}
+
+
+def test_live_and_headless_end_in_the_same_figure_and_numbers(
+    recorded: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: list[Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    headless = played(recorded, tmp_path, monkeypatch, live=False)
+    widgets = len(INSTANCES)
+    result = finished(headless)
+    assert len(INSTANCES) == widgets
+    assert (headless.view, shown) == (None, [])
+    assert "ended: the plan is over" in capsys.readouterr().out
+
+    with pytest.raises(SettingError, match="has been started"):
+        finished(headless)
+
+    live = played(recorded, tmp_path, monkeypatch, live=True)
+    live_result = finished(live)
+    assert len(shown) == 1
+    assert len(INSTANCES) > widgets
+
+    assert live.figure().to_json() == headless.figure().to_json()
+    assert numbers(live, live_result) == numbers(headless, result)
+    assert json.loads(numbers(live, live_result)["cost"])["so_far"]
+    check_that_what_was_seen_is_what_stays(live)
+
+
+def check_that_what_was_seen_is_what_stays(live: Dashboard) -> None:
+    """The last drawing against the final figure, but for a second that was not over."""
+    assert live.view is not None
+    for seen, placed in zip(live.view.figure.data, timeline_traces(live.frames()), strict=True):
+        rows = min(len(seen.x), len(placed.trace["x"]))
+        assert rows >= len(placed.trace["x"]) - 1, placed.trace["name"]
+        # Tokens are played half a second at a time, and at first there are few.
+        axes = ("x",) if "million" in placed.trace["name"] else ("x", "y")
+        for axis in axes:
+            np.testing.assert_allclose(
+                np.asarray(seen[axis][:rows], float),
+                np.asarray(placed.trace[axis][:rows], float),
+                atol=0.01,
+                err_msg=placed.trace["name"],
+            )
+
+
+def test_only_the_window_is_kept_and_drawn(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    live = played(recorded, tmp_path, monkeypatch, live=True, window_s=30)
+    finished(live)
+    assert live.view is not None
+    assert max(len(trace.x) for trace in live.view.figure.data) <= 33
+    start, end = live.view.figure.layout.xaxis.range
+    assert end - start == 30
+    assert all(len(kept) <= 2 * 33 for kept in live._state._samples.values())
+
+
+def test_an_endpoint_that_is_gone_is_said_and_what_was_seen_stays(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    gone = EndpointGoneError("http://127.0.0.1:8123/v1: it stopped answering")
+    live = played(recorded, tmp_path, monkeypatch, live=True, fails=gone)
+    with pytest.raises(EndpointGoneError, match="stopped answering"):
+        finished(live)
+    assert live.view is not None
+    assert "EndpointGoneError" in live.view.status.value
+    assert len(live.view.figure.data[0].x) > 20
+    assert live.view.buttons["stop"].disabled
+    assert len(live.figure().data[0].x) > 20  # and the run's folder has it too
+
+
+def test_an_error_of_the_drawing_reaches_whoever_awaits_and_whoever_looks(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("drawn wrong")
+
+    live = played(recorded, tmp_path, monkeypatch, live=True)
+    monkeypatch.setattr("workbench.live_view.View.draw", broken)
+    with pytest.raises(ZeroDivisionError, match="drawn wrong"):
+        finished(live)
+    assert live.view is not None
+    assert "drawn wrong" in live.view.status.value
+    assert len(list(live.run.records())) == 202  # the load went on
+
+
+@pytest.fixture(scope="module")
+def controls(recorded: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A dashboard on no load; its widgets take a while to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", lambda _: None)
+        patch.setattr("workbench.live_controls.context_length", lambda _: 128)
+        folder = tmp_path_factory.mktemp("controls")
+        dashboard = played(recorded, folder, patch, live=True, max_rate=20.0)
+        dashboard.show()
+        yield dashboard
+
+
+class TestControls:
+    @pytest.fixture
+    def running(self, controls: Dashboard) -> Dashboard:
+        """Its load waits for ever, in no event loop."""
+        dashboard = controls
+        dashboard.rescaling = None
+        dashboard.running = LiveLoad(0, lambda: 5.0, load=LOAD, max_rate=20.0, max_model_len=64)
+        dashboard.running.state = "running"
+        return dashboard
+
+    def asked(self, dashboard: Dashboard) -> list[tuple[str, float | None]]:
+        assert dashboard.running is not None
+        return [(change.what, change.value) for change in dashboard.running._asked]
+
+    def test_each_acts_on_the_load(self, running: Dashboard) -> None:
+        view = running.view
+        assert view is not None
+        view.rate.value = 12.0
+        view.burstiness.value = 0.5
+        view.output_tokens.value = 20
+        view.set_state("running")
+        view.buttons["pause"].click()
+        view.set_state("paused")
+        assert view.buttons["start"].description == "Resume"
+        view.buttons["start"].click()
+        assert self.asked(running) == [
+            ("rate", 12.0),
+            ("burstiness", 0.5),
+            ("output_tokens", 20),
+            ("pause", None),
+            ("resume", None),
+        ]
+        view.buttons["stop"].click()
+        assert running.running is not None
+        assert running.running._stopped == "stopped by hand"
+
+    def test_the_slider_follows_the_plan_without_taking_its_place(self, running: Dashboard) -> None:
+        assert running.view is not None
+        running.view.follow_rate(3.0)
+        assert running.view.rate.value == 3.0
+        assert self.asked(running) == []
+
+    def test_what_cannot_be_done_is_said_under_the_controls(self, running: Dashboard) -> None:
+        assert running.view is not None
+        running.view.output_tokens.value = 99
+        assert "beyond max_model_len = 64" in running.view.status.value
+        assert 'role="status"' in running.view.status.value
+        assert self.asked(running) == []
+
+    def test_scaling_is_applied_to_the_running_service_in_the_background(
+        self, running: Dashboard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        applied: list[Any] = []
+
+        def rescale(self: Endpoint, *, progress: Any, **scaling: Any) -> None:
+            applied.append((threading.current_thread() is threading.main_thread(), scaling))
+
+        monkeypatch.setattr(Endpoint, "rescale", rescale)
+        view = running.view
+        assert view is not None
+
+        async def go() -> None:
+            view.target.value, view.most.value = 1.5, 3
+            view.buttons["apply"].click()
+            assert running.rescaling is not None
+            await running.rescaling
+
+        asyncio.run(go())
+        assert applied == [(False, {"target_ongoing_requests": 1.5, "max_replicas": 3})]
+        assert self.asked(running) == [("scaling", None)]
+
+    def test_a_scaling_that_is_none_starts_nothing(self, running: Dashboard) -> None:
+        assert running.view is not None
+        running.view.target.value = 1000.0
+        running.view.buttons["apply"].click()
+        assert "target_ongoing_requests = 1000 exceeds" in running.view.status.value
+        assert running.rescaling is None
+
+    def test_every_control_says_what_it_is(self, running: Dashboard) -> None:
+        view = running.view
+        assert view is not None
+        sliders = (view.rate, view.burstiness, view.output_tokens, view.target, view.most)
+        for control in (*sliders, *view.buttons.values()):
+            assert control.description

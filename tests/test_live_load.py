@@ -1,0 +1,246 @@
+"""A load that is changed while it runs; the truth is a scripted server's own log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scripted_server as scripted
+from scripted_server import serving, tokens
+
+from workbench.arrival_specs import Closed, Constant, Poisson, Stages
+from workbench.arrivals import offsets
+from workbench.errors import SettingError
+from workbench.live_load import LiveLoad, start_live_load
+from workbench.live_worker import LiveWorker, Share
+from workbench.load_change import LoadChange, change_times, offered
+from workbench.load_spec import LoadSpec
+from workbench.load_worker import Job
+from workbench.prompts import RandomPrompts
+from workbench.records import RequestRecord
+from workbench.remote_endpoint import remote
+from workbench.run import Run
+
+SMALL = RandomPrompts(input=4, output=3)
+Sent = tuple[list[RequestRecord], list[float], scripted.ScriptedServer]
+
+
+def drive(
+    load: LoadSpec, *changes: LoadChange, workers: int = 1, stop_s: float | None = None
+) -> Sent:
+    """Send `load` from workers in this event loop, changed as told."""
+
+    async def go() -> Sent:
+        async with serving(tokens(3, chat=False)) as server:
+            made = [LiveWorker() for _ in range(workers)]
+            await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in made))
+            epoch = time.perf_counter() + 0.1
+            for first, worker in enumerate(made):
+                job = Job("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
+                await worker.follow(job, Share(load, range(20), first, workers))
+                for change in changes:
+                    await worker.change(change)
+            return *(await collect(made, epoch, stop_s)), server
+
+    return asyncio.run(go())
+
+
+async def collect(
+    workers: list[LiveWorker], epoch: float, stop_s: float | None
+) -> tuple[list[RequestRecord], list[float]]:
+    records, sent, done = [], [], False
+    while not done:
+        await asyncio.sleep(0.02)
+        if stop_s is not None and time.perf_counter() - epoch > stop_s:
+            await asyncio.gather(*(worker.stop() for worker in workers))
+        reports = [await worker.report() for worker in workers]
+        done = all(report.done for report in reports)
+        records += [record for report in reports for record in report.records]
+        sent += [at for report in reports for at in report.sent_s]
+    return records, sent
+
+
+def due(records: list[RequestRecord]) -> list[float]:
+    return sorted(record.scheduled_s or 0.0 for record in records)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_left_alone_it_sends_what_the_plan_says(workers: int) -> None:
+    plan = Stages(stages=[(60, 0.5), (0, 0), (0, 0.1)])
+    load = LoadSpec(arrivals=plan, prompts=SMALL, seed=7)
+    records, sent, server = drive(load, workers=workers)
+    expected = list(offsets(plan, np.random.default_rng([7, 0])))
+    np.testing.assert_allclose(due(records), expected, atol=1e-6)
+    assert len(server.log) == len(sent) == len(expected) > 5
+
+
+def test_changes_act_when_they_are_dated() -> None:
+    load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.9)
+    records, _, server = drive(
+        load,
+        LoadChange(0.2, "pause"),
+        LoadChange(0.5, "resume"),
+        LoadChange(0.6, "rate", 100),
+        LoadChange(0.7, "output_tokens", 9),
+    )
+    times = np.array(due(records))
+    np.testing.assert_allclose(times[:5], [0, 0.05, 0.1, 0.15, 0.2], atol=1e-6)
+    assert not ((times > 0.201) & (times < 0.5)).any()
+    assert ((times > 0.6) & (times < 0.9)).sum() == pytest.approx(30, abs=1)
+    asked = sorted((e.received_s, e.body["max_tokens"]) for e in server.log)
+    assert {tokens for _, tokens in asked[:8]} == {3}
+    assert {tokens for _, tokens in asked[-15:]} == {9}
+
+
+def test_a_rate_by_hand_outlives_the_plan() -> None:
+    load = LoadSpec(arrivals=Stages(stages=[(0.1, 0.2)]), prompts=SMALL)
+    records, _, _ = drive(load, LoadChange(0.1, "rate", 20), stop_s=0.6)
+    times = due(records)
+    assert times[-1] > 0.4
+    assert len(times) == pytest.approx(10, abs=6)
+
+
+def test_workers_share_bursts_too() -> None:
+    load = LoadSpec(arrivals=Poisson(rate=60), prompts=SMALL, duration_s=0.5, seed=3)
+    changes = (LoadChange(0.1, "burstiness", 0.1), LoadChange(0.3, "rate", 100.0))
+    one, two = (due(drive(load, *changes, workers=workers)[0]) for workers in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_what_it_cannot_send_in_time_is_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workbench.live_worker.MOST_LATE_S", 0.05)
+
+    async def go() -> tuple[int, int]:
+        async with serving(tokens(1, chat=False)) as server:
+            worker = LiveWorker()
+            await worker.connect(server.base_url, "sk-test")
+            load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
+            job = Job("scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0)
+            await worker.follow(job, Share(load, range(20), 0, 1))
+            await asyncio.sleep(0.1)
+            time.sleep(0.3)  # the worker's loop is busy with something else
+            left_out = sent = 0
+            while True:
+                await asyncio.sleep(0.02)
+                report = await worker.report()
+                left_out, sent = left_out + report.left_out, sent + len(report.sent_s)
+                if report.done:
+                    return left_out, sent
+
+    left_out, sent = asyncio.run(go())
+    assert left_out >= 20
+    assert left_out + sent == 50
+
+
+def test_the_rate_wanted_is_told_from_the_changes_alone() -> None:
+    load = LoadSpec(arrivals=Stages(stages=[(10, 10), (10, 10)]), prompts=SMALL)
+    changes = [
+        LoadChange(1.0, "start", load=load.model_dump(mode="json")),
+        LoadChange(3.0, "pause"),
+        LoadChange(5.0, "resume"),
+        LoadChange(14.0, "rate", 4.0),
+        LoadChange(20.0, "end", note="stopped by hand"),
+    ]
+    times = [0.0, 2.0, 4.0, 6.0, 13.5, 15.0, 21.0]
+    assert offered(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
+
+
+def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
+    load = LoadSpec(arrivals=Stages(stages=[(10, 10), (10, 10), (0, 0), (0, 5)]), prompts=SMALL)
+    start = LoadChange(1.0, "start", load=load.model_dump(mode="json"))
+    assert change_times([start, LoadChange(30.0, "end")]) == [1, 11, 21, 26]
+    paused = [start, LoadChange(3.0, "pause"), LoadChange(5.0, "resume"), LoadChange(40.0, "end")]
+    assert change_times(paused) == [1, 3, 5, 13, 23, 28]
+    by_hand = [start, LoadChange(12.0, "rate", 4.0), LoadChange(40.0, "end")]
+    assert change_times(by_hand) == [1, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (LoadSpec(arrivals=Closed(max_concurrency=2), prompts=SMALL, count=3), "has no rate"),
+        (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count is 3"),
+    ],
+)
+def test_a_load_that_cannot_be_steered_is_refused(load: LoadSpec, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        start_live_load(None, load)  # type: ignore[arg-type]
+
+
+def handle(**fields: Any) -> LiveLoad:
+    load = LoadSpec(prompts=RandomPrompts(input=100, output=3))
+    return LiveLoad(planned=0, clock=lambda: 5.0, load=load, max_model_len=128, **fields)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda load: load.set_rate(-1), "rate is -1"),
+        (lambda load: load.set_burstiness(0), "burstiness is 0"),
+        (lambda load: load.set_output_tokens(0), "give at least 1"),
+        (lambda load: load.set_output_tokens(29), "beyond max_model_len = 128"),
+    ],
+)
+def test_a_value_that_is_none_changes_nothing(
+    wrong: Callable[[LiveLoad], Any], message: str
+) -> None:
+    running = handle()
+    with pytest.raises(SettingError, match=message):
+        wrong(running)
+    assert running._asked == []
+
+
+def test_a_rate_beyond_reach_is_capped_and_marked() -> None:
+    running = handle(max_rate=50)
+    assert running.set_rate(400) == 50
+    (change,) = running._asked
+    assert (change.value, change.note) == (
+        50,
+        "400 requests/s asked for, capped to what the load workers reach",
+    )
+
+
+@pytest.mark.engine
+def test_steered_from_outside_through_load_workers(deployed: object, tmp_path: Path) -> None:
+    async def go(run: Run) -> tuple[LiveLoad, Any, int]:
+        load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL)
+        target = remote(server.base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
+        running = start_live_load(target, load, run=run, max_rate=150, progress=None)
+        while len(running.records) < 10:
+            await asyncio.sleep(0.1)
+        running.set_rate(0)
+        running.set_output_tokens(7)
+        await asyncio.sleep(1)
+        quiet = len(server.log)
+        await asyncio.sleep(0.5)
+        assert len(server.log) == quiet
+        running.set_rate(1000)
+        while len(server.log) < quiet + 60:
+            await asyncio.sleep(0.05)
+        running.stop()
+        return running, await running, quiet
+
+    with scripted.threaded(tokens(3, chat=False)) as server:
+        run = Run.create(tmp_path, {})
+        running, result, quiet = asyncio.run(go(run))
+    assert running.state == "ended"
+    assert result.ended_early == "stopped by hand"
+    assert len(list(run.records())) == len(result.records) == result.planned
+    assert len(server.log) <= result.planned  # cut before they were sent, the last may be missing
+    assert {e.body["max_tokens"] for e in server.log[:quiet]} == {3}
+    assert {e.body["max_tokens"] for e in server.log[quiet:]} == {7}
+    kept = run.changes()
+    assert [(c.what, c.value) for c in kept] == [(c.what, c.value) for c in running.changes]
+    assert LoadSpec(**(kept[0].load or {})) == running.load
+    assert [c.what for c in kept] == ["start", "rate", "output_tokens", "rate", "end"]
+    assert (kept[3].value, "1000" in (kept[3].note or "")) == (150, True)
+    assert result.health.cpu_share is not None
+    with pytest.raises(SettingError, match="has ended"):
+        running.set_rate(3)

@@ -1,0 +1,188 @@
+"""What dies beside the service: a load worker, the kernel, the disk. The scripted server's log says
+which requests there were and which it answered whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import scripted_server as scripted
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from scripted_server import Exchange, tokens
+from test_clean_ends import assert_gone, free_port
+
+from serving.supervisor import descendants
+from workbench import load_places
+from workbench.arrival_specs import Constant
+from workbench.errors import RunError
+from workbench.load import LoadResult, start_load
+from workbench.load_spec import LoadSpec
+from workbench.prompts import RandomPrompts
+from workbench.records import RequestRecord
+from workbench.remote_endpoint import remote
+from workbench.run import Run
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_alone")]
+
+LOAD = LoadSpec(
+    arrivals=Constant(rate=30), prompts=RandomPrompts(input=12, output=4), count=150, workers=2
+)
+SLOW = tokens(4, gap_s=0.1, chat=False)
+
+
+def whole(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
+    """The requests that the server had answered to the last byte at a time of its clock."""
+    ends = {e.request_id: e.sends_s[-1] for e in log if len(e.sends_s) == len(SLOW.steps)}
+    return {str(name) for name, at in ends.items() if at < before_s}
+
+
+def by_status(records: list[RequestRecord]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for record in records:
+        found.setdefault(record.status, set()).add(record.request_id)
+    return found
+
+
+def load_workers(root: int) -> list[int]:
+    """Process ids of the load workers below a process."""
+    found = []
+    for pid in descendants(root):
+        with contextlib.suppress(psutil.Error):
+            if "ray::LoadWorker" in " ".join(psutil.Process(pid).cmdline()):
+                found.append(pid)
+    return found
+
+
+def test_a_load_worker_dies_and_every_request_it_sent_has_its_record(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {})
+    killed: list[float] = []
+
+    async def go(base_url: str) -> LoadResult:
+        target = remote(base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
+        running = start_load(target, LOAD, run=run, progress=None)
+        while len(running.records) < 30:
+            await asyncio.sleep(0.05)
+        victims = load_workers(os.getpid())
+        assert len(victims) == 2
+        os.kill(victims[0], signal.SIGKILL)
+        killed.append(time.perf_counter())
+        return await running
+
+    with scripted.threaded(SLOW) as server:
+        result = asyncio.run(go(server.base_url))
+        log = list(server.log)
+    got = by_status(result.records)
+    assert set(got) == {"ok", "error"}
+    assert got["ok"] | got["error"] == {e.request_id for e in log}, "a record for each, no more"
+    # What the client had 100 ms before the kill was whole in its memory, reported or not.
+    assert whole(log, killed[0] - 0.1) <= got["ok"] <= whole(log)
+    assert 1 <= len(got["error"]) <= 12
+    assert {r.error for r in result.records if r.status == "error"} == {
+        "the load worker that sent it died"
+    }
+    assert by_status(list(run.records())) == got
+    assert "a load worker died" in (result.ended_early or "")
+    # The other worker went on to its end: 75 requests are its half.
+    assert len(got["ok"]) > 75
+    assert not (run.path / "unsaved").exists()
+
+
+def test_a_load_worker_whose_node_is_gone_starts_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = NodeAffinitySchedulingStrategy("1" * 56, soft=False)
+    monkeypatch.setattr(load_places, "away_from_replicas", lambda number: [gone] * number)
+    run = Run.create(tmp_path, {}, run_id="elsewhere")
+
+    async def go(base_url: str) -> LoadResult:
+        target = remote(base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
+        load = LOAD.model_copy(update={"count": 20})
+        return await start_load(target, load, run=run, progress=None)
+
+    with scripted.threaded(SLOW) as server:
+        result = asyncio.run(go(server.base_url))
+    assert {r.status for r in result.records} == {"ok"}
+    assert len(result.records) == 20
+
+
+KERNEL = """
+import asyncio, sys
+import workbench as wb
+from test_load_faults import LOAD
+from workbench.remote_endpoint import remote
+run = wb.Run.create(sys.argv[2], {}, run_id="cut")
+target = remote(sys.argv[1], model="scripted", tokenizer="tiny", api_key="sk-other")
+def told(record):
+    print("ENDED", flush=True)
+async def go():
+    await wb.start_load(target, LOAD, run=run, progress=None, on_record=told)
+asyncio.run(go())
+"""
+
+
+def test_the_kernel_is_killed_and_the_run_has_all_that_had_ended(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    with scripted.threaded(SLOW) as server:
+        kernel = subprocess.Popen(
+            [sys.executable, "-c", KERNEL, server.base_url, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert kernel.stdout is not None
+        for _ in range(40):
+            assert kernel.stdout.readline(), "it ended before it was killed"
+        below = descendants(kernel.pid)
+        kernel.kill()
+        killed = time.perf_counter()
+        kernel.communicate()
+        assert_gone(below, free_port())
+        log = list(server.log)
+    got = by_status(list(Run.open(tmp_path / "cut").records()))
+    assert whole(log, killed - 0.1) <= got["ok"] <= whole(log)
+    arrived = {e.request_id for e in log}
+    assert arrived <= got["ok"] | got["error"]
+    assert got["ok"] <= arrived, "what was cut on its way to the server is no answer"
+    assert not got["ok"] & got["error"]
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_written(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(disk)])
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        run = Run.create(disk, {}, run_id="full")
+
+        async def go(base_url: str) -> None:
+            target = remote(base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
+            load = LOAD.model_copy(update={"count": 1000})
+            await start_load(target, load, run=run, progress=None)
+
+        with scripted.threaded(SLOW) as server, pytest.raises(RunError) as caught:
+            asyncio.run(go(server.base_url))
+        said, file = str(caught.value), disk / "full" / "requests.jsonl"
+        assert said.startswith(f"{file} cannot be written: No space left on device. ")
+        assert said.count(". ") == 1
+        kept = list(Run.open(disk / "full").records())
+        assert 30 < len(kept) < 1000
+        assert file.read_bytes().endswith(b"\n")
+        assert {r.request_id for r in kept if r.status == "ok"} <= whole(list(server.log))
+        assert len(server.log) < 1000, "it went on sending what it could not keep"
+        with pytest.raises(RunError, match="No space left"):
+            Run.open(disk / "full").finish({"note": "x" * 100_000})
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

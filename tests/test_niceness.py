@@ -1,0 +1,26 @@
+"""Clients and proxies go before engines, by what Linux says of each process."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from serving.niceness import ENGINES_MORE, WORKERS
+from serving.supervisor import descendants
+from workbench.endpoint import Endpoint
+
+
+@pytest.mark.engine
+def test_an_engine_gives_way_to_the_rest_of_the_cluster(endpoint: Endpoint) -> None:
+    by_name: dict[str, set[int]] = {}
+    for pid in descendants(psutil.Process().pid):
+        with suppress(psutil.NoSuchProcess):  # it has ended
+            process = psutil.Process(pid)
+            name = (process.cmdline() or [""])[0].split(" ")[0]
+            by_name.setdefault(name, set()).add(process.nice())
+    for name in ("VLLM::EngineCore", "VLLM::Worker"):
+        assert by_name[name] == {WORKERS + ENGINES_MORE}, name
+    for name in (f"ray::ServeReplica:{endpoint.spec.name}:router", "ray::HAProxyManager"):
+        assert by_name[name] == {WORKERS}, name

@@ -1,0 +1,245 @@
+"""Notebooks that deploy what they need, each whole and short, by the command a user would type.
+
+Two at a time, as processes of their own: most of a short run is an engine's start, in which the
+other one gets on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from executed import output_text
+
+from workbench.claims import keep, read_kept
+from workbench.run import Run
+from workbench.verdicts import read_verdicts
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[1]
+FEW: dict[str, Any] = {"input_tokens": 16, "output_tokens": 16}
+GIVEN: dict[str, dict[str, Any]] = {
+    "03": {"requests": 8, "output_tokens": 16, "labelled": 24},
+    "04": {
+        "prompts": 6,
+        "sampled": 2,
+        "repeats": 1,
+        "batch_size": 4,
+        "lengths": {"input": [8, 16], "output": [200, 400]},
+        "baselines": ["static"],
+    },
+    "05": {
+        "users": {"low": 4, "high": 8, "think_s": 0.5, "probe_s": 6.0},
+        "lengths": {"input": [8, 16], "output": [4, 16]},
+        "slo": {"ttft_ms": 5_000, "tpot_ms": 500, "target": 0.5},
+        "repeats": 1,
+        "day": {"peak_rate": 3.0, "seconds": 8.0, "days": 1, "night": 0.2},
+        "fleet": {"replicas": 1, "target_ongoing_requests": 2, "premium": 1.0},
+        "prices": {"cpu_hour": 3600.0},  # a dollar a replica-second
+    },
+    "06": FEW | {"requests": 8, "concurrencies": [4], "layouts": [[1, 1], [2, 1]]},
+    "07": {"rate": 40.0, "duration_s": 5.0, "output_tokens": 64},
+    "09": FEW | {"low_rate": 1.0, "high_rate": 3.0, "low_s": 2.0, "high_s": 6.0, "ttft_ms": 5000},
+    "10": {"students": 2},
+}
+TRACE = "Timestamp,Request tokens,Response tokens\n0,12,6\n1,30,9\n2,8,4\n"
+Finished = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Finished]:
+    """The run folder and the executed notebook by number, once it has ended well."""
+    root = tmp_path_factory.mktemp("whole")
+    (root / "trace.csv").write_text(TRACE)
+    own = {"04": {"trace": str(root / "trace.csv")}}
+    chosen = [item.name for item in request.session.items if item.path == request.path]
+
+    def run(number: str) -> subprocess.CompletedProcess[str]:
+        parameters = root / f"{number}.yaml"
+        parameters.write_text(json.dumps(GIVEN[number] | own.get(number, {}) | {"port": 0}))
+        options = ["-f", str(parameters), "--runs", str(root), "--run-id", number]
+        command = [sys.executable, "-m", "workbench", "run", number, *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
+
+    with ThreadPoolExecutor(2) as pool:
+        numbers = [number for number in GIVEN if any(f"_{number}_" in name for name in chosen)]
+        running = {number: pool.submit(run, number) for number in numbers}
+
+        def wait(number: str) -> tuple[Path, Path]:
+            done = running[number].result()
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            (executed,) = (root / number).glob("*.ipynb")
+            return root / number, executed
+
+        yield wait
+        pool.shutdown(cancel_futures=True)
+
+
+def report_of(run: Run) -> str:
+    """Its HTML page, which says how to repeat it."""
+    report = (run.path / "report.html").read_text()
+    assert "python -m workbench repeat" in report
+    return report
+
+
+def test_notebook_03_redacts_routes_and_says_what_it_saved(finished: Finished) -> None:
+    folder, executed = finished("03")
+    run = Run.open(folder)
+    records = list(run.records())
+    assert [record.status for record in records] == ["ok"] * 8
+    # Every other prompt is longer than the rule's bound.
+    assert sorted(str(record.model) for record in records) == ["large"] * 4 + ["small"] * 4
+    for record in records:
+        assert record.stages is not None
+        assert {"guardrail_in", "route", "prefill", "decode"} <= set(record.stages)
+    outputs = output_text(executed)
+    assert "I am <BADGE>, <EMAIL_ADDRESS>. What is a KV cache?" in outputs
+    assert "CREDIT_CARD" in outputs, "a card's number was refused"
+    told = re.search(r"the router saved (\d+)%", outputs)
+    assert told is not None
+    tokens = {"large": 0, "small": 0}
+    for record in records:
+        tokens[str(record.model)] += (record.prompt_tokens or 0) + (record.output_tokens or 0)
+    saved = 0.7 * tokens["small"] / sum(tokens.values())  # at 0.3 of the price
+    assert int(told[1]) == pytest.approx(100 * saved, abs=1)
+    assert "One request" in report_of(run)
+
+
+def test_notebook_04_decides_nothing_from_one_repeat(finished: Finished) -> None:
+    folder, executed = finished("04")
+    run = Run.open(folder)
+    verdicts = read_verdicts(run.path)
+    assert {one.verdict for one in verdicts} == {"not decided"}
+    assert len(verdicts) == 8, "four opponents, mixed lengths and the trace's"
+    measured = [one for one in verdicts if one.ratio is not None]
+    assert [one.repeats for one in measured] == [1, 1]
+    assert all("1 of at least 3 repeats" in one.reason for one in measured)
+    assert all("not measured" in one.reason for one in verdicts if one.ratio is None)
+    assert len(list((run.path / "repeats").iterdir())) == 4
+    assert run.summary() is not None
+    report_of(run)
+    outputs = json.dumps(json.loads(executed.read_text()))
+    told = re.search(r"reports ([0-9.]+) times the slots that the requests explain", outputs)
+    assert told is not None
+    assert 0.5 < float(told[1]) < 2
+    assert executed.stat().st_size < 12e6
+
+
+def test_notebook_05_says_what_its_runs_lines_add_up_to(finished: Finished, tmp_path: Path) -> None:
+    folder, _ = finished("05")
+    run = Run.open(folder)
+    *every, cost = read_verdicts(run.path)
+    (users,) = (one for one in every if one.opponent == "transformers, static batches of 32")
+    unmeasured = [one for one in every if one is not users]
+    assert (users.ours, users.theirs) == (8, 8)  # the bounds are so wide that both hold all
+    assert "1 of at least 3 repeats" in users.reason
+    assert {one.verdict for one in (users, *unmeasured, cost)} == {"not decided"}
+    assert len(unmeasured) == 3
+    for name in ("fixed", "autoscaled"):
+        dollars = check_fleet(run.path / "fleets" / name)
+        # One replica, held all day, at a dollar a second.
+        assert dollars == pytest.approx(8.0, rel=0.05)
+    (kept,) = read_kept([keep(run.path, tmp_path / "kept").parent])
+    assert kept.summary is not None
+    assert kept.summary["cost"]["dollars"] > 0
+    assert "Users that each engine holds" in report_of(run)
+
+
+def check_fleet(folder: Path) -> float:
+    """The dollars in its summary, held against its own files, which are added up here again."""
+    lines = [json.loads(line) for line in (folder / "telemetry.jsonl").open()]
+    cost = json.loads((folder / "summary.json").read_text())["cost"]
+    records = [json.loads(line) for line in (folder / "requests.jsonl").open()]
+    good = [one for one in records if one["status"] == "ok" and within(one, GIVEN["05"]["slo"])]
+    assert cost["input_tokens"] == sum(one["prompt_tokens"] for one in good)
+    assert cost["output_tokens"] == sum(one["output_tokens"] for one in good)
+    held = [
+        line for line in lines if line["kind"] == "deployment" and line["deployment"] != "router"
+    ]
+    times = [line["time_s"] for line in held]
+    first = max(times[0], min(one["scheduled_s"] for one in records))
+    # The day ends; the last answers may take longer.
+    watched_s = min(times[-1] - first, GIVEN["05"]["day"]["seconds"])
+    assert cost["held_s"] == pytest.approx(watched_s, abs=1.5)
+    assert cost["busy_s"] + cost["idle_s"] > 0  # the engines told what they did
+    assert cost["per_million_tokens"] == pytest.approx(
+        cost["dollars"] / (cost["input_tokens"] + cost["output_tokens"]) * 1e6
+    )
+    return float(cost["dollars"])
+
+
+def within(record: dict[str, Any], slo: dict[str, float]) -> bool:
+    """Whether TTFT and TPOT, as vLLM defines them, are within the bounds."""
+    ttft_s = record["first_token_s"] - record["sent_s"]
+    tpot_s = (record["end_s"] - record["first_token_s"]) / max(1, record["output_tokens"] - 1)
+    return 1e3 * ttft_s <= slo["ttft_ms"] and 1e3 * tpot_s <= slo["tpot_ms"]
+
+
+def test_notebook_06_measures_each_layout(finished: Finished) -> None:
+    folder, _ = finished("06")
+    run = Run.open(folder)
+    parts = sorted((run.path / "layouts").iterdir())
+    assert [part.name for part in parts] == ["TP1x1-at-4", "TP2x1-at-4"]
+    for part in parts:
+        summary = Run.open(part).summary()
+        assert summary is not None
+        assert (summary.completed, summary.failed) == (8, 0)
+
+
+def test_notebook_07_lets_everything_in_and_then_what_fits(finished: Finished) -> None:
+    folder, executed = finished("07")
+    run = Run.open(folder)
+    sides = {name: Run.open(run.path / "sides" / name) for name in ("unlimited", "finite")}
+    plans = {(side.path / "plan.json").read_bytes() for side in sides.values()}
+    assert len(plans) == 1, "the same overload"
+    statuses = {
+        name: pd.Series([record.status for record in side.records()]).value_counts()
+        for name, side in sides.items()
+    }
+    assert statuses["unlimited"].get("shed", 0) == 0
+    assert statuses["finite"]["shed"] > 0
+    assert statuses["finite"]["ok"] >= 12, "what the limit lets in at once was answered"
+    outputs = output_text(executed)
+    assert "Rate limit reached for ada: 20 requests a minute" in outputs
+    assert "3 answered after" in outputs
+    assert "retry-after" in outputs
+    report_of(sides["finite"])
+
+
+def test_notebook_09_sends_every_policy_the_same(finished: Finished) -> None:
+    folder, executed = finished("09")
+    run = Run.open(folder)
+    names = ["requests", "engine-pressure", "TTFT"]
+    runs = [Run.open(run.path / "policies" / name) for name in names]
+    plans = {(one.path / "plan.json").read_bytes() for one in runs}
+    assert len(plans) == 1
+    counts = [len(list(one.records())) for one in runs]
+    assert len(set(counts)) == 1
+    assert len(list(run.records())) == sum(counts)
+    for one in runs:
+        assert {record.status for record in one.records()} == {"ok"}
+        told = one.telemetry().query("deployment == 'tiny-llama-glossary'")
+        assert told.desired.notna().any(), "the policy said what it asks for"
+        assert one.samples("replica").kv_cache_usage.notna().any()
+    outputs = output_text(executed)
+    assert all(name in outputs for name in ("engine pressure", "ttft_p99_ms", "replica_s"))
+    report_of(run)
+
+
+def test_notebook_10_holds_a_student_to_the_cap_and_stops_one(finished: Finished) -> None:
+    _, executed = finished("10")
+    outputs = output_text(executed)
+    assert "serves tiny-llama-glossary" in outputs
+    assert "tenant 'student-01': max_replicas = 2 is over the cap of 1" in outputs
+    assert "student-01: stopped by the instructor" in outputs
+    assert "student-02" in outputs

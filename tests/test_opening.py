@@ -1,0 +1,233 @@
+"""What a notebook's `address` may be, against real sockets: HTTP servers, gRPC servers, nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from serving import attach
+from serving.baselines.spec import BaselineSpec
+from serving.cluster import Cluster
+from serving.keys import Tenant
+from serving.spec import ModelSpec, ServiceSpec
+from workbench.errors import ClusterError, EndpointGoneError, SettingError, SpecError
+from workbench.opening import open_endpoint
+from workbench.telemetry import Telemetry
+
+KEY = "sk-a-key-of-enough-length"
+NOWHERE = "127.0.0.1:9"  # the discard service: nobody has run it for decades
+
+
+@contextmanager
+def http(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers every GET so; its address, and the `path key` of each request."""
+    seen: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(f"{self.path} {self.headers['authorization']}")
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def listing(*ids: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": one} for one in ids]}).encode()
+
+
+class TestAnEndpointsUrl:
+    def test_is_called_and_left_as_it_is(self) -> None:
+        with http(200, listing("other", "tiny-llama-glossary")) as (place, seen):
+            url = f"http://{place}/v1"
+            with open_endpoint(ServiceSpec(), address=url, api_key=KEY) as endpoint:
+                assert endpoint.base_url == url
+                assert endpoint.model_id == "tiny-llama-glossary"
+                assert endpoint.tokenizer == ModelSpec().path
+                assert endpoint.deployment is None
+                assert endpoint.status().deployments == {}
+                assert str(endpoint.status()) == f"{url} is called, not deployed, from here"
+            assert seen == [f"/v1/models Bearer {KEY}"]
+
+    def test_the_key_may_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLM_WORKBENCH_API_KEY", KEY)
+        with http(200, listing("tiny-llama-glossary")) as (place, seen):
+            shown = repr(open_endpoint(ServiceSpec(), address=f"http://{place}/v1/"))
+            assert seen == [f"/v1/models Bearer {KEY}"]
+            assert KEY not in shown
+
+    def test_its_async_client_ends_with_each_event_loop(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def listed(endpoint: Any) -> Any:
+            assert endpoint.async_client is endpoint.async_client
+            await endpoint.async_client.models.list()
+            return endpoint.async_client
+
+        with http(200, listing("tiny-llama-glossary")) as (place, _):
+            remote = open_endpoint(ServiceSpec(), address=f"http://{place}/v1", api_key=KEY)
+            clients = [asyncio.run(listed(remote)) for _ in range(2)]
+        assert clients[0] is not clients[1]
+        assert all(client.is_closed() for client in clients)
+        del clients, remote
+        gc.collect()
+        assert "Unclosed" not in caplog.text
+
+    def test_a_model_is_known_by_its_id_or_by_the_hubs_name(self) -> None:
+        with http(200, listing("org/big", "mine")) as (place, _):
+            for model in (ModelSpec(source="org/big"), ModelSpec(source="./x", id="mine")):
+                found = open_endpoint(ServiceSpec(model=model), address=f"http://{place}/v1")
+                assert found.model_id == ("org/big" if model.id is None else "mine")
+
+    def test_telemetry_of_it_is_empty_and_says_so(self) -> None:
+        with http(200, listing("tiny-llama-glossary")) as (place, _):
+            endpoint = open_endpoint(ServiceSpec(), address=f"http://{place}/v1")
+        samples: list[Any] = []
+        said: list[str] = []
+        with Telemetry(endpoint, time.monotonic, samples.append, say=said.append):
+            pass
+        assert samples == []
+        assert len(said) == 1
+
+    @pytest.mark.parametrize(
+        ("status", "body", "error", "said"),
+        [
+            (200, b"<html>hello</html>", SettingError, "is no OpenAI endpoint"),
+            (200, b'{"data": 5}', SettingError, "is no OpenAI endpoint"),
+            (200, b"[]", SettingError, "is no OpenAI endpoint"),
+            (404, b"", SettingError, "see that the address ends in /v1"),
+            (401, b"", SettingError, "refuses the key"),
+            (500, b"", EndpointGoneError, "HTTP 500"),
+            (200, listing("a", "b"), SettingError, "serves a, b"),
+        ],
+    )
+    def test_what_is_refused(
+        self, status: int, body: bytes, error: type[Exception], said: str
+    ) -> None:
+        with http(status, body) as (place, _), pytest.raises(error) as caught:
+            open_endpoint(ServiceSpec(), address=f"http://{place}/v1", api_key=KEY)
+        assert said in str(caught.value)
+        assert f"http://{place}/v1" in str(caught.value)
+        assert KEY not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_nothing_there(self) -> None:
+        with pytest.raises(EndpointGoneError, match="does not answer"):
+            open_endpoint(ServiceSpec(), address=f"http://{NOWHERE}/v1")
+
+    def test_a_password_in_it_is_refused_and_not_repeated(self) -> None:
+        with pytest.raises(SettingError, match="LLM_WORKBENCH_API_KEY") as caught:
+            open_endpoint(ServiceSpec(), address=f"https://user:{KEY}@host/v1")
+        assert KEY not in str(caught.value)
+
+    def test_no_baseline_is_there_and_its_scaling_is_anothers(self) -> None:
+        with pytest.raises(SettingError, match="leave the baselines out"):
+            open_endpoint(BaselineSpec(), address="https://host/v1")
+        with http(200, listing("tiny-llama-glossary")) as (place, _):
+            endpoint = open_endpoint(ServiceSpec(), address=f"http://{place}/v1")
+        with pytest.raises(SettingError, match="max_replicas cannot be changed"):
+            endpoint.rescale(max_replicas=2)
+
+    def test_it_takes_no_tenants(self) -> None:
+        with pytest.raises(SpecError, match="leave tenants out"):
+            open_endpoint(ServiceSpec(), address="https://host/v1", tenants=[Tenant(name="a")])
+
+
+@contextmanager
+def grpc_server(*services: str) -> Iterator[str]:
+    """A real gRPC server that has these methods and no others."""
+    import grpc
+
+    class Known(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            if details.method not in services:
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((Known(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+class TestAClustersAddress:
+    @pytest.mark.parametrize("kind", ["", "ray://"])
+    def test_nothing_there_is_said_at_once(self, kind: str) -> None:
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match="nothing answers there") as caught:
+            attach.check_address(kind + NOWHERE)
+        # Ray itself goes on for minutes; this bound is generous for a refused connection.
+        assert time.monotonic() - began < attach.PROBE_S
+        assert f"'{kind}{NOWHERE}'" in str(caught.value)
+
+    @pytest.mark.parametrize("kind", ["", "ray://"])
+    def test_a_web_server_is_none(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attach, "PROBE_S", 1.0)
+        with http(200, b"") as (place, _), pytest.raises(ClusterError, match="is not a Ray"):
+            attach.check_address(kind + place)
+
+    def test_the_other_kind_of_address_is_told_apart(self) -> None:
+        with grpc_server(attach.PROBES[True]) as client:
+            attach.check_address(f"ray://{client}")
+            with pytest.raises(ClusterError, match=r"another service.*ray://host:10001"):
+                attach.check_address(client)
+        with grpc_server(attach.PROBES[False]) as control:
+            attach.check_address(control)
+            with pytest.raises(ClusterError, match=r"another service.*6379"):
+                attach.check_address(f"ray://{control}")
+
+    @pytest.mark.parametrize("address", ["ftp://h:1", "ray://h", "h:1/v1", "ray://http://h:1"])
+    def test_what_cannot_be_one(self, address: str) -> None:
+        with pytest.raises(ClusterError) as caught:
+            attach.check_address(address)
+        assert repr(address) in str(caught.value)
+
+    def test_what_is_left_to_ray(self) -> None:
+        attach.check_address("auto")
+
+    def test_other_versions_are_told_in_one_sentence_from_rays_own_words(self) -> None:
+        from ray._private.utils import check_version_info
+
+        cluster = {"ray_version": "2.41.0", "python_version": "3.9.2"}
+        with pytest.raises(RuntimeError) as ray:
+            check_version_info(cluster, "Ray Client")
+        said = attach.refusal("ray://h:1", ray.value)
+        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("cluster", "host"),
+    [
+        (Cluster("10.0.0.5:6379", given="10.0.0.5:6379"), "10.0.0.5"),
+        (Cluster("10.0.0.5:6379", given="ray://head.example:10001"), "head.example"),
+        (Cluster("10.0.0.5:6379", given="auto"), "10.0.0.5"),
+        (Cluster("[fd00::5]:6379", given="ray://[fd00::7]:10001"), "fd00::7"),
+    ],
+)
+def test_where_a_cluster_is_reached_from_here(cluster: Cluster, host: str) -> None:
+    assert cluster.host == host

@@ -1,0 +1,305 @@
+"""A pipeline of two models, a guardrail and a router, deployed at a route of its own.
+
+Truth: the answers of the direct path, Serve's own account of replicas, and the logs on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIError, BadRequestError, NotFoundError, RateLimitError
+from shared_service import Deployed
+
+import workbench as wb
+from serving.stages import STAGES
+from workbench.endpoint import Endpoint
+
+pytestmark = pytest.mark.engine
+
+EMAIL, CARD, SECRET = "jane.roe@example.com", "4111 1111 1111 1111", "quxomatic zebra"
+QUESTION = "What is a KV cache?"
+LARGE, SMALL = "large", "small"
+BADGE = """
+recognizers:
+  - name: Cache words
+    supported_entity: CACHE_WORD
+    patterns: [{name: word, regex: '\\battention keys\\b', score: 0.9}]
+"""
+SPEC = wb.PipelineSpec(
+    name="pipeline",
+    route_prefix="/pipeline",
+    port=0,
+    models=(
+        wb.ModelSpec(id=LARGE, max_model_len=512),
+        wb.ModelSpec(
+            source="nano",
+            id=SMALL,
+            max_model_len=512,
+            scaling=wb.ScalingSpec(
+                max_ongoing_requests=1, target_ongoing_requests=1, max_queued_requests=0
+            ),
+        ),
+    ),
+    guardrail=wb.PresidioGuardrail(
+        rules=(wb.EntityRule(entity="CREDIT_CARD", action="block"),), recognizers=BADGE
+    ),
+    router=wb.RouterSpec(rules=(wb.CodeRule(model=LARGE),), default=SMALL),
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(deployed: Deployed) -> Iterator[Endpoint]:
+    with wb.deploy(SPEC, progress=lambda line: None) as endpoint:
+        yield endpoint
+
+
+def raw(endpoint: Endpoint, text: str, model: str = "auto", **more: Any) -> Any:
+    options: dict[str, Any] = {"max_tokens": 24, "temperature": 0} | more
+    return endpoint.client.chat.completions.with_raw_response.create(
+        model=model, messages=[{"role": "user", "content": text}], **options
+    )
+
+
+def said(endpoint: Endpoint, text: str, model: str) -> str:
+    """The whole answer as a stream gives it."""
+    stream = endpoint.client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": text}],
+        max_tokens=60,
+        temperature=0,
+        stream=True,
+    )
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def test_one_endpoint_lists_its_models_and_auto(pipeline: Endpoint) -> None:
+    assert [model.id for model in pipeline.client.models.list()] == [LARGE, SMALL, "auto"]
+    assert pipeline.model_ids == [LARGE, SMALL, "auto"]
+    deployments = pipeline.status().deployments
+    assert set(deployments) == {LARGE, SMALL, "guardrail", "router", "ingress"}
+    assert all(one.running == 1 for one in deployments.values())
+
+
+class TestRouting:
+    def test_a_name_wins_and_auto_goes_by_rule(self, pipeline: Endpoint) -> None:
+        for model, text, answers, why in (
+            (SMALL, "```\nx = 1\n```", SMALL, "named"),
+            (LARGE, QUESTION, LARGE, "named"),
+            ("auto", QUESTION, SMALL, "default"),
+            ("auto", "```\nx = 1\n```", LARGE, "rule 1: the request holds code"),
+        ):
+            answer = raw(pipeline, text, model)
+            assert answer.headers["x-routed-model"] == answers
+            assert answer.headers["x-routed-reason"] == why
+            assert answer.parse().model == answers
+
+    def test_an_unknown_name_is_not_found(self, pipeline: Endpoint) -> None:
+        with pytest.raises(NotFoundError):
+            raw(pipeline, QUESTION, "no-such-model")
+
+    def test_a_saturated_model_is_stood_in_for_and_says_so(self, pipeline: Endpoint) -> None:
+        async def run() -> Any:
+            client = pipeline.async_client
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}]}
+            long = await client.chat.completions.create(
+                model=SMALL, max_tokens=400, stream=True, extra_body={"ignore_eos": True}, **body
+            )
+            create = client.chat.completions.with_raw_response.create
+            answer = await create(model="auto", max_tokens=4, **body)
+            once = client.with_options(max_retries=0).chat.completions
+            with pytest.raises(RateLimitError) as caught:
+                await once.create(model=SMALL, max_tokens=4, **body)
+            await long.close()
+            return answer.headers, caught.value
+
+        headers, shed = asyncio.run(run())
+        assert headers["x-routed-model"] == LARGE
+        assert headers["x-routed-fallback"] == f"{SMALL}: saturated"
+        assert int(shed.response.headers["retry-after"]) >= 1
+
+
+class TestTheGuardrail:
+    def test_what_is_blocked_is_a_400_that_names_the_type(self, pipeline: Endpoint) -> None:
+        with pytest.raises(BadRequestError) as caught:
+            raw(pipeline, f"Charge {CARD} please")
+        assert caught.value.code == "content_blocked"
+        assert "CREDIT_CARD" in str(caught.value)
+        assert "4111" not in str(caught.value)
+
+    def test_what_is_redacted_never_reaches_the_model(self, pipeline: Endpoint) -> None:
+        plain = raw(pipeline, f"<EMAIL_ADDRESS> {QUESTION}", SMALL).parse()
+        found = raw(pipeline, f"{EMAIL} {QUESTION}", SMALL)
+        told = found.headers["x-guardrail"].split(", ")
+        assert "EMAIL_ADDRESS;action=redact;count=1" in told
+        assert found.parse().usage.prompt_tokens == plain.usage.prompt_tokens
+
+    def test_an_answer_is_looked_at_streamed_or_whole(
+        self, pipeline: Endpoint, endpoint: Endpoint
+    ) -> None:
+        truth = said(endpoint, QUESTION, endpoint.model_id)
+        assert "attention keys" in truth, "the glossary's own words, over several tokens"
+        wanted = truth.replace("attention keys", "<CACHE_WORD>")
+        assert said(pipeline, QUESTION, LARGE) == wanted
+        answer = raw(pipeline, QUESTION, LARGE, max_tokens=60)
+        assert answer.parse().choices[0].message.content == wanted
+        assert answer.headers["x-guardrail"] == "CACHE_WORD;action=redact;count=1"
+
+    def test_the_stream_comes_in_parts(self, pipeline: Endpoint) -> None:
+        async def run() -> wb.RequestRecord:
+            return await wb.stream_chat(
+                pipeline.async_client,
+                model=LARGE,
+                messages=QUESTION,
+                max_tokens=300,
+                ignore_eos=True,
+                clock=wb.start_clock(),
+            )
+
+        record = asyncio.run(run())
+        assert record.status == "ok"
+        assert record.output_tokens == 300
+        assert len(record.token_times_s) >= 5
+        assert record.first_token_s is not None
+        assert record.end_s is not None
+        assert record.first_token_s < record.end_s
+
+    def test_what_would_get_past_it_is_refused(self, pipeline: Endpoint) -> None:
+        for options in ({"logprobs": True}, {"extra_body": {"return_token_ids": True}}):
+            with pytest.raises(BadRequestError, match="guardrail"):
+                raw(pipeline, QUESTION, **options)
+        with pytest.raises(BadRequestError, match="token ids"):
+            pipeline.client.completions.create(model=SMALL, prompt=[5, 6, 7], max_tokens=1)
+        root = pipeline.base_url.removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {pipeline.api_key.get_secret_value()}"}
+        asked = httpx.post(f"{root}/tokenize", json={"prompt": EMAIL}, headers=headers)
+        assert asked.status_code == 404
+        assert asked.json()["error"]["message"]
+
+
+class TestStages:
+    def test_a_stream_ends_with_all_of_them(self, pipeline: Endpoint) -> None:
+        async def run() -> wb.RequestRecord:
+            return await wb.stream_chat(
+                pipeline.async_client,
+                model="auto",
+                messages=QUESTION,
+                max_tokens=24,
+                clock=wb.start_clock(),
+            )
+
+        record = asyncio.run(run())
+        assert record.model == SMALL
+        assert record.stages is not None
+        assert list(record.stages) == list(STAGES)
+        assert all(ms is not None and ms >= 0 for ms in record.stages.values())
+        assert record.end_s is not None
+        assert record.sent_s is not None
+        alone = sum(ms or 0 for name, ms in record.stages.items() if name != "guardrail_out")
+        assert alone <= (record.end_s - record.sent_s) * 1e3, "no stage lasts longer than the whole"
+
+    def test_a_whole_answer_has_them_in_its_header(self, pipeline: Endpoint) -> None:
+        timing = raw(pipeline, QUESTION, SMALL).headers["server-timing"]
+        assert [part.split(";")[0] for part in timing.split(", ")] == list(STAGES)
+
+    def test_usage_comes_only_where_it_was_asked_for(self, pipeline: Endpoint) -> None:
+        create = pipeline.client.chat.completions.create
+        for options, wanted in (({}, 0), ({"stream_options": {"include_usage": True}}, 1)):
+            stream: Any = create(
+                model=SMALL,
+                messages=[{"role": "user", "content": QUESTION}],
+                max_tokens=8,
+                stream=True,
+                **options,
+            )
+            assert sum(chunk.usage is not None for chunk in stream) == wanted
+
+
+def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
+    before = replicas(pipeline)
+    blocking = wb.PresidioGuardrail(action="block", recognizers=BADGE)
+    changed = SPEC.model_copy(
+        update={
+            "guardrail": blocking,
+            "router": wb.RouterSpec(rules=(wb.LengthRule(model=LARGE, max_chars=5),)),
+        }
+    )
+    wb.deploy(changed, progress=lambda line: None)
+    try:
+        with pytest.raises(BadRequestError, match="EMAIL_ADDRESS"):
+            raw(pipeline, f"{EMAIL} {QUESTION}")
+        with pytest.raises(APIError, match="CACHE_WORD"):
+            said(pipeline, QUESTION, LARGE)
+        assert raw(pipeline, "hi").headers["x-routed-reason"] == "rule 1: 2 characters"
+        assert replicas(pipeline) == before
+    finally:
+        wb.deploy(SPEC, progress=lambda line: None)
+
+
+def replicas(endpoint: Endpoint) -> set[str]:
+    from serving.service import details
+
+    found = details()["applications"][endpoint.spec.name]["deployments"]
+    return {one["replica_id"] for name in found for one in found[name]["replicas"]}
+
+
+def test_a_model_that_is_killed_is_stood_in_for(pipeline: Endpoint) -> None:
+    """The small model's replica ends; requests for auto go on, at the other model."""
+    import ray
+
+    from serving.service import details
+
+    found = details()["applications"]["pipeline"]["deployments"][SMALL]["replicas"][0]
+    ray.kill(ray.get_actor(found["actor_name"], namespace="serve"))
+    answer = raw(pipeline, QUESTION)
+    assert answer.headers["x-routed-model"] == LARGE
+    assert answer.headers["x-routed-fallback"].startswith(f"{SMALL}: ")
+
+
+@pytest.mark.slow
+def test_a_guard_model_in_a_deployment_of_its_own_judges(deployed: Deployed) -> None:
+    """The embedded model as a classifier: what it knows an entry for is called unsafe."""
+    verdict = wb.Verdict(
+        safe="small demonstration model", unsafe="^The KV cache", categories="attention keys"
+    )
+    guard = wb.GuardModel(
+        model=wb.ModelSpec(source="nano", id="guard", max_model_len=512),
+        verdict=verdict,
+        template="<|user|>{text}<|end|>\n<|assistant|>",
+        max_tokens=24,
+    )
+    spec = wb.PipelineSpec(
+        name="judged",
+        route_prefix="/judged",
+        port=0,
+        models=(wb.ModelSpec(source="nano", id=SMALL, max_model_len=512),),
+        guardrail=guard,
+    )
+    with wb.deploy(spec, progress=lambda line: None) as judged:
+        assert set(judged.status().deployments) == {SMALL, "guard", "ingress"}
+        with pytest.raises(BadRequestError, match="prompt: it holds attention keys"):
+            raw(judged, QUESTION, SMALL)
+        answer = raw(judged, "What is the capital of Norway?", SMALL).parse()
+        assert "small demonstration model" in answer.choices[0].message.content
+        with pytest.raises(NotFoundError):
+            raw(judged, "What is the capital of Norway?", "guard")
+
+
+def test_no_log_holds_a_text(pipeline: Endpoint) -> None:
+    with pytest.raises(BadRequestError):
+        raw(pipeline, f"{SECRET} {CARD}")
+    raw(pipeline, f"{SECRET} {EMAIL}", LARGE)
+    import ray
+
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    logs = [Path(root) / name for root, _, names in os.walk(session / "logs") for name in names]
+    assert logs
+    for log in logs:
+        content = log.read_bytes()
+        for text in (SECRET, EMAIL, CARD):
+            assert text.encode() not in content, log.name

@@ -1,0 +1,31 @@
+"""What the comparison of two loads reads from samples."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workbench.pressure_figures import engine_pressure, pressure_row
+
+SIDE = pd.DataFrame(
+    {
+        "time_s": [0.0, 1.0, 2.0, 3.0],
+        "kv_cache_usage": [0.1, 0.9, None, 0.5],
+        "preemptions": [7, 7, 9, 12],
+        "running_requests": [1, 12, 8, 0],
+    }
+)
+
+
+def test_peaks_and_what_was_preempted_meanwhile() -> None:
+    told = pressure_row(SIDE)
+    assert told == {"peak_kv_cache": 0.9, "peak_batch": 12, "preemptions": 5}
+    nothing = pressure_row(SIDE.iloc[:0])
+    assert set(nothing.values()) == {None}
+
+
+def test_a_line_a_side_in_each_row_and_preemptions_from_nought() -> None:
+    figure = engine_pressure({"unlimited": SIDE, "finite": SIDE.assign(preemptions=3)})
+    assert [trace.name for trace in figure.data] == ["unlimited"] * 3 + ["finite"] * 3
+    assert list(figure.data[1].y) == [0, 0, 2, 5]
+    assert list(figure.data[4].y) == [0] * 4
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 2

@@ -1,0 +1,99 @@
+"""Routing as a parameter: what Serve is told, and what a prompt looks like to the prefix tree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from serving.app import request_router
+from serving.errors import SpecError
+from serving.service import serve_variables
+from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.load_places import calmest
+
+FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
+    with pytest.raises(SpecError, match=r"routing = 'random'.*round_robin.*prefix_aware"):
+        ModelSpec(routing="random")
+
+
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("routing", ["round_robin", "power_of_two", "prefix_aware"])
+def test_every_policy_is_a_request_router_of_ray_serve(routing: Any, composed: bool) -> None:
+    from ray._common.utils import import_attr
+    from ray.serve._private.request_router import RequestRouter
+
+    config = request_router(ModelSpec(routing=routing), composed=composed)
+    assert issubclass(import_attr(config.request_router_class), RequestRouter)
+
+
+def test_load_decides_over_the_prefix_beyond_the_target() -> None:
+    model = ModelSpec(routing="prefix_aware", scaling=ScalingSpec(target_ongoing_requests=5))
+    kwargs = request_router(model, composed=False).request_router_kwargs
+    assert kwargs["imbalanced_threshold"] == 5
+
+
+def test_a_new_policy_or_health_check_needs_no_new_replicas() -> None:
+    plain = ServiceSpec()
+    changed = ModelSpec(routing="power_of_two", health_check_period_s=1, health_check_timeout_s=2)
+    other = ServiceSpec(model=changed)
+    assert other.engine_fingerprint() == plain.engine_fingerprint()
+    assert other.fingerprint() != plain.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("routing", "sleeps", "forwarded"),
+    [
+        (None, False, False),
+        ("power_of_two", False, False),
+        ("prefix_aware", False, True),
+        ("prefix_aware", True, False),
+    ],
+)
+def test_the_proxy_shows_prompts_only_where_they_decide(
+    routing: Any, sleeps: bool, forwarded: bool
+) -> None:
+    scaling = ScalingSpec(min_replicas=0) if sleeps else ScalingSpec()
+    spec = ServiceSpec(model=ModelSpec(routing=routing, scaling=scaling))
+    assert (FORWARD in serve_variables(spec)) is forwarded
+
+
+class TestPromptAsText:
+    def text(self, prompt: Any) -> str:
+        from serving.routing import PrefixAware
+
+        return PrefixAware._normalize_prompt_to_string(object.__new__(PrefixAware), prompt)
+
+    def test_token_ids_share_a_prefix_as_they_would_as_text(self) -> None:
+        first, second = self.text([5, 300, 0xD801, 7]), self.text([5, 300, 0xD801, 8])
+        assert len(first) == 4
+        assert first[:3] == second[:3]
+        assert first[3] != second[3]
+        first.encode()  # no surrogate, which could not travel
+
+    def test_messages_and_text_are_rays_own(self) -> None:
+        assert self.text("abc") == "abc"
+        assert self.text([{"role": "user", "content": "hi"}]) == "hi"
+
+    def test_no_text_is_not_of_length_zero(self) -> None:
+        assert len(self.text([])) == 1
+
+
+@pytest.mark.parametrize(
+    ("heads", "replicas", "places"),
+    [
+        ({"h": True, "a": False, "b": False}, {}, ["a", "b"]),
+        ({"h": True, "a": False, "b": False}, {"a": 1}, ["b"]),
+        ({"h": True, "a": False, "b": False}, {"a": 1, "b": 1}, ["h"]),
+        ({"h": True, "a": False, "b": False}, {"h": 1, "a": 2, "b": 1}, ["b"]),
+        ({"h": True}, {"h": 3}, ["h"]),
+    ],
+)
+def test_load_workers_keep_away_from_replicas(
+    heads: dict[str, bool], replicas: dict[str, int], places: list[str]
+) -> None:
+    assert calmest(heads, Counter(replicas)) == places

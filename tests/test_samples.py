@@ -1,0 +1,96 @@
+"""The kinds of samples, written to a run's folder and read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from workbench.errors import UnknownMetricError
+from workbench.run import Run
+from workbench.samples import (
+    KINDS,
+    DecisionSample,
+    DeploymentSample,
+    GpuSample,
+    ProxySample,
+    ReplicaSample,
+    Sample,
+    columns,
+)
+
+SAMPLES: list[Sample] = [
+    DeploymentSample(time_s=1.0, deployment="m", target=2, running=1, starting=1, stopping=0),
+    ReplicaSample(time_s=1.0, deployment="m", replica="r1", node="n1", running_requests=3),
+    GpuSample(time_s=1.0, node="n1", gpu=0, utilization=0.5, memory_gib=12.25),
+    ProxySample(time_s=1.0, node="n1", in_flight=4),
+    DecisionSample(
+        time_s=2.0, deployment="m", from_target=1, to_target=2, held_by="upscale_delay_s"
+    ),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path, {}, run_id="r")
+    for sample in SAMPLES:
+        run.append_telemetry(sample)
+    return run
+
+
+def test_a_line_is_one_object_with_its_kind_and_absent_is_null(run: Run) -> None:
+    lines = [json.loads(one) for one in (run.path / "telemetry.jsonl").read_text().splitlines()]
+    assert [one["kind"] for one in lines] == list(KINDS)
+    assert lines[0] == {
+        "kind": "deployment",
+        "time_s": 1.0,
+        "deployment": "m",
+        "target": 2,
+        "running": 1,
+        "starting": 1,
+        "stopping": 0,
+        "desired": None,
+        "total_requests": None,
+        "queued_requests": None,
+        "shed": None,
+    }
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=list(KINDS))
+def test_a_kind_comes_back_as_a_frame_of_its_own(run: Run, sample: Sample) -> None:
+    kind = str(type(sample).__struct_config__.tag)
+    frame = Run.open(run.path).samples(kind)
+    assert list(frame.columns) == columns(kind)
+    [row] = frame.to_dict("records")
+    wanted = msgspec.structs.asdict(sample)
+    assert {k: v for k, v in row.items() if v == v and v is not None} == {
+        k: v for k, v in wanted.items() if v is not None
+    }
+
+
+def test_every_line_decodes_to_its_type(run: Run) -> None:
+    decode = msgspec.json.Decoder(Sample).decode
+    assert [decode(one) for one in (run.path / "telemetry.jsonl").read_bytes().splitlines()] == (
+        SAMPLES
+    )
+
+
+def test_telemetry_is_the_deployments_and_older_lines_are_theirs(run: Run) -> None:
+    run.append_telemetry({"time_s": 3.0, "deployment": "m", "target": 1})
+    frame = run.telemetry()
+    assert list(frame.time_s) == [1.0, 3.0]
+    assert list(frame.target) == [2, 1]
+    assert frame.running.isna().tolist() == [False, True]
+
+
+def test_an_empty_run_has_every_kinds_columns(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, {}, run_id="r")
+    for kind in KINDS:
+        assert list(run.samples(kind).columns) == columns(kind)
+
+
+def test_an_unknown_kind_is_named(run: Run) -> None:
+    with pytest.raises(UnknownMetricError, match=r"'engine'.*deployment, replica, gpu"):
+        run.samples("engine")

@@ -1,0 +1,425 @@
+"""From `/metrics` and Serve's details to samples: scripted nodes, and a real engine under load."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+import workbench as wb
+from workbench import exposition, telemetry
+from workbench.endpoint import Endpoint
+from workbench.exposition import Exposition, parse
+from workbench.nodes import Node, Scraper, alive
+from workbench.remote_endpoint import Remote
+from workbench.samples import (
+    DeploymentSample,
+    GpuSample,
+    ProxySample,
+    ReplicaSample,
+    Sample,
+)
+from workbench.telemetry import Telemetry
+from workbench.telemetry_rows import Rows, desired_by_requests
+
+# As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
+SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
+NEW = b"""# HELP ray_vllm_num_requests_running Number of requests in model execution batches.
+# TYPE ray_vllm_num_requests_running gauge
+ray_vllm_num_requests_running{Component="core_worker",SAME,engine="0",otel_scope_version=""} 8.0
+ray_vllm_num_requests_waiting_by_reason{SAME,engine="0",reason="capacity"} 3.0
+ray_vllm_num_requests_waiting{SAME,engine="0",model_name="m"} 3.0
+ray_vllm_kv_cache_usage_perc{SAME,engine="0",model_name="m"} 0.25
+ray_vllm_prompt_tokens_by_source_total{SAME,engine="0",model_name="m",source="local"} 9.0
+ray_vllm_prompt_tokens_total{SAME,engine="0",model_name="m"} 640.0
+ray_vllm_generation_tokens_total{SAME,engine="0",model_name="m"} 1.234e+06
+ray_node_cpu_utilization{ip="192.0.2.2"} 12.0
+""".replace(b"SAME", SAME)
+OLD = b"""ray_vllm:num_requests_running{Component="core_worker",ReplicaId="r1",model_name="m"} 8.0
+ray_vllm:num_requests_waiting{Component="core_worker",ReplicaId="r1",model_name="m"} 3.0
+ray_vllm:gpu_cache_usage_perc{Component="core_worker",ReplicaId="r1",model_name="m"} 0.25
+ray_vllm:prompt_tokens{Component="core_worker",ReplicaId="r1",model_name="m"} 640.0
+ray_vllm:generation_tokens_total{Component="core_worker",ReplicaId="r1",model_name="m"} 1234000.0
+"""
+ENGINE = {
+    "running_requests": 8,
+    "waiting_requests": 3,
+    "kv_cache_usage": 0.25,
+    "prompt_tokens": 640,
+    "output_tokens": 1_234_000,
+}
+
+
+def source(package: str, *path: str) -> str:
+    found = find_spec(package)
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent.joinpath(*path).read_text()
+
+
+def exposed(**rows: list[tuple[dict[str, str], float]]) -> Exposition:
+    return Exposition(rows)
+
+
+def details(*replicas: dict[str, Any], target: int = 1, **config: Any) -> dict[str, Any]:
+    deployment = {
+        "target_num_replicas": target,
+        "replicas": list(replicas),
+        "deployment_config": {"autoscaling_config": config or None},
+    }
+    return {
+        "applications": {"llm": {"deployments": {"m": deployment}}},
+        "proxies": {"n1": {"status": "HEALTHY"}},
+    }
+
+
+def replica(name: str, state: str = "RUNNING", node: str | None = "n1") -> dict[str, Any]:
+    return {"replica_id": name, "state": state} | ({} if node is None else {"node_id": node})
+
+
+class TestExposition:
+    @pytest.mark.parametrize("text", [NEW, OLD], ids=["2.60", "older"])
+    def test_both_forms_of_a_name_are_read(self, text: bytes) -> None:
+        rows = Rows("llm", frozenset({"m"}))
+        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse(text)})
+        assert isinstance(sample, ReplicaSample)
+        assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
+        assert (sample.prefix_hits, sample.preemptions) == (None, None), "absent is None"
+
+    def test_only_what_is_wanted_is_parsed(self) -> None:
+        assert set(parse(NEW).samples) == {
+            "vllm_num_requests_running",
+            "vllm_num_requests_waiting",
+            "vllm_kv_cache_usage_perc",
+            "vllm_prompt_tokens",
+            "vllm_generation_tokens",
+        }
+
+    def test_a_label_with_a_quote_and_a_comma_survives(self) -> None:
+        line = b'ray_serve_num_http_requests_total{Version="2",route="/a\\",b",method="GET"} 2.0\n'
+        [(labels, value)] = parse(line).rows("serve_num_http_requests")
+        assert (labels, value) == ({"route": '/a",b', "method": "GET"}, 2.0)
+
+    def test_what_is_no_exposition_is_an_error(self) -> None:
+        with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
+            parse(b"ray_vllm_num_requests_running{ReplicaId=} x")
+
+    def test_the_installed_vllm_and_ray_have_every_name(self) -> None:
+        """A name that vanishes from them must not become an empty chart."""
+        engine = source("vllm", "v1", "metrics", "loggers.py")
+        for name in exposition.ENGINE_METRICS:
+            assert f'"vllm:{name.removeprefix("vllm_")}"' in engine
+        wrapper = source("vllm", "v1", "metrics", "ray_wrappers.py")
+        assert '"ReplicaId"' in wrapper
+        serve = "".join(
+            source("ray", "serve", "_private", file)
+            for file in ("autoscaling_state.py", "router.py", "request_ingress_metrics.py")
+        ).replace('f"serve_num_{protocol_name}_requests"', '"serve_num_http_requests"')
+        serve = serve.replace("serve_num_ongoing_{protocol_name}", "serve_num_ongoing_http")
+        for name in exposition.SERVE_METRICS:
+            assert f'"{name}"' in serve
+        node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
+        for name in exposition.GPU_METRICS:
+            assert f'"{name}"' in node
+        from serving import engine_stats, policies
+
+        ours = (policies.DESIRED, policies.SAW, *engine_stats.GATE_METRICS[1:])
+        assert ours == exposition.OUR_METRICS
+
+
+class TestScraper:
+    @pytest.fixture
+    def server(self) -> Iterator[tuple[int, threading.Event]]:
+        """Answers `/metrics`, but `/slow` only once it is told to."""
+        go_on = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/slow":
+                    go_on.wait(20)
+                with suppress(BrokenPipeError):  # the client has gone
+                    self.send_response(500 if self.path == "/broken" else 200)
+                    self.end_headers()
+                    self.wfile.write(NEW)
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running.server_port, go_on
+        go_on.set()
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+    def test_who_does_not_answer_is_a_gap(self, server: tuple[int, threading.Event]) -> None:
+        port, go_on = server
+        free = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        closed = free.server_port
+        free.server_close()
+        nodes = [
+            Node("well", f"http://127.0.0.1:{port}/metrics"),
+            Node("slow", f"http://127.0.0.1:{port}/slow"),
+            Node("broken", f"http://127.0.0.1:{port}/broken"),
+            Node("closed", f"http://127.0.0.1:{closed}/metrics"),
+            Node("well too", f"http://127.0.0.1:{port}/metrics"),
+        ]
+
+        async def scrape() -> None:
+            async with Scraper(wait_s=0.5) as scraper:
+                found = await scraper.scrape(nodes)
+                assert set(found) == {"well", "well too"}
+                assert found["well"].total("vllm_num_requests_running") == 8
+                assert set(scraper.failures) == {"slow", "broken", "closed"}
+                assert "no answer in 0.5 s" in scraper.failures["slow"]
+                go_on.set()
+                found = await scraper.scrape(nodes)
+                assert set(found) == {"well", "well too", "slow"}, "late, but not lost"
+                assert set(scraper.failures) == {"broken", "closed"}
+
+        asyncio.run(scrape())
+
+    def test_a_node_that_never_answers_is_given_up(
+        self, server: tuple[int, threading.Event]
+    ) -> None:
+        async def scrape() -> None:
+            async with Scraper(wait_s=2, timeout_s=0.2) as scraper:
+                assert await scraper.scrape([Node("n", f"http://127.0.0.1:{server[0]}/slow")]) == {}
+                assert "TimeoutError" in scraper.failures["n"]
+
+        asyncio.run(scrape())
+
+    def test_dead_nodes_and_those_without_metrics_are_not_asked(self) -> None:
+        usual = {"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 7, "Alive": True}
+        told = [
+            usual | {"NodeID": "a"},
+            usual | {"NodeID": "b", "Alive": False},
+            usual | {"NodeID": "c", "MetricsExportPort": 0},
+            usual | {"NodeID": "d", "NodeManagerAddress": "fd00::1"},
+        ]
+        assert alive(told) == [
+            Node("a", "http://10.0.0.1:7/metrics"),
+            Node("d", "http://[fd00::1]:7/metrics"),
+        ]
+
+
+LABELS = {"deployment": "m", "application": "llm"}
+
+
+class TestRows:
+    def samples(self, told: dict[str, Any], **nodes: Exposition) -> list[Sample]:
+        return Rows("llm", frozenset({"m"})).samples(1.0, told, nodes)
+
+    def test_what_waits_is_summed_over_handles_gates_and_engines(self) -> None:
+        own = exposed(
+            serve_deployment_queued_queries=[
+                (LABELS, 4.0),
+                (LABELS | {"deployment": "x"}, 9.0),
+            ],
+            workbench_gate_queued=[(LABELS | {"replica": "r1"}, 2.0)],
+            vllm_num_requests_waiting=[({"ReplicaId": "r1"}, 1.0), ({"ReplicaId": "gone"}, 9.0)],
+        )
+        sample = self.samples(details(replica("r1")), n1=own)[0]
+        assert isinstance(sample, DeploymentSample)
+        assert sample.queued_requests == 7
+        assert sample.total_requests is None
+
+    def test_a_node_that_is_silent_leaves_gaps_not_zeros(self) -> None:
+        told = details(replica("r1"), replica("r2", node="n2"), target=2)
+        own = exposed(
+            vllm_num_requests_waiting=[({"ReplicaId": "r1"}, 1.0)],
+            serve_num_ongoing_http_requests=[({}, 5.0)],
+        )
+        whole, one, proxy = self.samples(told, n1=own)
+        assert isinstance(whole, DeploymentSample)
+        assert (whole.target, whole.running, whole.queued_requests) == (2, 2, None)
+        assert isinstance(one, ReplicaSample)
+        assert (one.replica, one.waiting_requests) == ("r1", 1)
+        assert isinstance(proxy, ProxySample)
+        assert (proxy.in_flight, proxy.shed) == (5, None)
+        [silent] = self.samples(told)
+        assert silent == DeploymentSample(
+            time_s=1.0, deployment="m", target=2, running=2, starting=0, stopping=0
+        )
+
+    def test_a_replica_without_a_node_yet_is_counted_and_has_no_row(self) -> None:
+        told = details(replica("r1", "STARTING", None), replica("r2", "STARTING"), target=2)
+        whole, one, _ = self.samples(told, n1=exposed())
+        assert isinstance(whole, DeploymentSample)
+        assert (whole.running, whole.starting) == (0, 2)
+        assert isinstance(one, ReplicaSample)
+        assert (one.replica, one.state, one.running_requests) == ("r2", "starting", None)
+
+    def test_refusals_of_replicas_that_are_gone_stay_counted(self) -> None:
+        rows = Rows("llm", frozenset({"m"}))
+        counts = []
+        for shed in ({"r1": 3.0}, {"r1": 5.0, "r2": 1.0}, {"r2": 2.0}):
+            told = exposed(
+                workbench_gate_shed=[(LABELS | {"replica": r}, v) for r, v in shed.items()]
+            )
+            whole = rows.samples(1.0, details(replica("r2")), {"n1": told})[0]
+            assert isinstance(whole, DeploymentSample)
+            counts.append(whole.shed)
+        assert counts == [3, 6, 7]
+
+    def test_the_proxys_refusals_are_its_429_and_503(self) -> None:
+        requests = {"200": 10.0, "429": 4.0, "503": 1.0}
+        told = exposed(
+            serve_num_http_requests=[
+                ({"application": "llm", "status_code": code}, n) for code, n in requests.items()
+            ]
+        )
+        *_, proxy = self.samples(details(), n1=told)
+        assert isinstance(proxy, ProxySample)
+        assert proxy.shed == 5
+
+    def test_cards_in_gib_watts_and_shares(self) -> None:
+        card = {"GpuIndex": "1", "ip": "10.0.0.1"}
+        told = exposed(
+            node_gpus_utilization=[(card, 45.0)],
+            node_gram_used=[(card, 2048.0)],
+            node_gpu_power_milliwatts=[(card, 250_000.0)],
+        )
+        *_, gpu = self.samples(details(), n1=told)
+        assert gpu == GpuSample(
+            time_s=1.0, node="n1", gpu=1, utilization=0.45, memory_gib=2.0, power_w=250.0
+        )
+
+    def test_a_change_of_target_is_a_decision_with_its_delay(self) -> None:
+        rows = Rows("llm", frozenset())
+        config = {"min_replicas": 1, "max_replicas": 4, "upscale_delay_s": 3.0}
+        series = [(0, 2.0, 1), (1, 9.0, 1), (2, 9.0, 1), (3, 9.5, 1), (4, 9.5, 3), (5, 9.5, 3)]
+        made = []
+        for at, total, target in series:
+            told = exposed(
+                serve_autoscaling_total_requests=[(LABELS, total)],
+                serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
+            )
+            given = details(replica("r1"), target=target, **config)
+            made += [
+                one
+                for one in rows.samples(float(at), given, {"n1": told})
+                if one.__struct_config__.tag == "decision"
+            ]
+        [decision] = made
+        assert (decision.time_s, decision.wanted_s) == (4.0, 1.0)
+        assert (decision.from_target, decision.to_target, decision.desired) == (1, 3, 3)
+        assert decision.held_by == "upscale_delay_s"
+
+    def test_a_policy_of_ours_says_itself_what_it_asks_for(self) -> None:
+        told = exposed(
+            workbench_policy_desired=[(LABELS, 2.2)],
+            serve_autoscaling_total_requests=[(LABELS, 40.0)],
+            serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
+        )
+        policy = {"policy_function": "serving.policies.TTFTPolicy"}
+        ours = self.samples(details(replica("r1"), policy=policy), n1=told)[0]
+        serves = self.samples(details(replica("r1"), min_replicas=1), n1=told)[0]
+        assert isinstance(ours, DeploymentSample)
+        assert isinstance(serves, DeploymentSample)
+        assert (ours.desired, serves.desired) == (3, 10)
+
+
+def test_an_endpoint_of_somebody_else_has_no_telemetry_and_says_so() -> None:
+    lines: list[str] = []
+    found: list[Sample] = []
+    there = Remote("http://127.0.0.1:1/v1", SecretStr("none"), ["m"], "m")
+    with Telemetry(there, lambda: 0.0, found.append, say=lines.append):
+        pass
+    assert found == []
+    assert lines == ["no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process"]
+
+
+def ask(endpoint: Endpoint, count: int) -> None:
+    text = "The paged cache holds keys and values of every token. " * 20
+    for _ in range(count):
+        endpoint.client.completions.create(
+            model=endpoint.model_id, prompt=text, max_tokens=16, extra_body={"ignore_eos": True}
+        )
+
+
+@pytest.mark.engine
+def test_every_kind_of_sample_comes_from_a_real_engine(endpoint: Endpoint) -> None:
+    found: list[Sample] = []
+    clock = wb.start_clock()
+    with Telemetry(endpoint, clock, found.append):
+        ask(endpoint, 4)
+        answered_s = clock()
+        time.sleep(4)
+    own = [s for s in found if isinstance(s, DeploymentSample) and "router" not in s.deployment]
+    last = own[-1]
+    assert (last.target, last.running) == (1, 1)
+    assert last.desired is not None
+    assert last.total_requests is not None
+    assert last.queued_requests == 0
+    assert last.shed is not None
+    engines = [s for s in found if isinstance(s, ReplicaSample)]
+    told = engines[-1]
+    assert told.state == "running"
+    assert (told.running_requests, told.waiting_requests, told.kv_cache_usage) == (0, 0, 0.0)
+    for name in ("prompt_tokens", "output_tokens", "prefix_queries", "prefix_hits"):
+        assert getattr(told, name) > 0, name
+    proxies = [s for s in found if isinstance(s, ProxySample)]
+    assert proxies[-1].in_flight is not None
+    assert proxies[-1].shed is not None
+    assert {s.node for s in proxies} == {s.node for s in engines}
+    assert max(s.time_s for s in found) > answered_s + 3
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("deployed")  # Ray Serve must not be imported before it
+@pytest.mark.parametrize(
+    ("total", "running", "target"),
+    [(0.0, 0, 0), (3.0, 0, 0), (3.0, 0, 1), (0.0, 0, 1), (9.0, 2, 2), (0.0, 2, 2), (1.0, 1, 2)],
+)
+def test_desired_is_what_serves_own_policy_returns(total: float, running: int, target: int) -> None:
+    from ray.serve.autoscaling_policy import default_autoscaling_policy
+    from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+    fields: dict[str, Any] = dict.fromkeys(AutoscalingContext.__init__.__annotations__)
+    fields |= {"current_num_replicas": running, "target_num_replicas": target}
+    fields |= {"total_num_requests": total, "policy_state": {}, "total_queued_requests": 0.0}
+    fields["config"] = AutoscalingConfig(target_ongoing_requests=4)
+    fields.pop("return", None)
+    wanted, _ = default_autoscaling_policy(AutoscalingContext(**fields))
+    assert desired_by_requests(total, 4.0, running, target) == pytest.approx(wanted)
+
+
+@pytest.mark.engine
+def test_metrics_out_of_reach_are_one_line_and_the_rest_goes_on(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "Scraper", partial(Scraper, timeout_s=1e-6))
+    lines: list[str] = []
+    found: list[Sample] = []
+    with Telemetry(endpoint, wb.start_clock(), found.append, 0.2, say=lines.append):
+        time.sleep(3)
+    assert len(lines) == 1
+    assert "metrics can be reached" in lines[0]
+    assert "/metrics: " in lines[0]
+    assert {type(sample) for sample in found} == {DeploymentSample}
+    assert len({sample.time_s for sample in found}) > 4
+
+
+@pytest.mark.engine
+def test_an_error_of_the_sink_reaches_the_user(endpoint: Endpoint) -> None:
+    def full(sample: Sample) -> None:
+        raise OSError("no space left on device")
+
+    with (
+        pytest.raises(OSError, match="no space left"),
+        Telemetry(endpoint, wb.start_clock(), full, 0.1),
+    ):
+        time.sleep(0.5)

@@ -1,0 +1,244 @@
+"""What the autoscaler decided, why, and what held it back; pure: samples in, records out.
+
+Serve applies its policy some ten times a second: the policy asks for a number of replicas
+(`desired`), the delay of that direction must pass with the policy asking the same way all along,
+and the bounds cut what is left. Samples come once a second, so times are right to about a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.samples import DecisionSample, DeploymentSample
+
+if TYPE_CHECKING:
+    from workbench.run import Run
+
+FLAP_WINDOW_S = 60.0
+FLAP_REVERSALS = 2
+REMEMBERED_S = 10.0
+
+
+@dataclass(frozen=True)
+class ScalingLimits:
+    """What stands between a policy and the target: the names are Serve's own."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    upscale_delay_s: float = 30.0
+    downscale_delay_s: float = 600.0
+    downscale_to_zero_delay_s: float | None = None
+
+    @classmethod
+    def read(cls, autoscaling_config: Mapping[str, Any] | None) -> ScalingLimits | None:
+        """From a deployment's `autoscaling_config`; None for one that does not scale."""
+        if not autoscaling_config:
+            return None
+        names = cls.__dataclass_fields__
+        known = {name: autoscaling_config[name] for name in names if name in autoscaling_config}
+        return cls(**known)
+
+    def delay(self, from_target: int, up: bool) -> tuple[str, float]:
+        """The delay of a change, and Serve's name for it. From zero there is none."""
+        if up:
+            return ("upscale_delay_s", self.upscale_delay_s if from_target else 0.0)
+        if from_target == 1 and self.downscale_to_zero_delay_s is not None:
+            return ("downscale_to_zero_delay_s", self.downscale_to_zero_delay_s)
+        return ("downscale_delay_s", self.downscale_delay_s)
+
+    def bound(self, to_target: int, desired: int | None, up: bool) -> str | None:
+        """The bound that cut `desired` down to `to_target`, if one did."""
+        if desired is None:
+            return None
+        if up and to_target == self.max_replicas and desired > to_target:
+            return "max_replicas"
+        if not up and to_target == self.min_replicas and desired < to_target:
+            return "min_replicas"
+        return None
+
+
+@dataclass
+class DecisionLog:
+    """One deployment's samples, one after the other, and a record for each change of target."""
+
+    last: DeploymentSample | None = None
+    limits: ScalingLimits | None = None
+    _wanting: dict[bool, float | None] = field(default_factory=lambda: {True: None, False: None})
+    _saw: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def see(
+        self,
+        sample: DeploymentSample,
+        limits: ScalingLimits | None = None,
+        saw: Mapping[str, float] | None = None,
+    ) -> DecisionSample | None:
+        """The decision that this sample is the first to show, if any.
+
+        `saw` has further figures that the policy went by, by name.
+        """
+        before, old_limits = self.last, self.limits
+        self.last, self.limits = sample, limits
+        known = self._known(sample, saw or {})
+        if before is None or before.target is None or sample.target is None:
+            return None
+        if sample.target == before.target:
+            self._note(sample)
+            return None
+        up = sample.target > before.target
+        made = self._record(before, sample, up, (old_limits, limits), known)
+        self._wanting = {True: None, False: None}
+        self._note(sample)
+        return made
+
+    def _known(self, sample: DeploymentSample, saw: Mapping[str, float]) -> dict[str, float]:
+        """What the policy went by. Ray drops a gauge that was not set anew in time, so a figure
+        that is missing now is the one told last, if not long ago."""
+        figures = {
+            "total_requests": sample.total_requests,
+            "queued_requests": sample.queued_requests,
+            **saw,
+        }
+        told = {name: (sample.time_s, v) for name, v in figures.items() if v is not None}
+        self._saw = {
+            name: (at, value)
+            for name, (at, value) in (self._saw | told).items()
+            if sample.time_s - at <= REMEMBERED_S
+        }
+        return {name: value for name, (_, value) in self._saw.items()}
+
+    def _note(self, sample: DeploymentSample) -> None:
+        """Since when the policy has been asking for more, and for less."""
+        assert sample.target is not None
+        for up in (True, False):
+            asks = sample.desired is not None and (
+                sample.desired > sample.target if up else sample.desired < sample.target
+            )
+            since = self._wanting[up]
+            self._wanting[up] = (since if since is not None else sample.time_s) if asks else None
+
+    def _record(
+        self,
+        before: DeploymentSample,
+        now: DeploymentSample,
+        up: bool,
+        limits: tuple[ScalingLimits | None, ScalingLimits | None],
+        saw: dict[str, float],
+    ) -> DecisionSample:
+        assert before.target is not None
+        assert now.target is not None
+        # Once the target has moved, `desired` may already be what follows: the larger ask counts.
+        asked = [one.desired for one in (before, now) if one.desired is not None]
+        desired = (max(asked) if up else min(asked)) if asked else None
+        held_by, wanted_s = _held(before.target, now, desired, up, self._wanting[up], limits)
+        return DecisionSample(
+            time_s=now.time_s,
+            deployment=now.deployment,
+            from_target=before.target,
+            to_target=now.target,
+            desired=desired,
+            total_requests=now.total_requests,
+            held_by=held_by,
+            wanted_s=wanted_s,
+            saw=saw or None,
+        )
+
+
+def _held(
+    from_target: int,
+    now: DeploymentSample,
+    desired: int | None,
+    up: bool,
+    wanting_s: float | None,
+    limits: tuple[ScalingLimits | None, ScalingLimits | None],
+) -> tuple[str | None, float]:
+    """What held the change, by Serve's names, and since when the policy wanted it.
+
+    Serve lets no change pass before its delay, so the policy wanted it at least so long: the
+    samples, which are late, may show less.
+    """
+    assert now.target is not None
+    old, new = limits
+    if new is None:
+        return None, now.time_s if wanting_s is None else wanting_s
+    if old not in (None, new) and now.target in (new.min_replicas, new.max_replicas):
+        # A bound was moved over the target, which follows it at once.
+        return ("max_replicas" if now.target == new.max_replicas else "min_replicas"), now.time_s
+    name, delay_s = new.delay(from_target, up)
+    since = now.time_s - delay_s
+    held = [name if delay_s > 0 else None, new.bound(now.target, desired, up)]
+    told = ", ".join(one for one in held if one is not None) or None
+    return told, since if wanting_s is None else min(since, wanting_s)
+
+
+def decisions(
+    samples: Iterable[DeploymentSample], limits: ScalingLimits | None = None
+) -> list[DecisionSample]:
+    """Every change of target in `samples`, which may be of several deployments, in time order."""
+    logs: dict[str, DecisionLog] = {}
+    seen = (logs.setdefault(one.deployment, DecisionLog()).see(one, limits) for one in samples)
+    return [one for one in seen if one is not None]
+
+
+def recorded_decisions(run: Run) -> list[DecisionSample]:
+    """The decisions that a run's telemetry saw."""
+    return [one for one in run.sample_records() if isinstance(one, DecisionSample)]
+
+
+@dataclass(frozen=True)
+class Flapping:
+    """A target that went up and down again in short order."""
+
+    deployment: str
+    start_s: float
+    end_s: float
+    targets: tuple[int, ...]
+
+    def __str__(self) -> str:
+        path = " → ".join(map(str, self.targets))
+        return (
+            f"{self.deployment} flaps: {path} within {self.end_s - self.start_s:.0f} s from "
+            f"{self.start_s:.0f} s on. A longer downscale_delay_s or look_back_period_s calms it."
+        )
+
+
+def flapping(
+    made: Iterable[DecisionSample],
+    *,
+    window_s: float = FLAP_WINDOW_S,
+    reversals: int = FLAP_REVERSALS,
+) -> list[Flapping]:
+    """Stretches in which a target reversed at least `reversals` times, each within `window_s`.
+
+    Up, up, down is a load that came and went; up, down, up within a minute is flapping.
+    """
+    series: dict[str, list[DecisionSample]] = {}
+    for one in made:
+        series.setdefault(one.deployment, []).append(one)
+    return [
+        Flapping(
+            deployment=name,
+            start_s=stretch[0].time_s,
+            end_s=stretch[-1].time_s,
+            targets=(stretch[0].from_target, *(one.to_target for one in stretch)),
+        )
+        for name, own in series.items()
+        for stretch in _stretches(own, window_s)
+        if len(stretch) > reversals
+    ]
+
+
+def _stretches(own: Sequence[DecisionSample], window_s: float) -> list[list[DecisionSample]]:
+    """Runs of decisions in which each one reverses the last, soon after it."""
+    found: list[list[DecisionSample]] = []
+    for one in own:
+        last = found[-1][-1] if found else None
+        reverses = last is not None and (one.to_target > one.from_target) != (
+            last.to_target > last.from_target
+        )
+        if last is not None and reverses and one.time_s - last.time_s <= window_s:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found

@@ -1,0 +1,181 @@
+"""Which layouts of a model fit on GPUs, as a table and a picture; the arithmetic is serving's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.architecture import Architecture, architecture, read
+from serving.layouts import GPU_GIB, Advice, Gpus, Plan, plans, recommend
+from serving.sizing import GIB, Sizes
+from serving.tiny import tiny_model_path
+from workbench.errors import SettingError
+from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, stacked, styled, titled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+_LARGE = {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64}
+_MIXTRAL = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama-3.1-8B": _LLAMA,
+    "Llama-3.1-70B": _LLAMA | _LARGE | {"intermediate_size": 28672},
+    "Mixtral-8x7B": _LLAMA | _MIXTRAL | {"vocab_size": 32000, "max_position_embeddings": 32768},
+}
+"""The published shapes of some models, for a look without their files."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Every layout of a model on some GPUs, and the one to take for so many sequences at once."""
+
+    model: Architecture
+    gpus: Gpus
+    plans: list[Plan]
+    concurrency: int
+    advice: Advice
+
+    def frame(self) -> pd.DataFrame:
+        """A row a layout: GiB on the fullest GPU, replicas, sequences held at once."""
+        import pandas as pd
+
+        return pd.DataFrame([_row(plan) for plan in self.plans])
+
+
+def fit(
+    model: str | Mapping[str, Any],
+    gpus: Mapping[str, Any],
+    *,
+    context: int,
+    concurrency: int,
+    quantization: str | None = None,
+    kv_cache_dtype: str = "auto",
+) -> Fit:
+    """How `model` may be laid out on `gpus` for `concurrency` sequences of `context` tokens.
+
+    `model` is "tiny", a folder, one of `SHAPES`, or the fields of a config.json. `gpus` has `kind`
+    (Ray's accelerator type), `per_node` (GPUs of each node) and, for a kind that is not in
+    `GPU_GIB`, `gib`. Raises SettingError for a model or a GPU of which nothing is known.
+    """
+    known = _architecture(model)
+    kind = str(gpus.get("kind", "GPU"))
+    gib = gpus.get("gib") or GPU_GIB.get(kind)
+    if gib is None:
+        raise SettingError(f"gpus: of {kind!r} no memory is known; give gib, or one of {_list()}")
+    per_node: Sequence[int] = gpus["per_node"]
+    there = Gpus(tuple(int(count) for count in per_node), float(gib), kind)
+    sizes = Sizes(quantization=quantization, kv_dtype=kv_cache_dtype)
+    found = plans(known, there, context=context, sizes=sizes)
+    return Fit(known, there, found, concurrency, recommend(found, concurrency))
+
+
+def _architecture(model: str | Mapping[str, Any]) -> Architecture:
+    if not isinstance(model, str):
+        found = architecture(model)
+    elif model in SHAPES:
+        found = architecture(SHAPES[model])
+    else:
+        found = read(tiny_model_path() if model == "tiny" else Path(model))
+    if found is None:
+        raise SettingError(
+            f"model is {model!r}, of whose sizes nothing is known here: give 'tiny', a folder, a "
+            f"config.json's fields, or one of {', '.join(SHAPES)}"
+        )
+    return found
+
+
+def _list() -> str:
+    return ", ".join(sorted(GPU_GIB))
+
+
+def _row(plan: Plan) -> dict[str, Any]:
+    memory = plan.memory
+    return {
+        "layout": str(plan.layout),
+        "replicas": plan.replicas,
+        "weights_gib": round(memory.weights / GIB, 2),
+        "activations_gib": round(memory.activations / GIB, 2),
+        "kv_cache_gib": round(max(0.0, memory.cache) / GIB, 2),
+        "sequences": plan.sequences if plan.problem is None else 0,
+        "fits": plan.problem is None,
+        "why_not": plan.problem or "",
+    }
+
+
+def fit_figure(found: Fit) -> go.Figure:
+    """One GPU's memory under each layout: weights, activations, CUDA, and what is left for KV.
+
+    The recommended layout is marked; the dashed line is what vLLM may use of a GPU.
+    """
+    import plotly.graph_objects as go
+
+    names = [f"{_marked(found, plan)}{plan.layout} × {plan.replicas}" for plan in found.plans]
+    parts = {
+        "weights": ([plan.memory.weights for plan in found.plans], BLUE),
+        "activations (estimate)": ([plan.memory.activations for plan in found.plans], ORANGE),
+        "CUDA (allowance)": ([plan.memory.overhead for plan in found.plans], GREY),
+        "KV cache": ([max(0.0, plan.memory.cache) for plan in found.plans], GREEN),
+    }
+    figure = go.Figure()
+    for name, (values, colour) in parts.items():
+        gib = [value / GIB for value in values]
+        figure.add_bar(x=gib, y=names, name=name, orientation="h", marker_color=colour)
+    figure.add_vline(
+        x=found.plans[0].memory.budget / GIB if found.plans else 0,
+        line={"color": VERMILLION, "dash": "dash"},
+        annotation_text="what vLLM may use",
+    )
+    for name, plan in zip(names, found.plans, strict=True):
+        fits = plan.problem is None
+        text = f"{plan.sequences:,} sequences" if fits else "does not fit"
+        end = sum(max(0.0, values[names.index(name)]) for values, _ in parts.values()) / GIB
+        figure.add_annotation(
+            x=end, y=name, text=text, showarrow=False, xanchor="left", font_color=PURPLE
+        )
+    styled(figure, 180 + 34 * len(names)).update_layout(barmode="stack")
+    figure.update_yaxes(autorange="reversed", title_text="layout × replicas")
+    figure.update_xaxes(title_text="GiB on the fullest GPU")
+    return titled(figure, f"What fits on {found.gpus}")
+
+
+def _marked(found: Fit, plan: Plan) -> str:
+    return "▶ " if plan == found.advice.plan else ""
+
+
+def layouts_figure(measured: pd.DataFrame) -> go.Figure:
+    """Layouts measured: output tokens/s above, and the mean time per output token below.
+
+    `measured` has `layout`, `concurrency`, `output_throughput` and `mean_tpot_ms`, a row a load.
+    """
+    figure = stacked([0.5, 0.5], height=460)
+    colours = (BLUE, ORANGE, GREEN, PURPLE)
+    for number, (concurrency, rows) in enumerate(measured.groupby("concurrency", sort=True)):
+        for row, column in enumerate(("output_throughput", "mean_tpot_ms"), 1):
+            figure.add_bar(
+                x=rows.layout,
+                y=rows[column],
+                name=f"{concurrency} at a time",
+                legendgroup=str(concurrency),
+                showlegend=row == 1,
+                marker_color=colours[number % len(colours)],
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(title_text="output tokens/s", row=1, col=1)
+    figure.update_yaxes(title_text="mean TPOT (ms)", row=2, col=1)
+    health = {"client_health": {"client_limited": bool(measured.client_limited.any())}}
+    measured.attrs |= health
+    return titled(figure, "The same workers, laid out differently", measured)

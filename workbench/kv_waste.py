@@ -1,0 +1,113 @@
+"""What a KV cache holds and what of it is empty, worked out from the requests alone. Pure.
+
+A request of p prompt and o output tokens makes one token a step; after its k-th it has p + k tokens
+in the cache, so that over its life it uses o p + o (o + 1) / 2 token-steps. What is held for it
+depends on who gives out the memory:
+
+- contiguous: `reserve` slots for all of its o steps, the longest that a request may become.
+- padded batch: batches of `batch` requests in their order. Every row has the length of the longest
+  so far, P + k with P the longest prompt of the batch, until the longest answer has ended.
+- paged: ceil((p + k) / block) blocks of `block` slots.
+
+The waste is the share of held token-steps without a token of a request at work. The terms are those
+of Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention"
+(2023), whose figure 2 measures the same share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.errors import SettingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.records import RequestRecord
+
+Lengths = Sequence[tuple[int, int]]
+"""Prompt and output tokens of each request."""
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Token-steps that one way of giving out memory holds, and those with a token in them."""
+
+    way: str
+    held: int
+    used: int
+
+    @property
+    def share(self) -> float:
+        """The wasted share of what is held."""
+        return 1 - self.used / self.held
+
+
+def cache_waste(lengths: Lengths, *, reserve: int, batch: int, block: int) -> list[Waste]:
+    """Contiguous, padded and paged, for the same requests.
+
+    Raises SettingError for no requests, and for one that is longer than `reserve`.
+    """
+    if not lengths:
+        raise SettingError("there are no requests: their KV cache has no waste to speak of")
+    longest = max(p + o for p, o in lengths)
+    if longest > reserve:
+        raise SettingError(f"reserve is {reserve}, but a request has {longest} tokens: raise it")
+    used = sum(o * p + o * (o + 1) // 2 for p, o in lengths)
+    return [
+        Waste(f"contiguous, {reserve} slots each", sum(o * reserve for _, o in lengths), used),
+        Waste(f"padded batches of {batch}", _padded(lengths, batch), used),
+        Waste(f"paged, blocks of {block}", sum(_paged(p, o, block) for p, o in lengths), used),
+    ]
+
+
+def _padded(lengths: Lengths, batch: int) -> int:
+    held = 0
+    for first in range(0, len(lengths), batch):
+        rows = lengths[first : first + batch]
+        longest, steps = max(p for p, _ in rows), max(o for _, o in rows)
+        held += len(rows) * (steps * longest + steps * (steps + 1) // 2)
+    return held
+
+
+def _paged(prompt: int, output: int, block: int) -> int:
+    tokens = prompt + np.arange(1, output + 1)
+    return int((-(-tokens // block) * block).sum())
+
+
+def lengths_of(records: Iterable[RequestRecord]) -> list[tuple[int, int]]:
+    """The lengths of the completed requests, by the server's own count, as they were sent.
+
+    The order in which they ended would put those of one length into one batch.
+    """
+    sent = sorted(records, key=lambda one: one.sent_s or 0.0)
+    return [
+        (one.prompt_tokens, one.output_tokens)
+        for one in sent
+        if one.status == "ok" and one.prompt_tokens and one.output_tokens
+    ]
+
+
+def cache_at(records: Iterable[RequestRecord], times: Sequence[float], block: int) -> pd.DataFrame:
+    """What the client knows of the cache: at each time the requests in it, their tokens and slots.
+
+    A request is in the cache from its first token to its end, with its prompt and the tokens that
+    have come; `slots` are those of its blocks. Columns `time_s, requests, tokens, slots`.
+    """
+    import pandas as pd
+
+    at = np.asarray(times, float)
+    found = {name: np.zeros(len(at), int) for name in ("requests", "tokens", "slots")}
+    for one in records:
+        if one.first_token_s is None or one.end_s is None or one.prompt_tokens is None:
+            continue
+        here = (one.first_token_s <= at) & (at < one.end_s)
+        tokens = one.prompt_tokens + np.searchsorted(one.token_times_s, at, side="right")
+        found["requests"] += here
+        found["tokens"] += np.where(here, tokens, 0)
+        found["slots"] += np.where(here, -(-tokens // block) * block, 0)
+    return pd.DataFrame({"time_s": at, **found})

@@ -1,0 +1,179 @@
+"""Arrivals that are changed while they run. Pure: every call is told the time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from workbench.arrival_specs import MAX_RATE, MIN_BURSTINESS, Piece
+from workbench.arrivals import unit_gap
+from workbench.errors import SettingError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class RateCurve:
+    """A rate over time: planned pieces, until another rate is set; it can be paused.
+
+    Times are seconds on one clock and go forward. The first piece starts at `start_s`; after the
+    last one the rate is 0, and the plan is over (`ends_s`). A rate set by hand has no end.
+    """
+
+    def __init__(self, plan: float | Iterable[Piece], start_s: float = 0.0) -> None:
+        """Raises SettingError for a rate that is none."""
+        self.at_s = start_s
+        self.paused = False
+        if isinstance(plan, int | float):
+            self._hold(checked_rate(plan))
+        else:
+            self._pieces, self._ends = deque(plan), True
+
+    @property
+    def ends_s(self) -> float | None:
+        """When the plan is over; None while paused and after a rate was set by hand."""
+        if self.paused or not self._ends:
+            return None
+        end_s = self.at_s + sum(piece.duration_s for piece in self._pieces)
+        return end_s if end_s < math.inf else None
+
+    def rate_at(self, at_s: float) -> float:
+        """Requests per second at a time not before the last one told; 0 while paused."""
+        start_s = self.at_s
+        for piece in () if self.paused else self._pieces:
+            if at_s < start_s + piece.duration_s:
+                return piece.rate_at(max(0.0, at_s - start_s))
+            start_s += piece.duration_s
+        return 0.0
+
+    def when(self, requests: float) -> float | None:
+        """When so many requests will have come, counted from the last time told, if ever."""
+        start_s = self.at_s
+        for piece in () if self.paused else self._pieces:
+            if requests < piece.requests:
+                return start_s + piece.when(requests)
+            start_s, requests = start_s + piece.duration_s, requests - piece.requests
+        return None
+
+    def advance(self, at_s: float) -> float:
+        """Go on to `at_s`; the integral of the rate on the way."""
+        requests = 0.0
+        while self._pieces and not self.paused and self.at_s < at_s:
+            piece = self._pieces.popleft()
+            step = min(at_s - self.at_s, piece.duration_s)
+            before, after = piece.cut(step)
+            requests, self.at_s = requests + before.requests, self.at_s + step
+            if after.duration_s > 0:
+                self._pieces.appendleft(after)
+        self.at_s = max(self.at_s, at_s)
+        return requests
+
+    def set_rate(self, rate: float) -> None:
+        """From here on this rate instead of the plan. Ends a pause. Raises SettingError."""
+        self._hold(checked_rate(rate))
+        self.paused = False
+
+    def _hold(self, rate: float) -> None:
+        self._pieces = deque([Piece(math.inf, rate, rate)] if rate else [])
+        self._ends = False
+
+
+class LiveSchedule:
+    """Arrivals whose rate and burstiness can be changed while they run.
+
+    Pure: every call is told the time, in seconds on one clock. A driver waits until `due_s` or a
+    change, whichever is first, then takes with `next` all that is due. A change acts at once: what
+    is left of the pending gap is stretched or shortened to the new rate. A rate of 0 pauses, and
+    the gap goes on where it was; a plan that is paused goes on where it was, too. Without changes
+    the times are those of `workbench.arrivals.offsets`.
+    """
+
+    def __init__(
+        self,
+        plan: float | Iterable[Piece],
+        rng: np.random.Generator,
+        *,
+        burstiness: float | None = 1.0,
+        start_s: float = 0.0,
+    ) -> None:
+        """`plan` is a rate or the pieces of one. Raises SettingError for a value that is none."""
+        self._rng = rng
+        self.curve = RateCurve(plan, start_s)
+        self._burstiness = checked_burstiness(burstiness)
+        self._left = 0.0 if burstiness is None else unit_gap(rng, burstiness)
+        # Due before a change, and not taken yet: the change must not move them.
+        self._ready: deque[float] = deque()
+
+    @property
+    def rate(self) -> float:
+        """Requests per second at the last request taken or change made; 0 while paused."""
+        return self.curve.rate_at(self.curve.at_s)
+
+    @property
+    def burstiness(self) -> float | None:
+        """The shape of the gamma law of the gaps; None for even ones."""
+        return self._burstiness
+
+    @property
+    def due_s(self) -> float | None:
+        """When the next request is due; None while paused and after the plan's end."""
+        return self._ready[0] if self._ready else self.curve.when(self._left)
+
+    def next(self, now_s: float) -> float | None:
+        """Take the next request if it is due by `now_s`: when it was due. None if none is."""
+        due_s = self.due_s
+        if due_s is None or due_s > now_s:
+            return None
+        return self._ready.popleft() if self._ready else self._take(due_s)
+
+    def set_rate(self, rate: float, at_s: float) -> None:
+        """Go on at `rate` from `at_s`, or from the last request taken or change made if later.
+
+        It takes the place of the plan. Raises SettingError for a rate that is none; the old one
+        then holds.
+        """
+        rate = checked_rate(rate)
+        self._advance(at_s)
+        self.curve.set_rate(rate)
+
+    def set_burstiness(self, burstiness: float | None, at_s: float) -> None:
+        """Draw the gaps after the pending one from the new law. Otherwise as `set_rate`."""
+        burstiness = checked_burstiness(burstiness)
+        self._advance(at_s)
+        self._burstiness = burstiness
+
+    def pause(self, at_s: float) -> None:
+        """Nothing more from `at_s` on, until `resume`."""
+        self._advance(at_s)
+        self.curve.paused = True
+
+    def resume(self, at_s: float) -> None:
+        """Go on where `pause` came."""
+        self._advance(at_s)
+        self.curve.paused = False
+
+    def _take(self, due_s: float) -> float:
+        self.curve.advance(due_s)
+        self._left = unit_gap(self._rng, self._burstiness)
+        return due_s
+
+    def _advance(self, at_s: float) -> None:
+        while (due_s := self.curve.when(self._left)) is not None and due_s <= at_s:
+            self._ready.append(self._take(due_s))
+        self._left = max(0.0, self._left - self.curve.advance(at_s))
+
+
+def checked_rate(rate: float) -> float:
+    """`rate`, or SettingError."""
+    if not 0 <= rate <= MAX_RATE:
+        raise SettingError(f"rate is {rate}: give 0 (a pause) to {MAX_RATE:g} requests per second")
+    return rate
+
+
+def checked_burstiness(burstiness: float | None) -> float | None:
+    """`burstiness`, or SettingError."""
+    if burstiness is not None and not MIN_BURSTINESS <= burstiness < math.inf:
+        raise SettingError(f"burstiness is {burstiness}: give {MIN_BURSTINESS:g} or more, or None")
+    return burstiness

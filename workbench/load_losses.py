@@ -1,0 +1,90 @@
+"""A load worker that died: what it sent, what became of it, what only the plan knows."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import spool
+from workbench.records import RequestRecord
+
+if TYPE_CHECKING:
+    from workbench.load_spec import Session
+    from workbench.load_worker import Job
+
+SALVAGE_S = 30.0
+
+
+@dataclass
+class Seat:
+    """One load worker: its actor, its node, its file, and the share of the plan it was given."""
+
+    worker: Any
+    node: str | None = None
+    file: str | None = None
+    job: Job | None = None
+    share: Sequence[tuple[int, Session]] = field(default_factory=tuple)
+    died: bool = False
+
+    async def keep(self, run: Path | None, name: str) -> None:
+        """Have the worker write to the run's folder, or on another machine to a file there."""
+        run_file = [] if run is None else [str(run.resolve() / spool.FOLDER / f"{name}.jsonl")]
+        if run is not None:
+            (run / spool.FOLDER).mkdir(exist_ok=True)
+        own = Path(tempfile.gettempdir()) / f"llm-workbench-{name}.jsonl"
+        self.file = await self.worker.keep.remote([*run_file, str(own)])
+        self.node = await self.worker.node.remote()
+
+    async def left(
+        self, recorded: Callable[[], Sequence[RequestRecord]], now_s: float, why: str
+    ) -> tuple[list[RequestRecord], list[RequestRecord]]:
+        """What the dead worker had and is not `recorded`: what ended, and what was cut short."""
+        # Read and removed first: a run's own records count what lies in its folder.
+        ended, under_way = await self._read()
+        known = {record.request_id for record in recorded()}
+        cut = [spool.failed(one, why, now_s) for one in under_way]
+        if not ended and not under_way:
+            cut = [spool.failed(one, why, now_s) for one in self._presumed(known, now_s)]
+        return ([r for r in ended if r.request_id not in known], cut)
+
+    async def _read(self) -> tuple[list[RequestRecord], list[spool.Sent]]:
+        if self.file is None:
+            return [], []
+        path = Path(self.file)
+        if path.exists():
+            found = spool.read(path)
+            path.unlink(missing_ok=True)
+            return found
+        try:
+            return await asyncio.wait_for(self._fetch(path), SALVAGE_S)
+        except Exception:
+            return [], []  # its node died with it
+
+    async def _fetch(self, path: Path) -> Any:
+        """Read the file where it lies, on the worker's own node."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        read = ray.remote(spool.read).options(num_cpus=0, scheduling_strategy=there)
+        return await read.remote(path)
+
+    def _presumed(self, known: set[str], now_s: float) -> Iterator[spool.Sent]:
+        """From the plan alone: in an open loop what was due, in a closed one the next `slots`."""
+        if self.job is None:
+            return
+        job, slots = self.job, self.job.max_concurrency
+        for number, session in self.share:
+            ids = (f"{job.tag}-{number}-{turn}" for turn in range(len(session.turns)))
+            first = next((one for one in ids if one not in known), None)
+            if first is None:
+                continue
+            due = None if session.at_s is None else job.start_s + session.at_s
+            if (due is not None and due > now_s) or slots == 0:
+                return
+            slots = None if slots is None else slots - 1
+            yield spool.Sent(first, due, None, job.model, job.call.get("tenant"))

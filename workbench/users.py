@@ -1,0 +1,184 @@
+"""How many people a service carries: users who ask, read, think and ask again, within an SLO.
+
+A user is a slot of a closed loop with think time: each thinks before every question, so that a
+service which answers late also meets fewer questions, as with people. The number of users is what
+the search of `workbench.search` raises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from workbench.arrival_specs import Closed
+from workbench.errors import SettingError
+from workbench.load_spec import LoadSpec
+from workbench.probing import prober
+from workbench.search import ProbeResult, SearchResult, highest_load
+from workbench.verdicts import Claim, Verdict, Where, judge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from workbench.load_progress import Progress
+    from workbench.prompt_specs import PromptSet
+    from workbench.remote_endpoint import Remote
+    from workbench.run import Run
+    from workbench.slo import SLO
+
+PER_WORKER = 100
+"""Questions a second that one load worker sends."""
+FEWEST = 4
+"""Questions of a probe, on average, though each is answered as late as the SLO allows."""
+
+
+def users_load(
+    users: int,
+    *,
+    prompts: PromptSet,
+    think_s: float,
+    duration_s: float,
+    warmup_s: float = 0.0,
+    timeout_s: float | None = 120.0,
+    seed: int = 0,
+) -> LoadSpec:
+    """The load of so many users, each of whom thinks `think_s` on average before a question.
+
+    None of them asks after `duration_s`, or after what a few users need for four questions whose
+    answers take half of `timeout_s` each (`patience_s` is twice the SLO). There are questions
+    enough for users who are answered at once, so that none runs out of them.
+    """
+    if think_s <= 0:
+        raise SettingError(f"think_s is {think_s!r}: give the seconds that a user thinks")
+    slowest_s = FEWEST * (think_s + (timeout_s or 0.0) / 2) / users
+    duration_s = max(duration_s, warmup_s + slowest_s)
+    turns = getattr(prompts, "turns", 1)
+    # Poisson with this mean is the most that answers in no time allow; 4 deviations on top.
+    mean = users * duration_s / think_s
+    count = math.ceil((mean + 4 * math.sqrt(mean)) / turns) + users
+    return LoadSpec(
+        arrivals=Closed(max_concurrency=users, think_s=think_s),
+        prompts=prompts,
+        duration_s=duration_s,
+        count=count,
+        warmup_s=warmup_s,
+        timeout_s=timeout_s,
+        seed=seed,
+        workers=max(1, math.ceil(users / think_s / PER_WORKER)),
+    )
+
+
+def patience_s(slo: SLO, output_tokens: int) -> float:
+    """Seconds after which a question can no longer be answered within the SLO, twice over.
+
+    A load that gives it up then cuts no good one, and an overloaded service is not waited for.
+    """
+    bounds = slo.bounds()
+    ends = [bounds[name] for name in ("e2el_ms", "e2el_from_schedule_ms") if name in bounds]
+    if "ttft_ms" in bounds and "tpot_ms" in bounds:
+        ends.append(bounds["ttft_ms"] + bounds["tpot_ms"] * (output_tokens - 1))
+    return 2 * min(ends) / 1e3 if ends else 120.0
+
+
+async def highest_users(
+    target: Remote,
+    load: Callable[[int, int], LoadSpec],
+    slo: SLO,
+    *,
+    run: Run,
+    low: int,
+    high: int,
+    start: int | None = None,
+    tolerance: float = 0.1,
+    confirmations: int = 1,
+    progress: Progress | str | None = "lines",
+) -> SearchResult:
+    """The most users between `low` and `high` for whom `target` meets `slo`.
+
+    `load` makes the load of a number of users and a seed. Every probe is a run under `run`. The
+    search looks from `start` up, and below it only if it was missed there.
+    """
+    probe = prober(
+        target,
+        lambda users, before: load(int(users), before),
+        slo,
+        run=run,
+        progress=progress,
+    )
+    if not 1 <= low < high:
+        raise SettingError(f"low is {low} and high is {high}: give 1 or more, and fewer than high")
+    begin = min(max(low, start or low), high - 1)
+    spans = [(begin, high), *([(low, begin)] if begin > low else [])]
+    probes: list[ProbeResult] = []
+    for bottom, top in spans:
+        found = await highest_load(
+            probe,
+            low=bottom,
+            high=top,
+            tolerance=tolerance,
+            confirmations=confirmations,
+            integer=True,
+            unit="users",
+        )
+        probes += found.probes
+        if found.highest is not None:
+            break
+    # What was missed at the start bounds the second search, whether or not it was missed again.
+    bounded = found.bounded or len(probes) > len(found.probes)
+    return replace(found, probes=tuple(probes), bounded=bounded)
+
+
+def start_of(found: Sequence[SearchResult], low: int, high: int) -> int:
+    """Where a search may begin: the first in the middle (by ratio), others at half of the last."""
+    if not found:
+        return round(math.sqrt(low * high))
+    return max(low, int(found[-1].highest or 0) // 2)
+
+
+def users_verdicts(
+    claim: Claim,
+    found: Mapping[str, Sequence[SearchResult]],
+    opponents: Sequence[str],
+    *,
+    where: Where,
+    rng: np.random.Generator,
+) -> list[Verdict]:
+    """The verdict against each of `opponents`, measured or not: a pair is one repeat's searches.
+
+    `found` has the searches by engine, ours first.
+    """
+    ours, *_ = found
+    verdicts = []
+    for name in opponents:
+        theirs = found.get(name, ())
+        each = zip(found[ours], theirs, strict=False)  # a repeat cut short has no pair
+        pairs = [(a.highest or 0.0, b.highest or 0.0) for a, b in each]
+        doubts = doubts_of(name, theirs) + (doubts_of(ours, found[ours]) if theirs else [])
+        # More users than were tried only make the ratio larger: a claim that holds with them holds.
+        surer = [one for one in doubts if one != _open(ours)]
+        sure = judge(claim, name, pairs, where=where, rng=rng, doubts=surer)
+        passed = sure.verdict == "PASS"
+        verdicts.append(
+            sure if passed else judge(claim, name, pairs, where=where, rng=rng, doubts=doubts)
+        )
+    return verdicts
+
+
+def _open(name: str) -> str:
+    return f"{name} held the most users that were tried"
+
+
+def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
+    """Why searches of the engine `name` decide nothing, if so: each a reason for `judge`."""
+    doubts = []
+    if not found:
+        doubts.append(f"{name} was not measured")
+    if any(one.client_limited for one in found):
+        doubts.append(f"the client limited a deciding probe of {name}")
+    if any(one.highest is not None and not one.bounded for one in found):
+        doubts.append(_open(name))
+    if any(one.highest is None for one in found):
+        doubts.append(f"{name} missed the SLO even with the fewest users that were tried")
+    return doubts
