@@ -35,6 +35,27 @@ LLAMA_3_1_8B: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 
+SMALL_MOE: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "hidden_size": 2048,
+    "intermediate_size": 7168,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 8192,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+"""Eight experts of 88 MB in each of 16 layers: 11.7 GB, of which 96 % are experts' weights."""
+
 
 def write_shape(folder: Path, config: dict[str, Any] = LLAMA_3_1_8B) -> Path:
     """Make `folder` a model of this shape: its configuration and a tokenizer of its vocabulary."""

@@ -6,15 +6,17 @@
 #   benchmarks/gpu.sh serving         our endpoint against bare vLLM, Llama-3.1-8B's shape, 1, 32, 128 streams
 #   benchmarks/gpu.sh claims          notebook 04: vLLM against every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
+#                                     (either takes parameters of its notebook: -p NAME VALUE)
 #   benchmarks/gpu.sh limit           decode and prefill against what the card can do
-#   benchmarks/gpu.sh all             the last five
+#   benchmarks/gpu.sh layouts         two cards: tensor-, pipeline-, data- and expert-parallel engines
+#   benchmarks/gpu.sh all             those for one card
 #
 # Each part writes RESULTS/NAME.json (default: benchmarks/results/gpu). SITE is where the bundle lies.
 # On a host with several cards CUDA_VISIBLE_DEVICES=0 keeps to one; parts may run beside each other so.
 # ACCELERATOR=cpu runs the same parts on a CPU with the embedded model: a dry run, into build/gpu-dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|all}
+part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|layouts|all}
 export SITE=${SITE:-/tmp/llm-workbench-site} ACCELERATOR=${ACCELERATOR:-gpu}
 [ "$ACCELERATOR" = gpu ] && default=benchmarks/results/gpu || default=build/gpu-dry
 RESULTS=${RESULTS:-$default}
@@ -46,29 +48,33 @@ install() {
   "$PYTHON" -c 'import ray, torch, vllm; print("ray", ray.__version__, "vllm", vllm.__version__, "torch", torch.__version__)'
 }
 
-tests() {
-  local report="$RESULTS/tests.xml" code=0
+pytest_into() {  # NAME FILE: run the tests of a file, keep what came of each
+  local name=$1 report="$RESULTS/$1.xml" code=0
   [ "$ACCELERATOR" = cpu ] && return 0  # they need a card
-  "$PYTHON" -m pytest -v -m gpu --durations=0 --junitxml="$report" tests/gpu || code=$?
-  "$PYTHON" - "$report" "$RESULTS/tests.json" "$(memory)" <<'PY'
+  "$PYTHON" -m pytest -v -m gpu --durations=0 --junitxml="$report" "$2" || code=$?
+  "$PYTHON" - "$name" "$report" "$RESULTS/$name.json" "$(memory)" <<'PY'
 import json, sys
 import xml.etree.ElementTree as xml
 from workbench.provenance import hardware, versions
-report, target, memory = sys.argv[1:]
+name, report, target, memory = sys.argv[1:]
 cases = [
     {
         "test": case.get("name"),
         "seconds": float(case.get("time")),
         "outcome": next((c.tag for c in case if c.tag in ("failure", "error", "skipped")), "passed"),
     }
+    | {one.get("name"): one.get("value") for one in case.iter("property")}
     for case in xml.parse(report).iter("testcase")
 ]
-found = {"name": "gpu_tests", "tests": cases, "memory_mib_after": int(memory)}
+found = {"name": f"gpu_{name}", "tests": cases, "memory_mib_after": int(memory)}
 json.dump(found | {"machine": hardware(), "versions": versions()}, open(target, "w"), indent=1)
 PY
   rm -f "$report"
   return $code
 }
+
+tests() { pytest_into tests tests/gpu/test_gpu.py; }
+layouts() { pytest_into layouts tests/gpu/test_layouts.py; }
 
 serving() {
   if [ "$ACCELERATOR" = cpu ]; then
@@ -84,23 +90,23 @@ limit() {
   "$PYTHON" benchmarks/physical_limit.py --accelerator "$ACCELERATOR" | last_line physical_limit
 }
 
-notebook() {  # NUMBER NAME: run it with its profile, keep its claims
+notebook() {  # NUMBER NAME [-p NAME VALUE ...]: run it with its profile, keep its claims
   local id; id=$ACCELERATOR-$(date -u +%Y%m%dT%H%M%SZ)-$2
   local given=(-p port 0)
   if [ "$ACCELERATOR" = gpu ]; then
     given+=(-p source "$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")")
     given+=(-p model_fields '{max_model_len: 2048, num_gpus: 0.5, engine_kwargs: {load_format: dummy}}')
   fi
-  "$PYTHON" -m workbench run "$1" --profile "$ACCELERATOR" "${given[@]}" --run-id "$id" --runs "${RUNS:-runs}"
+  "$PYTHON" -m workbench run "$1" --profile "$ACCELERATOR" "${given[@]}" "${@:3}" --run-id "$id" --runs "${RUNS:-runs}"
   "$PYTHON" -m workbench keep "${RUNS:-runs}/$id" --to "$RESULTS"
 }
 
-claims() { notebook 04 claims; }
-users() { notebook 05 users; }
+claims() { notebook 04 claims "$@"; }
+users() { notebook 05 users "$@"; }
 
 case $part in
   install) install "${2:-}" ;;
   all) for one in tests serving claims users limit; do echo "== $one"; "$0" "$one"; done ;;
-  tests | serving | claims | users | limit) "$part"; echo "memory after: $(memory) MiB" ;;
+  tests | serving | claims | users | limit | layouts) "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
   *) echo "there is no part '$part'"; exit 2 ;;
 esac

@@ -1,0 +1,126 @@
+"""On a host with two NVIDIA GPUs: a sparse model in every parallel layout that vLLM has for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.parallel import architecture_of, layout_of, sizes_of
+from serving.sizing import GIB, weight_bytes
+from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from _shape import SMALL_MOE, write_shape
+
+
+def used_gib() -> list[float]:
+    """Memory in use on each GPU, in GiB, by the driver's own account."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [int(mib) / 1024 for mib in told.split()]
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.engine,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(len(used_gib()) < 2, reason="no two NVIDIA GPUs here"),
+]
+
+ONE: dict[str, Any] = {}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "data and expert parallel": {"data_parallel_size": 2, "expert_parallel": True},
+    "data parallel": {"data_parallel_size": 2},
+    "tensor and expert parallel": {"tensor_parallel_size": 2, "expert_parallel": True},
+    "tensor parallel": {"tensor_parallel_size": 2},
+    "pipeline parallel": {"pipeline_parallel_size": 2},
+}
+SLACK_GIB = 1.5
+"""What NCCL's buffers and the kernels of a layout may take more; half the experts are 5.3 GiB."""
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shape(tmp_path_factory.mktemp("shape") / "small-moe", SMALL_MOE)
+
+
+def service(shape: Path, given: dict[str, Any]) -> ServiceSpec:
+    """No graphs and a cache of a fixed size, so that what differs in memory is the weights."""
+    model = ModelSpec(
+        source=str(shape),
+        accelerator="gpu",
+        max_model_len=1024,
+        engine_kwargs={
+            "load_format": "dummy",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": GIB,
+        },
+        scaling=ScalingSpec(min_replicas=1, max_replicas=1),
+        **given,
+    )
+    return ServiceSpec(name="layouts", port=0, model=model)
+
+
+def weights_gib(spec: ServiceSpec) -> float:
+    """Weights on each GPU, as the sizing foretells them."""
+    known = architecture_of(spec.model)
+    assert known is not None
+    return weight_bytes(known, layout_of(spec.model), sizes_of(spec.model)) / GIB
+
+
+def freed(before: list[float], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(now > then + 0.1 for now, then in zip(used_gib(), before, strict=True)):
+        assert time.monotonic() < deadline, f"{used_gib()} GiB are in use, {before} were before"
+        time.sleep(0.5)
+
+
+def held_by(spec: ServiceSpec, workers: int) -> list[float]:
+    """Deploy, let every replica answer, and tell what each card holds then; all is given back."""
+    before = used_gib()
+    with deploy(spec) as endpoint:
+        assert endpoint.status().deployments[endpoint.deployment].running == workers
+        for _ in range(8):
+            stream = endpoint.client.completions.create(
+                model=endpoint.model_id,
+                prompt="Goodput is",
+                max_tokens=24,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            usage = [chunk.usage for chunk in stream if chunk.usage]
+            assert usage[-1].completion_tokens == 24
+        held = [now - then for now, then in zip(used_gib(), before, strict=True)]
+    freed(before)
+    return held
+
+
+@pytest.fixture(scope="module")
+def alone(shape: Path) -> float:
+    """What a card holds with the whole model on it, in GiB."""
+    return max(held_by(service(shape, ONE), workers=1))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_two_cards_share_the_weights(
+    name: str, shape: Path, alone: float, record_property: Any
+) -> None:
+    spec = service(shape, LAYOUTS[name])
+    held = held_by(spec, workers=LAYOUTS[name].get("data_parallel_size", 1))
+    saved = weights_gib(service(shape, ONE)) - weights_gib(spec)
+    record_property("gib_per_card", [round(one, 2) for one in held])
+    record_property("gib_alone", round(alone, 2))
+    record_property("gib_saved_foretold", round(saved, 2))
+    assert saved > 4
+    for one in held:
+        assert alone - one == pytest.approx(saved, abs=SLACK_GIB)
