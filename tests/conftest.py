@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,34 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 settings.register_profile("shared machine", deadline=None)  # no test asserts a time
 settings.load_profile("shared machine")
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="MINUTES",
+        help="slow and browser tests come last, and those that have not begun by then are skipped",
+    )
+
+
+def is_long(item: pytest.Item) -> bool:
+    """Whether only `make test-all` runs it."""
+    return any(item.get_closest_marker(name) for name in ("slow", "browser"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--begin-within") is not None:
+        items.sort(key=is_long)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--begin-within")
+    if minutes is not None and is_long(item) and time.monotonic() > STARTED + 60 * minutes:
+        pytest.skip(f"no time: {minutes:g} minutes were over before it began (--begin-within)")
 
 
 @pytest.fixture(scope="session")
