@@ -51,7 +51,7 @@ install() {
 pytest_into() {  # NAME FILE: run the tests of a file, keep what came of each
   local name=$1 report="$RESULTS/$1.xml" code=0
   [ "$ACCELERATOR" = cpu ] && return 0  # they need a card
-  "$PYTHON" -m pytest -v -m gpu --durations=0 --junitxml="$report" "$2" || code=$?
+  "$PYTHON" -m pytest -v -m gpu --durations=0 -o junit_family=xunit1 --junitxml="$report" "$2" || code=$?
   "$PYTHON" - "$name" "$report" "$RESULTS/$name.json" "$(memory)" <<'PY'
 import json, sys
 import xml.etree.ElementTree as xml

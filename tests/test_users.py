@@ -34,13 +34,15 @@ def summary(*, good: bool, health: ClientHealth | None = None) -> Summary:
     return summarize([record(0.0, *times)], slo=SLO(ttft_ms=1000), health=health)
 
 
-def searched(holds: int, high: int = 1024, health: ClientHealth | None = None) -> SearchResult:
+def searched(
+    holds: int, high: int = 1024, health: ClientHealth | None = None, low: int = 1
+) -> SearchResult:
     """What the real search finds of an engine that holds so many users."""
 
     async def probe(users: float) -> Summary:
         return summary(good=users <= holds, health=health)
 
-    go = highest_load(probe, low=1, high=high, tolerance=0.001, integer=True, unit="users")
+    go = highest_load(probe, low=low, high=high, tolerance=0.001, integer=True, unit="users")
     return asyncio.run(go)
 
 
@@ -100,7 +102,8 @@ class TestVerdicts:
         [
             ([searched(40)] * 2, [searched(20)] * 2, "2 of at least 3 repeats"),
             ([searched(40, health=LIMITED)] * 3, [searched(2)] * 3, "the client limited"),
-            ([searched(40)] * 3, [searched(0)] * 3, "missed the SLO even with the fewest users"),
+            ([searched(5)] * 3, [searched(0)] * 3, "missed the SLO even with the fewest users"),
+            ([searched(40)] * 3, [searched(0, low=2)] * 3, "missed the SLO even with the fewest"),
             ([searched(40)] * 3, [searched(99, high=9)] * 3, "static held the most users"),
             ([searched(99, high=16)] * 3, [searched(8)] * 3, "vLLM held the most users"),
         ],
@@ -115,6 +118,12 @@ class TestVerdicts:
     def test_more_users_than_were_tried_do_not_unmake_a_pass(self) -> None:
         static, _ = self.verdict([searched(999, high=64)] * 3, [searched(4)] * 3)
         assert static.verdict == "PASS"
+
+    def test_who_does_not_hold_one_user_is_counted_with_one(self) -> None:
+        theirs = [searched(0), searched(1), searched(0)]
+        static, _ = self.verdict([searched(40)] * 3, theirs)
+        assert (static.verdict, static.ratio, static.theirs) == ("PASS", pytest.approx(40), 1)
+        assert static.notes == ("static missed the SLO even with the fewest users that were tried",)
 
     def test_a_repeat_starts_at_half_of_the_last_answer(self) -> None:
         assert start_of([], 8, 512) == 64

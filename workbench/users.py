@@ -147,27 +147,38 @@ def users_verdicts(
 ) -> list[Verdict]:
     """The verdict against each of `opponents`, measured or not: a pair is one repeat's searches.
 
-    `found` has the searches by engine, ours first.
+    `found` has the searches by engine, ours first. An opponent that misses the SLO with a single
+    user is counted as if it held one.
     """
     ours, *_ = found
     verdicts = []
     for name in opponents:
         theirs = found.get(name, ())
         each = zip(found[ours], theirs, strict=False)  # a repeat cut short has no pair
-        pairs = [(a.highest or 0.0, b.highest or 0.0) for a, b in each]
+        pairs = [(a.highest or 0.0, b.highest or _least(b)) for a, b in each]
         doubts = doubts_of(name, theirs) + (doubts_of(ours, found[ours]) if theirs else [])
-        # More users than were tried only make the ratio larger: a claim that holds with them holds.
-        surer = [one for one in doubts if one != _open(ours)]
-        sure = judge(claim, name, pairs, where=where, rng=rng, doubts=surer)
+        # With these the ratio is only larger than measured: a claim that holds with them holds.
+        lower = {_open(ours), *([_missed(name)] if all(b for _, b in pairs) else [])}
+        notes = [one for one in doubts if one in lower]
+        surer = [one for one in doubts if one not in lower]
+        asked = {"where": where, "rng": rng}
+        sure = judge(claim, name, pairs, doubts=surer, notes=notes, **asked)
         passed = sure.verdict == "PASS"
-        verdicts.append(
-            sure if passed else judge(claim, name, pairs, where=where, rng=rng, doubts=doubts)
-        )
+        verdicts.append(sure if passed else judge(claim, name, pairs, doubts=doubts, **asked))
     return verdicts
+
+
+def _least(found: SearchResult) -> float:
+    """Where the SLO was missed even at the lowest: 1 where that was a single user, else unknown."""
+    return 1.0 if min(probe.rate for probe in found.probes) == 1 else 0.0
 
 
 def _open(name: str) -> str:
     return f"{name} held the most users that were tried"
+
+
+def _missed(name: str) -> str:
+    return f"{name} missed the SLO even with the fewest users that were tried"
 
 
 def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
@@ -180,5 +191,5 @@ def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
     if any(one.highest is not None and not one.bounded for one in found):
         doubts.append(_open(name))
     if any(one.highest is None for one in found):
-        doubts.append(f"{name} missed the SLO even with the fewest users that were tried")
+        doubts.append(_missed(name))
     return doubts
