@@ -37,7 +37,7 @@ test: setup  ## the tests, on a real engine
 	$(BIN)/pytest -m "not slow and not browser and not gpu"
 
 test-all: setup browser  ## and what is slow: browser, every notebook whole
-	$(BIN)/pytest --begin-within=50 --durations=25 --durations-min=20 -m "not gpu"
+	$(BIN)/pytest --begin-within=55 --durations=25 --durations-min=20 -m "not gpu"
 
 test-nodes: setup  ## three nodes on this machine, and what each fault costs (13 minutes)
 	$(BIN)/pytest tests/several_nodes.py
