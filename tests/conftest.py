@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,12 @@ settings.register_profile("shared machine", deadline=None)  # no test asserts a 
 settings.load_profile("shared machine")
 
 STARTED = time.monotonic()
+SHARED = pytest.StashKey[ExitStack]()
+LAST = pytest.StashKey[pytest.Item | None]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SHARED] = ExitStack()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,10 +48,23 @@ def is_long(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("slow", "browser"))
 
 
+def is_sharing(item: pytest.Item) -> bool:
+    """Whether it needs the session's one deployment."""
+    return "deployed" in getattr(item, "fixturenames", ())
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--begin-within") is not None:
-        items.sort(key=is_long)
+        items.sort(key=lambda item: (is_long(item), not is_sharing(item)))
+    config.stash[LAST] = next((item for item in reversed(items) if is_sharing(item)), None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """The shared deployment ends with its last test: idle, it takes a third of a core."""
+    if item is item.config.stash[LAST]:
+        item.config.stash[SHARED].close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -54,7 +74,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def deployed() -> Iterator[Deployed]:
+def deployed(request: pytest.FixtureRequest) -> Iterator[Deployed]:
     """A real vLLM engine on the direct path, with small limits so that tests can reach them."""
     from workbench import ModelSpec, ScalingSpec, ServiceSpec
 
@@ -64,7 +84,8 @@ def deployed() -> Iterator[Deployed]:
     model = ModelSpec(max_model_len=1024, scaling=scaling)
     spec = ServiceSpec(name="shared", port=0, model=model)
     lines: list[str] = []
-    with deploy(spec, progress=lines.append) as endpoint:
+    with request.config.stash[SHARED] as ends:
+        endpoint = ends.enter_context(deploy(spec, progress=lines.append))
         endpoint.client.models.list()
         yield Deployed(endpoint, lines)
 
