@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.arrival_specs import Closed
@@ -161,10 +162,9 @@ def users_verdicts(
         lower = {_open(ours), *([_missed(name)] if all(b for _, b in pairs) else [])}
         notes = [one for one in doubts if one in lower]
         surer = [one for one in doubts if one not in lower]
-        asked = {"where": where, "rng": rng}
-        sure = judge(claim, name, pairs, doubts=surer, notes=notes, **asked)
-        passed = sure.verdict == "PASS"
-        verdicts.append(sure if passed else judge(claim, name, pairs, doubts=doubts, **asked))
+        on = partial(judge, claim, name, pairs, where=where, rng=rng)
+        sure = on(doubts=surer, notes=notes)
+        verdicts.append(sure if sure.verdict == "PASS" else on(doubts=doubts))
     return verdicts
 
 
