@@ -56,7 +56,7 @@ def is_sharing(item: pytest.Item) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--begin-within") is not None:
-        items.sort(key=lambda item: (is_long(item), not is_sharing(item)))
+        items.sort(key=lambda item: (is_long(item), is_long(item) and not is_sharing(item)))
     config.stash[LAST] = next((item for item in reversed(items) if is_sharing(item)), None)
 
 
