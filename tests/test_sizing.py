@@ -28,31 +28,12 @@ from serving.sizing import (
 )
 from serving.spec import ModelSpec, ServiceSpec
 from serving.tiny import tiny_model_path
+from workbench.fitting import SHAPES
 
 ONE, PLAIN = Layout(), Sizes()
-LLAMA_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-}
-LLAMA_70B = LLAMA_8B | {
-    "num_hidden_layers": 80,
-    "hidden_size": 8192,
-    "num_attention_heads": 64,
-    "intermediate_size": 28672,
-}
-MIXTRAL = LLAMA_8B | {
-    "model_type": "mixtral",
-    "vocab_size": 32000,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 32768,
-}
+LLAMA_8B, LLAMA_70B, MIXTRAL = (
+    SHAPES[name] for name in ("Llama-3.1-8B", "Llama-3.1-70B", "Mixtral-8x7B")
+)
 QWEN_7B = {
     "model_type": "qwen2",
     "num_hidden_layers": 28,
