@@ -221,6 +221,25 @@ def test_the_search_finds_what_a_server_of_known_limits_carries(
     assert any(r.status == "shed" for r in stopped.records())
 
 
+def test_a_probe_of_users_ends_once_what_they_wait_for_cannot_save_it(
+    deployed: object, tmp_path: Path
+) -> None:
+    """A closed loop: six late answers, then answers that take a minute. 2 of 8 are not enough."""
+    with scripted.threaded(
+        lambda _, n: tokens(1, ttft_s=0.3 if n < 6 else 60, chat=False)
+    ) as server:
+        run = Run.create(tmp_path, {})
+        closed = Closed(max_concurrency=2, think_s=0.01)
+        load = LoadSpec(arrivals=closed, prompts=SMALL, duration_s=1.5, count=100)
+        slo = SLO(ttft_ms=100, target=0.5)
+        probe = prober(elsewhere(server), lambda *_: load, slo, run=run, progress=None)
+        summary = asyncio.run(asyncio.wait_for(probe(2), 30))
+    assert summary.slo_met is False
+    (folder,) = (run.path / "probes").iterdir()
+    kept = [r.status for r in Run.open(folder).records()]
+    assert (kept.count("ok"), kept.count("cancelled")) == (6, 2)
+
+
 def test_a_curve_has_a_row_a_rate(deployed: object, tmp_path: Path) -> None:
     with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
         run = Run.create(tmp_path, {})

@@ -47,6 +47,24 @@ def search(probe: Probe, **settings: Any) -> SearchResult:
 
 
 class TestSearch:
+    @pytest.mark.parametrize(
+        ("start", "looked"),
+        [
+            (None, [1, 2, 4, 8, 16]),
+            (6, [6, 12]),
+            (9, [9, 18]),
+            (40, [40, 20, 10]),
+            (64, [64, 32, 16, 8]),
+        ],
+    )
+    def test_it_doubles_or_halves_from_its_start(
+        self, start: float | None, looked: list[float]
+    ) -> None:
+        result = search(step(11), start=start, tolerance=0.02)
+        assert [p.rate for p in result.probes if p.phase == "bracket"] == looked
+        assert result.highest is not None
+        assert 11 / 1.02 <= result.highest <= 11
+
     def test_the_queue_of_known_capacity(self) -> None:
         result = search(queue, tolerance=0.02)
         assert result.highest is not None
@@ -78,12 +96,20 @@ class TestSearch:
             assert result.highest is not None
             assert result.highest <= threshold < result.highest * (1 + tolerance)
 
-    @given(threshold=st.integers(1, 300), low=st.integers(1, 40), more=st.integers(1, 300))
-    def test_whole_numbers_are_found_exactly(self, threshold: int, low: int, more: int) -> None:
+    @given(
+        threshold=st.integers(1, 300),
+        low=st.integers(1, 40),
+        more=st.integers(1, 300),
+        share=st.floats(0, 1) | st.none(),
+    )
+    def test_whole_numbers_are_found_exactly(
+        self, threshold: int, low: int, more: int, share: float | None
+    ) -> None:
         high = low + more
-        result = search(
-            step(threshold), low=float(low), high=float(high), tolerance=0.001, integer=True
-        )
+        start = None if share is None else low + round(share * more)
+        limits: dict[str, Any] = {"low": float(low), "high": float(high), "start": start}
+        result = search(step(threshold), tolerance=0.001, integer=True, **limits)
+        assert all(low <= p.rate <= high for p in result.probes)
         assert result.highest == (min(threshold, high) if threshold >= low else None)
         assert all(isinstance(p.rate, int) for p in result.probes)
         assert result.unit == "concurrent requests"

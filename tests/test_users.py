@@ -125,9 +125,9 @@ class TestVerdicts:
         assert (static.verdict, static.ratio, static.theirs) == ("PASS", pytest.approx(40), 1)
         assert static.notes == ("static missed the SLO even with the fewest users that were tried",)
 
-    def test_a_repeat_starts_at_half_of_the_last_answer(self) -> None:
+    def test_a_repeat_starts_so_that_the_last_answer_is_mid_of_its_first_doubling(self) -> None:
         assert start_of([], 8, 512) == 64
-        assert start_of([searched(100)], 8, 512) == 50
+        assert start_of([searched(100)], 8, 512) == 70
         assert start_of([searched(100), searched(10)], 8, 512) == 8
         assert start_of([searched(0)], 8, 512) == 8
 
@@ -136,9 +136,9 @@ class TestVerdicts:
         [
             (100, None, 100, [2, 4, 8, 16, 32, 64, 128]),
             (100, 60, 100, [60, 120]),
-            (7, 60, 7, [60, 2, 4, 8]),
-            (60, 64, 60, [64, 2, 4, 8, 16, 32, 64]),
-            (1, 60, None, [60, 2]),
+            (7, 60, 7, [60, 30, 15, 7]),
+            (60, 64, 60, [64, 32]),
+            (1, 60, None, [60, 30, 15, 7, 3, 2]),
         ],
     )
     def test_the_search_looks_below_its_start_only_if_it_must(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -70,8 +71,14 @@ class LoadRun:
     clock: Clock
     records: list[RequestRecord] = field(default_factory=list)
     start_s: float | None = None
+    _most: int | None = None
     _task: asyncio.Task[LoadResult] | None = None
     _stopped: str | None = None
+
+    @property
+    def left(self) -> int:
+        """The most requests that may still end: in a closed loop, few once its time is over."""
+        return (self.planned if self._most is None else self._most) - len(self.records)
 
     def stop(self, why: str = "stopped by hand") -> None:
         """Send nothing more; what is in progress is recorded as cancelled."""
@@ -190,7 +197,10 @@ class Drive:
         while not done and self.running._stopped is None:
             await self._steer([seat.worker for seat in self.seats if not seat.died])
             await asyncio.sleep(POLL_S)
+            over = self.running.clock() >= start_s + (self.load.duration_s or math.inf)
             reports = await self._reports()
+            if over and self.running._most is None:
+                self._bound(reports)
             done = all(report.done for report in reports)
             self._take(reports)
             self.progress.show(
@@ -200,6 +210,14 @@ class Drive:
             )
             if why := self._gone():
                 self.running.stop(why)
+
+    def _bound(self, reports: list[Report]) -> None:
+        """Each user of a closed loop whose time is over waits for one more answer, if at all."""
+        slots = getattr(self.load.arrivals, "max_concurrency", None)
+        if slots and len(reports) == len(self.seats):
+            ended = len(self.running.records) + sum(len(report.records) for report in reports)
+            most = ended + max(slots, len(self.seats))
+            self.running._most = min(self.running.planned, most)
 
     async def _steer(self, workers: list[Any]) -> None:
         """Nothing here: a planned load is not changed while it runs."""

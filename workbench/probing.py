@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from workbench.remote_endpoint import Remote
     from workbench.slo import SLO
 
+LOOK_S = 0.5
+"""Between two looks at whether a probe is lost: each looks at all its records."""
 CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "p95_e2el_ms")
 
 
@@ -47,31 +50,29 @@ def prober(
         spec = load(rate, before) if callable(load) else load.at(rate, seed=load.seed + before)
         kept = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
         folder = Run.create(root, kept, run_id=f"{before + 1:03d}-at-{rate:g}")
-        seen: list[RequestRecord] = []
-        running: LoadRun | None = None
-
-        def judge(record: RequestRecord) -> None:
-            seen.append(record)
-            # Not at every one: judging looks at all of them.
-            if running is None or len(seen) % max(1, running.planned // 50):
-                return
-            first = min(due(one) for one in seen)
-            judged = [one for one in seen if due(one) >= first + spec.warmup_s]
-            if saturated(judged, slo, requests_left=running.planned - len(seen)):
-                running.stop("the SLO can no longer be met")
-
-        running = start_load(
-            target,
-            spec,
-            run=folder,
-            progress=progress,
-            on_record=judge if stop_when_lost else None,
-        )
-        summary = (await running).summary(slo)
+        running = start_load(target, spec, run=folder, progress=progress)
+        looking = asyncio.create_task(_stop_when_lost(running, slo, spec.warmup_s))
+        if not stop_when_lost:
+            looking.cancel()
+        try:
+            summary = (await running).summary(slo)
+        finally:
+            looking.cancel()
         folder.finish(summary)
         return summary
 
     return probe
+
+
+async def _stop_when_lost(running: LoadRun, slo: SLO, warmup_s: float) -> None:
+    """Stop a load once `slo` is missed, however well the rest of it goes."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        first = min(map(due, running.records), default=0.0)
+        judged = [one for one in running.records if due(one) >= first + warmup_s]
+        if saturated(judged, slo, requests_left=running.left):
+            running.stop("the SLO can no longer be met")
+            return
 
 
 def due(record: RequestRecord) -> float:

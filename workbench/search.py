@@ -100,6 +100,7 @@ async def highest_load(
     *,
     low: float,
     high: float,
+    start: float | None = None,
     tolerance: float = 0.05,
     confirmations: int = 2,
     integer: bool = False,
@@ -109,23 +110,25 @@ async def highest_load(
 ) -> SearchResult:
     """Find the highest load between `low` and `high` at which `probe`'s SLO is met.
 
-    Doubles from `low` until the SLO is missed, bisects geometrically until met and missed are
-    within `tolerance` of each other (relative), then runs the best load `confirmations` more
-    times (fewer once it cannot hold): it holds if most of all its runs met the SLO. Else the next
-    lower load that was met, or one step of `tolerance` down if that is nearer, is confirmed in its
-    place. With `integer`, loads are whole numbers (a concurrency); `unit` is what they count, as
-    "users". At most `max_probes` run, of
-    which the last `confirmations` are kept for confirming.
+    Doubles from `start` (by default `low`) until the SLO is missed, or halves if it is missed
+    there; bisects geometrically until met and missed are within `tolerance` of each other
+    (relative), then runs the best load `confirmations` more times (fewer once it cannot hold): it
+    holds if most of all its runs met the SLO. Else the next lower load that was met, or one step
+    of `tolerance` down if that is nearer, is confirmed in its place. With `integer`, loads are
+    whole numbers (a concurrency); `unit` is what they count, as "users". At most `max_probes` run,
+    of which the last `confirmations` are kept for confirming.
 
     `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
     what came before. Raises SettingError for a bad setting or a summary that judged no SLO.
     """
-    _check(low, high, tolerance, integer)
+    start = low if start is None else start
+    _check(low, start, high, tolerance, integer)
     if not 0 <= confirmations < max_probes:
         told = f"confirmations is {confirmations} and max_probes is {max_probes}"
         raise SettingError(f"{told}: give 0 or more, and fewer than max_probes")
     search = _Search(probe, tolerance, confirmations, integer, max_probes, on_probe)
-    met, missed = await search.bracket(*(int(n) if integer else float(n) for n in (low, high)))
+    bounds = (int(n) if integer else float(n) for n in (low, start, high))
+    met, missed = await search.bracket(*bounds)
     if met is not None and missed is not None:
         met = await search.bisect(met, missed)
     best = met
@@ -208,15 +211,24 @@ class _Search:
             self.on_probe(self.probes[-1])
         return met
 
-    async def bracket(self, low: float, high: float) -> tuple[float | None, float | None]:
-        """The last load that met the SLO and the first that missed it, None where none did."""
-        met, load = None, low
+    async def bracket(
+        self, low: float, start: float, high: float
+    ) -> tuple[float | None, float | None]:
+        """A load that met the SLO and the next one that missed it, None where none did."""
+        met, load = None, start
         while await self.run(load, "bracket"):
             met = load
             if load >= high or not self.may_look():
                 return met, None
             load = min(2 * load, high)
-        return met, load
+        missed = load
+        while met is None and missed > low and self.may_look():
+            load = max(low, missed // 2 if self.integer else missed / 2)
+            if await self.run(load, "bracket"):
+                met = load
+            else:
+                missed = load
+        return met, missed
 
     async def bisect(self, met: float, missed: float) -> float:
         """The highest load that met the SLO, within tolerance of one that missed it."""
@@ -254,13 +266,15 @@ class _Search:
         return len(self.probes) < self.max_probes - self.confirmations
 
 
-def _check(low: float, high: float, tolerance: float, integer: bool) -> None:
-    for name, value in (("low", low), ("high", high)):
+def _check(low: float, start: float, high: float, tolerance: float, integer: bool) -> None:
+    for name, value in (("low", low), ("start", start), ("high", high)):
         if not 0 < value < math.inf:
             raise SettingError(f"{name} is {value!r}: give a load above 0")
         if integer and value != int(value):
             raise SettingError(f"{name} is {value!r}: with integer=True give a whole number")
     if low >= high:
         raise SettingError(f"low is {low!r}: give one below high = {high!r}")
+    if not low <= start <= high:
+        raise SettingError(f"start is {start!r}: give one from low = {low!r} to high = {high!r}")
     if not 0 < tolerance < 1:
         raise SettingError(f"tolerance is {tolerance!r}: give a share between 0 and 1, as 0.05")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from workbench.arrival_specs import Closed
 from workbench.errors import SettingError
 from workbench.load_spec import LoadSpec
 from workbench.probing import prober
-from workbench.search import ProbeResult, SearchResult, highest_load
+from workbench.search import SearchResult, highest_load
 from workbench.verdicts import Claim, Verdict, Where, judge
 
 if TYPE_CHECKING:
@@ -98,8 +97,8 @@ async def highest_users(
 ) -> SearchResult:
     """The most users between `low` and `high` for whom `target` meets `slo`.
 
-    `load` makes the load of a number of users and a seed. Every probe is a run under `run`. The
-    search looks from `start` up, and below it only if it was missed there.
+    `load` makes the load of a number of users and a seed. Every probe is a run under `run`.
+    The rest is as in `workbench.search.highest_load`.
     """
     probe = prober(
         target,
@@ -108,34 +107,26 @@ async def highest_users(
         run=run,
         progress=progress,
     )
-    if not 1 <= low < high:
-        raise SettingError(f"low is {low} and high is {high}: give 1 or more, and fewer than high")
-    begin = min(max(low, start or low), high - 1)
-    spans = [(begin, high), *([(low, begin)] if begin > low else [])]
-    probes: list[ProbeResult] = []
-    for bottom, top in spans:
-        found = await highest_load(
-            probe,
-            low=bottom,
-            high=top,
-            tolerance=tolerance,
-            confirmations=confirmations,
-            integer=True,
-            unit="users",
-        )
-        probes += found.probes
-        if found.highest is not None:
-            break
-    # What was missed at the start bounds the second search, whether or not it was missed again.
-    bounded = found.bounded or len(probes) > len(found.probes)
-    return replace(found, probes=tuple(probes), bounded=bounded)
+    return await highest_load(
+        probe,
+        low=low,
+        high=high,
+        start=start,
+        tolerance=tolerance,
+        confirmations=confirmations,
+        integer=True,
+        unit="users",
+    )
 
 
 def start_of(found: Sequence[SearchResult], low: int, high: int) -> int:
-    """Where a search may begin: the first in the middle (by ratio), others at half of the last."""
+    """Where a search may begin: the first in the middle (by ratio), others at 0.7 of the last.
+
+    An answer that has not changed is then in the middle of the first doubling.
+    """
     if not found:
         return round(math.sqrt(low * high))
-    return max(low, int(found[-1].highest or 0) // 2)
+    return max(low, int((found[-1].highest or 0) / math.sqrt(2)))
 
 
 def users_verdicts(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import time
 from typing import Any
 
 import pytest
+from gpu_memory import used_gib, wait_until_freed
 
 from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
 
@@ -16,16 +14,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no NVIDIA GPU here"),
+    pytest.mark.skipif(not used_gib(), reason="no NVIDIA GPU here"),
 ]
-
-
-def used_mib() -> int:
-    """Memory in use on all GPUs that are ours, in MiB, by the driver's own account."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        query += ["--id", visible]
-    return sum(map(int, subprocess.run(query, capture_output=True, text=True).stdout.split()))
 
 
 def until(holds: Any, timeout_s: float) -> None:
@@ -42,7 +32,7 @@ def half_a_card(replicas: int) -> ServiceSpec:
 
 
 def test_deploy_stream_scale_and_free_the_memory() -> None:
-    before = used_mib()
+    before = used_gib()
     with deploy(half_a_card(1)) as endpoint:
         stream = endpoint.client.chat.completions.create(
             model=endpoint.model_id,
@@ -53,13 +43,13 @@ def test_deploy_stream_scale_and_free_the_memory() -> None:
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         assert "batch" in text
-        one = used_mib()
-        assert one > before + 1000
+        one = sum(used_gib())
+        assert one > sum(before) + 1
         deploy(half_a_card(2))
         until(lambda: endpoint.status().deployments[endpoint.deployment].running == 2, 300)
-        assert used_mib() > one + 1000
+        assert sum(used_gib()) > one + 1
         for _ in range(8):
             assert endpoint.client.completions.create(
                 model=endpoint.model_id, prompt="Goodput is", max_tokens=8
             ).choices
-    until(lambda: used_mib() <= before + 64, 30)
+    wait_until_freed(before)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_memory import used_gib, wait_until_freed
 
 from serving.parallel import architecture_of, layout_of, sizes_of
 from serving.sizing import GIB, weight_bytes
@@ -16,17 +15,6 @@ from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from _shape import SMALL_MOE, write_shape
-
-
-def used_gib() -> list[float]:
-    """Memory in use on each GPU, in GiB, by the driver's own account."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [int(mib) / 1024 for mib in told.split()]
-
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,13 +64,6 @@ def weights_gib(spec: ServiceSpec) -> float:
     return weight_bytes(known, layout_of(spec.model), sizes_of(spec.model)) / GIB
 
 
-def freed(before: list[float], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(now > then + 0.1 for now, then in zip(used_gib(), before, strict=True)):
-        assert time.monotonic() < deadline, f"{used_gib()} GiB are in use, {before} were before"
-        time.sleep(0.5)
-
-
 def held_by(spec: ServiceSpec, workers: int) -> list[float]:
     """Deploy, let every replica answer, and tell what each card holds then; all is given back."""
     before = used_gib()
@@ -101,7 +82,7 @@ def held_by(spec: ServiceSpec, workers: int) -> list[float]:
             usage = [chunk.usage for chunk in stream if chunk.usage]
             assert usage[-1].completion_tokens == 24
         held = [now - then for now, then in zip(used_gib(), before, strict=True)]
-    freed(before)
+    wait_until_freed(before)
     return held
 
 
