@@ -6,7 +6,8 @@
 #   benchmarks/gpu.sh serving         our endpoint against bare vLLM, Llama-3.1-8B's shape, 1, 32, 128 streams
 #   benchmarks/gpu.sh claims          notebook 04: vLLM against every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
-#                                     (either takes parameters of its notebook: -p NAME VALUE)
+#                                     (either takes parameters of its notebook: -p NAME VALUE;
+#                                     tests and layouts take pytest's options: -k EXPRESSION)
 #   benchmarks/gpu.sh limit           decode and prefill against what the card can do
 #   benchmarks/gpu.sh layouts         two cards: tensor-, pipeline-, data- and expert-parallel engines
 #   benchmarks/gpu.sh all             those for one card
@@ -48,10 +49,10 @@ install() {
   "$PYTHON" -c 'import ray, torch, vllm; print("ray", ray.__version__, "vllm", vllm.__version__, "torch", torch.__version__)'
 }
 
-pytest_into() {  # NAME FILE: run the tests of a file, keep what came of each
+pytest_into() {  # NAME FILE [OPTION ...]: run the tests of a file, keep what came of each
   local name=$1 report="$RESULTS/$1.xml" code=0
   [ "$ACCELERATOR" = cpu ] && return 0  # they need a card
-  "$PYTHON" -m pytest -v -m gpu --durations=0 -o junit_family=xunit1 --junitxml="$report" "$2" || code=$?
+  "$PYTHON" -m pytest -v -m gpu --durations=0 -o junit_family=xunit1 --junitxml="$report" "${@:2}" || code=$?
   "$PYTHON" - "$name" "$report" "$RESULTS/$name.json" "$(memory)" <<'PY'
 import json, sys
 import xml.etree.ElementTree as xml
@@ -73,8 +74,8 @@ PY
   return $code
 }
 
-tests() { pytest_into tests tests/gpu/test_gpu.py; }
-layouts() { pytest_into layouts tests/gpu/test_layouts.py; }
+tests() { pytest_into tests tests/gpu/test_gpu.py "$@"; }
+layouts() { pytest_into layouts tests/gpu/test_layouts.py "$@"; }
 
 serving() {
   if [ "$ACCELERATOR" = cpu ]; then
