@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 import pytest
 from made_records import failed, record
 
-from workbench.curves import search_figure, throughput_latency_curve
+from workbench.curves import throughput_latency_curve
 from workbench.errors import SettingError, UnknownMetricError
 from workbench.metrics import SLO, ClientHealth, Summary, summarize
 from workbench.search import SearchResult, highest_load
+from workbench.search_figures import search_figure, ticks
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 LIMITED = ClientHealth.judge(cpu_share=0.97)
@@ -137,6 +138,24 @@ class TestSearchFigure:
         symbols = {t.marker.symbol[0] for t in (met, missed, again)}
         assert len(symbols) == 3
 
+    def test_below_is_the_share_that_met_the_slo(self) -> None:
+        figure = search_figure(found(4.5))
+        below = {t.name: (values(t.x), values(t.y)) for t in figure.data if t.yaxis == "y2"}
+        assert below["met, bracket (3)"] == ([1, 2, 4], [1, 1, 1])
+        # At 8 nothing is answered, so that it has no latency, and a share all the same.
+        assert below["missed, bracket (1, 1 not drawn: no latency)"] == ([8], [0])
+        wanted, *_ = figure.layout.shapes
+        assert (wanted.y0, wanted.yref) == (0.99, "y2")
+        assert figure.layout.yaxis2.title.text == "within the SLO"
+
+    def test_an_overload_does_not_bend_the_shares(self) -> None:
+        steep = search_figure(found(100, high=7.9, tolerance=0.9, low=0.1))
+        assert (steep.layout.yaxis.type, steep.layout.yaxis2.type) == ("log", None)
+
+    def test_ticks_are_whole_numbers_not_digits(self) -> None:
+        assert ticks(30, 256) == pytest.approx([10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
+        assert ticks(0.5, 1)[:3] == pytest.approx([0.1, 0.2, 0.5])
+
     def test_a_probe_without_latency_is_counted(self) -> None:
         assert trace(search_figure(found(4.5)), "missed, bracket").name == (
             "missed, bracket (1, 1 not drawn: no latency)"
@@ -149,8 +168,8 @@ class TestSearchFigure:
         assert values(line.y) == pytest.approx([100, 100 * 32**0.5])
         assert line.text[1] == "4"
         assert figure.layout.title.text == "Highest load within the SLO: 4 requests/s"
-        assert figure.layout.xaxis.title.text == "offered load (requests/s)"
-        assert figure.layout.xaxis.type == "log"
+        assert figure.layout.xaxis2.title.text == "offered load (requests/s)"
+        assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
         assert figure.layout.yaxis.title.text == "p95 TTFT (ms)"
 
     def test_without_a_miss_and_without_an_answer(self) -> None:
@@ -159,7 +178,7 @@ class TestSearchFigure:
         none = search_figure(found(0.5), "mean_e2el_ms")
         assert none.layout.title.text.endswith("none, missed at the lowest")
         assert none.layout.yaxis.title.text == "mean E2EL (ms)"
-        assert [t.name for t in none.data] == ["missed, bracket (1)"]
+        assert [t.name for t in none.data] == ["missed, bracket (1)"] * 2
         with pytest.raises(UnknownMetricError, match="p95_tttf_ms"):
             search_figure(found(0.5), "p95_tttf_ms")
 

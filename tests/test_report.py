@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from workbench.client import RequestRecord
@@ -16,6 +17,7 @@ from workbench.figures import latency_distributions, request_timeline
 from workbench.metrics import SLO, ClientHealth, summarize
 from workbench.report import write_report
 from workbench.run import Run
+from workbench.verdicts import Claim, judge, where, write_verdicts
 
 RECORD = RequestRecord(
     request_id="r",
@@ -74,6 +76,17 @@ class TestThePage:
     def test_a_missed_slo_is_marked(self, run: Run) -> None:
         run.finish(summarize(run.records(), slo=SLO(ttft_ms=10)))
         assert '<td class="bad">NO: 0.00% of 99% wanted' in written(run)
+
+    def test_claims_stand_before_the_figures_with_their_reason(self, run: Run) -> None:
+        place = where(run, model="m", accelerator="cpu")
+        claim = Claim(name="10x the users", figure="users", goal=10)
+        pairs = [(40.0, 20.0), (42.0, 20.0), (44.0, 20.0)]
+        judged = judge(claim, EVIL, pairs, where=place, rng=np.random.default_rng(0))
+        write_verdicts(run, [judged])
+        text = without_scripts(written(run))
+        assert "10x the users against &lt;script&gt;" in text
+        assert f'<td class="bad">FAIL: {judged.reason}' in text
+        assert text.index("Claims") < text.index("Latency")
 
     def test_a_limited_run_is_marked(self, run: Run) -> None:
         run.finish(summarize(run.records(), health=ClientHealth.judge(cpu_share=0.95)))

@@ -233,6 +233,7 @@ class TestFigures:
     def test_a_bar_an_engine_at_the_mean(self) -> None:
         figure = users_figure({"vLLM": [searched(40), searched(60)], "static": [searched(5)]})
         assert [list(trace.y) for trace in figure.data] == [[50.0], [40, 60], [5.0], [5]]
+        assert list(figure.data[1].x) == ["vLLM<br>50 users on average"] * 2
         hollow = users_figure({"vLLM": [searched(4, health=LIMITED)]})
         assert hollow.data[1].marker.symbol == ("circle-open",)
         assert "hollow" in hollow.layout.title.text

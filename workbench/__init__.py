@@ -103,7 +103,7 @@ _HOME = {
     "told": "workbench.labelled",
     "request_timeline": "workbench.figures",
     "throughput_over_time": "workbench.figures",
-    "search_figure": "workbench.curves",
+    "search_figure": "workbench.search_figures",
     "throughput_latency_curve": "workbench.curves",
     "write_report": "workbench.report",
     "CostMeter": "workbench.cost",

@@ -35,18 +35,18 @@ def users_figure(found: dict[str, Sequence[SearchResult]]) -> go.Figure:
         if not held:
             continue
         mean = sum(held) / len(held)
+        place = f"{name}<br>{mean:.3g} users on average"
         bar = go.Bar(
-            x=[name],
+            x=[place],
             y=[mean],
             marker={"color": colour, "opacity": 0.55},
-            text=[f"{mean:.4g}"],
             hovertemplate=f"{name}: %{{y:.4g}} users<extra></extra>",
             showlegend=False,
         )
         limited = [one.client_limited for one in results]
         symbols = ["circle-open" if one else "circle" for one in limited]
         points = go.Scatter(
-            x=[name] * len(held),
+            x=[place] * len(held),
             y=held,
             mode="markers",
             marker={"color": colour, "size": 10, "symbol": symbols, "line": {"width": 2}},

@@ -6,17 +6,19 @@ All text of the run is escaped, and the page forbids itself any connection.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.health import ClientHealth
 from workbench.metrics import Summary
+from workbench.verdicts import FILE, read_verdicts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workbench.run import Run
+    from workbench.verdicts import Verdict
 
 Rows = list[tuple[str, str]]
 
@@ -52,6 +54,8 @@ pre { border: 1px solid #8886; padding: 10px; white-space: pre-wrap; }
  ({{ limited }}). Do not quote them without this mark.</p>{% endif %}
 <p>{{ headline }}</p>
 
+{% if claims %}<h2>Claims</h2>{{ table(claims) }}{% endif %}
+
 <div class="columns">
 <section><h2>Latency ({{ unit }})</h2>
 <table class="figures">
@@ -80,7 +84,7 @@ completed requests have latencies; failed and shed ones count against the SLO.</
 """
 _TABLE = """<table>
 {% for name, value in rows %}<tr><td>{{ name }}</td>
-<td{% if value.split(":")[0] == "NO" %} class="bad"{% endif %}>{{ value }}</td></tr>
+<td{% if value.split(":")[0] in ("NO", "FAIL") %} class="bad"{% endif %}>{{ value }}</td></tr>
 {% endfor %}</table>"""
 
 
@@ -96,7 +100,14 @@ def write_report(
 
     page = run.path / "report.html"
     summary = run.summary() or summarize(run.records())
-    text = render_page(run.document, summary, figures, title=title, command=redact(command))
+    text = render_page(
+        run.document,
+        summary,
+        figures,
+        title=title,
+        command=redact(command),
+        verdicts=read_verdicts(run.path) if (run.path / FILE).exists() else (),
+    )
     part = page.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(page)
@@ -110,6 +121,7 @@ def render_page(
     *,
     title: str,
     command: str | None = None,
+    verdicts: Iterable[Verdict] = (),
 ) -> str:
     """The page as text. `document` is what `experiment.json` holds."""
     from jinja2 import Environment
@@ -129,6 +141,7 @@ def render_page(
         seed=document["seed"],
         limited="; ".join(health.reasons) if health.client_limited else "",
         headline=summary.headline(),
+        claims=[(f"{one.claim.name} against {one.opponent}", _said(one)) for one in verdicts],
         unit=table.columns.name,
         columns=list(table.columns),
         latency=[
@@ -145,6 +158,10 @@ def render_page(
         ],
         table=lambda rows: Markup(small.render(rows=rows)),
     )
+
+
+def _said(verdict: Verdict) -> str:
+    return "; ".join((f"{verdict.verdict}: {verdict.reason}", *verdict.notes))
 
 
 def _verdicts(summary: Summary) -> Rows:
