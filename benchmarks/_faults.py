@@ -21,7 +21,7 @@ import psutil
 from _nodes import Nodes
 
 import workbench as wb
-from serving import service
+from serving import status
 from workbench.records import RequestRecord
 
 STREAMS = 6
@@ -95,7 +95,7 @@ class Stage:
 
     def replicas(self) -> list[Replica]:
         """The replicas that run, by Serve's account."""
-        app = service.details()["applications"][self.endpoint.spec.name]
+        app = status.details()["applications"][self.endpoint.spec.name]
         return [
             Replica(r["replica_id"], r["pid"], self.cluster.name(r["node_id"]))
             for r in app["deployments"][self.endpoint.deployment]["replicas"]

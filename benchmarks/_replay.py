@@ -74,7 +74,7 @@ def replay(seconds: int, drawings_a_second: float = 0.0) -> None:
 def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[float]:
     from IPython.display import display
 
-    from serving.app import deployment_name
+    from serving.deployments import deployment_name
     from workbench import LoadSpec, ModelSpec, Poisson, Prices, RandomPrompts, Run, ServiceSpec
     from workbench.cost_series import CostSeries
     from workbench.live_controls import readings

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 import workbench as wb
 from serving import cluster
-from serving.app import deployment_name
+from serving.deployments import deployment_name
 from workbench.exposition import ENGINE_METRICS
 from workbench.samples import Sample
 
@@ -138,9 +138,9 @@ class Exporter:
 
 def names(spec: wb.ServiceSpec) -> set[str]:
     """Serve's ids of the replicas."""
-    from serving import service
+    from serving import status
 
-    told: dict[str, Any] = service.details()["applications"][spec.name]["deployments"]
+    told: dict[str, Any] = status.details()["applications"][spec.name]["deployments"]
     return {r["replica_id"] for r in told[deployment_name(spec.model)]["replicas"]}
 
 

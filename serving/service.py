@@ -1,20 +1,19 @@
-"""Deploy, look at and delete a service on the connected cluster."""
+"""Deploy and delete a service on the connected cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from serving import SERVE_FLAGS, attach, fit, ledger
+from serving import SERVE_FLAGS, attach, fit, ledger, status
 from serving import app as application
 from serving import cluster as clusters
 from serving.cluster import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
-from serving.errors import LAST_WORDS, ClusterError, DeployError, EndpointGoneError
+from serving.deployments import deployment_name
+from serving.errors import LAST_WORDS, ClusterError, DeployError
 from serving.keys import Tenant
 from serving.ports import check_port, free_port
 from serving.spec import EndpointSpec
@@ -23,7 +22,6 @@ Progress = Callable[[str], None]
 POLL_S = 0.25
 CUT_S, DELETED_S = 10.0, 60.0
 """Of a deletion: when what is still answered is cut off, and when it has failed."""
-STATES = ("running", "starting", "stopping")
 
 
 def deploy(
@@ -63,10 +61,10 @@ def delete(name: str, cluster: Cluster) -> None:
     Raises:
         ClusterError: it is still there after ``DELETED_S``.
     """
-    others = [other for other in details()["applications"] if other != name]
+    others = [other for other in status.details()["applications"] if other != name]
     if cluster.ours and not others:
         clusters.disconnect()
-    elif name in details()["applications"]:
+    elif name in status.details()["applications"]:
         end_application(name)
         ledger.end(name)
 
@@ -83,7 +81,7 @@ def end_application(name: str) -> None:
     doomed = _actors(name)
     serve.delete(name, _blocking=False)
     began = time.monotonic()
-    while name in details()["applications"]:
+    while name in status.details()["applications"]:
         waited = time.monotonic() - began
         if waited > DELETED_S:
             raise ClusterError(f"{name}: Ray Serve has not deleted it after {DELETED_S:g} s.")
@@ -94,7 +92,7 @@ def end_application(name: str) -> None:
 
 def _actors(name: str) -> list[str]:
     """The names of an application's replicas, as Ray's actors."""
-    app = details()["applications"].get(name, {"deployments": {}})
+    app = status.details()["applications"].get(name, {"deployments": {}})
     return [one["actor_name"] for each in app["deployments"].values() for one in each["replicas"]]
 
 
@@ -106,89 +104,6 @@ def _kill(actors: list[str]) -> None:
             ray.kill(ray.get_actor(actor, namespace="serve"))
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """One deployment's replicas: how many there should be, and how many are in each state."""
-
-    state: str
-    target: int
-    running: int
-    starting: int
-    stopping: int
-
-    def counts(self) -> dict[str, int]:
-        """The numbers alone."""
-        return {name: getattr(self, name) for name in ("target", *STATES)}
-
-
-@dataclass(frozen=True)
-class ServiceStatus:
-    """A service by Serve's own account: its state and each deployment's replicas."""
-
-    name: str
-    state: str
-    deployments: dict[str, Replicas]
-
-    def __str__(self) -> str:
-        parts = [f"{n}: {r.running} of {r.target} running" for n, r in self.deployments.items()]
-        return f"{self.name} is {self.state}" + (f" ({'; '.join(parts)})" if parts else "")
-
-
-def status(name: str) -> ServiceStatus:
-    """The state of application ``name``.
-
-    Raises:
-        EndpointGoneError: there is no such application.
-    """
-    found = details()["applications"].get(name)
-    if found is None:
-        raise EndpointGoneError(f"{name}: the cluster runs no such service. Deploy it again.")
-    deployments = {key: _replicas(value) for key, value in found["deployments"].items()}
-    return ServiceStatus(name, _word(found["status"]), deployments)
-
-
-def _replicas(deployment: dict[str, Any]) -> Replicas:
-    states = Counter(_word(replica["state"]) for replica in deployment["replicas"])
-    counts = {state: states[state] for state in STATES}
-    target = int(deployment["target_num_replicas"])
-    return Replicas(_word(deployment["status"]), target, **counts)
-
-
-def _word(state: Any) -> str:
-    """Serve's states are enumerations in one version and strings in another."""
-    return str(getattr(state, "value", state)).lower()
-
-
-def details(timeout_s: float | None = None) -> dict[str, Any]:
-    """Serve's own account of every application: targets, replica states, configuration.
-
-    Raises:
-        GetTimeoutError: Ray's, where the controller does not answer in ``timeout_s``.
-    """
-    import ray
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return {"applications": {}}
-    found: dict[str, Any] = ray.get(
-        client._controller.get_serve_instance_details.remote(), timeout=timeout_s
-    )
-    return found
-
-
-def replicas_by_node() -> Counter[str]:
-    """How many replicas each node runs, by Ray's node id; Serve's own small routers left out."""
-    return Counter(
-        str(replica["node_id"])
-        for app in details()["applications"].values()
-        for name, deployment in app["deployments"].items()
-        if name != "router"
-        for replica in deployment["replicas"]
-        if replica.get("node_id")
-    )
-
-
 def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> int:
     """Start Serve with our options, or check the options it runs with."""
     from ray import serve
@@ -196,7 +111,7 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> in
     from ray.serve.schema import LoggingConfig
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    running = details()
+    running = status.details()
     if running.get("http_options"):
         return _check_serve(spec, running)
     port = spec.port or cluster.endpoint or free_port(spec.host)
@@ -263,8 +178,8 @@ def _check_forwarding(running: dict[str, Any]) -> None:
 
 
 def _unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
-    running = details()["applications"].get(spec.name)
-    if running is None or _word(running["status"]) != "running":
+    running = status.details()["applications"].get(spec.name)
+    if running is None or status.word(running["status"]) != "running":
         return False
     wanted = application.user_config(spec, tenants)
     configs = [d["deployment_config"].get("user_config") for d in running["deployments"].values()]
@@ -277,39 +192,39 @@ def _wait(spec: EndpointSpec, progress: Progress) -> None:
 
     began, said = time.monotonic(), ""
     while True:
-        status = serve.status().applications[spec.name]
-        if status.status == "RUNNING":
+        told = serve.status().applications[spec.name]
+        if told.status == "RUNNING":
             return
-        if status.status == "DEPLOY_FAILED":
-            raise DeployError(_failure(spec, status))
+        if told.status == "DEPLOY_FAILED":
+            raise DeployError(_failure(spec, told))
         if time.monotonic() - began > spec.start_timeout_s:
             raise DeployError(
                 f"{spec.name} was not ready after start_timeout_s = {spec.start_timeout_s:g}: "
-                f"{_describe(status)}"
+                f"{_describe(told)}"
             )
-        if (now := _describe(status)) != said:
+        if (now := _describe(told)) != said:
             progress(said := now)
         time.sleep(POLL_S)
 
 
-def _describe(status: Any) -> str:
+def _describe(told: Any) -> str:
     parts = []
-    for name, deployment in status.deployments.items():
+    for name, deployment in told.deployments.items():
         states = ", ".join(f"{n} {s.lower()}" for s, n in deployment.replica_states.items() if n)
         parts.append(f"{name}: {states or 'waiting'}")
     return "; ".join(parts) or "waiting for Ray Serve"
 
 
-def _failure(spec: EndpointSpec, status: Any) -> str:
+def _failure(spec: EndpointSpec, app: Any) -> str:
     """The replica's own account, without the stack of Ray's calls around it."""
     told = {
         name: deployment.message
-        for name, deployment in status.deployments.items()
+        for name, deployment in app.deployments.items()
         if deployment.status != "HEALTHY" and deployment.message
     }
-    message = "\n".join(told.values()) or status.message
+    message = "\n".join(told.values()) or app.message
     _, mark, words = message.rpartition(LAST_WORDS)
     account = f"{mark}{words}".strip() if mark else message
-    named = {application.deployment_name(model): model.model_id for model in spec.engines}
+    named = {deployment_name(model): model.model_id for model in spec.engines}
     failed = next((named.get(name, name) for name in told), spec.models[0].model_id)
     return f"{spec.name}: a replica of {failed!r} did not start. {account}"

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from serving.cpu_features import fast_bfloat16
 from serving.limits import Limits
-from serving.policy_spec import PolicySpec, Requests
+from serving.scaling_spec import ScalingSpec as ScalingSpec
 from serving.strict import Strict as Strict
 from serving.strict import explain as explain
 from serving.tiny import EMBEDDED, tiny_model_path
@@ -23,64 +23,6 @@ TINY = "tiny"
 
 LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
 """Fields of a ModelSpec that running replicas take over without a restart."""
-
-
-class ScalingSpec(Strict):
-    """How many replicas, and when. The names are Ray Serve's own (``AutoscalingConfig``)."""
-
-    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 lets the model sleep.")
-    max_replicas: int = Field(1, ge=1, description="Most replicas the autoscaler may start.")
-    initial_replicas: int | None = Field(
-        None, ge=0, description="Replicas at first deployment; min_replicas when absent."
-    )
-    target_ongoing_requests: float = Field(
-        8, gt=0, description="Average requests in progress a replica that the autoscaler aims at."
-    )
-    max_ongoing_requests: int = Field(
-        64, ge=1, le=4096, description="Requests one replica works on at a time."
-    )
-    max_queued_requests: int = Field(
-        128, ge=0, le=8192, description="Requests waiting at one replica; more are shed with 429."
-    )
-    upscale_delay_s: float = Field(10, ge=0, description="Seconds of need before a replica starts.")
-    downscale_delay_s: float = Field(
-        60, ge=0, description="Seconds of surplus before a replica stops."
-    )
-    downscale_to_zero_delay_s: float | None = Field(
-        None, ge=0, description="Seconds idle before the last replica stops (min_replicas=0)."
-    )
-    metrics_interval_s: float = Field(
-        2, gt=0, description="Seconds between the request counts that replicas report."
-    )
-    look_back_period_s: float = Field(
-        10, gt=0, description="Seconds over which request counts are averaged."
-    )
-    policy: PolicySpec = Field(
-        default_factory=Requests, description="By what the autoscaler decides."
-    )
-    retry_after_s: int = Field(
-        1, ge=1, description="Seconds in the Retry-After header of a shed request."
-    )
-
-    @model_validator(mode="after")
-    def _bounds_agree(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas = {self.max_replicas} is below min_replicas = "
-                f"{self.min_replicas}; raise one or lower the other"
-            )
-        first = self.initial_replicas
-        if first is not None and not self.min_replicas <= first <= self.max_replicas:
-            raise ValueError(
-                f"initial_replicas = {first} lies outside min_replicas..max_replicas = "
-                f"{self.min_replicas}..{self.max_replicas}"
-            )
-        if self.target_ongoing_requests > self.max_ongoing_requests:
-            raise ValueError(
-                f"target_ongoing_requests = {self.target_ongoing_requests:g} exceeds "
-                f"max_ongoing_requests = {self.max_ongoing_requests}, so no replica could reach it"
-            )
-        return self
 
 
 class ModelSpec(Strict):

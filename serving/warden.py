@@ -42,9 +42,9 @@ class ServeDeployments:
     """Ray Serve's own."""
 
     def held(self) -> dict[str, int]:
-        from serving import service
+        from serving import status
 
-        return {name: _held(app) for name, app in service.details()["applications"].items()}
+        return {name: _held(app) for name, app in status.details()["applications"].items()}
 
     def delete(self, application: str) -> None:
         from serving import service

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from serving import SERVE_FLAGS
-from serving.app import autoscaling, build, deployment_name, user_config
+from serving.app import build, user_config
 from serving.auth import Access
+from serving.deployments import autoscaling, deployment_name
 from serving.engine import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
 from serving.keys import Tenant
@@ -304,7 +305,8 @@ class TestParts:
 
 
 def test_a_data_parallel_group_is_scheduled_as_one_gang() -> None:
-    from serving.app import DIRECT_GROUP, deployment
+    from serving.app import DIRECT_GROUP
+    from serving.deployments import deployment
 
     model = ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True)
     made = deployment(DIRECT_GROUP, ServiceSpec(model=model), model)

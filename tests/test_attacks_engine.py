@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from shared_service import Deployed
 
 import workbench as wb
-from serving import service
+from serving import status
 from serving.keys import Tenant
 from workbench.endpoint import Endpoint, deploy
 from workbench.samples import ReplicaSample
@@ -44,7 +44,7 @@ def ask(target: wb.Remote, **fields: Any) -> httpx.Response:
 
 
 def replicas(name: str) -> set[str]:
-    deployments = service.details()["applications"][name]["deployments"]
+    deployments = status.details()["applications"][name]["deployments"]
     return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
 
 

@@ -14,7 +14,7 @@ from serving.policy_spec import EnginePressure, TTFTTarget
 from workbench.client import Clock
 from workbench.endpoint import Endpoint, deploy
 from workbench.exposition import ENGINE_METRICS
-from workbench.load_drive import LoadRun
+from workbench.load_run import LoadRun
 from workbench.reactions import reactions
 from workbench.run import Run
 from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample, Sample

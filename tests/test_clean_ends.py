@@ -144,9 +144,9 @@ from ray import serve
 from serving import cluster, service
 for _ in range(2):
     assert cluster.connect().ours
-    assert service.details() == {"applications": {}}
+    assert status.details() == {"applications": {}}
     serve.start()
-    assert service.details()["controller_info"]["actor_id"]
+    assert status.details()["controller_info"]["actor_id"]
     cluster.disconnect()
 print("TWICE")
 """

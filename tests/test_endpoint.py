@@ -17,7 +17,7 @@ import openai
 import pytest
 from shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
 
-from serving import service
+from serving import status
 from serving.errors import (
     ClusterError,
     DeployError,
@@ -42,7 +42,7 @@ def headers(endpoint: Endpoint) -> dict[str, str]:
 
 
 def replica_ids(name: str) -> set[str]:
-    deployments = service.details()["applications"][name]["deployments"]
+    deployments = status.details()["applications"][name]["deployments"]
     return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
 
 
@@ -266,7 +266,7 @@ def test_no_log_process_or_record_holds_a_key_or_a_prompt(endpoint: Endpoint) ->
         assert found.stdout == ""
     commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if _readable(p)]
     assert not any(key.encode() in command for command in commands)
-    assert key not in json.dumps(service.details(), default=str)
+    assert key not in json.dumps(status.details(), default=str)
     assert key not in repr(endpoint) + str(vars(endpoint)["api_key"])
 
 
@@ -304,7 +304,7 @@ def test_a_model_that_cannot_load_ends_deploy_with_the_engines_words(
     assert "broken" in str(caught.value)
     assert "truncated" in str(caught.value)
     assert "site-packages" not in str(caught.value)
-    assert "broken" not in service.details()["applications"]
+    assert "broken" not in status.details()["applications"]
     assert endpoint.client.models.list().data
 
 
@@ -320,7 +320,7 @@ def test_what_can_never_fit_is_refused(endpoint: Endpoint, model: ModelSpec, nam
     spec = ServiceSpec(name="huge", route_prefix="/huge", port=0, model=model)
     with pytest.raises(ResourcesError, match=named):
         deploy(spec)
-    assert "huge" not in service.details()["applications"]
+    assert "huge" not in status.details()["applications"]
 
 
 def test_another_port_on_a_running_serve_is_refused(endpoint: Endpoint) -> None:

@@ -29,7 +29,7 @@ from workbench.errors import EndpointGoneError, SettingError
 from workbench.health import ClientHealth
 from workbench.live import Dashboard
 from workbench.live_load import LiveLoad
-from workbench.load_drive import LoadResult
+from workbench.load_run import LoadResult
 from workbench.run import Run
 from workbench.timeline_figures import timeline_traces
 

@@ -14,8 +14,9 @@ from made_records import failed, record
 from workbench.arrival_specs import Closed, Constant
 from workbench.client import start_clock
 from workbench.errors import SettingError
-from workbench.load_drive import Drive, LoadRun
+from workbench.load_drive import Drive
 from workbench.load_progress import progress_of
+from workbench.load_run import LoadRun
 from workbench.load_spec import LoadSpec, Session
 from workbench.load_worker import this_clock
 from workbench.prompts import RandomPrompts

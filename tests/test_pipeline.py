@@ -242,7 +242,7 @@ def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
 
 
 def replicas(endpoint: Endpoint) -> set[str]:
-    from serving.service import details
+    from serving.status import details
 
     found = details()["applications"][endpoint.spec.name]["deployments"]
     return {one["replica_id"] for name in found for one in found[name]["replicas"]}
@@ -252,7 +252,7 @@ def test_a_model_that_is_killed_is_stood_in_for(pipeline: Endpoint) -> None:
     """The small model's replica ends; requests for auto go on, at the other model."""
     import ray
 
-    from serving.service import details
+    from serving.status import details
 
     found = details()["applications"]["pipeline"]["deployments"][SMALL]["replicas"][0]
     ray.kill(ray.get_actor(found["actor_name"], namespace="serve"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.app import autoscaling
+from serving.deployments import autoscaling
 from serving.engine_stats import EngineStats, FirstTokens, reported, timed
 from serving.errors import SpecError
 from serving.policies import mean_figures, pressure_desired, ttft_desired

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.app import request_router
+from serving.deployments import request_router
 from serving.errors import SpecError
 from serving.service import serve_variables
 from serving.spec import ModelSpec, ScalingSpec, ServiceSpec

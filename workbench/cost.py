@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serving.app import deployment_name
+from serving.deployments import deployment_name
 from serving.guardrail_spec import PresidioGuardrail
 from serving.pipeline_spec import PipelineSpec
 from serving.spec import EndpointSpec, ModelSpec, Strict

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from serving import app, cluster, keys, ledger, service
+from serving import app, cluster, keys, ledger, service, status
+from serving.deployments import deployment_name
 from serving.errors import EndpointGoneError, SpecError
 from serving.keys import KEY_VARIABLE, OWNER, Tenant
 from serving.pipeline_spec import PipelineSpec
@@ -21,7 +22,8 @@ from workbench.remote_endpoint import Remote
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from serving.service import Progress, ServiceStatus
+    from serving.service import Progress
+    from serving.status import ServiceStatus
 
 _keys: dict[tuple[str, str], dict[str, SecretStr]] = {}
 """Each tenant's key, by cluster address and application name of what this process deployed."""
@@ -61,7 +63,7 @@ class Endpoint(Remote):
     @property
     def deployments(self) -> list[str]:
         """Each model's deployment, in the spec's order, as telemetry names it."""
-        return [app.deployment_name(model) for model in self.spec.models]
+        return [deployment_name(model) for model in self.spec.models]
 
     def as_tenant(self, name: str) -> Remote:
         """The same endpoint with this tenant's key: its clients meet the tenant's quotas.
@@ -81,7 +83,7 @@ class Endpoint(Remote):
             EndpointGoneError: the service was deleted, or its cluster is gone.
         """
         self._require_cluster()
-        return service.status(self.spec.name)
+        return status.of(self.spec.name)
 
     def details(self, timeout_s: float) -> dict[str, Any] | None:
         """Serve's own account of all it runs; None where it does not answer in ``timeout_s``.
@@ -93,7 +95,7 @@ class Endpoint(Remote):
 
         self._require_cluster()
         try:
-            found = service.details(timeout_s)
+            found = status.details(timeout_s)
         except GetTimeoutError:
             return None
         except (RayError, ConnectionError) as problem:

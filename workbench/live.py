@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from workbench.cost import Prices
     from workbench.live_view import View
-    from workbench.load_drive import LoadResult
+    from workbench.load_run import LoadResult
     from workbench.load_spec import LoadSpec
     from workbench.remote_endpoint import Remote
     from workbench.run import Run

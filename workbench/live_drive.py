@@ -13,7 +13,8 @@ import msgspec
 from workbench.live_load import LiveLoad
 from workbench.live_schedule import RateCurve
 from workbench.load_change import LoadChange
-from workbench.load_drive import LEAD_S, Drive, LoadResult
+from workbench.load_drive import LEAD_S, Drive
+from workbench.load_run import LoadResult
 
 if TYPE_CHECKING:
     from workbench.live_worker import LiveReport

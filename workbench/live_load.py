@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import SettingError
 from workbench.live_schedule import RateCurve, checked_burstiness, checked_rate
 from workbench.load_change import LoadChange, What
-from workbench.load_drive import LoadRun
 from workbench.load_progress import Progress, live_progress
+from workbench.load_run import LoadRun
 from workbench.load_spec import LoadSpec
 from workbench.prompts import RandomPrompts
 from workbench.remote_endpoint import Remote, context_length

@@ -14,8 +14,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from workbench.load_drive import Drive, LoadResult, LoadRun
+from workbench.load_drive import Drive
 from workbench.load_progress import Progress, progress_of
+from workbench.load_run import LoadResult, LoadRun
 from workbench.load_spec import LoadSpec, digest, plan
 from workbench.remote_endpoint import Remote, context_length
 

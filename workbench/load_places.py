@@ -38,10 +38,10 @@ def away_from_replicas(number: int) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from serving import service
+    from serving import status
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    held = service.replicas_by_node()
+    held = status.replicas_by_node()
     places = calmest(
         {node["NodeID"]: "node:__internal_head__" in node["Resources"] for node in alive}, held
     )

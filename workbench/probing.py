@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from workbench.load import LoadRun
     from workbench.load_progress import Progress
+    from workbench.load_run import LoadRun
     from workbench.load_spec import LoadSpec
     from workbench.metrics import Summary
     from workbench.records import RequestRecord

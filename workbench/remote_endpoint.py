@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI, OpenAI
 
-    from serving.service import Progress, ServiceStatus
+    from serving.service import Progress
     from serving.spec import EndpointSpec
+    from serving.status import ServiceStatus
 
 
 class Remote:
@@ -77,7 +78,7 @@ class Remote:
 
     def status(self) -> ServiceStatus:
         """Each deployment's replicas, by Serve's own account; none where they are another's."""
-        from serving.service import ServiceStatus
+        from serving.status import ServiceStatus
 
         return ServiceStatus(self.base_url, "called, not deployed, from here", {})
 

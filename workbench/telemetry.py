@@ -126,7 +126,7 @@ class Source:
     """Serve's details and the cluster's nodes, by calls that wait no longer than ``ANSWER_S``."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from serving.app import deployment_name
+        from serving.deployments import deployment_name
 
         self._endpoint = endpoint
         engines = frozenset(deployment_name(model) for model in endpoint.spec.models)

@@ -14,7 +14,7 @@ BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
 
 def replica(spec: BaselineSpec, **options: Any) -> Application:
     """The deployment, bound; its engine's process computes on what the replica itself holds."""
-    from serving.app import deployment
+    from serving.deployments import deployment
 
     model = spec.model
     made = deployment(BASELINE_REPLICA, spec, model, **options)
