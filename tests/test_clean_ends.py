@@ -141,7 +141,7 @@ def test_a_taken_port_is_refused_and_leaves_nothing() -> None:
 
 AGAIN = """
 from ray import serve
-from serving import cluster, service
+from serving import cluster, status
 for _ in range(2):
     assert cluster.connect().ours
     assert status.details() == {"applications": {}}
