@@ -11,6 +11,7 @@ from serving.errors import ClusterError, PortTakenError
 # Above the ports of Ray's workers, below those that Linux gives to connections.
 FIRST, LAST, SIZE = 20_000, 32_000, 500
 NAMED = 8  # the first of a block have names; replicas take those after them
+SINGLE = range(LAST, 32_768)  # for those that need just one
 
 
 class Ports:
@@ -85,21 +86,29 @@ class Ports:
         return {f"RAY_SERVE_{name}_PORT": str(port) for name, port in ports.items()}
 
 
-def _are_free(ports: Iterable[int]) -> bool:
+def _are_free(ports: Iterable[int], host: str = "") -> bool:
     try:
         for port in ports:
             with socket.socket() as probe:
-                probe.bind(("", port))
+                probe.bind((host, port))
     except OSError:
         return False
     return True
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now; listen soon, as Linux may give it to a connection."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on now, of those that Linux gives to no connection.
+
+    Raises:
+        ClusterError: none was found, as where ``host`` is not this machine's.
+    """
+    for port in random.sample(SINGLE, 50):
+        if _are_free([port], host):
+            return port
+    raise ClusterError(
+        f"host = {host!r} is not an address of this machine, or has no free port between "
+        f"{SINGLE.start} and {SINGLE.stop - 1}. Choose another host, or name a port."
+    )
 
 
 def check_port(host: str, port: int) -> None:

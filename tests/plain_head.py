@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from test_clean_ends import free_port
+
+from serving.ports import free_port
 
 MARK = "LLM_WORKBENCH_TEST_HEAD"
 

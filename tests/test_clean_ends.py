@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.ports import free_port
 from serving.supervisor import descendants
 
 pytestmark = pytest.mark.engine
@@ -29,12 +30,6 @@ with wb.deploy(spec) as endpoint:
     sys.stdin.read()
 """
 TOKEN = f"hf_{secrets.token_hex(20)}"  # in no bytecode, wherever the checkout lies
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -249,8 +249,15 @@ class TestPorts:
         with pytest.raises(PortTakenError, match=host):
             check_port(host, free_port())
 
-    def test_free_ports_differ(self) -> None:
-        assert len({free_port() for _ in range(20)}) > 1
+    def test_free_ports_differ_and_are_of_those_that_no_connection_gets(self) -> None:
+        ports = {free_port() for _ in range(20)}
+        given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        assert len(ports) > 1
+        assert all(port < int(given[0]) for port in ports)
+
+    def test_no_port_is_free_where_the_address_is_not_this_machines(self) -> None:
+        with pytest.raises(ClusterError, match="is not an address of this machine"):
+            free_port("192.0.2.1")
 
     def test_a_taken_port_is_refused_before_anything_starts(
         self, taken: int, monkeypatch: pytest.MonkeyPatch

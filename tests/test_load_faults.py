@@ -18,8 +18,9 @@ import pytest
 import scripted_server as scripted
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from scripted_server import Exchange, tokens
-from test_clean_ends import assert_gone, free_port
+from test_clean_ends import assert_gone
 
+from serving.ports import free_port
 from serving.supervisor import descendants
 from workbench import load_places
 from workbench.arrival_specs import Constant

@@ -26,6 +26,7 @@ from serving.errors import SpecError
 from serving.kuberay import pods_of_a_replica
 from serving.manifest import ray_service, read_spec, serve_config, write
 from serving.pipeline_spec import PipelineSpec
+from serving.ports import free_port
 from serving.router_spec import RouterSpec
 from serving.spec import EndpointSpec, ModelSpec, ScalingSpec, ServiceSpec
 from workbench.__main__ import main
@@ -336,8 +337,6 @@ def head(tmp_path: Path) -> Iterator[Head]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_serve_deploy_brings_the_config_up_and_it_answers(head: Head, tmp_path: Path) -> None:
-    from test_clean_ends import free_port
-
     port = free_port()
     spec = ServiceSpec(name="filed", port=port, model=ModelSpec(max_model_len=256))
     (tmp_path / "config.yaml").write_text(write("serve", spec, "", CALLERS))
