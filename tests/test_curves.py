@@ -14,8 +14,9 @@ from made_records import failed, record
 from workbench.curves import throughput_latency_curve
 from workbench.errors import SettingError, UnknownMetricError
 from workbench.metrics import SLO, ClientHealth, Summary, summarize
-from workbench.search import SearchResult, highest_load
+from workbench.search import highest_load
 from workbench.search_figures import search_figure, ticks
+from workbench.search_result import SearchResult
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 LIMITED = ClientHealth.judge(cpu_share=0.97)
@@ -184,12 +185,12 @@ class TestSearchFigure:
 
     def test_limited_probes_are_hollow_and_named(self) -> None:
         figure = search_figure(found(4.5, limited=2))
-        assert list(trace(figure, "met, bracket").marker.symbol) == [
-            "circle",
-            "circle-open",
-            "circle",
-        ]
-        assert trace(figure, "hollow: the client limited the run").marker.symbol == "circle-open"
+        marker = trace(figure, "met, bracket").marker
+        drawn = list(zip(marker.symbol, marker.opacity, strict=True))
+        hollow = "circle-open"
+        assert drawn == [("circle", 1), (hollow, 0.4), (hollow, 1), ("circle", 1)]
+        key = "hollow: the client limited the run, pale: and was repeated"
+        assert trace(figure, key).marker.symbol == hollow
         assert "CLIENT LIMITED the client limited the load of 2 requests/s" in marked(figure)
         assert "LIMITED" not in marked(search_figure(found(4.5)))
 

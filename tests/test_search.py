@@ -15,7 +15,8 @@ from made_records import failed, record
 
 from workbench.errors import SettingError
 from workbench.metrics import SLO, ClientHealth, Summary, summarize
-from workbench.search import Probe, ProbeResult, SearchResult, highest_load, knee, saturated
+from workbench.search import Probe, highest_load, knee, saturated
+from workbench.search_result import ProbeResult, SearchResult
 
 BOUND = SLO(e2el_ms=1000, target=0.95)
 GOOD, BAD = summarize([record(0.0, 0.5)], slo=BOUND), summarize([failed("shed")], slo=BOUND)
@@ -178,16 +179,31 @@ class TestSearch:
     def test_a_client_limited_probe_marks_the_answer_it_decided(
         self, where: float, marked: bool
     ) -> None:
-        limited = ClientHealth.judge(cpu_share=0.97)
-
-        async def probe(load: float) -> Summary:
-            summary = GOOD if load <= 4 else BAD
-            health = limited if load == where else summary.client_health
-            return summary.model_copy(update={"client_health": health})
-
-        result = search(probe, tolerance=0.99)
-        assert [p.rate for p in result.probes] == [1, 2, 4, 8, math.sqrt(32), 4, 4]
+        result = search(limited_at([where] * 30, 4), tolerance=0.99)
+        once = [1, 2, 4, 8, math.sqrt(32), 4, 4]
+        twice = [rate for rate in once for _ in range(2 if rate == where else 1)]
+        assert [p.rate for p in result.probes] == twice
+        assert [p.rate for p in result.counted] == once
+        assert result.highest == 4
         assert result.headline().startswith("CLIENT LIMITED: ") == marked
+
+    @pytest.mark.parametrize("where", [1, 4, 8, math.sqrt(32)])
+    def test_what_a_limited_probe_saw_counts_for_nothing_once_repeated(self, where: float) -> None:
+        """It says the contrary of what holds; the same load run again tells the truth."""
+        result = search(limited_at([where], 4, lying=True), tolerance=0.99)
+        assert [p.rate for p in result.counted] == [1, 2, 4, 8, math.sqrt(32), 4, 4]
+        assert (result.highest, result.missed) == (4, math.sqrt(32))
+        assert [p.met for p in result.probes if p.rate == where][:2] == [where > 4, where <= 4]
+        assert not result.client_limited
+        assert "8 probes, 1 replaced as the client limited it" in result.headline()
+        assert list(result.frame().replaced) == [p.replaced for p in result.probes]
+
+    def test_repeats_stay_within_the_most_probes(self) -> None:
+        limited = [load for load in (1.0, 2.0, 4.0, 8.0) for _ in range(9)]
+        result = search(limited_at(limited, 8), max_probes=9, confirmations=2)
+        assert len(result.probes) == 9
+        assert [p.rate for p in result.probes][:7] == [1, 1, 2, 2, 4, 4, 8]
+        assert result.client_limited
 
     def test_what_the_probe_raises_comes_through(self) -> None:
         kept: list[ProbeResult] = []
@@ -200,6 +216,21 @@ class TestSearch:
         with pytest.raises(ConnectionError, match="gone"):
             search(probe, on_probe=kept.append)
         assert [p.rate for p in kept] == [1, 2]
+
+
+def limited_at(loads: list[float], threshold: float, lying: bool = False) -> Probe:
+    """A step whose probes are limited by the client at `loads`, each entry once."""
+    left = list(loads)
+
+    async def probe(load: float) -> Summary:
+        if load not in left:
+            return GOOD if load <= threshold else BAD
+        left.remove(load)
+        summary = GOOD if (load <= threshold) != lying else BAD
+        limited = ClientHealth.judge(cpu_share=0.97)
+        return summary.model_copy(update={"client_health": limited})
+
+    return probe
 
 
 def sampled(rng: np.random.Generator) -> Probe:

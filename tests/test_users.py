@@ -19,7 +19,8 @@ from workbench.health import ClientHealth
 from workbench.metrics import SLO, Summary, summarize
 from workbench.prompt_specs import Conversations, RandomPrompts
 from workbench.run import Run
-from workbench.search import SearchResult, highest_load
+from workbench.search import highest_load
+from workbench.search_result import SearchResult
 from workbench.users import highest_users, patience_s, start_of, users_load, users_verdicts
 from workbench.verdicts import Claim, Where
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.search import SearchResult
+    from workbench.search_result import SearchResult
 
 STATES = (
     ("busy", GREEN, ""),

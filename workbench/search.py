@@ -1,4 +1,4 @@
-"""The highest load at which an SLO still holds, and the knee of a curve.
+"""The search for the highest load at which an SLO still holds, and the knee of a curve.
 
 Pure but for awaiting the caller's probe: nothing here sends a request or reads a clock.
 """
@@ -8,16 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.columns import Columns
 from workbench.errors import SettingError
+from workbench.search_result import Phase, ProbeResult, SearchResult
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from workbench.metrics import Summary
     from workbench.records import RequestRecord
     from workbench.slo import SLO
@@ -25,74 +24,6 @@ if TYPE_CHECKING:
 RISE = 1.5
 Probe = Callable[[float], Awaitable["Summary"]]
 """Runs the load at a rate (or a concurrency) and summarizes it against an SLO."""
-Phase = Literal["bracket", "bisect", "confirm"]
-
-_FIGURES = ("slo_attainment", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "output_throughput")
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """One run of the probe: at which load, what for, and whether the SLO was met."""
-
-    rate: float
-    phase: Phase
-    met: bool
-    summary: Summary
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found, with every probe in the order they were run.
-
-    `highest` is None where the SLO was missed even at the lowest load. `bounded` is False where no
-    higher load missed it: it held at `high`, or `max_probes` came first. `confirmed` is how many
-    confirmation runs at `highest` met the SLO. `unit` is that of the loads.
-    """
-
-    highest: float | None
-    probes: tuple[ProbeResult, ...]
-    bounded: bool
-    confirmed: int
-    unit: str = "requests/s"
-
-    @property
-    def missed(self) -> float | None:
-        """The lowest load above `highest` at which a probe missed the SLO, None without one."""
-        floor = self.highest or 0
-        return min((p.rate for p in self.probes if not p.met and p.rate > floor), default=None)
-
-    @property
-    def client_limited(self) -> bool:
-        """Whether the client limited a probe that decided: one at `highest` or at `missed`."""
-        deciding = [p for p in self.probes if p.rate in (self.highest, self.missed)]
-        return any(p.summary.client_health.client_limited for p in deciding)
-
-    def frame(self) -> pd.DataFrame:
-        """A row a probe, in order: load, phase, verdicts and figures; `attrs["unit"]` is kept."""
-        import pandas as pd
-
-        rows = [
-            {"rate": p.rate, "phase": p.phase, "met": p.met}
-            | {name: p.summary.figure(name) for name in _FIGURES}
-            | {"client_limited": p.summary.client_health.client_limited}
-            for p in self.probes
-        ]
-        table = pd.DataFrame(rows).astype(dict.fromkeys(_FIGURES, float))
-        table.attrs["unit"] = self.unit
-        return table
-
-    def headline(self) -> str:
-        """The answer in one line."""
-        limited = "CLIENT LIMITED: " if self.client_limited else ""
-        number = f"{len(self.probes)} probe{'s' if len(self.probes) > 1 else ''}"
-        if self.highest is None:
-            lowest = min(p.rate for p in self.probes)
-            return f"{limited}SLO missed even at {lowest:.4g} {self.unit}, the lowest ({number})"
-        runs = sum(p.rate == self.highest and p.phase == "confirm" for p in self.probes)
-        sure = f"{self.confirmed} of {runs} confirmation runs met it" if runs else "not confirmed"
-        open_end = "no miss was seen above it: give a higher limit or more probes"
-        past = f"missed at {self.missed:.4g}" if self.bounded else open_end
-        return f"{limited}SLO met up to {self.highest:.4g} {self.unit}, {past} ({sure}; {number})"
 
 
 async def highest_load(
@@ -116,7 +47,8 @@ async def highest_load(
     holds if most of all its runs met the SLO. Else the next lower load that was met, or one step
     of `tolerance` down if that is nearer, is confirmed in its place. With `integer`, loads are
     whole numbers (a concurrency); `unit` is what they count, as "users". At most `max_probes` run,
-    of which the last `confirmations` are kept for confirming.
+    of which the last `confirmations` are kept for confirming. A probe that the client limited is
+    run once more and then counts for nothing: what it saw was the client.
 
     `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
     what came before. Raises SettingError for a bad setting or a summary that judged no SLO.
@@ -199,6 +131,12 @@ class _Search:
     probes: list[ProbeResult] = field(default_factory=list)
 
     async def run(self, load: float, phase: Phase) -> bool:
+        found = await self.measure(load, phase, again=False)
+        if found.replaced:
+            found = await self.measure(load, phase, again=True)
+        return found.met
+
+    async def measure(self, load: float, phase: Phase, again: bool) -> ProbeResult:
         summary = await self.probe(load)
         if (met := summary.slo_met) is None:
             raise SettingError(
@@ -206,10 +144,13 @@ class _Search:
                 if summary.slo is None
                 else f"the probe at {load:g} judged no request after its warm-up: make it longer"
             )
-        self.probes.append(ProbeResult(load, phase, met, summary))
+        kept = 0 if phase == "confirm" else self.confirmations
+        may_repeat = not again and len(self.probes) + 1 < self.max_probes - kept
+        limited = bool(summary.client_health.client_limited)
+        self.probes.append(ProbeResult(load, phase, met, summary, limited and may_repeat))
         if self.on_probe is not None:
             self.on_probe(self.probes[-1])
-        return met
+        return self.probes[-1]
 
     async def bracket(
         self, low: float, start: float, high: float
@@ -253,14 +194,15 @@ class _Search:
 
     def below(self, load: float) -> float | None:
         """The next load to try when `load` did not hold, None below the lowest."""
-        met = max((p.rate for p in self.probes if p.met and p.rate < load), default=None)
+        known = (p.rate for p in self.probes if p.met and not p.replaced and p.rate < load)
+        met = max(known, default=None)
         if met is None:
             return None
         step = load / (1 + self.tolerance)
         return max(met, min(math.ceil(step), load - 1) if self.integer else step)
 
     def at(self, load: float | None) -> list[ProbeResult]:
-        return [p for p in self.probes if p.rate == load]
+        return [p for p in self.probes if p.rate == load and not p.replaced]
 
     def may_look(self) -> bool:
         return len(self.probes) < self.max_probes - self.confirmations

@@ -13,7 +13,7 @@ from workbench.style import BLUE, GREEN, GREY, PURPLE, VERMILLION, stacked, titl
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.search import ProbeResult, SearchResult
+    from workbench.search_result import ProbeResult, SearchResult
 
 _SYMBOLS = {
     True: {"bracket": "circle", "bisect": "diamond", "confirm": "square"},
@@ -25,8 +25,8 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
     """Every probe by its load, and the answer as a line: its `latency`, and below what decided.
 
     That is the share of its requests within the SLO. Colour and symbol say whether it was met, the
-    symbol in which phase. A probe in which nothing has that latency is drawn below only, and the
-    legend counts it. Raises UnknownMetricError.
+    symbol in which phase; one that was replaced is pale. A probe in which nothing has that latency
+    is drawn below only, and the legend counts it. Raises UnknownMetricError.
     """
     title = worded(latency)
     figure = stacked([0.62, 0.38], 560)
@@ -37,9 +37,10 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
             ]
             if chosen:
                 _probes(figure, chosen, symbol, latency, result.unit)
-    limited = [p.rate for p in result.probes if p.summary.client_health.client_limited]
+    limited = [p for p in result.probes if p.summary.client_health.client_limited]
     if limited:
-        figure.add_trace(_key(HOLLOW))
+        again = any(p.replaced for p in limited)
+        figure.add_trace(_key(f"{HOLLOW}, pale: and was repeated" if again else HOLLOW))
     found = [p.summary.figure(latency) for p in result.probes]
     heights = np.array([value for value in found if value is not None], float)
     answer = "none, missed at the lowest"
@@ -54,7 +55,8 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
     loads = [p.rate for p in result.probes]
     figure.update_xaxes(type="log", tickvals=ticks(min(loads), max(loads)))
     figure.update_xaxes(title_text=f"{LOAD} ({result.unit})", row=2)
-    verdict = with_limited(sorted(set(limited)), result.unit, None)
+    marked = sorted({p.rate for p in limited if not p.replaced})
+    verdict = with_limited(marked, result.unit, None)
     return titled(figure, f"Highest load within the SLO: {answer}", result.frame(), verdict)
 
 
@@ -100,6 +102,7 @@ def _probes(
             "color": GREEN if probes[0].met else VERMILLION,
             "size": 11,
             "symbol": [f"{symbol}-open" if hollow else symbol for hollow in limited],
+            "opacity": [0.4 if p.replaced else 1 for p in probes],
         },
         "customdata": [(n, p.summary.slo_attainment) for n, p in chosen],
         "hovertemplate": f"{said}, %{{y:,.1f}} ms<br>"

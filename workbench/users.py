@@ -16,7 +16,8 @@ from workbench.arrival_specs import Closed
 from workbench.errors import SettingError
 from workbench.load_spec import LoadSpec
 from workbench.probing import prober
-from workbench.search import SearchResult, highest_load
+from workbench.search import highest_load
+from workbench.search_result import SearchResult
 from workbench.verdicts import Claim, Verdict, Where, judge
 
 if TYPE_CHECKING:
