@@ -11,7 +11,8 @@ nothing of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 DESIRED, SAW = "workbench_policy_desired", "workbench_policy_saw"
 GROWTH = 2.0
 """A latency says that replicas are too few, not by how many: at most twice as many at a time."""
+
+HOLD_S = 2.0
+"""After a change of the target the gauges keep what led to it: they are read once a second."""
 
 Figures = Mapping[str, float]
 
@@ -73,6 +77,10 @@ class _Policy:
     """What both share: holding on while nothing is known, and telling what was seen and wanted."""
 
     names: tuple[str, ...] = ()
+    _target: int | None = None
+    _told: tuple[float, dict[str, float]] = (0.0, {})
+    _kept_until = 0.0
+    clock: Callable[[], float] = staticmethod(time.monotonic)
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         saw = self.saw(context)
@@ -80,8 +88,20 @@ class _Policy:
             desired = float(context.target_num_replicas)
         else:
             desired = self.desired(context.current_num_replicas, saw)
-        self._tell(context, desired, saw)
+        self._tell(context, *self.to_tell(context.target_num_replicas, desired, saw))
         return desired, {}
+
+    def to_tell(
+        self, target: int, desired: float, saw: dict[str, float]
+    ) -> tuple[float, dict[str, float]]:
+        """What is wanted and seen now, or what led to a change of `target` just made."""
+        now = self.clock()
+        if self._target not in (None, target):
+            self._kept_until = now + HOLD_S
+        self._target = target
+        if now >= self._kept_until:
+            self._told = desired, saw
+        return self._told
 
     def saw(self, context: AutoscalingContext) -> dict[str, float]:
         return mean_figures(context)

@@ -96,6 +96,18 @@ class TestDecisions:
         assert made.saw == {"total_requests": 7.5, "queued_requests": 3.0, "kv_cache_usage": 0.9}
         assert made.total_requests == 7.5
 
+    @pytest.mark.parametrize(
+        ("desired", "went_by"), [(2, 250.0), (1, 170.0)], ids=["asked before", "asked since"]
+    )
+    def test_figures_are_those_of_the_ask_and_not_of_what_followed(
+        self, desired: int, went_by: float
+    ) -> None:
+        log = DecisionLog()
+        log.see(row(0, 1, desired), LIMITS, {"ttft_ms": 250.0})
+        made = log.see(row(1, 2, 2), LIMITS, {"ttft_ms": 170.0})
+        assert made is not None
+        assert made.saw == {"ttft_ms": went_by}
+
     def test_a_figure_missing_from_one_sample_is_the_last_one_told(self) -> None:
         log = DecisionLog()
         log.see(row(0, 1, total_requests=9.0), LIMITS, {"kv_cache_usage": 0.9})

@@ -11,7 +11,7 @@ import pytest
 from serving.deployments import autoscaling
 from serving.engine_stats import EngineStats, FirstTokens, reported, timed
 from serving.errors import SpecError
-from serving.policies import mean_figures, pressure_desired, ttft_desired
+from serving.policies import TTFTPolicy, mean_figures, pressure_desired, ttft_desired
 from serving.policy_spec import EnginePressure, Requests, TTFTTarget
 from serving.spec import ScalingSpec
 
@@ -117,6 +117,18 @@ class TestFigures:
 
     def test_nothing_reported_is_nothing_known(self) -> None:
         assert mean_figures(context({}, total_queued_requests=6.0)) == {}
+
+
+def test_what_led_to_a_change_is_told_a_while_longer() -> None:
+    policy = TTFTPolicy(ttft_ms=200, percentile=90, slack=0.5)
+    policy.clock = clock = Time()
+    slow, calm = {"ttft_ms": 250.0}, {"ttft_ms": 170.0}
+    assert policy.to_tell(1, 1, calm) == (1, calm)
+    assert policy.to_tell(1, 2, slow) == (2, slow)
+    for clock.now in (0.1, 2.0):
+        assert policy.to_tell(2, 1, calm) == (2, slow)
+    clock.now = 2.2
+    assert policy.to_tell(2, 1, calm) == (1, calm)
 
 
 class Time:

@@ -67,6 +67,7 @@ class DecisionLog:
     limits: ScalingLimits | None = None
     _wanting: dict[bool, float | None] = field(default_factory=lambda: {True: None, False: None})
     _saw: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _known_last: dict[str, float] = field(default_factory=dict)
 
     def see(
         self,
@@ -78,16 +79,18 @@ class DecisionLog:
 
         `saw` has further figures that the policy went by, by name.
         """
-        before, old_limits = self.last, self.limits
+        before, old_limits, known_before = self.last, self.limits, self._known_last
         self.last, self.limits = sample, limits
-        known = self._known(sample, saw or {})
+        known = self._known_last = self._known(sample, saw or {})
         if before is None or before.target is None or sample.target is None:
             return None
         if sample.target == before.target:
             self._note(sample)
             return None
         up = sample.target > before.target
-        made = self._record(before, sample, up, (old_limits, limits), known)
+        # Once the target has moved, the figures may already be those that follow.
+        went_by = known_before if _asks(before, up) else known
+        made = self._record(before, sample, up, (old_limits, limits), went_by)
         self._wanting = {True: None, False: None}
         self._note(sample)
         return made
@@ -110,13 +113,9 @@ class DecisionLog:
 
     def _note(self, sample: DeploymentSample) -> None:
         """Since when the policy has been asking for more, and for less."""
-        assert sample.target is not None
         for up in (True, False):
-            asks = sample.desired is not None and (
-                sample.desired > sample.target if up else sample.desired < sample.target
-            )
-            since = self._wanting[up]
-            self._wanting[up] = (since if since is not None else sample.time_s) if asks else None
+            since = sample.time_s if self._wanting[up] is None else self._wanting[up]
+            self._wanting[up] = since if _asks(sample, up) else None
 
     def _record(
         self,
@@ -143,6 +142,13 @@ class DecisionLog:
             wanted_s=wanted_s,
             saw=saw or None,
         )
+
+
+def _asks(sample: DeploymentSample, up: bool) -> bool:
+    """Whether the policy asked for more replicas than the target (`up`), or for less."""
+    if sample.desired is None or sample.target is None:
+        return False
+    return sample.desired > sample.target if up else sample.desired < sample.target
 
 
 def _held(
