@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -20,6 +22,28 @@ from workbench.records import RequestRecord
 
 def asked(tokens_in: int = 4, **fields: Any) -> Prompt:
     return Prompt(content=tuple(range(tokens_in)), prompt_tokens=tokens_in, max_tokens=8, **fields)
+
+
+SEARCHED = """
+import asyncio, gc
+from workbench.load_spec import Session
+from workbench.load_worker import Job, LoadWorker
+from workbench.prompts import Prompt
+
+async def go():
+    worker = LoadWorker()
+    await worker.connect("http://127.0.0.1:9/v1", "sk-test")
+    before = len(gc.get_objects())
+    turns = (Prompt(content=("a",), prompt_tokens=1, max_tokens=8),)
+    plan = [(n, Session(1e6, turns)) for n in range(1000)]
+    job = Job(model="m", call={}, tag="t", epoch_s=0.0, start_s=1e6)
+    await worker.start(job, plan)
+    seen = gc.get_objects()
+    print(before, len(seen), sum(isinstance(one, Session) for one in seen))
+    await worker.stop()
+
+asyncio.run(go())
+"""
 
 
 def drive(
@@ -64,6 +88,16 @@ def test_open_loop_sends_on_time_whatever_the_answers_take() -> None:
     assert [round(r.scheduled_s or 0, 6) for r in sorted(records, key=lambda r: r.sent_s or 0)] == [
         round(session.at_s or 0, 6) for session in sessions
     ]
+
+
+def test_what_is_there_at_the_start_is_never_searched_for_garbage() -> None:
+    """In an interpreter of its own, as the collector is the whole process's."""
+    told = subprocess.run([sys.executable, "-c", SEARCHED], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr[-2000:]
+    before, at_start, plan = map(int, told.stdout.split())
+    assert before > 10_000
+    assert at_start < before / 10
+    assert plan == 0
 
 
 def test_a_closed_loop_keeps_just_so_many_in_progress() -> None:

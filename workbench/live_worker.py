@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.live_schedule import LiveSchedule
 from workbench.load_change import LoadChange
 from workbench.load_spec import LoadSpec
-from workbench.load_worker import Job, LoadWorker, Report
+from workbench.load_worker import Job, LoadWorker, Report, leave_to_itself
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,7 @@ class LiveWorker(LoadWorker):
         self._changed = asyncio.Event()
         self._sent: list[float] = []
         self._left_out = 0
+        leave_to_itself()
         self._task = asyncio.create_task(self._run_live())
 
     async def change(self, change: LoadChange) -> None:

@@ -6,6 +6,7 @@ It runs as a Ray actor (`workbench.load` makes it one), or in any event loop.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,7 @@ class LoadWorker:
 
     async def start(self, job: Job, numbered: Sequence[tuple[int, Session]]) -> None:
         """Begin; returns at once."""
+        leave_to_itself()
         self._job = job
         self._task = asyncio.create_task(self._run(list(numbered)))
 
@@ -209,6 +211,14 @@ class LoadWorker:
         # Again, as timers may ring up to a millisecond early.
         while (wait := due_s - self._now()) > 0:
             await asyncio.sleep(wait)
+
+
+def leave_to_itself() -> None:
+    """Take all that is there out of the garbage collector's sight: imports and plan stay anyhow.
+
+    Every few seconds a look through them held all streams up for a tenth of a second.
+    """
+    gc.freeze()
 
 
 def _no_limits() -> Any:
