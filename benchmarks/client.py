@@ -90,6 +90,7 @@ async def closed(call: Callable[[], Awaitable[Any]], load: dict[str, Any]) -> di
 
     await loop(2 * load["streams"])
     gc.collect()
+    gc.freeze()  # as our load workers and `vllm bench serve` do
     await asyncio.sleep(load.get("start_s", 0.0) - time.perf_counter())
     began, cpu = time.perf_counter(), time.process_time()
     outputs = await loop(load["requests"])
