@@ -66,6 +66,25 @@ class TestSearch:
         assert result.highest is not None
         assert 11 / 1.02 <= result.highest <= 11
 
+    @pytest.mark.parametrize("threshold", [10, 0])
+    def test_a_start_that_met_by_chance_hides_no_lower_load(self, threshold: float) -> None:
+        chance = [32.0]
+
+        def meets(load: float) -> bool:
+            if load in chance:
+                chance.remove(load)
+                return True
+            return load <= threshold
+
+        result = search(noisy(meets), start=32, tolerance=0.02)
+        if threshold:
+            assert result.highest is not None
+            assert 10 / 1.02 <= result.highest <= 10
+            assert result.confirmed == 2
+        else:
+            assert (result.highest, result.probes[-1].rate) == (None, 1)
+            assert "missed even at 1 requests/s, the lowest" in result.headline()
+
     def test_the_queue_of_known_capacity(self) -> None:
         result = search(queue, tolerance=0.02)
         assert result.highest is not None

@@ -45,10 +45,11 @@ async def highest_load(
     there; bisects geometrically until met and missed are within `tolerance` of each other
     (relative), then runs the best load `confirmations` more times (fewer once it cannot hold): it
     holds if most of all its runs met the SLO. Else the next lower load that was met, or one step
-    of `tolerance` down if that is nearer, is confirmed in its place. With `integer`, loads are
-    whole numbers (a concurrency); `unit` is what they count, as "users". At most `max_probes` run,
-    of which the last `confirmations` are kept for confirming. A probe that the client limited is
-    run once more and then counts for nothing: what it saw was the client.
+    of `tolerance` down if that is nearer, is confirmed in its place; where no lower one was met
+    yet, one is found by halving. With `integer`, loads are whole numbers (a concurrency); `unit` is
+    what they count, as "users". At most `max_probes` run, of which the last `confirmations` are
+    kept for confirming. A probe that the client limited is run once more and then counts for
+    nothing: what it saw was the client.
 
     `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
     what came before. Raises SettingError for a bad setting or a summary that judged no SLO.
@@ -59,13 +60,16 @@ async def highest_load(
         told = f"confirmations is {confirmations} and max_probes is {max_probes}"
         raise SettingError(f"{told}: give 0 or more, and fewer than max_probes")
     search = _Search(probe, tolerance, confirmations, integer, max_probes, on_probe)
-    bounds = (int(n) if integer else float(n) for n in (low, start, high))
-    met, missed = await search.bracket(*bounds)
-    if met is not None and missed is not None:
-        met = await search.bisect(met, missed)
-    best = met
+    low, start, high = (int(n) if integer else float(n) for n in (low, start, high))
+    met, missed = await search.bracket(low, start, high)
+    best = met if met is None or missed is None else await search.bisect(met, missed)
+    met = best
     while best is not None and not await search.holds(best):
-        best = search.below(best)
+        lower = search.below(best)
+        if lower is None:  # none was tried, as where the search began too high
+            lower, above = await search.halve(low, best)
+            lower = lower and await search.bisect(lower, above)
+        best = lower
     return SearchResult(
         highest=best,
         probes=tuple(search.probes),
@@ -162,14 +166,16 @@ class _Search:
             if load >= high or not self.may_look():
                 return met, None
             load = min(2 * load, high)
-        missed = load
-        while met is None and missed > low and self.may_look():
+        return (met, load) if met is not None else await self.halve(low, load)
+
+    async def halve(self, low: float, missed: float) -> tuple[float | None, float]:
+        """A load below `missed` that met the SLO, None if not even `low` did; and the last miss."""
+        while missed > low and self.may_look():
             load = max(low, missed // 2 if self.integer else missed / 2)
             if await self.run(load, "bracket"):
-                met = load
-            else:
-                missed = load
-        return met, missed
+                return load, missed
+            missed = load
+        return None, missed
 
     async def bisect(self, met: float, missed: float) -> float:
         """The highest load that met the SLO, within tolerance of one that missed it."""
