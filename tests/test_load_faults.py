@@ -83,7 +83,11 @@ def test_a_load_worker_dies_and_every_request_it_sent_has_its_record(tmp_path: P
         log = list(server.log)
     got = by_status(result.records)
     assert set(got) == {"ok", "error"}
-    assert got["ok"] | got["error"] == {e.request_id for e in log}, "a record for each, no more"
+    arrived = {str(e.request_id) for e in log}
+    assert arrived <= got["ok"] | got["error"], "a record for each"
+    # A request is noted before it is sent: the kill may have come between the two, once.
+    assert got["ok"] <= arrived
+    assert len(got["error"] - arrived) <= 1
     # What the client had 100 ms before the kill was whole in its memory, reported or not.
     assert whole(log, killed[0] - 0.1) <= got["ok"] <= whole(log)
     assert 1 <= len(got["error"]) <= 12
