@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import statistics
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import scripted_server as scripted
@@ -258,6 +260,22 @@ class TestFailures:
         records, _ = run(Script((Step(chat_chunk({"content": "x"})),), hang_s=30), call)
         assert [record.status for record in records] == ["timeout"] * 2
         assert [len(record.token_times_s) for record in records] == [1, 1]
+
+    def test_our_timeout_stands_in_for_the_clients_limit_of_a_connection(self) -> None:
+        """A listener that accepts nobody: Linux answers the first and lets the others try on."""
+
+        async def call(base_url: str) -> RequestRecord:
+            short = httpx.Timeout(30, connect=0.2)
+            async with connect(base_url, timeout=short) as client:
+                settings = {"model": "m", "messages": "x", "max_tokens": 1, "timeout_s": 1.0}
+                return await stream_chat(client, **settings, clock=time.perf_counter)
+
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            address = full.getsockname()
+            with socket.create_connection(address):
+                record = asyncio.run(call(f"http://127.0.0.1:{address[1]}/v1"))
+        assert record.status == "timeout"
+        assert record.end_s - record.sent_s >= 1.0
 
     def test_cancelled_is_recorded_and_goes_on(self) -> None:
         kept: list[RequestRecord] = []

@@ -56,9 +56,9 @@ async def stream_chat(
     retried. A mistake in the call itself is raised.
 
     `timing`: `scheduled_s`, `request_id` (also sent, as `x-request-id`), `tenant`, `timeout_s`
-    (for the whole call), `on_event(kind, at_s)` (`sent` or `read`, called while others stream:
-    keep it quick) and `on_record(record)`, called with every record, also that of a cancelled
-    call, which then raises `CancelledError`.
+    (for the whole call, instead of the client's own limits), `on_event(kind, at_s)` (`sent` or
+    `read`, called while others stream: keep it quick) and `on_record(record)`, called with every
+    record, also that of a cancelled call, which then raises `CancelledError`.
     """
     chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     body = {"messages": chat} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
@@ -219,7 +219,9 @@ async def _call(
     sent = clock()
     if on_event is not None:
         on_event("sent", sent)
-    call = create(**_slim(body), extra_headers={"x-request-id": request_id})
+    # The client's own limits (5 s for a connection) would cut a request that has longer.
+    limit = {} if timeout_s is None else {"timeout": timeout_s}
+    call = create(**_slim(body), extra_headers={"x-request-id": request_id}, **limit)
     headers: dict[str, str] = {}
     failure = await _read(call, reads, headers, clock, timeout_s, on_event)
     stopped, answer = clock(), parse(reads)
