@@ -77,7 +77,7 @@ class _Policy:
     """What both share: holding on while nothing is known, and telling what was seen and wanted."""
 
     names: tuple[str, ...] = ()
-    _target: int | None = None
+    _target = 0
     _told: tuple[float, dict[str, float]] = (0.0, {})
     _kept_until = 0.0
     clock: Callable[[], float] = staticmethod(time.monotonic)
@@ -94,9 +94,13 @@ class _Policy:
     def to_tell(
         self, target: int, desired: float, saw: dict[str, float]
     ) -> tuple[float, dict[str, float]]:
-        """What is wanted and seen now, or what led to a change of `target` just made."""
+        """What is wanted and seen now, or what led to a change of `target` just made.
+
+        A change that was not asked for keeps nothing: Serve wakes a deployment by its own rule,
+        and calls the policy again only when a replica runs.
+        """
         now = self.clock()
-        if self._target not in (None, target):
+        if (target - self._target) * (self._told[0] - self._target) > 0:
             self._kept_until = now + HOLD_S
         self._target = target
         if now >= self._kept_until:

@@ -131,6 +131,17 @@ def test_what_led_to_a_change_is_told_a_while_longer() -> None:
     assert policy.to_tell(2, 1, calm) == (1, calm)
 
 
+def test_waking_was_not_asked_for_and_keeps_nothing() -> None:
+    policy = TTFTPolicy(ttft_ms=200, percentile=90, slack=0.5)
+    policy.clock = clock = Time()
+    assert policy.to_tell(0, 0, {}) == (0, {})
+    clock.now = 60.0  # until its first replica runs, nobody calls it
+    full = {"ttft_ms": 900.0}
+    assert policy.to_tell(1, 4, full) == (4, full)
+    clock.now = 61.5
+    assert policy.to_tell(2, 1, {}) == (4, full)
+
+
 class Time:
     now = 0.0
 
