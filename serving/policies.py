@@ -11,19 +11,18 @@ nothing of them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 DESIRED, SAW = "workbench_policy_desired", "workbench_policy_saw"
+LED = "workbench_policy_led"
 GROWTH = 2.0
 """A latency says that replicas are too few, not by how many: at most twice as many at a time."""
-
-HOLD_S = 2.0
-"""After a change of the target the gauges keep what led to it: they are read once a second."""
 
 Figures = Mapping[str, float]
 
@@ -77,10 +76,9 @@ class _Policy:
     """What both share: holding on while nothing is known, and telling what was seen and wanted."""
 
     names: tuple[str, ...] = ()
-    _target = 0
-    _told: tuple[float, dict[str, float]] = (0.0, {})
-    _kept_until = 0.0
-    clock: Callable[[], float] = staticmethod(time.monotonic)
+    _target: int | None = None
+    _told: tuple[float, Figures] = (0.0, {})
+    _led: Figures = MappingProxyType({})
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         saw = self.saw(context)
@@ -88,24 +86,23 @@ class _Policy:
             desired = float(context.target_num_replicas)
         else:
             desired = self.desired(context.current_num_replicas, saw)
-        self._tell(context, *self.to_tell(context.target_num_replicas, desired, saw))
+        led = self.led_to(context.target_num_replicas)
+        self._told = desired, saw
+        self._tell(context, led)
         return desired, {}
 
-    def to_tell(
-        self, target: int, desired: float, saw: dict[str, float]
-    ) -> tuple[float, dict[str, float]]:
-        """What is wanted and seen now, or what led to a change of `target` just made.
+    def led_to(self, target: int) -> Figures:
+        """`target`, and what was wanted and seen when Serve last moved it, if this policy asked.
 
-        A change that was not asked for keeps nothing: Serve wakes a deployment by its own rule,
-        and calls the policy again only when a replica runs.
+        It lasts until the next change: the gauges are read seconds later on a busy machine. Serve
+        wakes a deployment by its own rule, and a bound that is moved takes the target along.
         """
-        now = self.clock()
-        if (target - self._target) * (self._told[0] - self._target) > 0:
-            self._kept_until = now + HOLD_S
-        self._target = target
-        if now >= self._kept_until:
-            self._told = desired, saw
-        return self._told
+        if target != self._target:
+            before, (desired, saw) = self._target, self._told
+            asked = before is not None and (target - before) * (desired - before) > 0
+            self._led = {"target": target, **({"desired": desired, **saw} if asked else {})}
+            self._target = target
+        return self._led
 
     def saw(self, context: AutoscalingContext) -> dict[str, float]:
         return mean_figures(context)
@@ -113,22 +110,27 @@ class _Policy:
     def desired(self, replicas: int, saw: Figures) -> float:
         raise NotImplementedError
 
-    def _tell(self, context: AutoscalingContext, desired: float, saw: Figures) -> None:
+    def _tell(self, context: AutoscalingContext, led: Figures) -> None:
         """As gauges of the controller: Serve's own shows a policy's result after the delays."""
         from ray.util.metrics import Gauge
 
         tags = {"deployment": context.deployment_name, "application": context.app_name or ""}
         keys = ("deployment", "application")
         if not hasattr(self, "_gauges"):
-            told = "What the autoscaling policy {}, before delays and bounds."
+            told = "What the autoscaling policy {}."
             self._gauges = (
-                Gauge(DESIRED, told.format("asks for"), keys),
+                Gauge(DESIRED, told.format("asks for, before delays and bounds"), keys),
                 Gauge(SAW, told.format("goes by"), (*keys, "figure")),
+                Gauge(LED, told.format("went by when the target changed"), (*keys, "figure")),
             )
+        desired, saw = self._told
         self._gauges[0].set(desired, tags)
         for name in self.names:
             if name in saw:
                 self._gauges[1].set(saw[name], tags | {"figure": name})
+        for name in ("target", "desired", *self.names):
+            # Not a number takes back what an earlier change left there.
+            self._gauges[2].set(led.get(name, math.nan), tags | {"figure": name})
 
 
 class EnginePressurePolicy(_Policy):

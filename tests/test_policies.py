@@ -11,7 +11,13 @@ import pytest
 from serving.deployments import autoscaling
 from serving.engine_stats import EngineStats, FirstTokens, reported, timed
 from serving.errors import SpecError
-from serving.policies import TTFTPolicy, mean_figures, pressure_desired, ttft_desired
+from serving.policies import (
+    Figures,
+    TTFTPolicy,
+    mean_figures,
+    pressure_desired,
+    ttft_desired,
+)
 from serving.policy_spec import EnginePressure, Requests, TTFTTarget
 from serving.spec import ScalingSpec
 
@@ -119,27 +125,50 @@ class TestFigures:
         assert mean_figures(context({}, total_queued_requests=6.0)) == {}
 
 
-def test_what_led_to_a_change_is_told_a_while_longer() -> None:
-    policy = TTFTPolicy(ttft_ms=200, percentile=90, slack=0.5)
-    policy.clock = clock = Time()
-    slow, calm = {"ttft_ms": 250.0}, {"ttft_ms": 170.0}
-    assert policy.to_tell(1, 1, calm) == (1, calm)
-    assert policy.to_tell(1, 2, slow) == (2, slow)
-    for clock.now in (0.1, 2.0):
-        assert policy.to_tell(2, 1, calm) == (2, slow)
-    clock.now = 2.2
-    assert policy.to_tell(2, 1, calm) == (1, calm)
+TELLING = ("target", "desired", "ttft_ms")
 
 
-def test_waking_was_not_asked_for_and_keeps_nothing() -> None:
-    policy = TTFTPolicy(ttft_ms=200, percentile=90, slack=0.5)
-    policy.clock = clock = Time()
-    assert policy.to_tell(0, 0, {}) == (0, {})
-    clock.now = 60.0  # until its first replica runs, nobody calls it
-    full = {"ttft_ms": 900.0}
-    assert policy.to_tell(1, 4, full) == (4, full)
-    clock.now = 61.5
-    assert policy.to_tell(2, 1, {}) == (4, full)
+class Told(TTFTPolicy):
+    """One that keeps what it would tell, for no cluster is there to hear it."""
+
+    def _tell(self, context: Any, led: Figures) -> None:
+        self.led = dict(led)
+
+
+def asked(policy: Told, target: int, ttft_ms: float | None = None, **fields: Any) -> dict[str, Any]:
+    """Serve calls the policy, which goes by `ttft_ms`; the answer is what it told of a change."""
+    figures = {"waiting_requests": 3.0, "engine_running_requests": 4.0}
+    figures |= {"ttft_p90_ms": ttft_ms} if ttft_ms is not None else {}
+    told = {name: {"a": value} for name, value in figures.items()}
+    fields = {"current_num_replicas": target} | fields
+    policy(context(told, running_replicas=["a"], target_num_replicas=target, **fields))
+    return {name: policy.led[name] for name in policy.led if name in TELLING}
+
+
+class TestWhatLedToAChange:
+    def policy(self) -> Told:
+        return Told(ttft_ms=200, percentile=90, slack=0.5)
+
+    def test_it_is_what_the_policy_went_by_before_and_stays_until_the_next(self) -> None:
+        policy = self.policy()
+        assert asked(policy, 1, 170.0) == {"target": 1}
+        assert asked(policy, 1, 300.0) == {"target": 1}
+        for ttft_ms in (170.0, 90.0, None):
+            now = asked(policy, 2, ttft_ms)
+            assert now == {"target": 2, "desired": 1.5, "ttft_ms": 300.0}
+        assert policy.led["waiting_requests"] == 3
+
+    def test_waking_was_not_asked_for_and_has_no_figures(self) -> None:
+        policy = self.policy()
+        assert asked(policy, 0, current_num_replicas=0) == {"target": 0}
+        # Until its first replica runs, nobody calls it.
+        assert asked(policy, 1, 900.0) == {"target": 1}
+        assert asked(policy, 2) == {"target": 2, "desired": 2, "ttft_ms": 900.0}
+
+    def test_a_bound_that_takes_the_target_along_has_none(self) -> None:
+        policy = self.policy()
+        asked(policy, 1, 150.0)
+        assert asked(policy, 3, 150.0) == {"target": 3}
 
 
 class Time:
@@ -269,4 +298,4 @@ def test_the_policies_need_nothing_of_ours_where_serve_runs_them() -> None:
     tree = ast.parse(Path(str(serving.policies.__file__)).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     packages = {str(node.module).partition(".")[0] for node in imports}
-    assert packages == {"__future__", "collections", "typing", "ray"}
+    assert packages == {"__future__", "collections", "types", "typing", "ray"}

@@ -11,7 +11,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import SecretStr
@@ -23,6 +23,7 @@ from workbench.exposition import Exposition, parse
 from workbench.nodes import Node, Scraper, alive
 from workbench.remote_endpoint import Remote
 from workbench.samples import (
+    DecisionSample,
     DeploymentSample,
     GpuSample,
     ProxySample,
@@ -110,6 +111,11 @@ class TestExposition:
         [(labels, value)] = parse(line).rows("serve_num_http_requests")
         assert (labels, value) == ({"route": '/a",b', "method": "GET"}, 2.0)
 
+    def test_what_is_not_a_number_is_not_there(self) -> None:
+        text = b'ray_workbench_policy_led{figure="%s"} %s\n'
+        found = parse(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
+        assert list(found.rows("workbench_policy_led")) == [({"figure": "target"}, 2.0)]
+
     def test_what_is_no_exposition_is_an_error(self) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
             parse(b"ray_vllm_num_requests_running{ReplicaId=} x")
@@ -133,7 +139,7 @@ class TestExposition:
             assert f'"{name}"' in node
         from serving import engine_stats, policies
 
-        ours = (policies.DESIRED, policies.SAW, *engine_stats.GATE_METRICS[1:])
+        ours = (policies.DESIRED, policies.SAW, policies.LED, *engine_stats.GATE_METRICS[1:])
         assert ours == exposition.OUR_METRICS
 
 
@@ -318,6 +324,8 @@ class TestRows:
         assert (decision.from_target, decision.to_target, decision.desired) == (1, 3, 3)
         assert decision.held_by == "upscale_delay_s"
 
+    led: ClassVar[dict[str, float]] = {"desired": 1.25, "ttft_ms": 250.0}
+
     def test_a_policy_of_ours_says_itself_what_it_asks_for(self) -> None:
         told = exposed(
             workbench_policy_desired=[(LABELS, 2.2)],
@@ -330,6 +338,20 @@ class TestRows:
         assert isinstance(ours, DeploymentSample)
         assert isinstance(serves, DeploymentSample)
         assert (ours.desired, serves.desired) == (3, 10)
+
+    def test_a_policy_of_ours_says_what_led_to_a_change_a_moment_late(self) -> None:
+        rows = Rows("llm", frozenset())
+        policy = {"policy_function": "serving.policies.TTFTPolicy"}
+        moments = [(1, {"target": 1.0}), (2, {"target": 1.0}), (2, {"target": 2.0, **self.led})]
+        made: list[Sample] = []
+        for at, (target, figures) in enumerate(moments):
+            led = [({**LABELS, "figure": name}, value) for name, value in figures.items()]
+            told = exposed(workbench_policy_led=led)
+            given = details(replica("r1"), target=target, max_replicas=2, policy=policy)
+            made += rows.samples(float(at), given, {"n1": told})
+        [decision] = [one for one in made if isinstance(one, DecisionSample)]
+        assert (decision.time_s, decision.desired, decision.saw) == (1, 2, {"ttft_ms": 250.0})
+        assert rows.rest() == []
 
 
 def test_an_endpoint_of_somebody_else_has_no_telemetry_and_says_so() -> None:

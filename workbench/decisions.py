@@ -7,6 +7,7 @@ and the bounds cut what is left. Samples come once a second, so times are right 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 FLAP_WINDOW_S = 60.0
 FLAP_REVERSALS = 2
 REMEMBERED_S = 10.0
+PATIENCE_S = 6.0
+"""A node's metrics come a second or two late, on a busy machine more."""
+
+SERVES_OWN = ("total_requests", "queued_requests")
 
 
 @dataclass(frozen=True)
@@ -59,50 +64,103 @@ class ScalingLimits:
         return None
 
 
+@dataclass(frozen=True)
+class _Change:
+    """A target that moved between two samples, and what was known of it when it was seen."""
+
+    before: DeploymentSample
+    now: DeploymentSample
+    limits: tuple[ScalingLimits | None, ScalingLimits | None]
+    wanting_s: float | None
+    saw: dict[str, float]
+
+    @property
+    def up(self) -> bool:
+        return (self.now.target or 0) > (self.before.target or 0)
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether a policy moved it: from zero Serve wakes by its own rule."""
+        return bool(self.before.target) and not self.by_a_bound
+
+    @property
+    def by_a_bound(self) -> bool:
+        """A bound that was moved over the target, which follows it at once."""
+        old, new = self.limits
+        bounds = (new.min_replicas, new.max_replicas) if new is not None else ()
+        return old not in (None, new) and self.now.target in bounds
+
+
 @dataclass
 class DecisionLog:
-    """One deployment's samples, one after the other, and a record for each change of target."""
+    """One deployment's samples, one after the other, and a record for each change of target.
+
+    A policy that says itself what led to a change does so through metrics, which come later than
+    the target that it moved: such a change waits for them, ``PATIENCE_S`` at most.
+    """
 
     last: DeploymentSample | None = None
     limits: ScalingLimits | None = None
     _wanting: dict[bool, float | None] = field(default_factory=lambda: {True: None, False: None})
     _saw: dict[str, tuple[float, float]] = field(default_factory=dict)
     _known_last: dict[str, float] = field(default_factory=dict)
+    _open: _Change | None = None
 
     def see(
         self,
         sample: DeploymentSample,
         limits: ScalingLimits | None = None,
         saw: Mapping[str, float] | None = None,
-    ) -> DecisionSample | None:
-        """The decision that this sample is the first to show, if any.
+        led: Mapping[str, float] | None = None,
+    ) -> list[DecisionSample]:
+        """The decisions that are known with this sample, none for most.
 
-        `saw` has further figures that the policy went by, by name.
+        `saw` has further figures that the policy goes by, by name; `led` what it went by when the
+        target became ``led["target"]``, for a policy that tells, and None for one that does not.
         """
+        change = self._change(sample, limits, saw or {})
+        made = []
+        if self._open is not None and (change is not None or self._told(self._open, sample, led)):
+            made += self.close(led)
+        if change is not None:
+            self._open = change
+            if led is None or not change.asked_for or self._told(change, sample, led):
+                made += self.close(led)
+        return made
+
+    def close(self, led: Mapping[str, float] | None = None) -> list[DecisionSample]:
+        """The change that still waits for what led to it, with what is known."""
+        change, self._open = self._open, None
+        return [] if change is None else [_record(change, led or {})]
+
+    @staticmethod
+    def _told(change: _Change, sample: DeploymentSample, led: Mapping[str, float] | None) -> bool:
+        late = sample.time_s - change.now.time_s >= PATIENCE_S
+        return late or (led or {}).get("target") == change.now.target
+
+    def _change(
+        self, sample: DeploymentSample, limits: ScalingLimits | None, saw: Mapping[str, float]
+    ) -> _Change | None:
         before, old_limits, known_before = self.last, self.limits, self._known_last
         self.last, self.limits = sample, limits
-        known = self._known_last = self._known(sample, saw or {})
+        known = self._known_last = self._known(sample, saw)
         if before is None or before.target is None or sample.target is None:
             return None
-        if sample.target == before.target:
-            self._note(sample)
-            return None
-        up = sample.target > before.target
-        # Once the target has moved, the figures may already be those that follow.
-        went_by = known_before if _asks(before, up) else known
-        made = self._record(before, sample, up, (old_limits, limits), went_by)
-        self._wanting = {True: None, False: None}
+        change = None
+        if sample.target != before.target:
+            up = sample.target > before.target
+            # Once the target has moved, the figures may already be those that follow.
+            went_by = known_before if _asks(before, up) else known
+            limits_then = (old_limits, limits)
+            change = _Change(before, sample, limits_then, self._wanting[up], went_by)
+            self._wanting = {True: None, False: None}
         self._note(sample)
-        return made
+        return change
 
     def _known(self, sample: DeploymentSample, saw: Mapping[str, float]) -> dict[str, float]:
         """What the policy went by. Ray drops a gauge that was not set anew in time, so a figure
         that is missing now is the one told last, if not long ago."""
-        figures = {
-            "total_requests": sample.total_requests,
-            "queued_requests": sample.queued_requests,
-            **saw,
-        }
+        figures = {name: getattr(sample, name) for name in SERVES_OWN} | dict(saw)
         told = {name: (sample.time_s, v) for name, v in figures.items() if v is not None}
         self._saw = {
             name: (at, value)
@@ -117,31 +175,31 @@ class DecisionLog:
             since = sample.time_s if self._wanting[up] is None else self._wanting[up]
             self._wanting[up] = since if _asks(sample, up) else None
 
-    def _record(
-        self,
-        before: DeploymentSample,
-        now: DeploymentSample,
-        up: bool,
-        limits: tuple[ScalingLimits | None, ScalingLimits | None],
-        saw: dict[str, float],
-    ) -> DecisionSample:
-        assert before.target is not None
-        assert now.target is not None
-        # Once the target has moved, `desired` may already be what follows: the larger ask counts.
-        asked = [one.desired for one in (before, now) if one.desired is not None]
-        desired = (max(asked) if up else min(asked)) if asked else None
-        held_by, wanted_s = _held(before.target, now, desired, up, self._wanting[up], limits)
-        return DecisionSample(
-            time_s=now.time_s,
-            deployment=now.deployment,
-            from_target=before.target,
-            to_target=now.target,
-            desired=desired,
-            total_requests=now.total_requests,
-            held_by=held_by,
-            wanted_s=wanted_s,
-            saw=saw or None,
-        )
+
+def _record(change: _Change, led: Mapping[str, float]) -> DecisionSample:
+    before, now, up = change.before, change.now, change.up
+    assert before.target is not None
+    assert now.target is not None
+    # Once the target has moved, `desired` may already be what follows: the larger ask counts.
+    asked = [one.desired for one in (before, now) if one.desired is not None]
+    saw = dict(change.saw)
+    if change.asked_for and led.get("target") == now.target and "desired" in led:
+        figures = {name: led[name] for name in led.keys() - {"target", "desired"}}
+        saw = {name: saw[name] for name in SERVES_OWN if name in saw} | figures
+        asked = [math.ceil(led["desired"] - 1e-9)]
+    desired = (max(asked) if up else min(asked)) if asked else None
+    held_by, wanted_s = _held(change, desired)
+    return DecisionSample(
+        time_s=now.time_s,
+        deployment=now.deployment,
+        from_target=before.target,
+        to_target=now.target,
+        desired=desired,
+        total_requests=now.total_requests,
+        held_by=held_by,
+        wanted_s=wanted_s,
+        saw=saw or None,
+    )
 
 
 def _asks(sample: DeploymentSample, up: bool) -> bool:
@@ -151,29 +209,22 @@ def _asks(sample: DeploymentSample, up: bool) -> bool:
     return sample.desired > sample.target if up else sample.desired < sample.target
 
 
-def _held(
-    from_target: int,
-    now: DeploymentSample,
-    desired: int | None,
-    up: bool,
-    wanting_s: float | None,
-    limits: tuple[ScalingLimits | None, ScalingLimits | None],
-) -> tuple[str | None, float]:
+def _held(change: _Change, desired: int | None) -> tuple[str | None, float]:
     """What held the change, by Serve's names, and since when the policy wanted it.
 
     Serve lets no change pass before its delay, so the policy wanted it at least so long: the
     samples, which are late, may show less.
     """
+    before, now, wanting_s, new = change.before, change.now, change.wanting_s, change.limits[1]
+    assert before.target is not None
     assert now.target is not None
-    old, new = limits
     if new is None:
         return None, now.time_s if wanting_s is None else wanting_s
-    if old not in (None, new) and now.target in (new.min_replicas, new.max_replicas):
-        # A bound was moved over the target, which follows it at once.
+    if change.by_a_bound:
         return ("max_replicas" if now.target == new.max_replicas else "min_replicas"), now.time_s
-    name, delay_s = new.delay(from_target, up)
+    name, delay_s = new.delay(before.target, change.up)
     since = now.time_s - delay_s
-    held = [name if delay_s > 0 else None, new.bound(now.target, desired, up)]
+    held = [name if delay_s > 0 else None, new.bound(now.target, desired, change.up)]
     told = ", ".join(one for one in held if one is not None) or None
     return told, since if wanting_s is None else min(since, wanting_s)
 
@@ -184,7 +235,7 @@ def decisions(
     """Every change of target in `samples`, which may be of several deployments, in time order."""
     logs: dict[str, DecisionLog] = {}
     seen = (logs.setdefault(one.deployment, DecisionLog()).see(one, limits) for one in samples)
-    return [one for one in seen if one is not None]
+    return [one for made in seen for one in made]
 
 
 def recorded_decisions(run: Run) -> list[DecisionSample]:

@@ -7,6 +7,7 @@ in `_total` in one and not in the other: here both are `vllm_num_requests_runnin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ TOTAL_REQUESTS = "serve_autoscaling_total_requests"
 TARGET_ONGOING = "serve_autoscaling_target_ongoing_requests"
 HANDLE_QUEUE = "serve_deployment_queued_queries"
 POLICY_DESIRED, POLICY_SAW = "workbench_policy_desired", "workbench_policy_saw"
+POLICY_LED = "workbench_policy_led"
 GATE_QUEUED, GATE_SHED = "workbench_gate_queued", "workbench_gate_shed"
 IN_FLIGHT, HTTP_REQUESTS = "serve_num_ongoing_http_requests", "serve_num_http_requests"
 GPU_METRICS = {
@@ -40,7 +42,7 @@ GPU_METRICS = {
 """A card's metrics of Ray's, and the field of a `GpuSample`: percent, MiB and milliwatts there."""
 
 SERVE_METRICS = (TOTAL_REQUESTS, TARGET_ONGOING, HANDLE_QUEUE, IN_FLIGHT, HTTP_REQUESTS)
-OUR_METRICS = (POLICY_DESIRED, POLICY_SAW, GATE_QUEUED, GATE_SHED)
+OUR_METRICS = (POLICY_DESIRED, POLICY_SAW, POLICY_LED, GATE_QUEUED, GATE_SHED)
 WANTED = (*ENGINE_METRICS, *OLDER, *SERVE_METRICS, *OUR_METRICS, *GPU_METRICS)
 
 _FAMILIES = (b"ray_vllm", b"ray_serve_", b"ray_workbench_", b"ray_node_g")
@@ -84,7 +86,8 @@ def parse(text: bytes) -> Exposition:
     for family in text_string_to_metric_families(short.decode()):
         for sample in family.samples:
             rows = found.samples.setdefault(_plain(sample.name), [])
-            rows.append((sample.labels, sample.value))
+            if not math.isnan(sample.value):
+                rows.append((sample.labels, sample.value))
     return found
 
 

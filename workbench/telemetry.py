@@ -96,6 +96,8 @@ class Telemetry:
                 await self._sample(source, scraper)
                 wait_s = max(0.0, due - loop.time())
                 await asyncio.to_thread(self._stop.wait, 0 if last else wait_s)
+        for sample in source.rows.rest():
+            self._sink(sample)
 
     async def _sample(self, source: Source, scraper: Scraper) -> None:
         try:

@@ -17,6 +17,7 @@ from workbench.exposition import (
     HTTP_REQUESTS,
     IN_FLIGHT,
     POLICY_DESIRED,
+    POLICY_LED,
     POLICY_SAW,
     TARGET_ONGOING,
     TOTAL_REQUESTS,
@@ -58,8 +59,7 @@ class Rows:
         for name, told in details["applications"][self.application]["deployments"].items():
             replicas = list(self._replicas(now_s, name, told, nodes, everything))
             sample = self._deployment(now_s, name, told, nodes, everything, replicas)
-            decision = self._decision(sample, told, everything)
-            found += [sample, *replicas, *([decision] if decision is not None else [])]
+            found += [sample, *replicas, *self._decisions(sample, told, everything)]
         found += proxies(now_s, details.get("proxies", {}), nodes, self.application)
         return found + list(gpus(now_s, nodes))
 
@@ -106,10 +106,8 @@ class Rows:
         Serve's gauge of this name has the policy's result after the delays.
         """
         labels = {"deployment": name, "application": self.application}
-        config = told["deployment_config"].get("autoscaling_config") or {}
-        policy = (config.get("policy") or {}).get("policy_function", "")
         # A sleeping deployment is woken by Serve's own rule, without asking the policy.
-        if running and str(policy).startswith("serving."):
+        if running and _is_ours(told):
             asked = everything.total(POLICY_DESIRED, **labels)
         else:
             total = everything.total(TOTAL_REQUESTS, **labels)
@@ -146,13 +144,28 @@ class Rows:
                     **engine_figures(everything, one["replica_id"]),
                 )
 
-    def _decision(
+    def _decisions(
         self, sample: DeploymentSample, told: Mapping[str, Any], everything: Exposition
-    ) -> DecisionSample | None:
+    ) -> list[DecisionSample]:
         limits = ScalingLimits.read(told["deployment_config"].get("autoscaling_config"))
         labels = {"deployment": sample.deployment, "application": self.application}
-        saw = {own["figure"]: value for own, value in everything.rows(POLICY_SAW, **labels)}
-        return self._logs.setdefault(sample.deployment, DecisionLog()).see(sample, limits, saw)
+        saw, led = (
+            {own["figure"]: value for own, value in everything.rows(metric, **labels)}
+            for metric in (POLICY_SAW, POLICY_LED)
+        )
+        log = self._logs.setdefault(sample.deployment, DecisionLog())
+        return log.see(sample, limits, saw, led if _is_ours(told) else None)
+
+    def rest(self) -> list[DecisionSample]:
+        """The decisions that still wait for their policy's figures; none will come."""
+        return [one for log in self._logs.values() for one in log.close()]
+
+
+def _is_ours(told: Mapping[str, Any]) -> bool:
+    """Whether the policy is of `serving.policies`, and tells what it goes by."""
+    config = told["deployment_config"].get("autoscaling_config") or {}
+    policy = (config.get("policy") or {}).get("policy_function", "")
+    return str(policy).startswith("serving.")
 
 
 def desired_by_requests(
