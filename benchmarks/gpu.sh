@@ -9,6 +9,7 @@
 #                                     (either takes parameters of its notebook: -p NAME VALUE;
 #                                     tests and layouts take pytest's options: -k EXPRESSION)
 #   benchmarks/gpu.sh limit           decode and prefill against what the card can do
+#   benchmarks/gpu.sh energy          watt-hours for a million tokens, and the ledger against nvidia-smi
 #   benchmarks/gpu.sh layouts         two cards: tensor-, pipeline-, data- and expert-parallel engines
 #   benchmarks/gpu.sh all             those for one card
 #
@@ -17,7 +18,7 @@
 # ACCELERATOR=cpu runs the same parts on a CPU with the embedded model: a dry run, into build/gpu-dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|layouts|all}
+part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|energy|layouts|all}
 export SITE=${SITE:-/tmp/llm-workbench-site} ACCELERATOR=${ACCELERATOR:-gpu}
 [ "$ACCELERATOR" = gpu ] && default=benchmarks/results/gpu || default=build/gpu-dry
 RESULTS=${RESULTS:-$default}
@@ -91,6 +92,10 @@ limit() {
   "$PYTHON" benchmarks/physical_limit.py --accelerator "$ACCELERATOR" | last_line physical_limit
 }
 
+energy() {
+  "$PYTHON" benchmarks/energy.py --accelerator "$ACCELERATOR" | last_line energy
+}
+
 notebook() {  # NUMBER NAME [-p NAME VALUE ...]: run it with its profile, keep its claims
   local id; id=$ACCELERATOR-$(date -u +%Y%m%dT%H%M%SZ)-$2
   local given=(-p port 0)
@@ -107,7 +112,7 @@ users() { notebook 05 users "$@"; }
 
 case $part in
   install) install "${2:-}" ;;
-  all) for one in tests serving claims users limit; do echo "== $one"; "$0" "$one"; done ;;
-  tests | serving | claims | users | limit | layouts) "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
+  all) for one in tests serving claims users limit energy; do echo "== $one"; "$0" "$one"; done ;;
+  tests | serving | claims | users | limit | energy | layouts) "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
   *) echo "there is no part '$part'"; exit 2 ;;
 esac

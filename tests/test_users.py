@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 from made_records import record
 
-from workbench.arrival_specs import Closed
+from workbench.arrival_specs import Closed, Stages
 from workbench.cost import Cost
 from workbench.errors import SettingError
 from workbench.fleet_figures import break_even_figure, fleets_figure, users_figure
-from workbench.fleets import Day, Fleet, fleet_doubts, fleet_frame, savings
+from workbench.fleets import (
+    Day,
+    Fleet,
+    fleet_doubts,
+    fleet_frame,
+    most_saved,
+    saved_at_most,
+    savings,
+)
 from workbench.health import ClientHealth
 from workbench.metrics import SLO, Summary, summarize
 from workbench.prompt_specs import Conversations, RandomPrompts
@@ -182,6 +190,25 @@ def fleets(tmp_path: Path) -> tuple[Fleet, Fleet]:
 
 
 class TestFleets:
+    @pytest.mark.parametrize(
+        ("stages", "replicas", "most"),
+        [
+            ([(6, 0), (6, 10)], 3, 1.0),
+            ([(8, 60)], 2, 2 / 1.5),
+            ([(6, 0), (6, 10), (1, 0), (1, 30)], 4, 4 / 1.75),
+            ([(4, 0), (4, 10), (0, 0), (0, 10)], 2, 2 / 1.5),
+        ],
+        ids=["flat", "a ramp", "a quarter at the peak", "one stays at night"],
+    )
+    def test_the_most_that_could_be_saved(
+        self, stages: list[tuple[float, float]], replicas: int, most: float
+    ) -> None:
+        assert most_saved(Stages(stages=stages), replicas) == pytest.approx(most)
+
+    def test_it_stands_in_the_verdict_in_words(self) -> None:
+        said = saved_at_most(Stages(stages=[(8, 60)]), 2)
+        assert said.endswith("would spend 1.33 times less")
+
     def test_savings_are_pairs_of_days(self, fleets: tuple[Fleet, Fleet]) -> None:
         assert savings(*fleets) == [(3.0, 1.0), (6.0, 3.0)]
         assert savings(*fleets, premium=1.5) == [(3.0, 1.5), (6.0, 4.5)]
@@ -196,6 +223,9 @@ class TestFleets:
         assert frame.dollars.tolist() == [3.0, 3.0, 1.0, 1.5]
         assert frame.per_million.tolist() == [3.0, 6.0, 1.0, 3.0]
         assert fleet_frame([]).empty
+        assert "energy_kwh" not in frame, "no GPU, nothing to report"
+        metered = Fleet("fixed", fleets[0].run, (day(3.0, 1, energy_kwh=0.5),))
+        assert fleet_frame([metered]).energy_kwh.tolist() == [0.5]
 
     def test_doubts(self, fleets: tuple[Fleet, Fleet]) -> None:
         assert fleet_doubts(fleets) == []

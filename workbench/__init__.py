@@ -119,6 +119,7 @@ _HOME = {
     "serve_days": "workbench.fleets",
     "settle": "workbench.fleets",
     "fleet_frame": "workbench.fleets",
+    "saved_at_most": "workbench.fleets",
     "savings": "workbench.fleets",
     "fleet_doubts": "workbench.fleets",
     "users_figure": "workbench.fleet_figures",

@@ -25,12 +25,15 @@ from workbench.telemetry import Telemetry
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.arrival_specs import Stages
     from workbench.health import ClientHealth
     from workbench.load_progress import Progress
     from workbench.load_spec import LoadSpec
     from workbench.slo import SLO
 
 SETTLE_S = 600.0
+STEPS = 100
+"""Of a schedule's piece, to see when it needs one replica more."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,10 @@ async def settle(endpoint: Endpoint, replicas: int, timeout_s: float = SETTLE_S)
 
 
 def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
-    """A row a fleet and day: replica-seconds by state, $, tokens within the SLO, attainment."""
+    """A row a fleet and day: replica-seconds by state, $, tokens within the SLO, attainment.
+
+    `energy_kwh` is there where GPUs reported their power.
+    """
     import pandas as pd
 
     rows = [
@@ -133,6 +139,7 @@ def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
             "starting_s": day.cost.starting_s,
             "stopping_s": day.cost.stopping_s,
             "unknown_s": day.cost.unknown_s,
+            "energy_kwh": day.cost.energy_kwh,
             "dollars": day.cost.dollars,
             "good_tokens": day.cost.input_tokens + day.cost.output_tokens,
             "per_million": day.cost.per_million_tokens,
@@ -144,7 +151,9 @@ def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
         for fleet in fleets
         for number, day in enumerate(fleet.days, 1)
     ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    reported = any(day.cost.energy_kwh is not None for fleet in fleets for day in fleet.days)
+    return frame if reported else frame.drop(columns="energy_kwh", errors="ignore")
 
 
 def savings(
@@ -161,6 +170,29 @@ def savings(
         (one, premium * other)
         for one, other in zip(fixed.per_million, scaled.per_million, strict=True)
     ]
+
+
+def most_saved(arrivals: Stages, replicas: int) -> float:
+    """How many times less `arrivals` could cost, at most, than with `replicas` all the time.
+
+    `replicas` is the need at the highest rate. Whole replicas would come and go at once and cost
+    nothing to start, one always stays: replicas over the mean of max(1, replicas x rate / peak
+    rounded up), over time.
+    """
+    import numpy as np
+
+    pieces = arrivals.pieces()
+    middles = (np.arange(STEPS) + 0.5) / STEPS
+    rates = [one.from_rate + (one.to_rate - one.from_rate) * middles for one in pieces]
+    peak = max(max(one.from_rate, one.to_rate) for one in pieces)
+    needed = [np.maximum(1, np.ceil(replicas * rate / peak - 1e-9)).mean() for rate in rates]
+    return float(replicas / np.average(needed, weights=[one.duration_s for one in pieces]))
+
+
+def saved_at_most(arrivals: Stages, replicas: int) -> str:
+    """`most_saved` in words, for a verdict."""
+    most = most_saved(arrivals, replicas)
+    return f"on such days a fleet that followed the load at once would spend {most:.2f} times less"
 
 
 def fleet_doubts(fleets: Sequence[Fleet]) -> list[str]:
