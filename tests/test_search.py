@@ -176,7 +176,9 @@ class TestSearch:
     def test_never_and_always(self) -> None:
         never, always = search(step(0.1)), search(step(1e9))
         assert (never.highest, never.bounded, never.confirmed) == (None, True, 0)
-        assert never.headline() == "SLO missed even at 1 requests/s, the lowest (1 probe)"
+        assert never.headline() == (
+            "SLO missed even at 1 requests/s, the lowest (no TTFT, no TPOT; 1 probe)"
+        )
         assert (always.highest, always.bounded, always.confirmed) == (64, False, 2)
         assert "no miss was seen above it" in always.headline()
 

@@ -132,7 +132,10 @@ class TestVerdicts:
         theirs = [searched(0), searched(1), searched(0)]
         static, _ = self.verdict([searched(40)] * 3, theirs)
         assert (static.verdict, static.ratio, static.theirs) == ("PASS", pytest.approx(40), 1)
-        assert static.notes == ("static missed the SLO even with the fewest users that were tried",)
+        assert static.notes == (
+            "static missed the SLO even with the fewest users that were tried "
+            "(TTFT p95 5000 ms, TPOT p95 100 ms)",
+        )
 
     def test_a_repeat_starts_so_that_the_last_answer_is_mid_of_its_first_doubling(self) -> None:
         assert start_of([], 8, 512) == 64

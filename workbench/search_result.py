@@ -75,6 +75,15 @@ class SearchResult:
         table.attrs["unit"] = self.unit
         return table
 
+    def met_at_lowest(self) -> str:
+        """What users met at the lowest load that was tried, in words: which bound is too near."""
+        lowest = min(self.counted or self.probes, key=lambda probe: probe.rate)
+        told = {n: lowest.summary.figure(f"p95_{n.lower()}_ms") for n in ("TTFT", "TPOT")}
+        return ", ".join(
+            f"{name} p95 {value:.4g} ms" if value is not None else f"no {name}"
+            for name, value in told.items()
+        )
+
     def headline(self) -> str:
         """The answer in one line."""
         limited = "CLIENT LIMITED: " if self.client_limited else ""
@@ -83,7 +92,8 @@ class SearchResult:
             number += f", {again} replaced as the client limited {'it' if again == 1 else 'them'}"
         if self.highest is None:
             lowest = min(p.rate for p in self.probes)
-            return f"{limited}SLO missed even at {lowest:.4g} {self.unit}, the lowest ({number})"
+            at = f"{lowest:.4g} {self.unit}, the lowest ({self.met_at_lowest()}; {number})"
+            return f"{limited}SLO missed even at {at}"
         runs = sum(p.rate == self.highest and p.phase == "confirm" for p in self.counted)
         sure = f"{self.confirmed} of {runs} confirmation runs met it" if runs else "not confirmed"
         open_end = "no miss was seen above it: give a higher limit or more probes"

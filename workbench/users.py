@@ -151,7 +151,7 @@ def users_verdicts(
         pairs = [(a.highest or 0.0, b.highest or _least(b)) for a, b in each]
         doubts = doubts_of(name, theirs) + (doubts_of(ours, found[ours]) if theirs else [])
         # With these the ratio is only larger than measured: a claim that holds with them holds.
-        lower = {_open(ours), *([_missed(name)] if all(b for _, b in pairs) else [])}
+        lower = {_open(ours), *([_missed(name, theirs)] if all(b for _, b in pairs) else [])}
         notes = [one for one in doubts if one in lower]
         surer = [one for one in doubts if one not in lower]
         on = partial(judge, claim, name, pairs, where=where, rng=rng)
@@ -169,8 +169,9 @@ def _open(name: str) -> str:
     return f"{name} held the most users that were tried"
 
 
-def _missed(name: str) -> str:
-    return f"{name} missed the SLO even with the fewest users that were tried"
+def _missed(name: str, found: Sequence[SearchResult]) -> str:
+    met = next((f" ({one.met_at_lowest()})" for one in found if one.highest is None), "")
+    return f"{name} missed the SLO even with the fewest users that were tried{met}"
 
 
 def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
@@ -183,5 +184,5 @@ def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
     if any(one.highest is not None and not one.bounded for one in found):
         doubts.append(_open(name))
     if any(one.highest is None for one in found):
-        doubts.append(_missed(name))
+        doubts.append(_missed(name, found))
     return doubts
