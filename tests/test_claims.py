@@ -115,6 +115,24 @@ def test_a_note_stands_beside_the_verdict() -> None:
     assert rows(table([noted]))[0][4] == "**PASS**; out of memory at batch size 64"
 
 
+@pytest.mark.parametrize(
+    ("opponent", "place", "lacks"),
+    [
+        ("transformers, continuous batching", GPU, True),
+        ("transformers, continuous batching", GPU | {"versions": {"flash-attn": "2.8"}}, False),
+        ("transformers, continuous batching", {}, False),
+        ("transformers, static batches of 32", GPU, False),
+    ],
+    ids=["without", "with", "a CPU has none", "another opponent"],
+)
+def test_an_opponent_that_lacked_flash_attention_is_named_so(
+    opponent: str, place: dict[str, Any], lacks: bool
+) -> None:
+    text = table([judged(**place).model_copy(update={"opponent": opponent})])
+    assert ("; without flash attention" in rows(text)[0][4]) == lacks
+    assert ("no `flash-attn` package" in text) == lacks
+
+
 def test_a_bar_in_a_name_does_not_break_the_table() -> None:
     assert "a \\| b" in table([judged(model="a | b")])
 

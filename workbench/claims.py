@@ -18,6 +18,7 @@ from serving.strict import explain
 from workbench.errors import RunError, SettingError
 from workbench.health import Frozen
 from workbench.notebooks import PLACE
+from workbench.provenance import FLASH
 from workbench.redact import redact
 from workbench.run import Run, write_whole
 from workbench.verdicts import FILE, Verdict, read_verdicts
@@ -46,6 +47,13 @@ _OF_CPU = (
     "**Rows of a CPU are of a CPU and a tiny model.** They show that the experiment runs and can "
     "fail, not what a GPU gives: there is hardly any memory traffic to save, and every process "
     "shares the same few cores."
+)
+
+_OF_FLASH = (
+    "**transformers' continuous batching ran without flash attention** where the row says so: the "
+    "host had no `flash-attn` package, so that attention goes over a mask of the whole cache. By "
+    "transformers' own documentation flash attention is much better there: a PASS against this "
+    "opponent is one against its slower form."
 )
 
 
@@ -146,7 +154,16 @@ def table(verdicts: Sequence[Verdict]) -> str:
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     if any(one.where.accelerator == "cpu" for one in verdicts):
         lines += ["", _OF_CPU]
+    if any(_lacks_flash(one) for one in verdicts):
+        lines += ["", _OF_FLASH]
     return "\n".join(lines) + "\n"
+
+
+def _lacks_flash(one: Verdict) -> bool:
+    """Whether the opponent would have been faster with a package that its host did not have."""
+    versions = one.where.versions
+    continuous = "continuous" in one.opponent and one.ratio is not None
+    return continuous and one.where.accelerator == "gpu" and FLASH not in versions
 
 
 def _row(one: Verdict) -> list[str]:
@@ -158,7 +175,8 @@ def _row(one: Verdict) -> list[str]:
     said = f"**{one.verdict}**"
     if one.verdict == "not decided":
         said += f": {one.reason}"
-    said += "".join(f"; {note}" for note in one.notes)
+    lacking = ["without flash attention"] if _lacks_flash(one) else []
+    said += "".join(f"; {note}" for note in (*one.notes, *lacking))
     cpu = "a CPU: " if one.where.accelerator == "cpu" else ""
     place = "; ".join(part for part in (f"{cpu}{one.where.hardware}", one.where.model) if part)
     claim = f"{one.claim.name}: at least {one.claim.goal:g}x {one.claim.figure}"

