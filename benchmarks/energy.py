@@ -27,6 +27,7 @@ from _shape import write_shape
 from _vllm import prepare
 
 import workbench as wb
+from workbench.ledger import JOULES_PER_KWH
 from workbench.samples import ReplicaSample
 
 WARMUP_S = 4.0
@@ -95,22 +96,22 @@ async def measured(
     ):
         while running.start_s is None:
             await asyncio.sleep(0.1)
-        began = running.start_s + WARMUP_S
-        await asyncio.sleep(running.start_s + seconds - running.clock())
+        began, until = running.start_s + WARMUP_S, running.start_s + seconds
+        await asyncio.sleep(until - running.clock())
         running.stop()
         await running
     told = [
         (one.time_s, one.output_tokens)
         for one in run.sample_records()
         if isinstance(one, ReplicaSample) and one.output_tokens is not None
-        if began <= one.time_s <= began - WARMUP_S + seconds
+        if began <= one.time_s <= until
     ]
     (start_s, first), (end_s, last) = told[0], told[-1]
     cost = wb.cost_of(run, served.spec, PRICES, start_s=start_s, end_s=end_s)
     found = {"tokens_per_s": (last - first) / (end_s - start_s)}
     if cost.energy_kwh is None:
         return found
-    joules = cost.energy_kwh * 3.6e6
+    joules = cost.energy_kwh * JOULES_PER_KWH
     return found | {
         "watts": joules / (end_s - start_s),
         "wh_per_million": joules / 3600 / (last - first) * 1e6,

@@ -7,9 +7,11 @@ window of the day, requests in the day in which they were due.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from serving.spec import EndpointSpec
@@ -25,7 +27,7 @@ from workbench.telemetry import Telemetry
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.arrival_specs import Stages
+    from workbench.arrival_specs import Piece, Stages
     from workbench.health import ClientHealth
     from workbench.load_progress import Progress
     from workbench.load_spec import LoadSpec
@@ -179,14 +181,15 @@ def most_saved(arrivals: Stages, replicas: int) -> float:
     nothing to start, one always stays: replicas over the mean of max(1, replicas x rate / peak
     rounded up), over time.
     """
-    import numpy as np
-
     pieces = arrivals.pieces()
-    middles = (np.arange(STEPS) + 0.5) / STEPS
-    rates = [one.from_rate + (one.to_rate - one.from_rate) * middles for one in pieces]
     peak = max(max(one.from_rate, one.to_rate) for one in pieces)
-    needed = [np.maximum(1, np.ceil(replicas * rate / peak - 1e-9)).mean() for rate in rates]
-    return float(replicas / np.average(needed, weights=[one.duration_s for one in pieces]))
+
+    def needed(one: Piece) -> float:
+        rates = [one.rate_at((i + 0.5) / STEPS * one.duration_s) for i in range(STEPS)]
+        return fmean(max(1, math.ceil(replicas * rate / peak - 1e-9)) for rate in rates)
+
+    seconds = [one.duration_s for one in pieces]
+    return replicas / fmean([needed(one) for one in pieces], seconds)
 
 
 def saved_at_most(arrivals: Stages, replicas: int) -> str:
