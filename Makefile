@@ -40,7 +40,7 @@ test-all: setup browser  ## and what is slow: browser, every notebook whole
 	$(BIN)/pytest --begin-within=55 --durations=25 --durations-min=20 -m "not gpu"
 
 test-nodes: setup  ## three nodes on this machine, and what each fault costs (13 minutes)
-	$(BIN)/pytest tests/several_nodes.py
+	$(BIN)/pytest tests/integration/several_nodes.py
 
 test-browser: setup browser  ## the notebooks by hand: JupyterLab in headless Chromium
 	$(BIN)/pytest -m browser

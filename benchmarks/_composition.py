@@ -23,7 +23,7 @@ from _report import Goal
 from _vllm import Client, add_model_arguments, model_spec
 
 import workbench as wb
-from serving.models.phrasing import load_glossary
+from tools.tiny_model.phrasing import load_glossary
 
 GOALS: dict[str, Goal] = {
     "composed_ratio_16": {"min": 0.80},

@@ -21,7 +21,7 @@ import psutil
 from _nodes import Nodes
 
 import workbench as wb
-from serving import status
+from serving.deploy import status
 from workbench.records import RequestRecord
 
 STREAMS = 6

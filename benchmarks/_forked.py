@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import serve
 
-from serving.asgi import App, Receive, Scope, Send
-from serving.replica import GatedReplica
+from serving.engine.replica import GatedReplica
+from serving.gateway.asgi import App, Receive, Scope, Send
 
 PAST = b"x-past-the-gate"
 

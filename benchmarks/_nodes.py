@@ -19,13 +19,8 @@ from typing import Any
 import psutil
 
 from serving import SERVE_FLAGS
-from serving.cluster import (
-    QUIET,
-    SERVE_TUNING,
-    _use_token,
-    own_environment,
-)
-from serving.ports import Ports, free_port
+from serving.cluster.connection import QUIET, SERVE_TUNING, _use_token, own_environment
+from serving.cluster.ports import Ports, free_port
 
 STORE = 100 * 2**20
 START_S = 180.0
@@ -106,7 +101,7 @@ def nodes(workers: dict[str, dict[str, Any]]) -> Iterator[Nodes]:
     try:
         yield cluster
     finally:
-        from serving import cluster as clusters
+        from serving.cluster import connection as clusters
 
         clusters.disconnect()
         cluster.shutdown()

@@ -74,15 +74,15 @@ def replay(seconds: int, drawings_a_second: float = 0.0) -> None:
 def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[float]:
     from IPython.display import display
 
-    from serving.deployments import deployment_name
+    from serving.deploy.deployments import deployment_name
     from workbench import LoadSpec, ModelSpec, Poisson, Prices, RandomPrompts, Run, ServiceSpec
-    from workbench.cost_series import CostSeries
-    from workbench.live_controls import readings
-    from workbench.live_drive import LiveDrive
+    from workbench.cost.series import CostSeries
+    from workbench.dashboard.controller import readings
+    from workbench.dashboard.state import LiveState
+    from workbench.dashboard.view import Actions, Settings, View
     from workbench.live_load import LiveLoad
-    from workbench.live_state import LiveState
-    from workbench.live_view import Actions, Settings, View
-    from workbench.load_progress import Silent
+    from workbench.loadgen.live_runner import LiveDrive
+    from workbench.loadgen.progress import Silent
 
     spec, run = ServiceSpec(model=ModelSpec(id="engine")), Run.create(folder, {})
     deployment = deployment_name(spec.model)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from workbench.run import hardware, versions
+from workbench.runs.run import hardware, versions
 
 Goal = Mapping[str, float]
 

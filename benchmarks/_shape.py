@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serving.tiny import tiny_model_path
+from serving.models.embedded import tiny_model_path
 
 LLAMA_3_1_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

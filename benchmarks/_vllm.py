@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import psutil
 
-from serving.engine import engine_kwargs, environment
-from serving.ports import free_port
-from serving.spec import TINY, ModelSpec
-from serving.supervisor import descendants
+from serving.cluster.ports import free_port
+from serving.cluster.supervisor import descendants
+from serving.engine.engine_args import engine_kwargs, environment
+from serving.spec.service import TINY, ModelSpec
 
 TOKENS = 64
 STOP_S = 20

@@ -1,7 +1,8 @@
 """Whether our figures are those of `vllm bench serve`: the same load through both, one engine.
 
 Bare vLLM serves; `streams` requests at a time, 64 tokens in and 64 out, go through `vllm bench
-serve`'s own code and through `workbench.client`, A B A B, each in a process of its own. The prompts
+serve`'s own code and through `workbench.loadgen.client`, A B A B, each in a process of its own.
+The prompts
 of both are from vLLM's random dataset, with seeds of their own, so that neither finds the other's
 in the prefix cache. The first pair warms up and is not kept.
 
@@ -29,11 +30,11 @@ from _report import Goal, report
 from _vllm import TOKENS, BareServer, Client, add_model_arguments, model_spec
 
 import workbench as wb
-from serving.engine import environment
-from serving.spec import ModelSpec
-from workbench.client import stream_completion
-from workbench.intervals import bootstrap
-from workbench.metrics import summarize
+from serving.engine.engine_args import environment
+from serving.spec.service import ModelSpec
+from workbench.loadgen.client import stream_completion
+from workbench.metrics.bootstrap import bootstrap
+from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 
 LATENCIES = ("ttft", "tpot", "e2el")

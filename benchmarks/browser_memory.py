@@ -22,10 +22,10 @@ from _replay import HOUR_S, SETTLED_S
 from _report import report
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "browser"))
+sys.path.insert(0, str(HERE.parent / "tests"))
 
-from by_hand import chromium_page, jupyterlab, run_all, trace, wait_until  # noqa: E402
-from memory import pss_gib  # noqa: E402
+from support.jupyterlab import chromium_page, jupyterlab, run_all, trace, wait_until  # noqa: E402
+from support.process_memory import pss_gib  # noqa: E402
 
 GOALS = {"browser_growth_mb": {"max": 100}}
 FREE_RATE = [

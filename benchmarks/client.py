@@ -1,6 +1,7 @@
 """What our client costs, whether workers scale, and whether the times it records are true.
 
-The server is tests/scripted_server.py in a process of its own; every client is a process of its
+The server is tests/support/scripted_server.py in a process of its own; every client is a process
+of its
 own too, ready (imports and first requests done) before anything is counted. Ours runs on uvloop, as
 every load worker does (Ray's actors use it), vLLM's on asyncio's loop, as `vllm bench serve` does.
 Every figure is the median over the repeats.
@@ -51,15 +52,15 @@ import uvloop
 from _report import Goal, report
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import scripted_server as scripted
+from support import scripted_server as scripted
 
-from workbench.arrivals import Poisson, offsets
-from workbench.client import stream_completion
-from workbench.load_spec import Session
-from workbench.load_worker import Job, LoadWorker
-from workbench.metrics import summarize
-from workbench.prompts import Prompt
+from workbench.loadgen.client import stream_completion
+from workbench.loadgen.worker import Job, LoadWorker
+from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
+from workbench.workload.prompt_generator import Prompt
+from workbench.workload.schedule import Poisson, offsets
+from workbench.workload.spec import Session
 
 PROMPT = list(range(8))
 TOKENS, BULK, WRITE = 200, 1000, 250
@@ -99,7 +100,7 @@ async def closed(call: Callable[[], Awaitable[Any]], load: dict[str, Any]) -> di
 
 
 async def ours(base_url: str, tokens: int, **load: Any) -> dict[str, Any]:
-    """The closed loop through `workbench.client`."""
+    """The closed loop through `workbench.loadgen.client`."""
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     http = DefaultAioHttpClient()

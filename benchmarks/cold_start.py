@@ -34,8 +34,8 @@ from _vllm import BareServer, add_model_arguments, model_spec, prepare
 from openai import OpenAI
 
 import workbench as wb
-from serving import cluster
-from serving.supervisor import descendants
+from serving.cluster import connection
+from serving.cluster.supervisor import descendants
 
 GOALS = {"cold_start_ratio": {"max": 1.5}, "delete_s": {"max": 5.0}}
 OURS = ("submit_s", "schedule_s", "server_s", "core_s", "engine_s", "first_token_s")
@@ -109,7 +109,7 @@ def bare_cold_start(model: wb.ModelSpec) -> Row:
 def our_cold_starts(model: wb.ModelSpec) -> Row:
     """Seconds of both cases on one fresh cluster, of each stage, and of the end."""
     spec = wb.ServiceSpec(port=0, model=model)
-    where = cluster.connect(spec)
+    where = connection.connect(spec)
     time.sleep(SETTLE_S)
     _, row = timed("idle", spec, where)
     # Not earlier: it reads the variables that connect() sets, and its import is part of deploy().
@@ -123,7 +123,7 @@ def our_cold_starts(model: wb.ModelSpec) -> Row:
     return row | again | {"delete_s": now() - began}
 
 
-def timed(case: str, spec: wb.ServiceSpec, where: cluster.Cluster) -> tuple[wb.Endpoint, Row]:
+def timed(case: str, spec: wb.ServiceSpec, where: connection.Cluster) -> tuple[wb.Endpoint, Row]:
     """Deploy; seconds to the first token and of each stage."""
     said: list[tuple[float, str]] = []
     began = now()

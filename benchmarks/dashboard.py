@@ -26,8 +26,8 @@ from _report import report
 from pydantic import SecretStr
 
 import workbench as wb
-from serving import cluster
-from serving.deployments import deployment_name
+from serving.cluster import connection
+from serving.deploy.deployments import deployment_name
 from workbench.exposition import ENGINE_METRICS
 from workbench.samples import Sample
 
@@ -55,7 +55,7 @@ def main() -> None:
 def telemetry_cost(seconds: float) -> dict[str, float]:
     """The figures, with a cluster of their own that ends with them."""
     spec = wb.ServiceSpec(port=0, model=wb.ModelSpec(id="engine"))
-    where = cluster.connect(spec)
+    where = connection.connect(spec)
     try:
         serve_replicas(spec)
         endpoint = wb.Endpoint(spec, where, spec.port, SecretStr("none"))
@@ -82,7 +82,7 @@ def telemetry_cost(seconds: float) -> dict[str, float]:
             "metrics_mib": round(metrics_bytes() / 2**20, 2),
         }
     finally:
-        cluster.disconnect()
+        connection.disconnect()
 
 
 def core_share(seconds: float) -> float:
@@ -138,7 +138,7 @@ class Exporter:
 
 def names(spec: wb.ServiceSpec) -> set[str]:
     """Serve's ids of the replicas."""
-    from serving import status
+    from serving.deploy import status
 
     told: dict[str, Any] = status.details()["applications"][spec.name]["deployments"]
     return {r["replica_id"] for r in told[deployment_name(spec.model)]["replicas"]}

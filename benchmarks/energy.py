@@ -27,7 +27,7 @@ from _shape import write_shape
 from _vllm import prepare
 
 import workbench as wb
-from workbench.ledger import JOULES_PER_KWH
+from workbench.cost.replica_seconds import JOULES_PER_KWH
 from workbench.samples import ReplicaSample
 
 WARMUP_S = 4.0

@@ -57,7 +57,7 @@ pytest_into() {  # NAME FILE [OPTION ...]: run the tests of a file, keep what ca
   "$PYTHON" - "$name" "$report" "$RESULTS/$name.json" "$(memory)" <<'PY'
 import json, sys
 import xml.etree.ElementTree as xml
-from workbench.provenance import hardware, versions
+from workbench.runs.provenance import hardware, versions
 name, report, target, memory = sys.argv[1:]
 cases = [
     {

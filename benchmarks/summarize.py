@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from _report import report
 
-from workbench.client import RequestRecord
-from workbench.metrics import SLO, summarize
-from workbench.run import Run
+from workbench.loadgen.client import RequestRecord
+from workbench.metrics.summary import SLO, summarize
+from workbench.runs.run import Run
 
 BLOCK = 4096
 

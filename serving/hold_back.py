@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.findings import Finding, redacted
+from serving.guardrail.findings import Finding, redacted
 
 MAX_WORD = 256
 """Characters of a longest word: an e-mail address has 254 at most (RFC 5321)."""

@@ -1,4 +1,5 @@
-"""By what an autoscaler decides: strict data; `serving.policies` has the policies themselves."""
+"""By what an autoscaler decides: strict data; `serving.deploy.autoscaling` has the policies
+themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from serving.strict import Strict
+from serving.spec.base import Strict
 
 
 class Requests(Strict):
@@ -53,7 +54,7 @@ class TTFTTarget(Strict):
 def _entry(name: str, spec: Strict) -> dict[str, Any]:
     # By its path: Serve pickles the module by value, so that a controller need not have it.
     return {
-        "policy_function": f"serving.policies.{name}",
+        "policy_function": f"serving.deploy.autoscaling.{name}",
         "policy_kwargs": spec.model_dump(exclude={"kind"}),
     }
 

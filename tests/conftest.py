@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
+from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
 
-from workbench.endpoint import Endpoint, deploy
+from workbench.endpoints.deployed import Endpoint, deploy
 
 if TYPE_CHECKING:
-    from gated import Server
+    from support.gate_server import Server
 
 # A job in a shell's background ignores Ctrl-C, and so would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -101,7 +101,7 @@ def truncated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with its weights cut off: the engine dies while it loads them."""
     import shutil
 
-    from serving.tiny import tiny_model_path
+    from serving.models.embedded import tiny_model_path
 
     folder = tmp_path_factory.mktemp("models") / "truncated"
     shutil.copytree(tiny_model_path(), folder)
@@ -113,20 +113,20 @@ def truncated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ray_alone() -> Iterator[None]:
     """Ray without a service, unless the session has it already."""
-    from serving import cluster
+    from serving.cluster import connection
 
-    ours = cluster.current() is None
+    ours = connection.current() is None
     if ours:
-        cluster.connect()
+        connection.connect()
     yield
     if ours:
-        cluster.disconnect()
+        connection.disconnect()
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A thread that serves gates on real sockets."""
-    from gated import Server
+    from support.gate_server import Server
 
     started = Server()
     yield started

@@ -106,7 +106,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def run_once(arguments: argparse.Namespace) -> int:
     """Run one notebook into a run folder; a run's place may be a parameter too."""
-    from workbench.notebooks import find_notebook
+    from workbench.automation.notebooks import find_notebook
 
     path = find_notebook(arguments.notebook)
     given = given_parameters(path, arguments)
@@ -117,7 +117,7 @@ def run_once(arguments: argparse.Namespace) -> int:
 
 def run_again(arguments: argparse.Namespace) -> int:
     """Run the notebook of a run again, with the parameters in its experiment.json."""
-    from workbench.notebooks import parameters_of, recorded
+    from workbench.automation.notebooks import parameters_of, recorded
 
     path, given = recorded(arguments.run)
     own = [name for name in parameters_of(path) if name not in (*given, "run_root", "run_id")]
@@ -129,7 +129,7 @@ def run_again(arguments: argparse.Namespace) -> int:
 def _one_run(
     path: Path, given: dict[str, Any], runs: Path | None, run_id: str | None, profile: str | None
 ) -> int:
-    from workbench.notebooks import run_notebook
+    from workbench.automation.notebooks import run_notebook
 
     name = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     of = f", profile {profile}" if profile else ""
@@ -144,8 +144,8 @@ def _one_run(
 
 def run_grid(arguments: argparse.Namespace) -> int:
     """Run a sweep, or go on with it, and print its table."""
-    from workbench.notebooks import find_notebook, run_notebook
-    from workbench.sweep import Cell, make_sweep, opened, results_table, run_sweep
+    from workbench.automation.notebooks import find_notebook, run_notebook
+    from workbench.automation.sweep import Cell, make_sweep, opened, results_table, run_sweep
 
     path = find_notebook(arguments.notebook)
     given = given_parameters(path, arguments)
@@ -166,7 +166,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
 
 def keep_runs(arguments: argparse.Namespace) -> int:
     """Keep what finished runs say of claims."""
-    from workbench.claims import KEPT, keep
+    from workbench.claims.table import KEPT, keep
 
     for folder in arguments.runs:
         print(f"kept        {shown(keep(folder, arguments.to or KEPT))}")
@@ -175,7 +175,7 @@ def keep_runs(arguments: argparse.Namespace) -> int:
 
 def write_claims(arguments: argparse.Namespace) -> int:
     """Keep the given runs, then write the table into the README."""
-    from workbench.claims import README, keep, write_table
+    from workbench.claims.table import README, keep, write_table
 
     for folder in arguments.runs:
         print(f"kept        {shown(keep(folder))}")
@@ -185,8 +185,8 @@ def write_claims(arguments: argparse.Namespace) -> int:
 
 def write_manifest(arguments: argparse.Namespace) -> int:
     """Write a Serve config or a RayService from the specification in a file."""
-    from serving.keys import KEY_VARIABLE, key_hash
-    from serving.manifest import read_spec, write
+    from serving.deploy.manifest import read_spec, write
+    from serving.spec.tenants import KEY_VARIABLE, key_hash
 
     spec, callers = read_spec(arguments.spec)
     key = os.environ.get(KEY_VARIABLE)
@@ -202,7 +202,12 @@ def write_manifest(arguments: argparse.Namespace) -> int:
 
 def given_parameters(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The profile's, then those of the files, then the single ones; a later value wins."""
-    from workbench.notebooks import check_parameters, parameters_of, read_parameters, read_value
+    from workbench.automation.notebooks import (
+        check_parameters,
+        parameters_of,
+        read_parameters,
+        read_value,
+    )
 
     files = [*_profile(path, arguments.profile), *arguments.file]
     given: dict[str, Any] = {}

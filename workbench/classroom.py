@@ -6,7 +6,8 @@
     seat = join_class("ada", key)                 # a student
     with seat.deploy(ModelSpec()) as endpoint: ...
 
-The leases are kept by an actor on the cluster (`serving.warden`), which outlives both notebooks.
+The leases are kept by an actor on the cluster (`serving.classroom.manager`), which outlives both
+notebooks.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from serving import cluster
-from serving.keys import key_hash, new_key
-from serving.register import Place
-from serving.spec import ModelSpec, ServiceSpec
-from serving.warden import NAME, NAMESPACE, Warden
+from serving.classroom.leases import Place
+from serving.classroom.manager import NAME, NAMESPACE, Warden
+from serving.cluster import connection
+from serving.spec.service import ModelSpec, ServiceSpec
+from serving.spec.tenants import key_hash, new_key
 from workbench.errors import LeaseError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.cost import Prices
-    from workbench.endpoint import Endpoint
+    from workbench.cost.cost import Prices
+    from workbench.endpoints.deployed import Endpoint
 
 CALL_S = 60.0
 WATCH_S = 5.0
@@ -80,8 +81,8 @@ def join_class(
 
 
 def _connect(address: str | None) -> None:
-    if cluster.current() is None:
-        cluster.connect(address=address)
+    if connection.current() is None:
+        connection.connect(address=address)
 
 
 def _warden() -> Any:
@@ -174,7 +175,7 @@ class Seat:
 
         Raises LeaseError for a lease that ran out or more than the cap, before anything starts.
         """
-        from workbench.endpoint import deploy
+        from workbench.endpoints.deployed import deploy
 
         own = {"name": self.place.application, "route_prefix": self.place.route}
         spec = ServiceSpec(model=model, **{"port": 0} | service | own)

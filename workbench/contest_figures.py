@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, styled, titled
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, styled, titled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.contest import Contest
-    from workbench.verdicts import Verdict
+    from workbench.claims.claim import Verdict
+    from workbench.experiments.paired import Contest
 
 _WORDS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.engine_stats import CACHE_METRIC
-from workbench.kv_waste import Waste, cache_at
-from workbench.nodes import alive
-from workbench.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, styled, titled
+from serving.engine.stats import CACHE_METRIC
+from workbench.analysis.kv_cache import Waste, cache_at
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, styled, titled
+from workbench.telemetry.scrape import alive
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.endpoint import Endpoint
-    from workbench.run import Run
+    from workbench.endpoints.deployed import Endpoint
+    from workbench.runs.run import Run
 
 NULL_BLOCKS = 1  # vLLM keeps one block that nobody gets
 

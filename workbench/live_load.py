@@ -16,19 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.endpoints.remote import Remote, context_length
 from workbench.errors import SettingError
-from workbench.live_schedule import RateCurve, checked_burstiness, checked_rate
 from workbench.load_change import LoadChange, What
-from workbench.load_progress import Progress, live_progress
-from workbench.load_run import LoadRun
-from workbench.load_spec import LoadSpec
-from workbench.prompts import RandomPrompts
-from workbench.remote_endpoint import Remote, context_length
+from workbench.loadgen.handle import LoadRun
+from workbench.loadgen.progress import Progress, live_progress
+from workbench.workload.live_schedule import RateCurve, checked_burstiness, checked_rate
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
-    from workbench.client import Clock
+    from workbench.loadgen.client import Clock
     from workbench.records import RequestRecord
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 WORKER_RATE = 100.0
 """Requests per second that one load worker is trusted with."""
@@ -136,10 +136,10 @@ def start_live_load(
     """
     import numpy as np
 
-    from workbench.client import start_clock
-    from workbench.live_drive import LiveDrive
-    from workbench.prompts import prompts
-    from workbench.tokenizing import load_tokenizer
+    from workbench.loadgen.client import start_clock
+    from workbench.loadgen.live_runner import LiveDrive
+    from workbench.workload.prompt_generator import prompts
+    from workbench.workload.tokenizer import load_tokenizer
 
     _check_steerable(load)
     tokenizer, length = load_tokenizer(target.tokenizer), context_length(target)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.load_spec import LoadSpec
+from workbench.workload.spec import LoadSpec
 
 What = Literal[
     "start", "rate", "burstiness", "output_tokens", "pause", "resume", "late", "scaling", "end"
@@ -31,7 +31,7 @@ class LoadChange:
 
 def offered(changes: Iterable[LoadChange], times: Sequence[float]) -> list[float]:
     """The rate wanted at each of `times` (rising), in requests per second; 0 outside the load."""
-    from workbench.live_schedule import RateCurve
+    from workbench.workload.live_schedule import RateCurve
 
     rest, curve = list(changes), RateCurve(0.0, float("-inf"))
     rates = []
@@ -78,7 +78,7 @@ def _corners(start: LoadChange) -> list[float]:
 
 
 def _changed(curve: Any, change: LoadChange) -> Any:
-    from workbench.live_schedule import RateCurve
+    from workbench.workload.live_schedule import RateCurve
 
     if change.what == "start" and change.load is not None:
         return RateCurve(LoadSpec(**change.load).arrivals.pieces(), change.time_s)  # type: ignore[union-attr]

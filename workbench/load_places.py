@@ -38,7 +38,7 @@ def away_from_replicas(number: int) -> list[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from serving import status
+    from serving.deploy import status
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     held = status.replicas_by_node()

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.health import ClientHealth
-from workbench.metrics import Summary
-from workbench.verdicts import FILE, read_verdicts
+from workbench.claims.claim import FILE, read_verdicts
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.summary import Summary
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.run import Run
-    from workbench.verdicts import Verdict
+    from workbench.claims.claim import Verdict
+    from workbench.runs.run import Run
 
 Rows = list[tuple[str, str]]
 
@@ -95,8 +95,8 @@ def write_report(
 
     `command` is what repeats the run, shown as given. A run without a summary is summarized here.
     """
-    from workbench.metrics import summarize
-    from workbench.redact import redact
+    from workbench.metrics.summary import summarize
+    from workbench.runs.redact import redact
 
     page = run.path / "report.html"
     summary = run.summary() or summarize(run.records())

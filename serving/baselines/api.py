@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serving.asgi import error_body
-from serving.baselines.link import Engine
-from serving.baselines.rows import Event
-from serving.baselines.spec import BaselineSpec
-from serving.baselines.text import Text, Tokenizer
+from serving.baselines.engine_client import Engine
+from serving.baselines.requests import Event
+from serving.baselines.tokenizer import Text, Tokenizer
+from serving.gateway.asgi import error_body
+from serving.spec.baseline import BaselineSpec
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (0,),

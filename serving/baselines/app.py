@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.baselines.spec import BaselineSpec
+from serving.spec.baseline import BaselineSpec
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -14,7 +14,7 @@ BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
 
 def replica(spec: BaselineSpec, **options: Any) -> Application:
     """The deployment, bound; its engine's process computes on what the replica itself holds."""
-    from serving.deployments import deployment
+    from serving.deploy.deployments import deployment
 
     model = spec.model
     made = deployment(BASELINE_REPLICA, spec, model, **options)

@@ -16,9 +16,9 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from serving.baselines.loading import free_memory, kv_bytes_per_token, kv_tokens
-from serving.baselines.rows import Emit, Event, Job, Row, Stats, is_out_of_memory
-from serving.baselines.spec import BaselineSpec, Continuous, DynamicBatches, StaticBatches
+from serving.baselines.model_loading import free_memory, kv_bytes_per_token, kv_tokens
+from serving.baselines.requests import Emit, Event, Job, Row, Stats, is_out_of_memory
+from serving.spec.baseline import BaselineSpec, Continuous, DynamicBatches, StaticBatches
 
 
 class Batches:

@@ -12,9 +12,9 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from serving.baselines.loading import free_memory, free_share, kv_bytes_per_token, kv_tokens
-from serving.baselines.rows import Emit, Event, Finish, Job, Row, Stats, is_out_of_memory
-from serving.baselines.spec import BaselineSpec, Continuous
+from serving.baselines.model_loading import free_memory, free_share, kv_bytes_per_token, kv_tokens
+from serving.baselines.requests import Emit, Event, Finish, Job, Row, Stats, is_out_of_memory
+from serving.spec.baseline import BaselineSpec, Continuous
 
 WAIT_S = 1.0
 PAGE = 256  # transformers' own default

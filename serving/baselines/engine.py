@@ -13,8 +13,8 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from serving.baselines.rows import Event, Job, Stats
-from serving.baselines.spec import BaselineSpec
+from serving.baselines.requests import Event, Job, Stats
+from serving.spec.baseline import BaselineSpec
 
 
 def main(descriptor: int) -> None:
@@ -37,7 +37,7 @@ def _engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Stats]:
 
     from serving.baselines.batches import Batches
     from serving.baselines.continuous import ContinuousBatches
-    from serving.baselines.loading import load
+    from serving.baselines.model_loading import load
 
     model = load(spec)
     stats = Stats(

@@ -12,7 +12,7 @@ from itertools import count
 from multiprocessing import Pipe
 from typing import Any
 
-from serving.baselines.rows import Event, Job
+from serving.baselines.requests import Event, Job
 from serving.errors import LAST_WORDS
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from serving.baselines.spec import BaselineSpec
-from serving.spec import ModelSpec
+from serving.spec.baseline import BaselineSpec
+from serving.spec.service import ModelSpec
 
 
 def load(spec: BaselineSpec) -> Any:

@@ -7,19 +7,19 @@ from typing import Any
 
 from ray import serve
 
-from serving.asgi import App, signed
-from serving.auth import Access, Gate
 from serving.baselines.api import Api
-from serving.baselines.link import Engine
-from serving.baselines.spec import BaselineSpec
-from serving.engine_stats import FirstTokens, report_gate, timed
-from serving.ledger import open_gate
-from serving.niceness import engine_gives_way
+from serving.baselines.engine_client import Engine
+from serving.cpu import engine_gives_way
+from serving.engine.stats import FirstTokens, report_gate, timed
+from serving.gateway.asgi import App, signed
+from serving.gateway.gate import Access, Gate
+from serving.quotas.actor import open_gate
+from serving.spec.baseline import BaselineSpec
 
 
 @serve.ingress()
 class BaselineReplica:
-    """As `serving.replica.DirectReplica`, with transformers where that has vLLM."""
+    """As `serving.engine.replica.DirectReplica`, with transformers where that has vLLM."""
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
         self._access: Access | None = None

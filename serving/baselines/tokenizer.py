@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.spec import ModelSpec
+from serving.spec.service import ModelSpec
 
 
 @dataclass(frozen=True)

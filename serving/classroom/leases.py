@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, Field, field_validator
 
 from serving.errors import LeaseError
-from serving.keys import Tenant, key_hash
-from serving.strict import Strict
+from serving.spec.base import Strict
+from serving.spec.tenants import Tenant, key_hash
 
 Action = Literal["warn", "delete"]
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from serving.register import Place, Register, Size, Use
+from serving.classroom.leases import Place, Register, Size, Use
 
 NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
@@ -42,12 +42,12 @@ class ServeDeployments:
     """Ray Serve's own."""
 
     def held(self) -> dict[str, int]:
-        from serving import status
+        from serving.deploy import status
 
         return {name: _held(app) for name, app in status.details()["applications"].items()}
 
     def delete(self, application: str) -> None:
-        from serving import service
+        from serving.deploy import service
 
         threading.Thread(target=service.end_application, args=(application,), daemon=True).start()
 

@@ -122,7 +122,7 @@ def mismatch(message: str) -> tuple[str, str] | None:
 
 def packages() -> list[str]:
     """The folders that nodes import from: this package, and what stands beside it for the load."""
-    ours = Path(__file__).parent
+    ours = Path(__file__).parents[1]
     beside = ours.parent / "workbench"
     return [str(ours), *([str(beside)] if beside.is_dir() else [])]
 

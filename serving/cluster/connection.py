@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving import attach
+from serving.cluster import attach
+from serving.cluster.ports import Ports, check_port
+from serving.cpu import WORKERS
 from serving.errors import ClusterError, MissingPackageError
-from serving.keys import KEY_VARIABLE
-from serving.niceness import WORKERS
-from serving.ports import Ports, check_port
+from serving.spec.tenants import KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from serving.spec import EndpointSpec
+    from serving.spec.service import EndpointSpec
 
 START_ATTEMPTS, TOO_SLOW = 3, "timed out during startup"
 """Ray gives a node 30 s to come up, and on a busy machine that is too short now and then."""
@@ -222,7 +222,7 @@ def _supervised(
         "--system-config=" + json.dumps(config),
     ]
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "serving.supervisor", str(state), *arguments],
+        [sys.executable, "-m", "serving.cluster.supervisor", str(state), *arguments],
         env=_inherited() | own_environment(state, ports) | _python_path(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -270,7 +270,7 @@ def _inherited() -> dict[str, str]:
 
 def _python_path() -> dict[str, str]:
     """Let every process of a local cluster import our packages, wherever it was started from."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 

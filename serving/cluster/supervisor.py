@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from serving.niceness import session_gives_way
+from serving.cpu import session_gives_way
 
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 1.5

@@ -1,4 +1,5 @@
-"""From a specification to a Serve application; also ``serve run serving.app:build port=8000``."""
+"""From a specification to a Serve application; also ``serve run serving.deploy.app:build
+port=8000``."""
 
 from __future__ import annotations
 
@@ -7,29 +8,29 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.auth import Access
 from serving.baselines import app as baselines
-from serving.baselines.spec import BaselineSpec
-from serving.composition import compose
-from serving.deployments import autoscaling, capacity, deployment, deployment_name
-from serving.engine import check
+from serving.deploy.deployments import autoscaling, capacity, deployment, deployment_name
+from serving.engine.engine_args import check
 from serving.errors import SpecError
-from serving.guardrail_spec import GuardModel, PresidioGuardrail
-from serving.keys import HASHES_VARIABLE, OWNER, Tenant, check_tenants
-from serving.pipeline_spec import PipelineSpec
-from serving.router_spec import RouterSpec
-from serving.spec import LIVE_FIELDS, EndpointSpec, ModelSpec, ServiceSpec, digest
+from serving.gateway.gate import Access
+from serving.pipeline.config import compose
+from serving.spec.baseline import BaselineSpec
+from serving.spec.guardrail import GuardModel, PresidioGuardrail
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import RouterSpec
+from serving.spec.service import LIVE_FIELDS, EndpointSpec, ModelSpec, ServiceSpec, digest
+from serving.spec.tenants import HASHES_VARIABLE, OWNER, Tenant, check_tenants
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-DIRECT_REPLICA = "serving.replica.DirectReplica"
-ENGINE_REPLICA = "serving.replica.EngineReplica"
-DIRECT_GROUP = "serving.replica.DirectGroupReplica"
-ENGINE_GROUP = "serving.replica.EngineGroupReplica"
-INGRESS = "serving.ingress.Ingress"
-GUARDRAIL = "serving.guardrail.Guardrail"
-AUTO_ROUTER = "serving.router.Router"
+DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
+ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
+DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
+ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
+INGRESS = "serving.pipeline.ingress.Ingress"
+GUARDRAIL = "serving.guardrail.deployment.Guardrail"
+AUTO_ROUTER = "serving.pipeline.router.Router"
 ROUTER = "ray.llm._internal.serve.core.ingress.router.LLMRouter"
 PIPELINE = frozenset({"models", "guardrail", "router"})
 """Fields that only a pipeline has."""
@@ -45,7 +46,7 @@ def build(args: dict[str, Any]) -> Application:
     """Build from plain arguments: the spec's fields, and who may call.
 
     That is ``key_hashes`` of keys without quotas, or ``tenants`` with the fields of
-    :class:`~serving.keys.Tenant`, or both; without either, the hashes in the variable
+    :class:`~serving.spec.tenants.Tenant`, or both; without either, the hashes in the variable
     ``LLM_WORKBENCH_KEY_HASHES``. On ``serve run``'s command line every value is text: there
     JSON_FIELDS are JSON, and ``key_hashes`` are separated by commas.
     """
@@ -61,7 +62,7 @@ def check_spec(spec: EndpointSpec) -> None:
         check(model)
     guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
     if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
-        from serving import presidio  # Presidio takes seconds to import
+        from serving.guardrail import presidio  # Presidio takes seconds to import
 
         presidio.check(guardrail)
 

@@ -2,7 +2,7 @@
 
 Serve calls a policy some ten times a second in its controller, with an ``AutoscalingContext``, and
 applies delays, factors and bounds to what it returns; a deployment that sleeps is woken by Serve
-itself. The figures are those of ``record_autoscaling_stats`` (``serving.engine_stats``), averaged
+itself. The figures are those of ``record_autoscaling_stats`` (``serving.engine.stats``), averaged
 by Serve over ``look_back_period_s``; those of a new replica are missing at first.
 
 Serve pickles this module by value into the controller, which may lack our packages: it imports

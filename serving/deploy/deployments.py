@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.cluster import METRICS_ENV
-from serving.engine import environment
-from serving.spec import EndpointSpec, ModelSpec, ScalingSpec
+from serving.cluster.connection import METRICS_ENV
+from serving.engine.engine_args import environment
+from serving.spec.service import EndpointSpec, ModelSpec, ScalingSpec
 
 ROUND_ROBIN = "ray.serve.experimental.round_robin_router.RoundRobinRouter"
 DIRECT_ROUTERS = {
     "round_robin": ROUND_ROBIN,
-    "power_of_two": "serving.routing.DirectPowerOfTwo",
-    "prefix_aware": "serving.routing.DirectPrefixAware",
+    "power_of_two": "serving.deploy.replica_routers.DirectPowerOfTwo",
+    "prefix_aware": "serving.deploy.replica_routers.DirectPrefixAware",
 }
 HANDLE_ROUTERS = {
     "round_robin": ROUND_ROBIN,
     "power_of_two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
-    "prefix_aware": "serving.routing.PrefixAware",
+    "prefix_aware": "serving.deploy.replica_routers.PrefixAware",
 }
 
 

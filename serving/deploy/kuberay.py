@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from serving.keys import HASHES_VARIABLE
-from serving.parallel import architecture_of, layout_of, sizes_of
-from serving.sizing import GIB, weight_bytes
-from serving.spec import EndpointSpec, ModelSpec
+from serving.sizing.checks import architecture_of, layout_of, sizes_of
+from serving.sizing.memory import GIB, weight_bytes
+from serving.spec.service import EndpointSpec, ModelSpec
+from serving.spec.tenants import HASHES_VARIABLE
 
 USER = 1000
 """The image's user (deploy/Dockerfile)."""

@@ -8,18 +8,19 @@ from typing import Any, Literal
 
 import yaml
 
-from serving import SERVE_FLAGS, kuberay
-from serving.app import spec_from, tenants_from
-from serving.baselines.spec import BaselineSpec
-from serving.cluster import FORWARD_BODY, QUIET, SERVE_TUNING
-from serving.engine import check_engine_kwargs
+from serving import SERVE_FLAGS
+from serving.cluster.connection import FORWARD_BODY, QUIET, SERVE_TUNING
+from serving.deploy import kuberay
+from serving.deploy.app import spec_from, tenants_from
+from serving.engine.engine_args import check_engine_kwargs
 from serving.errors import SpecError
-from serving.parallel import check_cache, check_parallel
-from serving.spec import TINY, EndpointSpec, ModelSpec
+from serving.sizing.checks import check_cache, check_parallel
+from serving.spec.baseline import BaselineSpec
+from serving.spec.service import TINY, EndpointSpec, ModelSpec
 
 Kind = Literal["serve", "kuberay"]
 KINDS: tuple[Kind, ...] = ("serve", "kuberay")
-BUILDER = "serving.app:build"
+BUILDER = "serving.deploy.app:build"
 PORT = 8000
 
 
@@ -45,7 +46,8 @@ def read_spec(file: Path) -> tuple[EndpointSpec, dict[str, Any]]:
 def serve_config(spec: EndpointSpec, callers: Mapping[str, Any]) -> dict[str, Any]:
     """What ``serve deploy`` takes: Ray's ``ServeDeploySchema`` as plain data.
 
-    ``callers`` has ``key_hashes`` or ``tenants``, as :func:`serving.app.build` takes them. Without
+    ``callers`` has ``key_hashes`` or ``tenants``, as :func:`serving.deploy.app.build` takes them.
+    Without
     any the cluster's processes must have the variable ``LLM_WORKBENCH_KEY_HASHES``. Its nodes must
     be able to import this package.
 

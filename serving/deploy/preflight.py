@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving import parallel
 from serving.errors import ResourcesError
+from serving.sizing import checks
 
 if TYPE_CHECKING:
-    from serving.spec import EndpointSpec, ModelSpec
+    from serving.spec.service import EndpointSpec, ModelSpec
 
 
 def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
@@ -51,7 +51,7 @@ def _check_model(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
             f"{largest:.1f} GiB. Lower it, or add a larger node."
         )
     _check_together(model, nodes)
-    parallel.check_memory(model, nodes)
+    checks.check_memory(model, nodes)
 
 
 def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, Any]]) -> None:

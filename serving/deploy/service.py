@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from serving import SERVE_FLAGS, attach, fit, ledger, status
-from serving import app as application
-from serving import cluster as clusters
-from serving.cluster import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
-from serving.deployments import deployment_name
+from serving import SERVE_FLAGS
+from serving.cluster import attach
+from serving.cluster import connection as clusters
+from serving.cluster.connection import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
+from serving.cluster.ports import check_port, free_port
+from serving.deploy import app as application
+from serving.deploy import preflight, status
+from serving.deploy.deployments import deployment_name
 from serving.errors import LAST_WORDS, ClusterError, DeployError
-from serving.keys import Tenant
-from serving.ports import check_port, free_port
-from serving.spec import EndpointSpec
+from serving.quotas import actor as ledger
+from serving.spec.service import EndpointSpec
+from serving.spec.tenants import Tenant
 
 Progress = Callable[[str], None]
 POLL_S = 0.25
@@ -37,7 +40,7 @@ def deploy(
         ClusterError: the cluster's Serve runs without what the spec needs.
         DeployError: a replica did not start; the message has the engine's last words.
     """
-    fit.check_fit(spec)
+    preflight.check_fit(spec)
     port = _start_serve(spec, cluster, progress)
     if _unchanged(spec, tenants):
         progress(f"{spec.name}: already running as specified")

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving import parallel
 from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
-from serving.spec import ModelSpec
+from serving.sizing import checks
+from serving.spec.service import ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -62,8 +62,8 @@ def check(model: ModelSpec) -> None:
     """Everything about a model that can be refused before anything starts."""
     check_engine_kwargs(model)
     check_model_path(model)
-    parallel.check_parallel(model)
-    parallel.check_cache(model)
+    checks.check_parallel(model)
+    checks.check_cache(model)
 
 
 def check_engine_kwargs(model: ModelSpec) -> None:
@@ -100,7 +100,7 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     given = dict(model.engine_kwargs)
     if model.accelerator == "cpu":
         given.setdefault("enforce_eager", True)
-        given.setdefault("worker_extension_cls", "serving.amx.Extension")
+        given.setdefault("worker_extension_cls", "serving.engine.amx.Extension")
         given.setdefault("kv_cache_memory_bytes", int(model.kv_cache_gib * 2**30))
     elif (model.num_gpus or 1) < 1:
         # Replicas that share a card must share its memory too.
@@ -168,5 +168,5 @@ def llm_config(model: ModelSpec) -> LLMConfig:
         placement_group_config={"bundles": bundles, "strategy": model.strategy},
         # Each answer's last event then tells its time in queue, prefill and decode.
         engine_kwargs={"enable_per_request_metrics": True} | engine_kwargs(model),
-        callback_config={"callback_class": "serving.replica.NoNodeInit"} if local else {},
+        callback_config={"callback_class": "serving.engine.replica.NoNodeInit"} if local else {},
     )

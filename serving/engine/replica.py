@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, Response
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import generation_error_handler
 from vllm.exceptions import GenerationError
 
-from serving.asgi import App, error_body, signed
-from serving.auth import Access, Gate
-from serving.engine import llm_config
-from serving.engine_stats import (
+from serving.cpu import engine_gives_way
+from serving.engine.coalesce import Packets
+from serving.engine.engine_args import llm_config
+from serving.engine.stats import (
     EngineStats,
     FirstTokens,
     report_cache,
@@ -32,12 +32,12 @@ from serving.engine_stats import (
     reported,
     timed,
 )
+from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import LAST_WORDS
-from serving.ledger import open_gate
-from serving.niceness import engine_gives_way
-from serving.packets import Packets
-from serving.spec import ModelSpec
-from serving.warmup import choose_folder, warm_up
+from serving.gateway.asgi import App, error_body, signed
+from serving.gateway.gate import Access, Gate
+from serving.quotas.actor import open_gate
+from serving.spec.service import ModelSpec
 
 POLL_S = 0.25
 LAST_WORDS_S = 0.5
@@ -88,7 +88,7 @@ class EngineReplica(LLMServer):  # type: ignore[misc]
         self._ending = asyncio.create_task(self._end_with_the_engine())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve hands to an autoscaling policy (``serving.policies``)."""
+        """What Serve hands to an autoscaling policy (``serving.deploy.autoscaling``)."""
         return reported(self._stats.figures(), [self._first_tokens], None)
 
     def _batch_output_stream(self, generator: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.asgi import App, Message, Receive, Scope, Send
-    from serving.auth import Gate
+    from serving.gateway.asgi import App, Message, Receive, Scope, Send
+    from serving.gateway.gate import Gate
 
 WINDOW_S = 10.0
 MOST = 4096

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.asgi import Receive, Refusal
-from serving.limits import Limits
+from serving.gateway.asgi import Receive, Refusal
+from serving.spec.limits import Limits
 
 MAX_DEPTH = 48
 """Levels of nested JSON; real requests with a tool's schema have a dozen."""

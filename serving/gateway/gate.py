@@ -2,7 +2,8 @@
 
 Only SHA-256 hashes of keys travel to the cluster and are compared, each in constant time
 (``hmac.compare_digest``). Every refusal has OpenAI's error shape, so that the OpenAI client raises
-its own exception for it. What passes is rebuilt: a checked body (:mod:`serving.bodies`), and no
+its own exception for it. What passes is rebuilt: a checked body (:mod:`serving.gateway.body`),
+and no
 header but those that an answer can depend on; the key ends here.
 """
 
@@ -18,17 +19,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serving import bodies
-from serving.allowance import Allowances, LocalBook, OverQuotaError, RemoteBook
-from serving.asgi import App, Receive, Refusal, Scope, Send, Shed, error_body
-from serving.bodies import Body
-from serving.keys import Tenant, check_tenants, holder
-from serving.limits import Limits
-from serving.metering import Meter
-from serving.purse import Purse
-from serving.ratelimits import over_quota, rate_headers
-from serving.router_spec import AUTO
-from serving.routes import (
+from serving.gateway import body as bodies
+from serving.gateway.asgi import App, Receive, Refusal, Scope, Send, Shed, error_body
+from serving.gateway.body import Body
+from serving.gateway.concurrency import FullError, Slots
+from serving.gateway.http_routes import (
     OPEN_ROUTES,
     bearer,
     check_headers,
@@ -39,9 +34,15 @@ from serving.routes import (
     replay,
     route,
 )
-from serving.slots import FullError, Slots
-from serving.stages import Stages, timed
-from serving.strict import Strict
+from serving.gateway.metering import Meter
+from serving.gateway.rate_limits import over_quota, rate_headers
+from serving.gateway.stages import Stages, timed
+from serving.quotas.client import Allowances, LocalBook, OverQuotaError, RemoteBook
+from serving.quotas.lease import Purse
+from serving.spec.base import Strict
+from serving.spec.limits import Limits
+from serving.spec.router import AUTO
+from serving.spec.tenants import Tenant, check_tenants, holder
 
 HELD_BYTES = 64 * 2**20
 """Bodies held at one gate, all together; a flood of large ones must not fill memory."""

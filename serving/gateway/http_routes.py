@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serving import bodies
-from serving.asgi import BUDGET_HEADER, Message, Receive, Refusal, Scope
-from serving.keys import OWNER, Tenant
+from serving.gateway import body as bodies
+from serving.gateway.asgi import BUDGET_HEADER, Message, Receive, Refusal, Scope
+from serving.spec.tenants import OWNER, Tenant
 
 OPEN_ROUTES = frozenset({"/health"})
 """Answered without a key; every other route, known or not, needs one."""

@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
-from serving.asgi import Message, Send
-from serving.bodies import Body
+from serving.gateway.asgi import Message, Send
+from serving.gateway.body import Body
 
 # In a JSON string every quotation mark is escaped, so no text of a model can look like this.
 _USAGE = re.compile(rb'"usage":\s*\{')

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from serving.allowance import OverQuotaError
-from serving.asgi import Refusal
-from serving.purse import Purse
+from serving.gateway.asgi import Refusal
+from serving.quotas.client import OverQuotaError
+from serving.quotas.lease import Purse
 
 _WORDS = {"requests": "requests a minute", "tokens": "tokens a minute"}
 

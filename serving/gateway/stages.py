@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from serving.asgi import Message, Send
+from serving.gateway.asgi import Message, Send
 
 STAGES = (
     "authentication",

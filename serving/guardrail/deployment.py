@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.findings import Finding
-from serving.guardrail_spec import PresidioGuardrail
-from serving.presidio import Detector
+from serving.guardrail.findings import Finding
+from serving.guardrail.presidio import Detector
+from serving.spec.guardrail import PresidioGuardrail
 
 
 class Guardrail:

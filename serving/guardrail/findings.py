@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from serving.guardrail_spec import SEVERITY, Action
+from serving.spec.guardrail import SEVERITY, Action
 
 
 class Finding(NamedTuple):

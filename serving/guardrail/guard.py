@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serving.errors import WorkbenchError
-from serving.findings import Finding, Tally, blocked, redacted
-from serving.guardrail_spec import GuardEndpoint, GuardModel, PresidioGuardrail, Side
-from serving.request_text import Place, has_token_ids, places, telltales
+from serving.guardrail.findings import Finding, Tally, blocked, redacted
+from serving.guardrail.texts import Place, has_token_ids, places, telltales
+from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Side
 
 Check = Callable[[Side, Sequence[str]], Awaitable[list[list[Finding]]]]
 """The findings in each of some texts of one side."""

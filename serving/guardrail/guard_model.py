@@ -8,8 +8,8 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from serving.findings import Finding
-from serving.guardrail_spec import GuardEndpoint, GuardModel, Side, Verdict
+from serving.guardrail.findings import Finding
+from serving.spec.guardrail import GuardEndpoint, GuardModel, Side, Verdict
 
 ROLES: dict[Side, str] = {"prompt": "user", "answer": "assistant"}
 

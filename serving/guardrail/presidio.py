@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from serving.errors import MissingPackageError, SpecError
-from serving.findings import Finding, resolve
-from serving.guardrail_spec import PresidioGuardrail
+from serving.guardrail.findings import Finding, resolve
+from serving.spec.guardrail import PresidioGuardrail
 
 if TYPE_CHECKING:
     from presidio_analyzer import AnalyzerEngine, EntityRecognizer

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from serving.findings import Tally
-from serving.guard import Guard
+from serving.gateway.stages import Stages
+from serving.guardrail.findings import Tally
+from serving.guardrail.guard import Guard
 from serving.hold_back import Window
-from serving.stages import Stages
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _TEXTS = ("content", "reasoning", "reasoning_content", "refusal")

@@ -1,1 +1,1 @@
-"""The embedded model: its glossary, its files and the script that makes them."""
+"""The embedded models and their paths."""

@@ -25,13 +25,13 @@ def tiny_model_path(folder: Path | None = None, name: str = "tiny") -> Path:
 
     `name` is one of EMBEDDED. Raises ModelNotFoundError if a file is missing or empty.
     """
-    path = (folder or Path(__file__).parent / "models" / name).resolve()
+    path = (folder or Path(__file__).parent / name).resolve()
     missing = [name for name in FILES if not _has_content(path / name)]
     if missing:
         raise ModelNotFoundError(
             f"the embedded model in {path} lacks {', '.join(missing)}; reinstall the package, "
             "or make the files again with "
-            f"`python -m serving.models.train_tiny --size {name} --out {path}`"
+            f"`python -m tools.tiny_model.train_tiny --size {name} --out {path}`"
         )
     return path
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from serving.asgi import BUDGET_HEADER
-from serving.guardrail_spec import GuardrailSpec
-from serving.pipeline_spec import PipelineSpec
-from serving.request_text import places
-from serving.route_rules import Facts
-from serving.router_spec import RouterSpec
-from serving.strict import Strict
+from serving.gateway.asgi import BUDGET_HEADER
+from serving.guardrail.texts import places
+from serving.pipeline.router_rules import Facts
+from serving.spec.base import Strict
+from serving.spec.guardrail import GuardrailSpec
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import RouterSpec
 
 if TYPE_CHECKING:
-    from serving.keys import Tenant
-    from serving.spec import EndpointSpec
+    from serving.spec.service import EndpointSpec
+    from serving.spec.tenants import Tenant
 
 
 class Composition(Strict):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.guard import RefusedError
+from serving.guardrail.guard import RefusedError
 
 STALE_S = 1.0
 """An account of the replicas is asked for anew when it is older."""

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
-from serving.asgi import App, Message, Receive, Scope, Send, error_body, respond
-from serving.guard import RefusedError
+from serving.gateway.asgi import App, Message, Receive, Scope, Send, error_body, respond
+from serving.guardrail.guard import RefusedError
 
 DONE = "data: [DONE]\n\n"
 logger = logging.getLogger(__name__)

@@ -21,19 +21,19 @@ from ray.serve._private.http_util import session_id_from_headers
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from serving.asgi import MODEL_HEADER, App, error_body
-from serving.auth import Access
-from serving.composition import Composition, choose
-from serving.dispatch import Answer, Dispatcher, Health
-from serving.engine_stats import report_gate
-from serving.findings import Tally
-from serving.guard import Guard, RefusedError, Together
-from serving.guarded_stream import GuardedStream, as_events, events
-from serving.ingress_app import DONE, bare_app
-from serving.judge import Judge, asks_endpoint
-from serving.ledger import open_gate
-from serving.router_spec import AUTO
-from serving.stages import Stages
+from serving.engine.stats import report_gate
+from serving.gateway.asgi import MODEL_HEADER, App, error_body
+from serving.gateway.gate import Access
+from serving.gateway.stages import Stages
+from serving.guardrail.findings import Tally
+from serving.guardrail.guard import Guard, RefusedError, Together
+from serving.guardrail.guard_model import Judge, asks_endpoint
+from serving.guardrail.stream import GuardedStream, as_events, events
+from serving.pipeline.config import Composition, choose
+from serving.pipeline.dispatcher import Answer, Dispatcher, Health
+from serving.pipeline.http_app import DONE, bare_app
+from serving.quotas.actor import open_gate
+from serving.spec.router import AUTO
 
 GUARDED = ("models", "model_data", "completions", "chat")
 """Routes that exist where a guardrail does: it reads no other's texts."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import MissingPackageError, ModelNotFoundError
-from serving.route_rules import Decision, Embed, Facts, decide
-from serving.router_spec import EmbeddingClassifier, RouterSpec
+from serving.pipeline.router_rules import Decision, Embed, Facts, decide
+from serving.spec.router import EmbeddingClassifier, RouterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

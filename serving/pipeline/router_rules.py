@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from serving.router_spec import (
+from serving.spec.router import (
     BudgetRule,
     CodeRule,
     LanguageRule,

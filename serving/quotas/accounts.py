@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from serving.keys import Tenant
+from serving.spec.tenants import Tenant
 
 LEASE_SHARE = 20
 """A gate beside others leases a twentieth of a minute's requests at once."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from serving.asgi import App
-from serving.auth import Access, Gate
-from serving.keys import Tenant
-from serving.quotas import Book, Grant, Report
+from serving.gateway.asgi import App
+from serving.gateway.gate import Access, Gate
+from serving.quotas.accounts import Book, Grant, Report
+from serving.spec.tenants import Tenant
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from serving.keys import Tenant
-from serving.purse import IDLE_S, Purse
-from serving.quotas import Book, Grant, Report
+from serving.quotas.accounts import Book, Grant, Report
+from serving.quotas.lease import IDLE_S, Purse
+from serving.spec.tenants import Tenant
 
 SYNC_S = 0.25
 HEARTBEAT_S = 1.0
@@ -33,7 +33,7 @@ STALE_S = 1.0
 RETRIES, RETRY_S = 3, 0.02
 """What another gate just freed is on its way back."""
 
-log = logging.getLogger("serving.allowance")
+log = logging.getLogger("serving.quotas.client")
 
 
 class RemoteBook(Protocol):

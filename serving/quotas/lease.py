@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serving.keys import Tenant
-from serving.quotas import Grant, Report, Usage
+from serving.quotas.accounts import Grant, Report, Usage
+from serving.spec.tenants import Tenant
 
 IDLE_S = 1.0
 """What lies unused for so long goes back, where there are other gates."""

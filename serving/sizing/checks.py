@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.architecture import Architecture, architecture, read
 from serving.errors import ResourcesError, SpecError
-from serving.layouts import divides, gpus_of
-from serving.sizing import (
+from serving.sizing.architecture import Architecture, architecture, read
+from serving.sizing.layouts import divides, gpus_of
+from serving.sizing.memory import (
     BLOCK,
     GIB,
     UTILIZATION,
@@ -25,7 +25,7 @@ from serving.sizing import (
 )
 
 if TYPE_CHECKING:
-    from serving.spec import ModelSpec
+    from serving.spec.service import ModelSpec
 
 HUB_TIMEOUT_S = 5.0
 
@@ -120,7 +120,7 @@ def check_parallel(model: ModelSpec) -> None:
 def _own_stages(known: Architecture, layout: Layout) -> str:
     if known.layers % layout.pipeline == 0 or layout.pipeline > known.layers:
         return ""
-    from serving.sizing import layers_of_stage
+    from serving.sizing.memory import layers_of_stage
 
     stages = ",".join(map(str, layers_of_stage(known.layers, layout.pipeline)))
     return f", or name stages of unequal length: env = {{'VLLM_PP_LAYER_PARTITION': '{stages}'}}"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.architecture import Architecture
-from serving.sizing import GIB, UTILIZATION, Layout, Memory, Sizes, gpu_memory
+from serving.sizing.architecture import Architecture
+from serving.sizing.memory import GIB, UTILIZATION, Layout, Memory, Sizes, gpu_memory
 
 GPU_GIB = {
     "T4": 15.0,

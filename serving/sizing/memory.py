@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.architecture import BITS, BYTES, Architecture
+from serving.sizing.architecture import BITS, BYTES, Architecture
 
 GIB = 2**30
 BLOCK = {"cpu": 128, "gpu": 16}

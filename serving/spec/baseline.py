@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serving.spec import ModelSpec, ServiceSpec, digest
-from serving.strict import Strict
+from serving.spec.base import Strict
+from serving.spec.service import ModelSpec, ServiceSpec, digest
 
 ENGINE_KWARGS = ("load_format", "tokenizer")
 """Of vLLM's engine arguments, those that mean the same to transformers."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from serving.spec import ModelSpec, ScalingSpec
-from serving.strict import Strict
+from serving.spec.base import Strict
+from serving.spec.service import ModelSpec, ScalingSpec
 
 Side = Literal["prompt", "answer"]
 Action = Literal["block", "redact", "annotate", "allow"]

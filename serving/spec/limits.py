@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from serving.strict import Strict
+from serving.spec.base import Strict
 
 
 class Limits(Strict):

@@ -6,9 +6,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serving.guardrail_spec import GuardModel, GuardrailSpec, PresidioGuardrail
-from serving.router_spec import AUTO, RouterSpec
-from serving.spec import EndpointSpec, ModelSpec, digest
+from serving.spec.guardrail import GuardModel, GuardrailSpec, PresidioGuardrail
+from serving.spec.router import AUTO, RouterSpec
+from serving.spec.service import EndpointSpec, ModelSpec, digest
 
 RESERVED = ("guardrail", "router", "ingress")
 """Names of our own deployments, which a model's deployment may not take."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serving.strict import Strict
+from serving.spec.base import Strict
 
 AUTO = "auto"
 """The model's name in a request that leaves the choice to the router."""

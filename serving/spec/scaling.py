@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from serving.policy_spec import PolicySpec, Requests
-from serving.strict import Strict
+from serving.spec.base import Strict
 
 
 class ScalingSpec(Strict):

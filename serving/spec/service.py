@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from serving.cpu_features import fast_bfloat16
-from serving.limits import Limits
-from serving.scaling_spec import ScalingSpec as ScalingSpec
-from serving.strict import Strict as Strict
-from serving.strict import explain as explain
-from serving.tiny import EMBEDDED, tiny_model_path
+from serving.models.embedded import EMBEDDED, tiny_model_path
+from serving.spec.base import Strict as Strict
+from serving.spec.base import explain as explain
+from serving.spec.limits import Limits
+from serving.spec.scaling import ScalingSpec as ScalingSpec
 
 Routing = Literal["round_robin", "power_of_two", "prefix_aware"]
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, Field, SecretStr, field_validator
 
 from serving.errors import SpecError
-from serving.strict import Strict
+from serving.spec.base import Strict
 
 MIN_KEY_LENGTH = 16
 KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"

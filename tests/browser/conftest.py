@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from by_hand import CHROMIUM, chromium_page, jupyterlab, set_parameters
-
-ROOT = Path(__file__).parents[2]
+from support.jupyterlab import CHROMIUM, chromium_page, jupyterlab, set_parameters
+from support.paths import ROOT
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from by_hand import run_all, trace, wait_until
-from memory import PeakMemory
+from support.jupyterlab import run_all, trace, wait_until
+from support.process_memory import PeakMemory
 
-from workbench.run import Run
+from workbench.runs.run import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
 MOST_GIB = 16

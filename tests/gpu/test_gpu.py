@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from gpu_memory import used_gib, wait_until_freed
+from support.gpu_memory import used_gib, wait_until_freed
 
 from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
 

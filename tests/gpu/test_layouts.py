@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_memory import used_gib, wait_until_freed
 from ray._private.worker import global_worker
+from support.gpu_memory import used_gib, wait_until_freed
+from support.paths import BENCHMARKS
 
-from serving.parallel import architecture_of, layout_of, sizes_of
-from serving.sizing import GIB, weight_bytes
+from serving.sizing.checks import architecture_of, layout_of, sizes_of
+from serving.sizing.memory import GIB, weight_bytes
 from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 from _shape import SMALL_MOE, write_shape
 
 pytestmark = [

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import _faults as faults
 from _faults import Outcome, Stage
@@ -29,9 +29,9 @@ from _nodes import left_over, nodes
 
 import workbench as wb
 from serving.errors import ResourcesError
-from workbench.client import start_clock
-from workbench.run import Run
-from workbench.telemetry import Telemetry
+from workbench.loadgen.client import start_clock
+from workbench.runs.run import Run
+from workbench.telemetry.sampler import Telemetry
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 

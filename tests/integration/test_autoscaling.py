@@ -11,14 +11,14 @@ import pytest
 
 import workbench as wb
 from serving.policy_spec import EnginePressure, TTFTTarget
-from workbench.client import Clock
-from workbench.endpoint import Endpoint, deploy
+from workbench.analysis.reactions import reactions
+from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.exposition import ENGINE_METRICS
-from workbench.load_run import LoadRun
-from workbench.reactions import reactions
-from workbench.run import Run
+from workbench.loadgen.client import Clock
+from workbench.loadgen.handle import LoadRun
+from workbench.runs.run import Run
 from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample, Sample
-from workbench.telemetry import Telemetry
+from workbench.telemetry.sampler import Telemetry
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 QUICK: dict[str, Any] = {

@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from shared_service import Deployed
+from support.shared_service import Deployed
 
-from serving.baselines.link import Engine
-from serving.baselines.rows import Event, Job, Row, is_out_of_memory
-from serving.baselines.spec import (
+from serving.baselines.engine_client import Engine
+from serving.baselines.requests import Event, Job, Row, is_out_of_memory
+from serving.errors import SpecError
+from serving.models.embedded import tiny_model_path
+from serving.spec.baseline import (
     BaselineSpec,
     Continuous,
     DynamicBatches,
@@ -25,15 +27,13 @@ from serving.baselines.spec import (
     Strategy,
     strategies,
 )
-from serving.errors import SpecError
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
-from serving.tiny import tiny_model_path
-from workbench.arrival_specs import Closed
-from workbench.contest_drive import alternate, engine_stats
-from workbench.endpoint import Endpoint, deploy
-from workbench.load_spec import LoadSpec
-from workbench.prompt_specs import RandomPrompts, Uniform
-from workbench.run import Run
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.endpoints.deployed import Endpoint, deploy
+from workbench.experiments.paired_runner import alternate, engine_stats
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Closed
+from workbench.workload.prompts import RandomPrompts, Uniform
+from workbench.workload.spec import LoadSpec
 
 TEXTS = [
     "Continuous batching is",
@@ -83,8 +83,8 @@ class TestSpec:
         assert "7" in found["static"].label
 
     def test_on_a_gpu_the_replica_itself_holds_the_card(self) -> None:
-        from serving.app import application
-        from serving.keys import Tenant, key_hash
+        from serving.deploy.app import application
+        from serving.spec.tenants import Tenant, key_hash
 
         model = ModelSpec(accelerator="gpu", num_gpus=0.5, num_cpus=2)
         owner = Tenant(name="owner", key_hash=key_hash("sk-" + "x" * 40))

@@ -17,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-from serving.keys import Tenant, key_hash, new_key
-from serving.register import Place
-from serving.spec import ModelSpec, ScalingSpec
+from serving.classroom.leases import Place
+from serving.spec.service import ModelSpec, ScalingSpec
+from serving.spec.tenants import Tenant, key_hash, new_key
 from workbench.classroom import Classroom, Seat, join_class, open_class
 from workbench.errors import LeaseError, SettingError
 
@@ -147,8 +148,8 @@ SEAT = """
 import sys, time
 import workbench as wb
 from datetime import UTC, datetime, timedelta
-from serving.keys import Tenant, key_hash
-from serving.register import Place
+from serving.spec.tenants import Tenant, key_hash
+from serving.classroom.leases import Place
 from workbench.classroom import join_class, open_class
 
 key = "sk-the-key-of-ada-itself"
@@ -177,7 +178,7 @@ def test_a_seat_with_a_real_engine_answers_at_its_route_until_its_lease_ends() -
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", apps + SEAT],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             cwd=folder,
             capture_output=True,
             text=True,

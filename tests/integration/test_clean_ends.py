@@ -8,15 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.processes import assert_gone, names
 
-from serving.ports import free_port
-from serving.supervisor import descendants
+from serving.cluster.ports import free_port
+from serving.cluster.supervisor import descendants
 
 pytestmark = pytest.mark.engine
 
@@ -69,25 +69,6 @@ def ended(child: subprocess.Popen[str], within_s: float) -> int:
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGABRT)  # faulthandler writes the stacks
         raise AssertionError(f"it did not end:\n{child.communicate()[0][-6000:]}") from None
-
-
-def names(pids: list[int]) -> dict[int, str]:
-    found = {}
-    for pid in pids:
-        try:
-            found[pid] = (Path("/proc") / str(pid) / "comm").read_text().strip()
-        except OSError:
-            continue
-    return found
-
-
-def assert_gone(pids: list[int], port: int, within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while left := [pid for pid in pids if (Path("/proc") / str(pid)).exists()]:
-        assert time.monotonic() < deadline, f"still there: {names(left)}"
-        time.sleep(0.1)
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still listens"
 
 
 def test_a_killed_kernel_leaves_nothing_and_its_hub_token_is_in_no_record() -> None:

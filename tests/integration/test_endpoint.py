@@ -15,19 +15,19 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
+from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
 
-from serving import status
+from serving.cluster.ports import FIRST, LAST, NAMED, SIZE
+from serving.deploy import status
 from serving.errors import (
     ClusterError,
     DeployError,
     EndpointGoneError,
     ResourcesError,
 )
-from serving.ports import FIRST, LAST, NAMED, SIZE
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
-from serving.tiny import tiny_model_path
-from workbench.endpoint import Endpoint, deploy
+from serving.models.embedded import tiny_model_path
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.endpoints.deployed import Endpoint, deploy
 
 pytestmark = pytest.mark.engine
 QUESTION = [{"role": "user", "content": "What is continuous batching?"}]

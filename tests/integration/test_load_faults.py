@@ -15,22 +15,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-import scripted_server as scripted
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from scripted_server import Exchange, tokens
-from test_clean_ends import assert_gone
+from support import scripted_server as scripted
+from support.paths import ROOT, TESTS
+from support.processes import assert_gone
+from support.scripted_server import Exchange, tokens
 
-from serving.ports import free_port
-from serving.supervisor import descendants
+from serving.cluster.ports import free_port
+from serving.cluster.supervisor import descendants
 from workbench import load_places
-from workbench.arrival_specs import Constant
+from workbench.endpoints.remote import remote
 from workbench.errors import RunError
-from workbench.load import LoadResult, start_load
-from workbench.load_spec import LoadSpec
-from workbench.prompts import RandomPrompts
+from workbench.loadgen.start import LoadResult, start_load
 from workbench.records import RequestRecord
-from workbench.remote_endpoint import remote
-from workbench.run import Run
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Constant
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.spec import LoadSpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_alone")]
 
@@ -122,8 +123,8 @@ def test_a_load_worker_whose_node_is_gone_starts_elsewhere(
 KERNEL = """
 import asyncio, sys
 import workbench as wb
-from test_load_faults import LOAD
-from workbench.remote_endpoint import remote
+from integration.test_load_faults import LOAD
+from workbench.endpoints.remote import remote
 run = wb.Run.create(sys.argv[2], {}, run_id="cut")
 target = remote(sys.argv[1], model="scripted", tokenizer="tiny", api_key="sk-other")
 def told(record):
@@ -135,8 +136,7 @@ asyncio.run(go())
 
 
 def test_the_kernel_is_killed_and_the_run_has_all_that_had_ended(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS), str(ROOT), os.environ.get("PYTHONPATH", "")])
     with scripted.threaded(SLOW) as server:
         kernel = subprocess.Popen(
             [sys.executable, "-c", KERNEL, server.base_url, str(tmp_path)],

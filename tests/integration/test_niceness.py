@@ -7,9 +7,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from serving.niceness import ENGINES_MORE, WORKERS
-from serving.supervisor import descendants
-from workbench.endpoint import Endpoint
+from serving.cluster.supervisor import descendants
+from serving.cpu import ENGINES_MORE, WORKERS
+from workbench.endpoints.deployed import Endpoint
 
 
 @pytest.mark.engine

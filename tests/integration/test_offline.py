@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_scripts import load
-
-ROOT = Path(__file__).resolve().parents[1]
+from support.paths import ROOT
+from support.scripts import load
 
 # Bring loopback up (SIOCSIFFLAGS with IFF_UP), show that there is no way out, then run the rest.
 ALONE = """

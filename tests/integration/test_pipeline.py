@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, BadRequestError, NotFoundError, RateLimitError
-from shared_service import Deployed
+from support.shared_service import Deployed
 
 import workbench as wb
-from serving.stages import STAGES
-from workbench.endpoint import Endpoint
+from serving.gateway.stages import STAGES
+from workbench.endpoints.deployed import Endpoint
 
 pytestmark = pytest.mark.engine
 
@@ -242,7 +242,7 @@ def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
 
 
 def replicas(endpoint: Endpoint) -> set[str]:
-    from serving.status import details
+    from serving.deploy.status import details
 
     found = details()["applications"][endpoint.spec.name]["deployments"]
     return {one["replica_id"] for name in found for one in found[name]["replicas"]}
@@ -252,7 +252,7 @@ def test_a_model_that_is_killed_is_stood_in_for(pipeline: Endpoint) -> None:
     """The small model's replica ends; requests for auto go on, at the other model."""
     import ray
 
-    from serving.status import details
+    from serving.deploy.status import details
 
     found = details()["applications"]["pipeline"]["deployments"][SMALL]["replicas"][0]
     ray.kill(ray.get_actor(found["actor_name"], namespace="serve"))

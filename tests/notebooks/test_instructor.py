@@ -12,13 +12,13 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from support.paths import ROOT
 
-from serving.keys import Tenant, key_hash
-from serving.register import Place, Register
-from workbench.intervals import bootstrap
-from workbench.notebooks import parameters_of
+from serving.classroom.leases import Place, Register
+from serving.spec.tenants import Tenant, key_hash
+from workbench.automation.notebooks import parameters_of
+from workbench.metrics.bootstrap import bootstrap
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 GUIDE = (ROOT / "docs" / "instructor.md").read_text()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executed import output_text
+from support.executed_notebook import output_text
 
-from workbench.endpoint import Endpoint
-from workbench.notebooks import find_notebook, recorded, run_notebook
-from workbench.run import Run
+from workbench.automation.notebooks import find_notebook, recorded, run_notebook
+from workbench.endpoints.deployed import Endpoint
+from workbench.runs.run import Run
 
 pytestmark = pytest.mark.engine
 SHORT: dict[str, Any] = {"input_tokens": 16, "output_tokens": 8}

@@ -9,14 +9,13 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from executed import output_text
+from support.executed_notebook import output_text
+from support.paths import NOTEBOOKS, ROOT
 
-from serving.tiny import tiny_model_path
-from workbench.run import Run
+from workbench.runs.run import Run
 
 pytestmark = pytest.mark.engine
-GLOSSARY = tiny_model_path().parent / "glossary.jsonl"
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 
 
 @pytest.mark.timeout(400)
@@ -64,7 +63,7 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: Path) -> None:
-    from workbench.notebooks import run_notebook
+    from workbench.automation.notebooks import run_notebook
 
     given = {"ramp_s": 15.0, "hold_s": 45.0, "output_tokens": 32, "port": 0}
     notebook = NOTEBOOKS / "02_watch_autoscaling.ipynb"

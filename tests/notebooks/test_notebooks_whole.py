@@ -17,14 +17,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from executed import output_text
+from support.executed_notebook import output_text
+from support.paths import ROOT
 
-from workbench.claims import keep, read_kept
-from workbench.run import Run
-from workbench.verdicts import read_verdicts
+from workbench.claims.claim import read_verdicts
+from workbench.claims.table import keep, read_kept
+from workbench.runs.run import Run
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
-ROOT = Path(__file__).resolve().parents[1]
 FEW: dict[str, Any] = {"input_tokens": 16, "output_tokens": 16}
 GIVEN: dict[str, dict[str, Any]] = {
     "03": {"requests": 8, "output_tokens": 16, "labelled": 24},

@@ -18,13 +18,13 @@ from typing import Any
 
 import httpx
 import pytest
-from gated import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, Server, wait_until
+from support.gate_server import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, Server, wait_until
 
-from serving.asgi import Receive, Scope, Send
-from serving.auth import Access
-from serving.bodies import POST_ROUTES
-from serving.keys import Tenant, key_hash
-from serving.limits import Limits
+from serving.gateway.asgi import Receive, Scope, Send
+from serving.gateway.body import POST_ROUTES
+from serving.gateway.gate import Access
+from serving.spec.limits import Limits
+from serving.spec.tenants import Tenant, key_hash
 
 ADA, BOB, ENDED = (f"sk-the-key-of-{name}-in-the-tests" for name in ("ada", "bob", "ended"))
 COMPLETIONS = "/v1/completions"
@@ -142,7 +142,7 @@ class TestBodies:
     def test_many_large_ones_at_once_are_shed_before_they_fill_memory(
         self, served: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("serving.auth.HELD_BYTES", 3_000_000)
+        monkeypatch.setattr("serving.gateway.gate.HELD_BYTES", 3_000_000)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 client = socket.create_connection(("127.0.0.1", served.port))

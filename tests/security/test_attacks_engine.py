@@ -16,12 +16,12 @@ import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from shared_service import Deployed
+from support.shared_service import Deployed
 
 import workbench as wb
-from serving import status
-from serving.keys import Tenant
-from workbench.endpoint import Endpoint, deploy
+from serving.deploy import status
+from serving.spec.tenants import Tenant
+from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.samples import ReplicaSample
 
 pytestmark = pytest.mark.engine

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from made_records import failed, record
+from support.records import failed, record
 
-from workbench.arrival_specs import Stages
 from workbench.load_change import LoadChange
-from workbench.load_spec import LoadSpec
-from workbench.prompts import RandomPrompts
-from workbench.run import Run
+from workbench.runs.run import Run
 from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample
+from workbench.workload.arrivals import Stages
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.spec import LoadSpec
 
 MODEL = "tiny"
 LOAD = LoadSpec(

@@ -18,10 +18,10 @@ import httpx
 import openai
 import uvicorn
 
-from serving.asgi import App, Receive, Scope, Send
-from serving.auth import Access, Gate
-from serving.keys import Tenant
-from serving.limits import Limits
+from serving.gateway.asgi import App, Receive, Scope, Send
+from serving.gateway.gate import Access, Gate
+from serving.spec.limits import Limits
+from serving.spec.tenants import Tenant
 
 KEY = "sk-the-right-key-of-the-tests"
 WRONG = "sk-the-wrong-key-of-the-tests"

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from serving.ports import free_port
+from serving.cluster.ports import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.ports import free_port
+from serving.cluster.ports import free_port
 
 MARK = "LLM_WORKBENCH_TEST_HEAD"
 

@@ -5,7 +5,8 @@ just enough HTTP/1.1 for the OpenAI client: POST to any path ending in `completi
 `Script`; GET `/log` returns the log as JSON; anything else is 404. Nothing here imports the code
 under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
 
-As a program (`python tests/scripted_server.py --tokens 200`) it prints its port and serves until
+As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and
+serves until
 it is ended; `spawn` does that from another process.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from workbench.endpoint import Endpoint
+from workbench.endpoints.deployed import Endpoint
 
 MAX_ONGOING = 8
 MAX_QUEUED = 8

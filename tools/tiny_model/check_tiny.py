@@ -1,4 +1,4 @@
-"""Asks a saved model about every term: `python -m serving.models.check_tiny DIR`.
+"""Asks a saved model about every term: `python -m tools.tiny_model.check_tiny DIR`.
 
 Loads the bfloat16 checkpoint with transformers and counts the answers that repeat the glossary
 word for word, greedy and at temperature 0.7, for trained and for held-out phrasings.
@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from serving.models import phrasing, wording
+from tools.tiny_model import phrasing, wording
 
 GOAL = 0.9  # Below this share of word-for-word greedy answers the training has failed.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from serving.models import phrasing
+from tools.tiny_model import phrasing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from serving.models.wording import (
+from tools.tiny_model.wording import (
     CODAS,
     ENDINGS,
     FALLBACK,

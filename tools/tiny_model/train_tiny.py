@@ -1,4 +1,4 @@
-"""Makes the embedded model: `python -m serving.models.train_tiny --out DIR`.
+"""Makes the embedded model: `python -m tools.tiny_model.train_tiny --out DIR`.
 
 Trains a byte-level BPE tokenizer and a Llama from scratch on the glossary beside this file, on the
 CPU, from a fixed seed. What it trains on is built by `phrasing`; see `models/tiny/README.md`.
@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from serving.models import check_tiny, phrasing, wording
-from serving.models.corpus import BEGIN, END, PAD, SPECIALS, Corpus, Row
+from tools.tiny_model import check_tiny, phrasing, wording
+from tools.tiny_model.corpus import BEGIN, END, PAD, SPECIALS, Corpus, Row
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +171,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="serving.models.train_tiny", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tools.tiny_model.train_tiny", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model")
     parser.add_argument("--seed", type=int, default=20, help="of weights, tokenizer and text")

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.decisions import flapping, recorded_decisions
+from workbench.analysis.reactions import run_reactions
 from workbench.errors import DeployError
-from workbench.reactions import run_reactions
-from workbench.scaling_figures import replica_axis, replica_traces
-from workbench.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
+from workbench.figures.replicas import replica_axis, replica_traces
+from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
+from workbench.telemetry.decisions import flapping, recorded_decisions
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.endpoint import Endpoint
-    from workbench.run import Run
+    from workbench.endpoints.deployed import Endpoint
+    from workbench.runs.run import Run
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 _WINDOW_S, POLL_S = 5.0, 0.5

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import RunError, SettingError
-from workbench.run import Run
+from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from workbench.intervals import Interval
-    from workbench.metrics import Summary
+    from workbench.metrics.bootstrap import Interval
+    from workbench.metrics.summary import Summary
 
     Pairs = list[tuple[float, float]]
 
@@ -130,7 +130,8 @@ def compare(
     """A row a figure: unit, means of both sides, ratio, low, high, repeats, verdict in words.
 
     `ratio` is the geometric mean of candidate over baseline, pair by pair, and `low` to `high` its
-    bootstrap interval (`workbench.intervals.paired_ratios`). The verdict is better or worse only
+    bootstrap interval (`workbench.metrics.bootstrap.paired_ratios`). The verdict is better or
+    worse only
     where the interval is all on one side of 1. A figure that is zero somewhere has no ratio; its
     verdict comes from the differences. A client-limited run marks every verdict, and
     `attrs["client_health"]`.
@@ -211,7 +212,7 @@ def _ratio(
     confidence: float,
 ) -> Interval:
     """NaN for the bounds of fewer than 3 pairs, and for all where one of the values is zero."""
-    from workbench.intervals import Interval, paired_ratios
+    from workbench.metrics.bootstrap import Interval, paired_ratios
 
     n, nan = len(pairs), math.nan
     if not all(a and b for a, b in pairs):
@@ -224,7 +225,7 @@ def _ratio(
 def _verdict(
     pairs: Pairs, ratio: Interval, up: bool, rng: np.random.Generator, confidence: float
 ) -> str:
-    from workbench.intervals import bootstrap
+    from workbench.metrics.bootstrap import bootstrap
 
     if len(pairs) < _REPEATS:
         return f"too few repeats: {len(pairs)} of {_REPEATS}"
@@ -264,7 +265,7 @@ def _summary(run: Run) -> Summary:
 
 
 def _client_health(runs: Sequence[Run]) -> dict[str, Any]:
-    """The verdict over all runs, in the form that `workbench.style.titled` shows."""
+    """The verdict over all runs, in the form that `workbench.figures.style.titled` shows."""
     health = {run: s.client_health for run in runs if (s := run.summary()) is not None}
     limited = {run: h for run, h in health.items() if h.client_limited}
     reasons = [f"{run.run_id}: {', '.join(h.reasons)}" for run, h in limited.items()]

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.architecture import Architecture, architecture, read
-from serving.layouts import GPU_GIB, Advice, Gpus, Plan, plans, recommend
-from serving.sizing import GIB, Sizes
-from serving.tiny import tiny_model_path
+from serving.models.embedded import tiny_model_path
+from serving.sizing.architecture import Architecture, architecture, read
+from serving.sizing.layouts import GPU_GIB, Advice, Gpus, Plan, plans, recommend
+from serving.sizing.memory import GIB, Sizes
 from workbench.errors import SettingError
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, stacked, styled, titled
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    stacked,
+    styled,
+    titled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from workbench.arrival_specs import Closed, Replay
 from workbench.load_change import change_times
 from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample
+from workbench.workload.arrivals import Closed, Replay
 
 if TYPE_CHECKING:
-    from workbench.load_spec import LoadSpec
-    from workbench.run import Run
+    from workbench.runs.run import Run
+    from workbench.workload.spec import LoadSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from workbench.errors import SettingError, WorkbenchError
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PLACE = ("run_root", "run_id")
 """The parameters that say where a run goes; they shape nothing in it."""
 
@@ -182,8 +182,8 @@ def recorded(folder: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises RunError if `folder` is no run, SettingError if it does not say how it was made.
     """
-    from workbench.redact import REDACTED
-    from workbench.run import Run
+    from workbench.runs.redact import REDACTED
+    from workbench.runs.run import Run
 
     experiment = Run.open(folder).experiment
     name, values = experiment.get("notebook"), experiment.get("parameters")

@@ -21,10 +21,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from workbench.automation.notebooks import PLACE, check_parameters, parameters_of, read_value
 from workbench.errors import RunError, SettingError, WorkbenchError
-from workbench.health import Frozen
-from workbench.notebooks import PLACE, check_parameters, parameters_of, read_value
-from workbench.redact import redact
+from workbench.metrics.health import Frozen
+from workbench.runs.redact import redact
 
 FIGURES = (
     *("completed", "failed", "shed", "duration"),

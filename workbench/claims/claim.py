@@ -3,7 +3,7 @@
 A claim says that one side is at least `goal` times as good as an opponent. It is measured in pairs,
 one of each side, one after the other; a pair's ratio is ours over theirs, so that for a price or a
 time, where less is better, theirs is given over ours by swapping the pair. The ratio is the
-geometric mean over the pairs, with the bootstrap interval of `workbench.intervals`:
+geometric mean over the pairs, with the bootstrap interval of `workbench.metrics.bootstrap`:
 
 - PASS: the whole interval is at or above the goal. FAIL: the whole interval is below it.
 - `not decided`: the goal lies inside the interval, there are fewer than three pairs, or there is a
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from serving.strict import explain
+from serving.spec.base import explain
 from workbench.errors import RunError
-from workbench.health import Frozen
+from workbench.metrics.health import Frozen
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 FILE = "claims.json"
 LEAST_REPEATS = 3
@@ -90,7 +90,7 @@ def judge(
 
     Each of `doubts` is a reason why the figures, though measured, decide nothing.
     """
-    from workbench.intervals import bootstrap
+    from workbench.metrics.bootstrap import bootstrap
 
     measured = _measured(pairs)
     reasons = [*doubts, *_too_little(pairs)]
@@ -151,7 +151,7 @@ def where(run: Run, *, model: str = "", accelerator: Literal["cpu", "gpu"] = "cp
 
 
 def hardware_told(hardware: Mapping[str, Any], accelerator: str) -> str:
-    """`workbench.provenance.hardware` in a few words: the cards, or the CPU and its cores."""
+    """`workbench.runs.provenance.hardware` in a few words: the cards, or the CPU and its cores."""
     gpus = [str(gpu).split(",")[0] for gpu in hardware.get("gpus", [])]
     if accelerator == "gpu" and gpus:
         counts = {gpu: gpus.count(gpu) for gpu in gpus}
@@ -165,7 +165,7 @@ class _Kept(Frozen):
 
 def write_verdicts(run: Run, verdicts: Sequence[Verdict]) -> Path:
     """Keep the verdicts as `claims.json` in the run's folder; its path."""
-    from workbench.run import write_whole
+    from workbench.runs.run import write_whole
 
     path = run.path / FILE
     write_whole(path, _Kept(verdicts=tuple(verdicts)).model_dump(mode="json"))

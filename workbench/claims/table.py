@@ -14,16 +14,16 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from serving.strict import explain
+from serving.spec.base import explain
+from workbench.automation.notebooks import PLACE
+from workbench.claims.claim import FILE, Verdict, read_verdicts
 from workbench.errors import RunError, SettingError
-from workbench.health import Frozen
-from workbench.notebooks import PLACE
-from workbench.provenance import FLASH
-from workbench.redact import redact
-from workbench.run import Run, write_whole
-from workbench.verdicts import FILE, Verdict, read_verdicts
+from workbench.metrics.health import Frozen
+from workbench.runs.provenance import FLASH
+from workbench.runs.redact import redact
+from workbench.runs.run import Run, write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = RESULTS / "claims"

@@ -2,7 +2,8 @@
 
 - A replica's price per hour is that of its resources by the spec (all of its engine workers), or
   its share of a node's price: the largest of its shares of the node's CPUs and GPUs.
-- $ so far = replica-seconds held (busy, idle, starting, stopping, unknown; `workbench.ledger`) x
+- $ so far = replica-seconds held (busy, idle, starting, stopping, unknown;
+`workbench.cost.replica_seconds`) x
   price per hour / 3600, plus energy where it has a price.
 - $ per million tokens = $ so far / tokens of requests within the SLO x 1e6. A failed, refused or
   late request adds no tokens, and idle and starting replicas add dollars all the same.
@@ -18,20 +19,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serving.deployments import deployment_name
-from serving.guardrail_spec import PresidioGuardrail
-from serving.pipeline_spec import PipelineSpec
-from serving.spec import EndpointSpec, ModelSpec, Strict
+from serving.deploy.deployments import deployment_name
+from serving.spec.guardrail import PresidioGuardrail
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.service import EndpointSpec, ModelSpec, Strict
+from workbench.cost.replica_seconds import STATES, Ledger, ReplicaSeconds, ledger_of
 from workbench.errors import SettingError
-from workbench.health import Frozen
-from workbench.ledger import STATES, Ledger, ReplicaSeconds, ledger_of
+from workbench.metrics.health import Frozen
 
 if TYPE_CHECKING:
-    from workbench.metrics import Summary
+    from workbench.metrics.slo import SLO
+    from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
-    from workbench.run import Run
+    from workbench.runs.run import Run
     from workbench.samples import Sample
-    from workbench.slo import SLO
 
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -205,7 +206,7 @@ def good_tokens(
     """Requests within the SLO, their prompt tokens and their output tokens."""
     import numpy as np
 
-    from workbench.columns import Columns, total
+    from workbench.metrics.columns import Columns, total
 
     columns = Columns.read(records)
     good = columns.met(slo)[0] if slo is not None else columns.status == 0

@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from workbench.cost import CostMeter, Prices, replica_prices
+from workbench.cost.cost import CostMeter, Prices, replica_prices
 from workbench.samples import DeploymentSample, Sample
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from serving.spec import EndpointSpec
+    from serving.spec.service import EndpointSpec
+    from workbench.metrics.slo import SLO
     from workbench.records import RequestRecord
-    from workbench.slo import SLO
 
 COLUMNS = ("time_s", "per_hour", "so_far", "per_million")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from workbench.endpoint import Endpoint, rescaled
+from workbench.dashboard.view import Actions, Settings
+from workbench.endpoints.deployed import Endpoint, rescaled
+from workbench.endpoints.remote import context_length
 from workbench.errors import SettingError
-from workbench.live_view import Actions, Settings
-from workbench.remote_endpoint import context_length
 
 if TYPE_CHECKING:
-    from workbench.live import Dashboard
+    from workbench.dashboard.dashboard import Dashboard
+    from workbench.figures.cluster_frames import Frames
     from workbench.live_load import LiveLoad
-    from workbench.load_spec import LoadSpec
-    from workbench.timeline_frames import Frames
+    from workbench.workload.spec import LoadSpec
 
 MOST_OUTPUT = 1024
 

@@ -15,26 +15,26 @@ from collections.abc import Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.cost_series import CostSeries
-from workbench.endpoint import Endpoint
+from workbench.cost.series import CostSeries
+from workbench.dashboard.controller import actions, peak_rate, readings, settings
+from workbench.dashboard.state import LiveState
+from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
-from workbench.live_controls import actions, peak_rate, readings, settings
+from workbench.figures.cluster_frames import Frames, frames_of
 from workbench.live_load import LiveLoad, start_live_load
-from workbench.live_state import LiveState
-from workbench.load_progress import LINE_EVERY_S, LiveLines
-from workbench.timeline_frames import Frames, frames_of
+from workbench.loadgen.progress import LINE_EVERY_S, LiveLines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.cost import Prices
-    from workbench.live_view import View
-    from workbench.load_run import LoadResult
-    from workbench.load_spec import LoadSpec
-    from workbench.remote_endpoint import Remote
-    from workbench.run import Run
+    from workbench.cost.cost import Prices
+    from workbench.dashboard.view import View
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.handle import LoadResult
+    from workbench.metrics.slo import SLO
+    from workbench.runs.run import Run
     from workbench.samples import Sample
-    from workbench.slo import SLO
+    from workbench.workload.spec import LoadSpec
 
 EVERY_S = 1.0
 """Seconds from one drawing to the next, at least."""
@@ -139,13 +139,13 @@ class Dashboard:
 
     def figure(self) -> go.Figure:
         """The whole run on one timeline, from its folder: the same live, headless and later."""
-        from workbench.timeline_figures import cluster_timeline
+        from workbench.figures.cluster import cluster_timeline
 
         summary = self.run.summary()
         return cluster_timeline(self.frames(), health=summary.client_health if summary else None)
 
     async def _follow(self) -> LoadResult:
-        from workbench.telemetry import Telemetry
+        from workbench.telemetry.sampler import Telemetry
 
         assert self.running is not None
         drawing = asyncio.create_task(self._keep_drawing())
@@ -226,6 +226,6 @@ class Dashboard:
                 self.view.say(f"{type(problem).__name__}: {problem}", bad=True)
 
     def _made_view(self) -> View:
-        from workbench.live_view import View
+        from workbench.dashboard.view import View
 
         return View(settings(self), actions(self), self._state.frames([]))

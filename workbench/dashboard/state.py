@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from workbench.cost_series import CostSeries
+from workbench.cost.series import CostSeries
+from workbench.figures.cluster_frames import Frames, engine_rows, with_offered
 from workbench.load_change import LoadChange
+from workbench.metrics.windows import RequestWindows
 from workbench.samples import (
     DecisionSample,
     DeploymentSample,
@@ -19,8 +21,6 @@ from workbench.samples import (
     Sampled,
     columns,
 )
-from workbench.timeline_frames import Frames, engine_rows, with_offered
-from workbench.windows import RequestWindows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.live_comms import answer_at_once
-from workbench.loops import running_loop
-from workbench.style import VERMILLION
-from workbench.timeline_figures import (
+from workbench.clock import running_loop
+from workbench.dashboard.widgets import answer_at_once
+from workbench.figures.cluster import (
     REPLICAS,
     ROWS,
     cluster_timeline,
     replica_tick,
     timeline_traces,
 )
+from workbench.figures.style import VERMILLION
 
 if TYPE_CHECKING:
-    from workbench.timeline_frames import Frames
+    from workbench.figures.cluster_frames import Frames
 
 HEIGHT = 720
 GAPS = (

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from serving import app, cluster, keys, ledger, service, status
-from serving.deployments import deployment_name
+from serving.cluster import connection
+from serving.deploy import app, service, status
+from serving.deploy.deployments import deployment_name
 from serving.errors import EndpointGoneError, SpecError
-from serving.keys import KEY_VARIABLE, OWNER, Tenant
-from serving.pipeline_spec import PipelineSpec
-from serving.quotas import Usage
-from serving.router_spec import AUTO
-from serving.spec import EndpointSpec, ScalingSpec, ServiceSpec
-from workbench.remote_endpoint import Remote
+from serving.quotas import actor
+from serving.quotas.accounts import Usage
+from serving.spec import tenants as keys
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import AUTO
+from serving.spec.service import EndpointSpec, ScalingSpec, ServiceSpec
+from serving.spec.tenants import KEY_VARIABLE, OWNER, Tenant
+from workbench.endpoints.remote import Remote
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from serving.service import Progress
-    from serving.status import ServiceStatus
+    from serving.deploy.service import Progress
+    from serving.deploy.status import ServiceStatus
 
 _keys: dict[tuple[str, str], dict[str, SecretStr]] = {}
 """Each tenant's key, by cluster address and application name of what this process deployed."""
@@ -39,7 +42,7 @@ class Endpoint(Remote):
     def __init__(
         self,
         spec: EndpointSpec,
-        where: cluster.Cluster,
+        where: connection.Cluster,
         port: int,
         api_key: SecretStr,
         tenant_keys: Mapping[str, SecretStr] | None = None,
@@ -110,7 +113,7 @@ class Endpoint(Remote):
         return found
 
     def _require_cluster(self) -> None:
-        if cluster.current() is not self._cluster:
+        if connection.current() is not self._cluster:
             raise EndpointGoneError(f"{self.spec.name}: its cluster is gone. Deploy it again.")
 
     def usage(
@@ -132,7 +135,7 @@ class Endpoint(Remote):
 
         self.status()
         frame = DataFrame.from_dict(
-            ledger.usage(self.spec.name), orient="index", columns=list(vars(Usage()))
+            actor.usage(self.spec.name), orient="index", columns=list(vars(Usage()))
         )
         frame = frame.rename_axis("tenant").sort_index()
         prompt, output = usd_per_million_prompt_tokens, usd_per_million_output_tokens
@@ -158,7 +161,7 @@ class Endpoint(Remote):
     def delete(self) -> None:
         """Delete the service; where this project started the cluster, end that with it."""
         _keys.pop((self._cluster.address, self.spec.name), None)
-        if cluster.current() is self._cluster:
+        if connection.current() is self._cluster:
             service.delete(self.spec.name, self._cluster)
 
 
@@ -214,9 +217,9 @@ def deploy(
     owner = Tenant(name=OWNER, key_hash=keys.key_hash(given) if given else None)
     asked = (owner, *tenants)
     keys.check_tenants(asked)
-    if cluster.current() is None:
-        say(cluster.announce(spec, address))
-    where = cluster.connect(spec, address)
+    if connection.current() is None:
+        say(connection.announce(spec, address))
+    where = connection.connect(spec, address)
     admitted, made = keys.issue(asked, _keys.get((where.address, spec.name), {}))
     if given:
         made[OWNER] = SecretStr(given)

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from serving.baselines.spec import BaselineSpec
 from serving.errors import SpecError
+from serving.spec.baseline import BaselineSpec
+from workbench.endpoints.remote import Remote, remote, served_models
 from workbench.errors import SettingError
-from workbench.remote_endpoint import Remote, remote, served_models
 
 if TYPE_CHECKING:
-    from serving.keys import Tenant
-    from serving.service import Progress
-    from serving.spec import EndpointSpec
+    from serving.deploy.service import Progress
+    from serving.spec.service import EndpointSpec
+    from serving.spec.tenants import Tenant
 
 
 def open_endpoint(
@@ -52,7 +52,7 @@ def open_endpoint(
                 "leave tenants out, or give the address of a Ray cluster."
             )
         return _called(spec, address, api_key)
-    from workbench.endpoint import deploy
+    from workbench.endpoints.deployed import deploy
 
     return deploy(
         spec, address=address or None, api_key=api_key, tenants=tenants, progress=progress

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
 
-from serving.keys import KEY_VARIABLE
+from serving.spec.tenants import KEY_VARIABLE
+from workbench.clock import running_loop
 from workbench.errors import EndpointGoneError, SettingError
-from workbench.loops import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from openai import AsyncOpenAI, OpenAI
 
-    from serving.service import Progress
-    from serving.spec import EndpointSpec
-    from serving.status import ServiceStatus
+    from serving.deploy.service import Progress
+    from serving.deploy.status import ServiceStatus
+    from serving.spec.service import EndpointSpec
 
 
 class Remote:
@@ -78,7 +78,7 @@ class Remote:
 
     def status(self) -> ServiceStatus:
         """Each deployment's replicas, by Serve's own account; none where they are another's."""
-        from serving.status import ServiceStatus
+        from serving.deploy.status import ServiceStatus
 
         return ServiceStatus(self.base_url, "called, not deployed, from here", {})
 

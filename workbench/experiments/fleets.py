@@ -1,6 +1,7 @@
 """The same days of load on a fixed fleet and on an autoscaled one, and what each day cost.
 
-A day's load is one after the other of `workbench.arrival_specs.day`. Replica-seconds count in the
+A day's load is one after the other of `workbench.workload.arrivals.day`. Replica-seconds count in
+the
 window of the day, requests in the day in which they were due.
 """
 
@@ -14,24 +15,24 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from serving.spec import EndpointSpec
-from workbench.cost import Cost, Prices, cost_of, with_cost
-from workbench.endpoint import Endpoint
+from serving.spec.service import EndpointSpec
+from workbench.cost.cost import Cost, Prices, cost_of, with_cost
+from workbench.endpoints.deployed import Endpoint
 from workbench.errors import DeployError
-from workbench.load import start_load
-from workbench.metrics import Summary, summarize
-from workbench.probing import due
-from workbench.run import Run
-from workbench.telemetry import Telemetry
+from workbench.experiments.probes import due
+from workbench.loadgen.start import start_load
+from workbench.metrics.summary import Summary, summarize
+from workbench.runs.run import Run
+from workbench.telemetry.sampler import Telemetry
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.arrival_specs import Piece, Stages
-    from workbench.health import ClientHealth
-    from workbench.load_progress import Progress
-    from workbench.load_spec import LoadSpec
-    from workbench.slo import SLO
+    from workbench.loadgen.progress import Progress
+    from workbench.metrics.health import ClientHealth
+    from workbench.metrics.slo import SLO
+    from workbench.workload.arrivals import Piece, Stages
+    from workbench.workload.spec import LoadSpec
 
 SETTLE_S = 600.0
 STEPS = 100

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.verdicts import judge
+from workbench.claims.claim import judge
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from workbench.metrics import Summary
-    from workbench.run import Run
-    from workbench.verdicts import Claim, Verdict, Where
+    from workbench.claims.claim import Claim, Verdict, Where
+    from workbench.metrics.summary import Summary
+    from workbench.runs.run import Run
 
 OURS, THEIRS = "ours", "theirs"
 

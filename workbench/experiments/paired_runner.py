@@ -11,22 +11,22 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.baselines.spec import BaselineSpec, Strategy, strategies
-from serving.spec import ServiceSpec
-from workbench.arrival_specs import Closed, Replay
-from workbench.contest import OURS, THEIRS, Contest, Measured
-from workbench.endpoint import Endpoint, deploy
+from serving.spec.baseline import BaselineSpec, Strategy, strategies
+from serving.spec.service import ServiceSpec
+from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.errors import DeployError, EndpointGoneError, ResourcesError, SettingError
-from workbench.load import start_load
-from workbench.load_spec import LoadSpec
-from workbench.prompt_specs import RandomPrompts, Traced
-from workbench.run import Run
-from workbench.telemetry import Telemetry
-from workbench.traces import read_trace
+from workbench.experiments.paired import OURS, THEIRS, Contest, Measured
+from workbench.loadgen.start import start_load
+from workbench.runs.run import Run
+from workbench.telemetry.sampler import Telemetry
+from workbench.workload.arrivals import Closed, Replay
+from workbench.workload.prompts import RandomPrompts, Traced
+from workbench.workload.spec import LoadSpec
+from workbench.workload.traces import read_trace
 
 if TYPE_CHECKING:
-    from workbench.load_progress import Progress
-    from workbench.remote_endpoint import Remote
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.progress import Progress
 
 WARM_UP_SEED = 100_000
 """Added to a load's seed, so that no measured prompt has been seen."""

@@ -6,22 +6,22 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.intervals import repeat_intervals
-from workbench.load import start_load
-from workbench.run import Run
-from workbench.search import saturated
+from workbench.experiments.search import saturated
+from workbench.loadgen.start import start_load
+from workbench.metrics.bootstrap import repeat_intervals
+from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from workbench.load_progress import Progress
-    from workbench.load_run import LoadRun
-    from workbench.load_spec import LoadSpec
-    from workbench.metrics import Summary
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.handle import LoadRun
+    from workbench.loadgen.progress import Progress
+    from workbench.metrics.slo import SLO
+    from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
-    from workbench.remote_endpoint import Remote
-    from workbench.slo import SLO
+    from workbench.workload.spec import LoadSpec
 
 LOOK_S = 0.5
 """Between two looks at whether a probe is lost: each looks at all its records."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.columns import Columns
 from workbench.errors import SettingError
-from workbench.search_result import Phase, ProbeResult, SearchResult
+from workbench.experiments.search_result import Phase, ProbeResult, SearchResult
+from workbench.metrics.columns import Columns
 
 if TYPE_CHECKING:
-    from workbench.metrics import Summary
+    from workbench.metrics.slo import SLO
+    from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
-    from workbench.slo import SLO
 
 RISE = 1.5
 Probe = Callable[[float], Awaitable["Summary"]]

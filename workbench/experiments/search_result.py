@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.metrics import Summary
+    from workbench.metrics.summary import Summary
 
 Phase = Literal["bracket", "bisect", "confirm"]
 

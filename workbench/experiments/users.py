@@ -2,7 +2,7 @@
 
 A user is a slot of a closed loop with think time: each thinks before every question, so that a
 service which answers late also meets fewer questions, as with people. The number of users is what
-the search of `workbench.search` raises.
+the search of `workbench.experiments.search` raises.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.arrival_specs import Closed
+from workbench.claims.claim import Claim, Verdict, Where, judge
 from workbench.errors import SettingError
-from workbench.load_spec import LoadSpec
-from workbench.probing import prober
-from workbench.search import highest_load
-from workbench.search_result import SearchResult
-from workbench.verdicts import Claim, Verdict, Where, judge
+from workbench.experiments.probes import prober
+from workbench.experiments.search import highest_load
+from workbench.experiments.search_result import SearchResult
+from workbench.workload.arrivals import Closed
+from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.load_progress import Progress
-    from workbench.prompt_specs import PromptSet
-    from workbench.remote_endpoint import Remote
-    from workbench.run import Run
-    from workbench.slo import SLO
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.progress import Progress
+    from workbench.metrics.slo import SLO
+    from workbench.runs.run import Run
+    from workbench.workload.prompts import PromptSet
 
 PER_WORKER = 100
 """Questions a second that one load worker sends."""
@@ -99,7 +99,7 @@ async def highest_users(
     """The most users between `low` and `high` for whom `target` meets `slo`.
 
     `load` makes the load of a number of users and a seed. Every probe is a run under `run`.
-    The rest is as in `workbench.search.highest_load`.
+    The rest is as in `workbench.experiments.search.highest_load`.
     """
     probe = prober(
         target,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, stacked, styled, titled
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, stacked, styled, titled
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.search_result import SearchResult
+    from workbench.experiments.search_result import SearchResult
 
 STATES = (
     ("busy", GREEN, ""),
@@ -66,7 +66,7 @@ def _limited(found: dict[str, Sequence[SearchResult]]) -> bool:
 def fleets_figure(frame: pd.DataFrame) -> go.Figure:
     """Replica-seconds by state, and the share of requests within the SLO below, a bar a day.
 
-    `frame` is that of `workbench.fleets.fleet_frame`.
+    `frame` is that of `workbench.experiments.fleets.fleet_frame`.
     """
     import plotly.graph_objects as go
 

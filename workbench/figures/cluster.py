@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from workbench.scaling_figures import replica_traces
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, styled, titled
+from workbench.figures.replicas import replica_traces
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, styled, titled
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.health import ClientHealth
-    from workbench.timeline_frames import Frames
+    from workbench.figures.cluster_frames import Frames
+    from workbench.metrics.health import ClientHealth
 
 HEIGHT = 980
 ROWS = (
@@ -57,7 +57,7 @@ def cluster_timeline(
     health: ClientHealth | None = None,
     height: int = HEIGHT,
 ) -> go.Figure:
-    """The whole run on one time axis, as `workbench.timeline_frames.frames_of` reads it."""
+    """The whole run on one time axis, as `workbench.figures.cluster_frames.frames_of` reads it."""
     figure = blank_timeline(height)
     for placed in timeline_traces(frames):
         figure.add_trace(placed.trace, row=placed.row, col=1, secondary_y=placed.right)

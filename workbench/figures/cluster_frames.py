@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.cost_series import CostSeries, cost_rows
+from workbench.cost.series import CostSeries, cost_rows
 from workbench.load_change import LoadChange, offered
-from workbench.windows import request_windows
+from workbench.metrics.windows import request_windows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 GAP_S = 3.5
 """Samples come once a second; what is further apart is a gap, and no line is drawn over it."""
@@ -24,7 +24,8 @@ ENGINE = ("running_requests", "waiting_requests", "kv_cache_usage")
 class Frames:
     """One run, or the last minutes of one.
 
-    `requests` has a row a second (`workbench.windows.COLUMNS`) and `offered`, the rate wanted, NaN
+    `requests` has a row a second (`workbench.metrics.windows.COLUMNS`) and `offered`, the rate
+    wanted, NaN
     where no live load told it. `deployments` and `decisions` are samples of the models' deployments
     alone. `engine` sums the requests over all replicas and averages the use of their KV-caches;
     `cost` is in dollars, and has no rows without prices.

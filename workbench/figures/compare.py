@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.compare import runs_table
+from workbench.analysis.compare import runs_table
 from workbench.errors import UnknownMetricError
-from workbench.run import Run
+from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     """A forest plot of what `compare` gave: ratios with their intervals, around 1 on a log axis."""
     import plotly.graph_objects as go
 
-    from workbench.style import GREEN, GREY, VERMILLION, styled, titled
+    from workbench.figures.style import GREEN, GREY, VERMILLION, styled, titled
 
     shown = frame[frame.ratio.notna()]
     n = len(shown)
@@ -72,7 +72,7 @@ def latency_overlay(
     """
     import plotly.graph_objects as go
 
-    from workbench.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
+    from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
 
     if metric not in _METRICS:
         raise UnknownMetricError(f"metric is {metric!r}: give one of {', '.join(_METRICS)}")

@@ -1,6 +1,7 @@
 """Loads in, a plotly figure out: throughput against latency.
 
-Pure, like `workbench.figures`. A point whose run the client limited is hollow, and named in the
+Pure, like `workbench.figures.latency`. A point whose run the client limited is hollow, and named
+in the
 legend and the title.
 """
 
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import SettingError, UnknownMetricError
-from workbench.health import ClientHealth
-from workbench.search import knee
-from workbench.style import BLUE, ORANGE, styled, titled
+from workbench.experiments.search import knee
+from workbench.figures.style import BLUE, ORANGE, styled, titled
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd

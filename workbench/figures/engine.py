@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from workbench.style import BLUE, GREEN, ORANGE, PURPLE, styled, titled
+from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, styled, titled
 
 if TYPE_CHECKING:
     import pandas as pd

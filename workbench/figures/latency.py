@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.figures.requests import request_timeline
+from workbench.figures.style import BLUE, GREEN, ORANGE, VERMILLION, stacked, styled, titled
 from workbench.rendering import Rendered, render, to_div
-from workbench.style import BLUE, GREEN, ORANGE, VERMILLION, stacked, styled, titled
-from workbench.timeline import request_timeline
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-    from workbench.health import ClientHealth
+    from workbench.metrics.health import ClientHealth
 
 __all__ = [
     "Rendered",

@@ -10,13 +10,23 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    stacked,
+    titled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.reactions import Reaction
+    from workbench.analysis.reactions import Reaction
 
 AREAS = (("running", GREEN, ""), ("starting", PURPLE, "/"), ("stopping", GREY, "x"))
 STEPS = (

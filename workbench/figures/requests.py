@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from workbench.scaling_figures import replica_traces
-from workbench.style import BLUE, ORANGE, VERMILLION, stacked, titled
+from workbench.figures.replicas import replica_traces
+from workbench.figures.style import BLUE, ORANGE, VERMILLION, stacked, titled
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.health import ClientHealth
+    from workbench.metrics.health import ClientHealth
 
 _MOST_BARS = 1000
 _HOVER = (

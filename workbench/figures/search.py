@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.curves import HOLLOW, LOAD, latency_axis, with_limited, worded
-from workbench.style import BLUE, GREEN, GREY, PURPLE, VERMILLION, stacked, titled
+from workbench.figures.curve import HOLLOW, LOAD, latency_axis, with_limited, worded
+from workbench.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILLION, stacked, titled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.search_result import ProbeResult, SearchResult
+    from workbench.experiments.search_result import ProbeResult, SearchResult
 
 _SYMBOLS = {
     True: {"bracket": "circle", "bisect": "diamond", "confirm": "square"},

@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.stages import STAGES
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
+from serving.gateway.stages import STAGES
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    styled,
+    titled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.health import ClientHealth
+    from workbench.metrics.health import ClientHealth
 
 ELSEWHERE = "elsewhere"
 COLOURS = {

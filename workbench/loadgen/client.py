@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from serving.asgi import MODEL_HEADER, REPLICA_HEADER
-from serving.stages import HEADER
+from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
+from serving.gateway.stages import HEADER
 from workbench.errors import SettingError, is_outcome, withhold
+from workbench.loadgen.sse import outcome, parse, stages
 from workbench.records import RequestRecord
-from workbench.sse import outcome, parse, stages
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

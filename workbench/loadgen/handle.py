@@ -7,13 +7,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.health import ClientHealth
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
-    from workbench.client import Clock
-    from workbench.metrics import Summary
+    from workbench.loadgen.client import Clock
+    from workbench.metrics.slo import SLO
+    from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
-    from workbench.slo import SLO
 
 
 @dataclass(repr=False)
@@ -36,7 +36,7 @@ class LoadResult:
 
     def summary(self, slo: SLO | None = None) -> Summary:
         """The figures, warm-up cut, with the verdict on the workers."""
-        from workbench.metrics import summarize
+        from workbench.metrics.summary import summarize
 
         return summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
 

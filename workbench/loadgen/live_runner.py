@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workbench.live_load import LiveLoad
-from workbench.live_schedule import RateCurve
 from workbench.load_change import LoadChange
-from workbench.load_drive import LEAD_S, Drive
-from workbench.load_run import LoadResult
+from workbench.loadgen.handle import LoadResult
+from workbench.loadgen.runner import LEAD_S, Drive
+from workbench.workload.live_schedule import RateCurve
 
 if TYPE_CHECKING:
-    from workbench.live_worker import LiveReport
+    from workbench.loadgen.live_worker import LiveReport
     from workbench.records import RequestRecord
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 AHEAD_S = 0.1
 """A change is dated so far ahead, so that every worker has it when it acts."""
@@ -65,12 +65,12 @@ class LiveDrive(Drive):
         return self.running
 
     def _wanted(self) -> tuple[type, int]:
-        from workbench.live_worker import LiveWorker
+        from workbench.loadgen.live_worker import LiveWorker
 
         return LiveWorker, self.needed
 
     async def _begin(self, workers: list[Any]) -> float:
-        from workbench.live_worker import Share
+        from workbench.loadgen.live_worker import Share
 
         epochs = await asyncio.gather(*(self._epoch(worker) for worker in workers))
         start_s = self.running.clock() + LEAD_S

@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.live_schedule import LiveSchedule
 from workbench.load_change import LoadChange
-from workbench.load_spec import LoadSpec
-from workbench.load_worker import Job, LoadWorker, Report, leave_to_itself
+from workbench.loadgen.worker import Job, LoadWorker, Report, leave_to_itself
+from workbench.workload.live_schedule import LiveSchedule
+from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workbench.prompts import Prompt
+    from workbench.workload.prompt_generator import Prompt
 
 MOST_LATE_S = 5.0
 """What could not be sent within so long after it was due is left out, and counted."""
@@ -54,7 +54,7 @@ class LiveWorker(LoadWorker):
         """Begin; returns at once."""
         import numpy as np
 
-        from workbench.prompts import prompts
+        from workbench.workload.prompt_generator import prompts
 
         load, tokenizer = share.load, _Ordinary(share.ordinary)
         rng = np.random.default_rng([load.seed, 1, share.first])

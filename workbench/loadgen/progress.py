@@ -11,8 +11,8 @@ from workbench.errors import SettingError
 
 if TYPE_CHECKING:
     from workbench.live_load import LiveLoad
-    from workbench.load_spec import LoadSpec, Session
     from workbench.records import RequestRecord
+    from workbench.workload.spec import LoadSpec, Session
 
 LINE_EVERY_S = 5.0
 

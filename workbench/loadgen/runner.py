@@ -11,20 +11,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench import spool
 from workbench.errors import UNREACHABLE, EndpointGoneError, RunError
-from workbench.health import ClientHealth
-from workbench.load_losses import Seat
 from workbench.load_places import start_away
-from workbench.load_run import LoadResult, LoadRun
-from workbench.load_spec import LoadSpec, Session, digest
+from workbench.loadgen.handle import LoadResult, LoadRun
+from workbench.loadgen.workers import Seat
+from workbench.metrics.health import ClientHealth
+from workbench.runs import journal
+from workbench.workload.spec import LoadSpec, Session, digest
 
 if TYPE_CHECKING:
-    from workbench.load_progress import Progress
-    from workbench.load_worker import Job, Report
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.progress import Progress
+    from workbench.loadgen.worker import Job, Report
     from workbench.records import RequestRecord
-    from workbench.remote_endpoint import Remote
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 POLL_S = 0.25
 LEAD_S = 0.5
@@ -70,10 +70,10 @@ class Drive:
     async def _workers(self) -> list[Any]:
         import ray
 
-        from serving import cluster
+        from serving.cluster import connection
 
-        if cluster.current() is None:
-            await asyncio.to_thread(cluster.connect)
+        if connection.current() is None:
+            await asyncio.to_thread(connection.connect)
         kind, number = self._wanted()
         actor = ray.remote(num_cpus=0, max_concurrency=100_000)(kind)
         # By a call and not to the constructor, whose arguments the cluster keeps on record.
@@ -89,7 +89,7 @@ class Drive:
 
     def _wanted(self) -> tuple[type, int]:
         """Which workers, and how many."""
-        from workbench.load_worker import LoadWorker
+        from workbench.loadgen.worker import LoadWorker
 
         return LoadWorker, self.load.needed_workers
 
@@ -108,7 +108,7 @@ class Drive:
         return start_s
 
     def _job(self, epoch_s: float, start_s: float, slots: int | None = None) -> Job:
-        from workbench.load_worker import Job
+        from workbench.loadgen.worker import Job
 
         return Job(
             model=self.target.model_id,
@@ -122,7 +122,7 @@ class Drive:
 
     async def _epoch(self, worker: Any) -> float:
         """The zero of the run's clock, on the worker's own."""
-        from workbench.load_worker import this_clock
+        from workbench.loadgen.worker import this_clock
 
         best: tuple[float, float] | None = None
         for _ in range(5):
@@ -239,10 +239,10 @@ class Drive:
             ray.kill(worker)
         if self.folder is not None:
             with suppress(OSError):  # not empty: a worker's file could not be read
-                (self.folder.path / spool.FOLDER).rmdir()
+                (self.folder.path / journal.FOLDER).rmdir()
 
     def _result(self) -> LoadResult:
-        from workbench.metrics import summarize
+        from workbench.metrics.summary import summarize
 
         records = self._all_records()
         lag = summarize(records).client_health.send_lag_p99_ms

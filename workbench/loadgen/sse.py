@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic_core
 
-from serving.stages import COMMENT, Stages
+from serving.gateway.stages import COMMENT, Stages
 from workbench.errors import cause
 from workbench.records import Status
 

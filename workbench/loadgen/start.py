@@ -14,16 +14,16 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from workbench.load_drive import Drive
-from workbench.load_progress import Progress, progress_of
-from workbench.load_run import LoadResult, LoadRun
-from workbench.load_spec import LoadSpec, digest, plan
-from workbench.remote_endpoint import Remote, context_length
+from workbench.endpoints.remote import Remote, context_length
+from workbench.loadgen.handle import LoadResult, LoadRun
+from workbench.loadgen.progress import Progress, progress_of
+from workbench.loadgen.runner import Drive
+from workbench.workload.spec import LoadSpec, digest, plan
 
 if TYPE_CHECKING:
-    from workbench.client import Clock
+    from workbench.loadgen.client import Clock
     from workbench.records import RequestRecord
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 __all__ = ["LoadResult", "LoadRun", "start_load"]
 
@@ -46,8 +46,8 @@ def start_load(
     Raises, before anything is sent: SettingError for a load that the model or the endpoint cannot
     take, TraceError for a broken trace, EndpointGoneError if nothing answers.
     """
-    from workbench.client import start_clock
-    from workbench.tokenizing import load_tokenizer
+    from workbench.loadgen.client import start_clock
+    from workbench.workload.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(target.tokenizer)
     sessions = plan(load, tokenizer, max_model_len=context_length(target))

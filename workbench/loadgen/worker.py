@@ -1,6 +1,6 @@
 """One load worker: an asyncio loop that sends its share of a plan and keeps the records.
 
-It runs as a Ray actor (`workbench.load` makes it one), or in any event loop.
+It runs as a Ray actor (`workbench.loadgen.start` makes it one), or in any event loop.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.client import LoopWatch, stream_chat, stream_completion
 from workbench.errors import UNREACHABLE
-from workbench.load_spec import Session
+from workbench.loadgen.client import LoopWatch, stream_chat, stream_completion
 from workbench.records import RequestRecord
-from workbench.spool import Sent, Spool, open_first
+from workbench.runs.journal import Sent, Spool, open_first
+from workbench.workload.spec import Session
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from workbench.prompts import Prompt
+    from workbench.workload.prompt_generator import Prompt
 
 REFUSED_S = 0.25
 """Before a slot of a closed loop tries again where nobody answers: it would only spin."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import spool
 from workbench.records import RequestRecord
+from workbench.runs import journal
 
 if TYPE_CHECKING:
-    from workbench.load_spec import Session
-    from workbench.load_worker import Job
+    from workbench.loadgen.worker import Job
+    from workbench.workload.spec import Session
 
 SALVAGE_S = 30.0
 
@@ -32,9 +32,9 @@ class Seat:
 
     async def keep(self, run: Path | None, name: str) -> None:
         """Have the worker write to the run's folder, or on another machine to a file there."""
-        run_file = [] if run is None else [str(run.resolve() / spool.FOLDER / f"{name}.jsonl")]
+        run_file = [] if run is None else [str(run.resolve() / journal.FOLDER / f"{name}.jsonl")]
         if run is not None:
-            (run / spool.FOLDER).mkdir(exist_ok=True)
+            (run / journal.FOLDER).mkdir(exist_ok=True)
         own = Path(tempfile.gettempdir()) / f"llm-workbench-{name}.jsonl"
         self.file = await self.worker.keep.remote([*run_file, str(own)])
         self.node = await self.worker.node.remote()
@@ -46,17 +46,17 @@ class Seat:
         # Read and removed first: a run's own records count what lies in its folder.
         ended, under_way = await self._read()
         known = {record.request_id for record in recorded()}
-        cut = [spool.failed(one, why, now_s) for one in under_way]
+        cut = [journal.failed(one, why, now_s) for one in under_way]
         if not ended and not under_way:
-            cut = [spool.failed(one, why, now_s) for one in self._presumed(known, now_s)]
+            cut = [journal.failed(one, why, now_s) for one in self._presumed(known, now_s)]
         return ([r for r in ended if r.request_id not in known], cut)
 
-    async def _read(self) -> tuple[list[RequestRecord], list[spool.Sent]]:
+    async def _read(self) -> tuple[list[RequestRecord], list[journal.Sent]]:
         if self.file is None:
             return [], []
         path = Path(self.file)
         if path.exists():
-            found = spool.read(path)
+            found = journal.read(path)
             path.unlink(missing_ok=True)
             return found
         try:
@@ -70,10 +70,10 @@ class Seat:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        read = ray.remote(spool.read).options(num_cpus=0, scheduling_strategy=there)
+        read = ray.remote(journal.read).options(num_cpus=0, scheduling_strategy=there)
         return await read.remote(path)
 
-    def _presumed(self, known: set[str], now_s: float) -> Iterator[spool.Sent]:
+    def _presumed(self, known: set[str], now_s: float) -> Iterator[journal.Sent]:
         """From the plan alone: in an open loop what was due, in a closed one the next `slots`."""
         if self.job is None:
             return
@@ -87,4 +87,4 @@ class Seat:
             if (due is not None and due > now_s) or slots == 0:
                 return
             slots = None if slots is None else slots - 1
-            yield spool.Sent(first, due, None, job.model, job.call.get("tenant"))
+            yield journal.Sent(first, due, None, job.model, job.call.get("tenant"))

@@ -10,7 +10,7 @@ import numpy as np
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from workbench.metrics import Summary
+    from workbench.metrics.summary import Summary
 
 
 class Interval(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from workbench.metrics.slo import SLO
     from workbench.records import RequestRecord
-    from workbench.slo import SLO
 
     Floats = NDArray[np.float64]
     Codes = NDArray[np.int32]

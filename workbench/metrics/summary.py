@@ -29,16 +29,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, Field, create_model
 
-from workbench.columns import STATISTICS, STATUSES, Columns, greatest, least, statistics, total
 from workbench.errors import UnknownMetricError
-from workbench.health import ClientHealth, Frozen, HealthBounds
-from workbench.slo import SLO
+from workbench.metrics.columns import (
+    STATISTICS,
+    STATUSES,
+    Columns,
+    greatest,
+    least,
+    statistics,
+    total,
+)
+from workbench.metrics.health import ClientHealth, Frozen, HealthBounds
+from workbench.metrics.slo import SLO
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.client import LoopWatch
-    from workbench.columns import Floats
+    from workbench.loadgen.client import LoopWatch
+    from workbench.metrics.columns import Floats
     from workbench.records import RequestRecord
 
 __all__ = [
@@ -86,7 +94,7 @@ class Summary(_Flat):
     drift: float | None = Field(None, description="Median E2EL, last third over first third.")
     steady: bool | None = Field(None, description="No drift; None with too few requests to say.")
     client_health: ClientHealth = Field(description="Whether the client kept up.")
-    cost: dict[str, Any] | None = Field(None, description="Filled in by workbench.cost.")
+    cost: dict[str, Any] | None = Field(None, description="Filled in by workbench.cost.cost.")
     by_model: dict[str, Summary] | None = Field(None, description="If there were several.")
     by_tenant: dict[str, Summary] | None = Field(None, description="If there were several.")
 

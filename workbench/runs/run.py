@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from pydantic import ValidationError
 
-from serving.spec import explain
-from workbench import spool
+from serving.spec.service import explain
+from workbench.runs import journal
 from workbench.errors import RunError
-from workbench.provenance import hardware, versions
+from workbench.runs.provenance import hardware, versions
 from workbench.records import RequestRecord
-from workbench.redact import redact
+from workbench.runs.redact import redact
 from workbench.samples import Sample, Sampled, columns, line, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.load_change import LoadChange
-    from workbench.metrics import Summary
+    from workbench.metrics.summary import Summary
 
 
 class Run:
@@ -130,9 +130,9 @@ class Run:
         ended meanwhile, and as failed what was in progress.
         """
         yield from self._requests.read(RequestRecord)
-        if (self.path / spool.FOLDER).is_dir():
+        if (self.path / journal.FOLDER).is_dir():
             known = {record.request_id for record in self._requests.read(RequestRecord)}
-            yield from (r for r in spool.left_in(self.path) if r.request_id not in known)
+            yield from (r for r in journal.left_in(self.path) if r.request_id not in known)
 
     def changes(self) -> list[LoadChange]:
         """What was changed in a live load, in order; nothing if it was none."""
@@ -199,7 +199,7 @@ class Run:
 
     def summary(self) -> Summary | None:
         """What `finish` wrote, or None. Raises RunError if it is no summary of this version."""
-        from workbench.metrics import Summary
+        from workbench.metrics.summary import Summary
 
         file = self.path / "summary.json"
         try:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, styled
-from workbench.teaching_batching import IDLE, Table
-from workbench.teaching_paging import FREE, Moment
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, styled
+from workbench.teaching.batching import IDLE, Table
+from workbench.teaching.paging import FREE, Moment
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

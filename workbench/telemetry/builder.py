@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.decisions import DecisionLog, ScalingLimits
 from workbench.exposition import (
     ENGINE_METRICS,
     GATE_QUEUED,
@@ -33,6 +32,7 @@ from workbench.samples import (
     ReplicaSample,
     Sample,
 )
+from workbench.telemetry.decisions import DecisionLog, ScalingLimits
 
 SHED_STATUSES = ("429", "503")
 _GPU_UNITS = {"utilization": 100.0, "memory_gib": 1024.0, "power_w": 1000.0}
@@ -162,7 +162,7 @@ class Rows:
 
 
 def _is_ours(told: Mapping[str, Any]) -> bool:
-    """Whether the policy is of `serving.policies`, and tells what it goes by."""
+    """Whether the policy is of `serving.deploy.autoscaling`, and tells what it goes by."""
     config = told["deployment_config"].get("autoscaling_config") or {}
     policy = (config.get("policy") or {}).get("policy_function", "")
     return str(policy).startswith("serving.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.samples import DecisionSample, DeploymentSample
 
 if TYPE_CHECKING:
-    from workbench.run import Run
+    from workbench.runs.run import Run
 
 FLAP_WINDOW_S = 60.0
 FLAP_REVERSALS = 2

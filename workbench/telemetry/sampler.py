@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import WorkbenchError
-from workbench.endpoint import Endpoint
-from workbench.nodes import Node, Scraper, alive
+from workbench.endpoints.deployed import Endpoint
 from workbench.samples import Sink
-from workbench.telemetry_rows import Rows
+from workbench.telemetry.builder import Rows
+from workbench.telemetry.scrape import Node, Scraper, alive
 
 if TYPE_CHECKING:
-    from workbench.client import Clock
-    from workbench.remote_endpoint import Remote
+    from workbench.endpoints.remote import Remote
+    from workbench.loadgen.client import Clock
 
 NODES_EVERY_S = 5.0
 ANSWER_S = 5.0
@@ -128,7 +128,7 @@ class Source:
     """Serve's details and the cluster's nodes, by calls that wait no longer than ``ANSWER_S``."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from serving.deployments import deployment_name
+        from serving.deploy.deployments import deployment_name
 
         self._endpoint = endpoint
         engines = frozenset(deployment_name(model) for model in endpoint.spec.models)

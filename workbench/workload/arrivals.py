@@ -1,4 +1,5 @@
-"""Arrivals as data: strict, frozen, described. `workbench.arrivals` turns them into send times."""
+"""Arrivals as data: strict, frozen, described. `workbench.workload.schedule` turns them into send
+times."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from serving.spec import Strict
+from serving.spec.service import Strict
 from workbench.errors import SettingError, SpecError
 
 MAX_RATE = 1e6
@@ -228,7 +229,7 @@ class Closed(_Arrivals):
 
 
 class Replay(_Arrivals):
-    """The arrivals of a recorded trace, which `workbench.traces.replay` reads."""
+    """The arrivals of a recorded trace, which `workbench.workload.traces.replay` reads."""
 
     kind: Literal["trace"] = Field("trace", description="As recorded.")
     path: str = Field(min_length=1, description="A trace file, or the folder of a run.")

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from workbench.arrival_specs import MAX_RATE, MIN_BURSTINESS, Piece
-from workbench.arrivals import unit_gap
 from workbench.errors import SettingError
+from workbench.workload.arrivals import MAX_RATE, MIN_BURSTINESS, Piece
+from workbench.workload.schedule import unit_gap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class LiveSchedule:
     change, whichever is first, then takes with `next` all that is due. A change acts at once: what
     is left of the pending gap is stretched or shortened to the new rate. A rate of 0 pauses, and
     the gap goes on where it was; a plan that is paused goes on where it was, too. Without changes
-    the times are those of `workbench.arrivals.offsets`.
+    the times are those of `workbench.workload.schedule.offsets`.
     """
 
     def __init__(

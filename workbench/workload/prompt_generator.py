@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import msgspec
 
 from workbench.errors import SettingError
-from workbench.prompt_specs import (
+from workbench.workload.prompts import (
     MAX_TOKENS,
     Conversations,
     Drawn,
@@ -34,8 +34,8 @@ from workbench.prompt_specs import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.tokenizing import Tokenizer
-    from workbench.traces import TraceRequest
+    from workbench.workload.tokenizer import Tokenizer
+    from workbench.workload.traces import TraceRequest
 
 __all__ = [
     "Conversations",

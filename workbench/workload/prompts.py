@@ -1,4 +1,5 @@
-"""Prompt sets as data: strict, frozen, described. `workbench.prompts` makes prompts of them."""
+"""Prompt sets as data: strict, frozen, described. `workbench.workload.prompt_generator` makes
+prompts of them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from serving.spec import Strict
+from serving.spec.service import Strict
 from workbench.errors import SpecError
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from itertools import count as integers
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
-from workbench.arrival_specs import (
+from workbench.errors import SettingError
+from workbench.workload.arrivals import (
     Arrivals,
     Closed,
     Constant,
@@ -36,7 +37,6 @@ from workbench.arrival_specs import (
     day,
     parse,
 )
-from workbench.errors import SettingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +82,9 @@ def offsets(
         raise SettingError("kind is 'closed': a closed loop sends when a request ends, not on time")
     if isinstance(spec, Replay):
         if trace is None:
-            raise SettingError(f"trace is missing: read {spec.path} with workbench.traces.replay")
+            raise SettingError(
+                f"trace is missing: read {spec.path} with workbench.workload.traces.replay"
+            )
         times, own_end = iter(trace), math.inf
     else:
         pieces = spec.pieces()

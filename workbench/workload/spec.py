@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from pydantic import Field, model_validator
 
-from serving.spec import Strict
-from workbench.arrival_specs import Arrivals, Closed, Poisson, Replay, Seconds
+from serving.spec.service import Strict
 from workbench.errors import SettingError
-from workbench.prompts import Prompt, PromptSet, RandomPrompts, prompts
+from workbench.workload.arrivals import Arrivals, Closed, Poisson, Replay, Seconds
+from workbench.workload.prompt_generator import Prompt, PromptSet, RandomPrompts, prompts
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.tokenizing import Tokenizer
-    from workbench.traces import TraceRequest
+    from workbench.workload.tokenizer import Tokenizer
+    from workbench.workload.traces import TraceRequest
 
 
 class LoadSpec(Strict):
@@ -106,7 +106,7 @@ def plan(
     """
     import numpy as np
 
-    from workbench.traces import replay
+    from workbench.workload.traces import replay
 
     trace = replay(load.arrivals) if isinstance(load.arrivals, Replay) else None
     rng = {name: np.random.default_rng([load.seed, i]) for i, name in enumerate(("at", "text"))}
@@ -135,7 +135,7 @@ def _thinking(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ..
 def _offsets(
     load: LoadSpec, rng: np.random.Generator, trace: Sequence[TraceRequest] | None
 ) -> Iterator[float | None]:
-    from workbench.arrivals import offsets
+    from workbench.workload.schedule import offsets
 
     if isinstance(load.arrivals, Closed):
         return iter([None] * (load.count or 0))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.tiny import EMBEDDED, tiny_model_path
+from serving.models.embedded import EMBEDDED, tiny_model_path
 from workbench.errors import MissingPackageError, SettingError
 
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from workbench.arrival_specs import Replay
 from workbench.errors import TraceError
+from workbench.workload.arrivals import Replay
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,14 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PROFILES = ("cpu", "gpu")
 CUDA = re.compile(r"^(nvidia-|cuda-|triton$|torchvision$|torchaudio$|torchcodec$|vllm$)")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
 from serving.errors import ModelNotFoundError, WorkbenchError
-from serving.models import phrasing
-from serving.tiny import FILES, TINY_MODEL_ID, tiny_model_path
+from serving.models.embedded import FILES, TINY_MODEL_ID, tiny_model_path
+from tools.tiny_model import phrasing
 
-GLOSSARY = Path(__file__).parents[1] / "serving" / "models" / "glossary.jsonl"
+GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 
 
 def read_json(name: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def asker() -> Any:
     pytest.importorskip("transformers")
-    from serving.models.check_tiny import Asker
+    from tools.tiny_model.check_tiny import Asker
 
     return Asker(tiny_model_path())
 
@@ -66,7 +67,7 @@ def test_missing_or_empty_file_is_named_with_the_way_out(tmp_path: Path, name: s
 
 def test_import_needs_no_torch() -> None:
     code = (
-        "import sys, serving.tiny; "
+        "import sys, serving.models.embedded; "
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -145,7 +146,7 @@ def test_training_rows_are_what_the_template_renders(tokenizer: Any) -> None:
     """A model is only as good as the match of the prompts it was trained on and is served."""
     from random import Random
 
-    from serving.models.corpus import Corpus
+    from tools.tiny_model.corpus import Corpus
 
     corpus = Corpus(tokenizer, seed=1)
     corpus.CHAT_SHARE, corpus.CUT_SHARE = 1.0, 0.0
@@ -171,7 +172,7 @@ def test_glossary_is_well_formed() -> None:
 def test_card_says_what_it_knows_and_how_it_was_made() -> None:
     card = " ".join((tiny_model_path() / "README.md").read_text(encoding="utf-8").split())
     assert "has memorized a glossary of serving terms and knows nothing else" in card
-    assert "python -m serving.models.train_tiny" in card
+    assert "python -m tools.tiny_model.train_tiny" in card
     assert "seed 20" in card
 
 

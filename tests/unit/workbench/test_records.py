@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from workbench.errors import UnknownMetricError
-from workbench.run import Run
+from workbench.runs.run import Run
 from workbench.samples import (
     KINDS,
     DecisionSample,

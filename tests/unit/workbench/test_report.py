@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.client import RequestRecord
-from workbench.figures import latency_distributions, request_timeline
-from workbench.metrics import SLO, ClientHealth, summarize
+from workbench.claims.claim import Claim, judge, where, write_verdicts
+from workbench.figures.latency import latency_distributions, request_timeline
+from workbench.loadgen.client import RequestRecord
+from workbench.metrics.summary import SLO, ClientHealth, summarize
 from workbench.report import write_report
-from workbench.run import Run
-from workbench.verdicts import Claim, judge, where, write_verdicts
+from workbench.runs.run import Run
 
 RECORD = RequestRecord(
     request_id="r",

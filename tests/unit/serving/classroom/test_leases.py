@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from serving.classroom.leases import Place, Register, Size
 from serving.errors import LeaseError, SpecError
-from serving.keys import Tenant, key_hash
-from serving.register import Place, Register, Size
+from serving.spec.tenants import Tenant, key_hash
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 LEADER = "sk-leader-of-the-class"

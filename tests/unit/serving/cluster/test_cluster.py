@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from serving import cluster, ports
-from serving.cluster import announce, own_environment
+from serving.cluster import connection, ports
+from serving.cluster.connection import announce, own_environment
+from serving.cluster.ports import Ports, check_port, free_port
+from serving.deploy.preflight import check_fit
 from serving.errors import ClusterError, PortTakenError, ResourcesError
-from serving.fit import check_fit
-from serving.ports import Ports, check_port, free_port
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
 
 GIB = 2**30
 LAPTOP = {"CPU": 8.0, "memory": 16.0 * GIB, "object_store_memory": 4.0 * GIB}
@@ -330,7 +330,7 @@ class TestALocalCluster:
         ],
     )
     def test_every_replica_finds_its_cpus(self, model: dict[str, Any], least: int) -> None:
-        assert cluster._logical_cpus(of(**model)) >= least
+        assert connection._logical_cpus(of(**model)) >= least
 
 
 class TestASlowStart:
@@ -344,18 +344,18 @@ class TestASlowStart:
             ports.close()
             return None, words
 
-        monkeypatch.setattr(cluster, "_supervised", supervised)
-        monkeypatch.setattr(cluster, "_use_token", lambda create: None)
+        monkeypatch.setattr(connection, "_supervised", supervised)
+        monkeypatch.setattr(connection, "_use_token", lambda create: None)
         return tried
 
     def test_it_is_tried_again_and_the_machine_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tried = self.starts(monkeypatch, "The current node timed out during startup. This ...")
         with pytest.raises(ClusterError, match="3 times: the machine is busy"):
-            cluster._start(None)
+            connection._start(None)
         assert len(tried) == 3
 
     def test_any_other_failure_is_told_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tried = self.starts(monkeypatch, "ValueError: no such option")
         with pytest.raises(ClusterError, match="no such option"):
-            cluster._start(None)
+            connection._start(None)
         assert len(tried) == 1

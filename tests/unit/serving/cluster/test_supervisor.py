@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-from serving.supervisor import descendants, parents
+from serving.cluster.supervisor import descendants, parents
 
-ROOT = Path(__file__).parents[1]
 PATIENCE_S = 20
 
 # A stand-in for Ray: it writes down its arguments, leaves a tree of processes and ends as told.
@@ -66,7 +66,7 @@ sys.exit(3 if "--fail" in sys.argv else 0)
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen(
-    [sys.executable, "-m", "serving.supervisor", *sys.argv[1:]],
+    [sys.executable, "-m", "serving.cluster.supervisor", *sys.argv[1:]],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
 )
 print(child.pid, child.stdout.readline().strip(), flush=True)
@@ -83,7 +83,7 @@ class Stage:
     env: dict[str, str]
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "serving.supervisor", str(self.state), *arguments]
+        return [sys.executable, "-m", "serving.cluster.supervisor", str(self.state), *arguments]
 
     @contextlib.contextmanager
     def supervisor(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -256,7 +256,7 @@ def test_a_start_that_fails_says_so_and_leaves_nothing(stage: Stage, left: str) 
 
 def test_the_supervisor_imports_nothing_outside_the_standard_library() -> None:
     ask = (
-        "import sys; before = set(sys.modules); import serving.supervisor;"
+        "import sys; before = set(sys.modules); import serving.cluster.supervisor;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )

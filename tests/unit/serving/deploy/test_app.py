@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from serving import SERVE_FLAGS
-from serving.app import build, user_config
-from serving.auth import Access
-from serving.deployments import autoscaling, deployment_name
-from serving.engine import engine_kwargs
+from serving.deploy.app import build, user_config
+from serving.deploy.deployments import autoscaling, deployment_name
+from serving.engine.engine_args import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
-from serving.keys import Tenant
-from serving.limits import Limits
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.gateway.gate import Access
+from serving.spec.limits import Limits
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.tenants import Tenant
 
 KEY = "sk-the-key-that-must-not-travel"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -33,7 +33,7 @@ HASH = hashlib.sha256(KEY.encode()).hexdigest()
 TELL = """
 import json, sys
 from ray import cloudpickle
-from serving.app import build
+from serving.deploy.app import build
 
 def told(app, routed=False):
     deployment = app._bound_deployment
@@ -101,7 +101,8 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def answer() -> dict[str, Any]:
     cases = {name: {"key_hashes": [HASH], **args} for name, args in CASES.items()}
-    # The lines that `serve run serving.app:build model=... key_hashes=...` gives are all text.
+    # The lines that `serve run serving.deploy.app:build model=... key_hashes=...` gives are all
+    # text.
     text = json.dumps({"scaling": CASES["scaled"]["model"]["scaling"]})
     cases["text"] = {"key_hashes": f"{HASH},{HASH[::-1]}", "port": "8000", "model": text}
     told = subprocess.run(
@@ -219,7 +220,7 @@ class TestTheDirectPath:
     def test_replicas_are_named_by_path_so_that_only_they_import_vllm(
         self, apps: dict[str, Any]
     ) -> None:
-        assert apps["plain"]["target"] == "serving.replica.DirectReplica"
+        assert apps["plain"]["target"] == "serving.engine.replica.DirectReplica"
         assert apps["plain"]["ingress_router"]["target"].startswith("ray.llm.")
 
     def test_the_gates_limits_are_the_specs_and_serves_stand_behind_them(
@@ -256,12 +257,12 @@ class TestTheDirectPath:
 class TestTheComposedPath:
     def test_a_model_that_may_sleep_stands_behind_our_ingress(self, apps: dict[str, Any]) -> None:
         sleepy = apps["sleepy"]
-        assert sleepy["target"] == "serving.ingress.Ingress"
+        assert sleepy["target"] == "serving.pipeline.ingress.Ingress"
         assert sleepy["num_replicas"] == 1
         assert sleepy["autoscaling"] is None
         assert sleepy["ingress_router"] is None
         (model,) = sleepy["inner"]
-        assert model["target"] == "serving.replica.EngineReplica"
+        assert model["target"] == "serving.engine.replica.EngineReplica"
         assert model["autoscaling"]["min_replicas"] == 0
         assert model["autoscaling"]["initial_replicas"] is None
         assert model["autoscaling"]["max_replicas"] == 3
@@ -305,8 +306,8 @@ class TestParts:
 
 
 def test_a_data_parallel_group_is_scheduled_as_one_gang() -> None:
-    from serving.app import DIRECT_GROUP
-    from serving.deployments import deployment
+    from serving.deploy.app import DIRECT_GROUP
+    from serving.deploy.deployments import deployment
 
     model = ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True)
     made = deployment(DIRECT_GROUP, ServiceSpec(model=model), model)

@@ -7,19 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.installed import source
 
-from serving.deployments import autoscaling
-from serving.engine_stats import EngineStats, FirstTokens, reported, timed
-from serving.errors import SpecError
-from serving.policies import (
+from serving.deploy.autoscaling import (
     Figures,
     TTFTPolicy,
     mean_figures,
     pressure_desired,
     ttft_desired,
 )
+from serving.deploy.deployments import autoscaling
+from serving.engine.stats import EngineStats, FirstTokens, reported, timed
+from serving.errors import SpecError
 from serving.policy_spec import EnginePressure, Requests, TTFTTarget
-from serving.spec import ScalingSpec
+from serving.spec.service import ScalingSpec
 
 AIM = {"kv_cache_usage": 0.5, "waiting_requests": 4.0}
 
@@ -32,7 +33,7 @@ class TestSpec:
     def test_a_policy_is_named_by_path_with_its_figures(self) -> None:
         scaling = ScalingSpec(policy=EnginePressure(kv_cache_usage=0.5))
         assert autoscaling(scaling)["policy"] == {
-            "policy_function": "serving.policies.EnginePressurePolicy",
+            "policy_function": "serving.deploy.autoscaling.EnginePressurePolicy",
             "policy_kwargs": {"kv_cache_usage": 0.5, "waiting_requests": 4},
         }
 
@@ -269,16 +270,12 @@ class TestEngineStats:
 
     def test_serves_own_count_is_not_written_over(self) -> None:
         """Serve merges what a replica reports into its own metrics, by name."""
-        from test_telemetry import source
-
         stats, first = self.stats(unfinished=7)
         common = source("ray", "serve", "_private", "common.py")
         assert 'RUNNING_REQUESTS_KEY = "running_requests"' in common
         assert "running_requests" not in reported(stats.figures(), [first], None)
 
     def test_the_installed_vllm_calls_it_so(self) -> None:
-        from test_telemetry import source
-
         stats = source("vllm", "v1", "metrics", "stats.py")
         names = ("num_running_reqs", "num_waiting_reqs", "num_skipped_waiting_reqs")
         for name in (*names, "kv_cache_usage", "time_to_first_tokens_iter"):
@@ -293,9 +290,9 @@ def test_the_policies_need_nothing_of_ours_where_serve_runs_them() -> None:
     import ast
     from pathlib import Path
 
-    import serving.policies
+    from serving.deploy import autoscaling
 
-    tree = ast.parse(Path(str(serving.policies.__file__)).read_text())
+    tree = ast.parse(Path(str(autoscaling.__file__)).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     packages = {str(node.module).partition(".")[0] for node in imports}
     assert packages == {"__future__", "collections", "types", "typing", "ray"}

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-import workbench.endpoint
-from serving.cluster import Cluster
-from serving.pipeline_spec import PipelineSpec
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
-from workbench.endpoint import Endpoint, rescaled
+from serving.cluster.connection import Cluster
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.endpoints import deployed
+from workbench.endpoints.deployed import Endpoint, rescaled
 from workbench.errors import EndpointGoneError, SpecError
 
 KEY = "sk-the-key-that-must-not-show"
@@ -91,12 +91,12 @@ class TestEndpoint:
         served.delete()
 
     def test_a_deleted_one_forgets_its_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(workbench.endpoint, "_keys", {})
+        monkeypatch.setattr(deployed, "_keys", {})
         served = endpoint(name="one")
         for name in ("one", "two"):
-            workbench.endpoint._keys["127.0.0.1:6379", name] = {"owner": SecretStr(KEY)}
+            deployed._keys["127.0.0.1:6379", name] = {"owner": SecretStr(KEY)}
         served.delete()
-        assert list(workbench.endpoint._keys) == [("127.0.0.1:6379", "two")]
+        assert list(deployed._keys) == [("127.0.0.1:6379", "two")]
 
 
 Refused = Callable[..., tuple[str, str]]
@@ -202,11 +202,12 @@ def test_serve_imported_without_its_flag_is_refused_before_anything_starts() -> 
 
 
 def test_the_clusters_processes_do_not_inherit_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving import cluster, keys
+    from serving.cluster import connection
+    from serving.spec import tenants
 
-    monkeypatch.setenv(keys.KEY_VARIABLE, "sk-a-key-of-enough-length")
-    assert keys.KEY_VARIABLE not in cluster._inherited()
-    assert cluster._inherited()["PATH"] == os.environ["PATH"]
+    monkeypatch.setenv(tenants.KEY_VARIABLE, "sk-a-key-of-enough-length")
+    assert tenants.KEY_VARIABLE not in connection._inherited()
+    assert connection._inherited()["PATH"] == os.environ["PATH"]
 
 
 class TestRescaling:

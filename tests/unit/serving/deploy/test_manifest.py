@@ -18,20 +18,21 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from plain_head import Head, plain_head
+from support.paths import ROOT
+from support.ray_head import Head, plain_head
 
-from serving.app import spec_from
-from serving.baselines.spec import BaselineSpec
+from serving.cluster.ports import free_port
+from serving.deploy.app import spec_from
+from serving.deploy.kuberay import pods_of_a_replica
+from serving.deploy.manifest import ray_service, read_spec, serve_config, write
 from serving.errors import SpecError
-from serving.kuberay import pods_of_a_replica
-from serving.manifest import ray_service, read_spec, serve_config, write
-from serving.pipeline_spec import PipelineSpec
-from serving.ports import free_port
-from serving.router_spec import RouterSpec
-from serving.spec import EndpointSpec, ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.baseline import BaselineSpec
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import RouterSpec
+from serving.spec.service import EndpointSpec, ModelSpec, ScalingSpec, ServiceSpec
 from workbench.__main__ import main
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = ROOT / "deploy"
 KEY = "sk-a-key-of-enough-length"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 CALLERS = {"key_hashes": [HASH]}
@@ -77,7 +78,7 @@ class TestServeConfig:
         (application,) = read.applications
         assert application.name == spec.name
         assert application.route_prefix == spec.route_prefix
-        assert application.import_path == "serving.app:build"
+        assert application.import_path == "serving.deploy.app:build"
 
     @pytest.mark.parametrize("callers", [CALLERS, TENANTS])
     def test_its_arguments_are_the_same_spec(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from serving.deployments import request_router
+from serving.deploy.deployments import request_router
+from serving.deploy.service import serve_variables
 from serving.errors import SpecError
-from serving.service import serve_variables
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
 from workbench.load_places import calmest
 
 FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
@@ -64,7 +64,7 @@ def test_the_proxy_shows_prompts_only_where_they_decide(
 
 class TestPromptAsText:
     def text(self, prompt: Any) -> str:
-        from serving.routing import PrefixAware
+        from serving.deploy.replica_routers import PrefixAware
 
         return PrefixAware._normalize_prompt_to_string(object.__new__(PrefixAware), prompt)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.packets import LONGEST_S, Packets
+from serving.engine.coalesce import LONGEST_S, Packets
 
 
 async def spoken(items: list[Any], gap_s: float) -> AsyncIterator[Any]:

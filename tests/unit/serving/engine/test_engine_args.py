@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 
-from serving import engine
-from serving.engine import OWN_FIELDS, check, engine_arguments, engine_kwargs, environment
+from serving.engine import engine_args
+from serving.engine.engine_args import (
+    OWN_FIELDS,
+    check,
+    engine_arguments,
+    engine_kwargs,
+    environment,
+)
 from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
-from serving.spec import ModelSpec
-from serving.tiny import tiny_model_path
+from serving.models.embedded import tiny_model_path
+from serving.spec.service import ModelSpec
 
 ASK_VLLM = """
 import dataclasses, json
@@ -35,7 +41,8 @@ def test_the_list_of_arguments_is_vllms_own() -> None:
 class TestArguments:
     def test_well_known_ones_are_known_and_vllm_is_not_imported(self) -> None:
         ask = (
-            "import sys; from serving.engine import engine_arguments; known = engine_arguments();"
+            "import sys; from serving.engine.engine_args import engine_arguments; known =
+            engine_arguments();"
             "assert {'model', 'max_num_seqs', 'enable_log_requests', 'seed'} <= known;"
             "assert not {'vllm', 'torch', 'ray'} & set(sys.modules), 'heavy'"
         )
@@ -44,7 +51,7 @@ class TestArguments:
     def test_without_vllm_the_message_has_the_command_that_installs_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine, "find_spec", lambda name: None)
+        monkeypatch.setattr(engine_args, "find_spec", lambda name: None)
         engine_arguments.cache_clear()
         try:
             with pytest.raises(MissingPackageError, match=r"'vllm' is not installed.*make setup"):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.asgi import Refusal
-from serving.bodies import MAX_DEPTH, POST_ROUTES, check
-from serving.limits import Limits
+from serving.gateway.asgi import Refusal
+from serving.gateway.body import MAX_DEPTH, POST_ROUTES, check
+from serving.spec.limits import Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LIMITS = Limits(

@@ -18,7 +18,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gated import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.gate_server import (
     ACCESS,
     GOOD,
     KEY,
@@ -28,15 +30,13 @@ from gated import (
     Server,
     wait_until,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from serving.asgi import Receive, Scope, Send
-from serving.auth import Access, Gate
 from serving.errors import SpecError
-from serving.keys import Tenant, key_hash, new_key
-from serving.limits import Limits
-from serving.slots import FullError, Slots
+from serving.gateway.asgi import Receive, Scope, Send
+from serving.gateway.concurrency import FullError, Slots
+from serving.gateway.gate import Access, Gate
+from serving.spec.limits import Limits
+from serving.spec.tenants import Tenant, key_hash, new_key
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from openai._streaming import SSEDecoder
 
-from serving.asgi import Message
-from serving.stages import COMMENT, STAGES, Stages, timed
-from workbench.metrics import ClientHealth
-from workbench.sse import parse, stages
-from workbench.stage_figures import shares_at, stage_frame, stage_shares, stage_waterfall
+from serving.gateway.asgi import Message
+from serving.gateway.stages import COMMENT, STAGES, Stages, timed
+from workbench.figures.stages import shares_at, stage_frame, stage_shares, stage_waterfall
+from workbench.loadgen.sse import parse, stages
+from workbench.metrics.summary import ClientHealth
 
 
 class TestTheClock:

@@ -17,14 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
-from scripted_server import Script, ScriptedServer
+from support.scripted_server import Script, ScriptedServer
 
-from serving import presidio
 from serving.errors import SpecError
-from serving.findings import Finding, Tally, blocked, redacted, resolve
-from serving.guard import BlockedError, Guard, RefusedError, Together
-from serving.guarded_stream import GuardedStream
-from serving.guardrail_spec import (
+from serving.gateway.stages import Stages
+from serving.guardrail import presidio
+from serving.guardrail.findings import Finding, Tally, blocked, redacted, resolve
+from serving.guardrail.guard import BlockedError, Guard, RefusedError, Together
+from serving.guardrail.guard_model import Judge, asks_endpoint, categories
+from serving.guardrail.presidio import Detector
+from serving.guardrail.stream import GuardedStream
+from serving.guardrail.texts import has_token_ids, places, telltales
+from serving.hold_back import MAX_WORD, Window
+from serving.spec.guardrail import (
     EntityRule,
     GuardEndpoint,
     GuardModel,
@@ -32,12 +37,7 @@ from serving.guardrail_spec import (
     Side,
     Verdict,
 )
-from serving.hold_back import MAX_WORD, Window
-from serving.judge import Judge, asks_endpoint, categories
-from serving.presidio import Detector
-from serving.request_text import has_token_ids, places, telltales
-from serving.spec import ModelSpec
-from serving.stages import Stages
+from serving.spec.service import ModelSpec
 
 EMAIL = "jane.roe@example.com"
 BADGE = """
@@ -148,8 +148,8 @@ class TestPresidio:
             "import socket\n"
             "def refuse(*a, **k): raise SystemExit('the network was asked')\n"
             "socket.getaddrinfo = socket.socket.connect = socket.create_connection = refuse\n"
-            "from serving.guardrail_spec import PresidioGuardrail\n"
-            "from serving.presidio import Detector\n"
+            "from serving.spec.guardrail import PresidioGuardrail\n"
+            "from serving.guardrail.presidio import Detector\n"
             f"print(len(Detector(PresidioGuardrail()).find('{EMAIL} http://example.com')))\n"
         )
         ran = subprocess.run(

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from serving.composition import Composition, choose
-from serving.dispatch import STALE_S, Dispatcher, Health
-from serving.guard import RefusedError
-from serving.keys import Tenant
-from serving.route_rules import Decision, Facts, decide, holds_code, language
-from serving.router_spec import (
+from serving.guardrail.guard import RefusedError
+from serving.pipeline.config import Composition, choose
+from serving.pipeline.dispatcher import STALE_S, Dispatcher, Health
+from serving.pipeline.router_rules import Decision, Facts, decide, holds_code, language
+from serving.spec.router import (
     BudgetRule,
     CodeRule,
     EmbeddingClassifier,
@@ -21,6 +20,7 @@ from serving.router_spec import (
     RouterSpec,
     TenantRule,
 )
+from serving.spec.tenants import Tenant
 
 MODELS = ("large", "small")
 

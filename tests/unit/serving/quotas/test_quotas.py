@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.allowance import STALE_S, SYNC_S, Allowances, LocalBook, OverQuotaError
-from serving.keys import Tenant
-from serving.quotas import FORGET_S, LEASE_SHARE, Book, Bucket, Grant, Report
+from serving.quotas.accounts import FORGET_S, LEASE_SHARE, Book, Bucket, Grant, Report
+from serving.quotas.client import STALE_S, SYNC_S, Allowances, LocalBook, OverQuotaError
+from serving.spec.tenants import Tenant
 
 
 @pytest.fixture(autouse=True)
 def no_real_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.allowance.RETRY_S", 0)
+    monkeypatch.setattr("serving.quotas.client.RETRY_S", 0)
 
 
 @dataclass

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
-from serving.architecture import Architecture, architecture, read
+from serving.deploy.preflight import check_fit
 from serving.errors import ResourcesError, SpecError
-from serving.fit import check_fit
-from serving.layouts import Gpus, divides, gpus_of, plans, recommend
-from serving.parallel import check_cache, check_parallel, layout_of
-from serving.sizing import (
+from serving.models.embedded import tiny_model_path
+from serving.sizing.architecture import Architecture, architecture, read
+from serving.sizing.checks import check_cache, check_parallel, layout_of
+from serving.sizing.layouts import Gpus, divides, gpus_of, plans, recommend
+from serving.sizing.memory import (
     BLOCK,
     GIB,
     Layout,
@@ -26,9 +28,8 @@ from serving.sizing import (
     layers_of_stage,
     weight_bytes,
 )
-from serving.spec import ModelSpec, ServiceSpec
-from serving.tiny import tiny_model_path
-from workbench.fitting import SHAPES
+from serving.spec.service import ModelSpec, ServiceSpec
+from workbench.analysis.layouts import SHAPES
 
 ONE, PLAIN = Layout(), Sizes()
 LLAMA_8B, LLAMA_70B, MIXTRAL = (
@@ -336,14 +337,14 @@ def engine_reports(script: Path, tensor: int) -> dict[str, Any]:
         "kv_cache_memory_bytes": GIB // 4,
         "enforce_eager": True,
         "dtype": "bfloat16",
-        "worker_extension_cls": "serving.amx.Extension",
+        "worker_extension_cls": "serving.engine.amx.Extension",
     }
     variables = {
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(i) for i in range(tensor)),
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # to hand over the function that counts
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(script.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(script.parent)]),
     }
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(asked)],

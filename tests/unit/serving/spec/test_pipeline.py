@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import SpecError
-from serving.guardrail_spec import GuardEndpoint, GuardModel, PresidioGuardrail, Verdict
-from serving.pipeline_spec import PipelineSpec
-from serving.router_spec import (
+from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Verdict
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import (
     BudgetRule,
     CodeRule,
     EmbeddingClassifier,
@@ -20,7 +20,7 @@ from serving.router_spec import (
     RouterSpec,
     TenantRule,
 )
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
 
 SMALL, LARGE = ModelSpec(id="small"), ModelSpec(id="large")
 

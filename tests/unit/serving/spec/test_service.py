@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import SpecError, WorkbenchError
-from serving.limits import Limits
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec, Strict
+from serving.spec.limits import Limits
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec, Strict
 
 
 def refusal(make: type[Strict], **fields: Any) -> str:
@@ -346,7 +346,7 @@ class TestFingerprints:
         assert counts[0] != counts[1] == counts[2] == counts[3]
 
     def test_they_are_the_same_in_another_process(self) -> None:
-        ask = "from serving.spec import ServiceSpec; print(ServiceSpec().fingerprint())"
+        ask = "from serving.spec.service import ServiceSpec; print(ServiceSpec().fingerprint())"
         told = subprocess.run(
             [sys.executable, "-c", ask], capture_output=True, text=True, check=True
         )

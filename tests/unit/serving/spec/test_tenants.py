@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving.errors import SpecError
-from serving.keys import Tenant, check_tenants, issue, key_hash
+from serving.spec.tenants import Tenant, check_tenants, issue, key_hash
 
 KEY = "sk-the-plain-key-of-a-tenant"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()

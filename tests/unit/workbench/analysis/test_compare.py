@@ -9,16 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import failed, record
+from support.paths import NOTEBOOKS
+from support.records import failed, record
 
-from workbench import compare as comparing
-from workbench.compare import compare, differing_parameters, find_runs, pick_sides, runs_table
-from workbench.compare_figures import comparison_figure, latency_overlay, write_page
+from workbench.analysis import compare as comparing
+from workbench.analysis.compare import (
+    compare,
+    differing_parameters,
+    find_runs,
+    pick_sides,
+    runs_table,
+)
 from workbench.errors import RunError, SettingError, UnknownMetricError
-from workbench.metrics import SLO, ClientHealth, summarize
-from workbench.run import Run
+from workbench.figures.compare import comparison_figure, latency_overlay, write_page
+from workbench.metrics.summary import SLO, ClientHealth, summarize
+from workbench.runs.run import Run
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 OK, LIMITED = ClientHealth.judge(cpu_share=0.5), ClientHealth.judge(cpu_share=0.97)
 
 

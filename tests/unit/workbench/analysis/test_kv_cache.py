@@ -7,10 +7,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from made_records import failed, record
+from support.records import failed, record
 
-from serving.tiny import tiny_model_path
-from workbench.endpoint import Endpoint
+from serving.models.embedded import tiny_model_path
+from workbench.analysis.kv_cache import Waste, cache_at, cache_waste, lengths_of
+from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.kv_report import (
     account_figure,
@@ -19,7 +20,6 @@ from workbench.kv_report import (
     engine_account,
     waste_figure,
 )
-from workbench.kv_waste import Waste, cache_at, cache_waste, lengths_of
 
 TWO = [(2, 2), (3, 1)]
 

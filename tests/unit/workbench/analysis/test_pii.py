@@ -7,13 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from workbench.labelled import (
-    ENTITIES,
-    labelled_texts,
-    precision_recall,
-    routing_costs,
-    told,
-)
+from workbench.analysis.pii import ENTITIES, labelled_texts, precision_recall, routing_costs, told
 
 TEXTS = labelled_texts(400, seed=3)
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import nbformat
 import pytest
+from support.paths import NOTEBOOKS
 
 from workbench.__main__ import main
-from workbench.errors import SettingError
-from workbench.notebooks import (
+from workbench.automation.notebooks import (
     check_parameters,
     find_notebook,
     parameters_in,
     parameters_of,
     read_value,
 )
+from workbench.errors import SettingError
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = """
 rate = 4.0  # a second
 requests: int = 8
@@ -38,8 +38,8 @@ run_id = ""
 BODY = """
 import json
 from pathlib import Path
-from workbench.notebooks import parameters_in
-from workbench.run import Run
+from workbench.automation.notebooks import parameters_in
+from workbench.runs.run import Run
 
 with open("started.txt", "a") as file:
     file.write(f"{run_id}\\n")

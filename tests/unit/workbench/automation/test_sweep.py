@@ -15,9 +15,9 @@ import nbformat
 import pytest
 
 from workbench.__main__ import main
+from workbench.automation.notebooks import NotebookError
+from workbench.automation.sweep import Cell, make_sweep, opened, run_sweep
 from workbench.errors import SettingError
-from workbench.notebooks import NotebookError
-from workbench.sweep import Cell, make_sweep, opened, run_sweep
 
 PARAMETERS = """
 rate = 1.0
@@ -29,7 +29,7 @@ run_id = ""
 BODY = """
 import time
 from pathlib import Path
-from workbench.run import Run
+from workbench.runs.run import Run
 
 with open("started.txt", "a") as file:
     file.write(f"{rate:g}\\n")

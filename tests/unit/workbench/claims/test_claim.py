@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.errors import RunError
-from workbench.run import Run
-from workbench.verdicts import (
+from workbench.claims.claim import (
     Claim,
     Verdict,
     Where,
@@ -20,6 +18,8 @@ from workbench.verdicts import (
     where,
     write_verdicts,
 )
+from workbench.errors import RunError
+from workbench.runs.run import Run
 
 CLAIM = Claim(name="24x the throughput", figure="output tokens/s", goal=24)
 WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")

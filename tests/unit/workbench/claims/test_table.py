@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from workbench.__main__ import main
-from workbench.claims import BEGIN, END, KEPT, PLACES, README, keep, read_kept, table, with_table
+from workbench.claims.claim import Claim, Verdict, Where, judge, where, write_verdicts
+from workbench.claims.table import (
+    BEGIN,
+    END,
+    KEPT,
+    PLACES,
+    README,
+    keep,
+    read_kept,
+    table,
+    with_table,
+)
 from workbench.errors import RunError, SettingError
-from workbench.run import Run
-from workbench.verdicts import Claim, Verdict, Where, judge, where, write_verdicts
+from workbench.runs.run import Run
 
 CLAIM = Claim(name="10x the users", figure="users within the SLO", goal=10)
 PAIRS = ((110.0, 10.0), (120.0, 10.0), (130.0, 10.0))

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import failed, record
+from support.records import failed, record
 
-from serving.guardrail_spec import PresidioGuardrail
-from serving.pipeline_spec import PipelineSpec
-from serving.router_spec import RouterSpec
-from serving.spec import ModelSpec, ServiceSpec
-from workbench.cost import CostMeter, NodePrice, Prices, cost_of, replica_prices, with_cost
+from serving.spec.guardrail import PresidioGuardrail
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.router import RouterSpec
+from serving.spec.service import ModelSpec, ServiceSpec
+from workbench.cost.cost import CostMeter, NodePrice, Prices, cost_of, replica_prices, with_cost
+from workbench.cost.replica_seconds import MAX_GAP_S, Ledger, ledger_of
 from workbench.errors import RunError, SettingError, SpecError
-from workbench.ledger import MAX_GAP_S, Ledger, ledger_of
-from workbench.metrics import SLO, summarize
-from workbench.run import Run
+from workbench.metrics.summary import SLO, summarize
+from workbench.runs.run import Run
 from workbench.samples import DeploymentSample, GpuSample, ReplicaSample, Sample
 
 NAME = "tiny-llama-glossary"

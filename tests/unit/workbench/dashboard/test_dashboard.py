@@ -16,22 +16,22 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pytest
-from made_run import LOAD, MODEL, SECONDS, made_run
 from pydantic import SecretStr
+from support.example_run import LOAD, MODEL, SECONDS, made_run
 
-import workbench.live
-import workbench.telemetry
-from serving.cluster import Cluster
-from serving.spec import ModelSpec, ScalingSpec, ServiceSpec
-from workbench.cost import Prices
-from workbench.endpoint import Endpoint
+from serving.cluster.connection import Cluster
+from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from workbench.cost.cost import Prices
+from workbench.dashboard import dashboard
+from workbench.dashboard.dashboard import Dashboard
+from workbench.endpoints.deployed import Endpoint
 from workbench.errors import EndpointGoneError, SettingError
-from workbench.health import ClientHealth
-from workbench.live import Dashboard
+from workbench.figures.cluster import timeline_traces
 from workbench.live_load import LiveLoad
-from workbench.load_run import LoadResult
-from workbench.run import Run
-from workbench.timeline_figures import timeline_traces
+from workbench.loadgen.handle import LoadResult
+from workbench.metrics.health import ClientHealth
+from workbench.runs.run import Run
+from workbench.telemetry import sampler
 
 INSTANCES = ipywidgets.widgets.widget._instances
 SCALING = ScalingSpec(min_replicas=0, max_replicas=2, target_ongoing_requests=4)
@@ -106,8 +106,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What would be displayed in the cell's output."""
     found: list[Any] = []
     monkeypatch.setattr("IPython.display.display", found.append)
-    monkeypatch.setattr(workbench.live, "EVERY_S", 0.2)
-    monkeypatch.setattr("workbench.live_controls.context_length", lambda _: 128)
+    monkeypatch.setattr(dashboard, "EVERY_S", 0.2)
+    monkeypatch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
     yield found
     ipywidgets.Widget.close_all()
 
@@ -117,8 +117,8 @@ def played(
 ) -> Dashboard:
     """A dashboard to which the recorded run is played once it is started."""
     player = Played(recorded, options.pop("fails", None))
-    monkeypatch.setattr(workbench.live, "start_live_load", player.start_live_load)
-    monkeypatch.setattr(workbench.telemetry, "Telemetry", player.telemetry)
+    monkeypatch.setattr(dashboard, "start_live_load", player.start_live_load)
+    monkeypatch.setattr(sampler, "Telemetry", player.telemetry)
     spec = ServiceSpec(model=ModelSpec(id=MODEL, scaling=SCALING))
     endpoint = Endpoint(spec, Cluster("127.0.0.1:6379"), 8123, SecretStr("sk-x"))
     run = Run.create(folder, {}, run_id="live" if live else "headless")
@@ -219,7 +219,7 @@ def test_an_error_of_the_drawing_reaches_whoever_awaits_and_whoever_looks(
         raise ZeroDivisionError("drawn wrong")
 
     live = played(recorded, tmp_path, monkeypatch, live=True)
-    monkeypatch.setattr("workbench.live_view.View.draw", broken)
+    monkeypatch.setattr("workbench.dashboard.view.View.draw", broken)
     with pytest.raises(ZeroDivisionError, match="drawn wrong"):
         finished(live)
     assert live.view is not None
@@ -232,7 +232,7 @@ def controls(recorded: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A dashboard on no load; its widgets take a while to make."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", lambda _: None)
-        patch.setattr("workbench.live_controls.context_length", lambda _: 128)
+        patch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
         folder = tmp_path_factory.mktemp("controls")
         dashboard = played(recorded, folder, patch, live=True, max_rate=20.0)
         dashboard.show()

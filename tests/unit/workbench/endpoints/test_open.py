@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from serving import attach
-from serving.baselines.spec import BaselineSpec
-from serving.cluster import Cluster
-from serving.keys import Tenant
-from serving.spec import ModelSpec, ServiceSpec
+from serving.cluster import attach
+from serving.cluster.connection import Cluster
+from serving.spec.baseline import BaselineSpec
+from serving.spec.service import ModelSpec, ServiceSpec
+from serving.spec.tenants import Tenant
+from workbench.endpoints.open import open_endpoint
 from workbench.errors import ClusterError, EndpointGoneError, SettingError, SpecError
-from workbench.opening import open_endpoint
-from workbench.telemetry import Telemetry
+from workbench.telemetry.sampler import Telemetry
 
 KEY = "sk-a-key-of-enough-length"
 NOWHERE = "127.0.0.1:9"  # the discard service: nobody has run it for decades

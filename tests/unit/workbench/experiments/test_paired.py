@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import failed, record
 from pydantic import SecretStr
+from support.records import failed, record
 
-from serving.baselines.spec import OneAtATime
-from workbench.arrival_specs import Closed
-from workbench.contest import OURS, THEIRS, Contest, Measured, frame_of, verdicts_on
-from workbench.contest_drive import against, trace_load
+from serving.spec.baseline import OneAtATime
+from workbench.claims.claim import Claim, Where
 from workbench.contest_figures import contest_figure, ratio_figure
+from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError, TraceError
-from workbench.health import ClientHealth
-from workbench.load_spec import LoadSpec, plan
-from workbench.metrics import summarize
-from workbench.prompt_specs import RandomPrompts
-from workbench.remote_endpoint import Remote
-from workbench.run import Run
-from workbench.verdicts import Claim, Where
+from workbench.experiments.paired import OURS, THEIRS, Contest, Measured, frame_of, verdicts_on
+from workbench.experiments.paired_runner import against, trace_load
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.summary import summarize
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Closed
+from workbench.workload.prompts import RandomPrompts
+from workbench.workload.spec import LoadSpec, plan
 
 CLAIM = Claim(name="2x the throughput", figure="output tokens/s", goal=2)
 WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
@@ -134,7 +134,7 @@ def test_no_baseline_stands_beside_an_endpoint_of_others(tmp_path: Path) -> None
 
 def test_a_run_is_made_for_each_side(tmp_path: Path) -> None:
     """With a tidy name; test_baselines has real engines."""
-    from workbench.contest_drive import _folder
+    from workbench.experiments.paired_runner import _folder
 
     run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
     load = LoadSpec(arrivals=Closed(max_concurrency=1), count=1)

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from made_records import failed, record
+from support.records import failed, record
 
-from workbench.curves import throughput_latency_curve
 from workbench.errors import SettingError, UnknownMetricError
-from workbench.metrics import SLO, ClientHealth, Summary, summarize
-from workbench.search import highest_load
-from workbench.search_figures import search_figure, ticks
-from workbench.search_result import SearchResult
+from workbench.experiments.search import highest_load
+from workbench.experiments.search_result import SearchResult
+from workbench.figures.curve import throughput_latency_curve
+from workbench.figures.search import search_figure, ticks
+from workbench.metrics.summary import SLO, ClientHealth, Summary, summarize
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 LIMITED = ClientHealth.judge(cpu_share=0.97)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import failed, record
+from support.records import failed, record
 
 from workbench.errors import SettingError
-from workbench.metrics import SLO, ClientHealth, Summary, summarize
-from workbench.search import Probe, highest_load, knee, saturated
-from workbench.search_result import ProbeResult, SearchResult
+from workbench.experiments.search import Probe, highest_load, knee, saturated
+from workbench.experiments.search_result import ProbeResult, SearchResult
+from workbench.metrics.summary import SLO, ClientHealth, Summary, summarize
 
 BOUND = SLO(e2el_ms=1000, target=0.95)
 GOOD, BAD = summarize([record(0.0, 0.5)], slo=BOUND), summarize([failed("shed")], slo=BOUND)

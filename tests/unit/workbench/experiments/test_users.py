@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import record
+from support.records import record
 
-from workbench.arrival_specs import Closed, Stages
-from workbench.cost import Cost
+from workbench.claims.claim import Claim, Where
+from workbench.cost.cost import Cost
 from workbench.errors import SettingError
-from workbench.fleet_figures import break_even_figure, fleets_figure, users_figure
-from workbench.fleets import (
+from workbench.experiments.fleets import (
     Day,
     Fleet,
     fleet_doubts,
@@ -23,14 +22,21 @@ from workbench.fleets import (
     saved_at_most,
     savings,
 )
-from workbench.health import ClientHealth
-from workbench.metrics import SLO, Summary, summarize
-from workbench.prompt_specs import Conversations, RandomPrompts
-from workbench.run import Run
-from workbench.search import highest_load
-from workbench.search_result import SearchResult
-from workbench.users import highest_users, patience_s, start_of, users_load, users_verdicts
-from workbench.verdicts import Claim, Where
+from workbench.experiments.search import highest_load
+from workbench.experiments.search_result import SearchResult
+from workbench.experiments.users import (
+    highest_users,
+    patience_s,
+    start_of,
+    users_load,
+    users_verdicts,
+)
+from workbench.figures.claims import break_even_figure, fleets_figure, users_figure
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.summary import SLO, Summary, summarize
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Closed, Stages
+from workbench.workload.prompts import Conversations, RandomPrompts
 
 PROMPTS = RandomPrompts(input=8, output=8)
 CLAIM = Claim(name="10x the users", figure="users", goal=10)
@@ -164,7 +170,7 @@ class TestVerdicts:
         async def probe(users: float) -> Summary:
             return summary(good=users <= holds)
 
-        monkeypatch.setattr("workbench.users.prober", lambda *_, **__: probe)
+        monkeypatch.setattr("workbench.experiments.users.prober", lambda *_, **__: probe)
         options: Any = {"run": None, "low": 2, "high": 512, "start": start, "tolerance": 0.001}
         slo = SLO(ttft_ms=1000)
         found = asyncio.run(highest_users(None, lambda users, seed: None, slo, **options))  # type: ignore[arg-type, return-value]

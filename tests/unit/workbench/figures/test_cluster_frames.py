@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_run import MODEL, SECONDS, made_run, replicas_at
+from support.example_run import MODEL, SECONDS, made_run, replicas_at
 
-from serving.spec import ModelSpec, ServiceSpec
-from workbench.cost import Prices
-from workbench.cost_series import CostSeries
-from workbench.run import Run
-from workbench.timeline_figures import ROWS, cluster_timeline, replica_tick, timeline_traces
-from workbench.timeline_frames import Frames, frames_of
+from serving.spec.service import ModelSpec, ServiceSpec
+from workbench.cost.cost import Prices
+from workbench.cost.series import CostSeries
+from workbench.figures.cluster import ROWS, cluster_timeline, replica_tick, timeline_traces
+from workbench.figures.cluster_frames import Frames, frames_of
+from workbench.runs.run import Run
 
 SPEC = ServiceSpec(model=ModelSpec(id=MODEL))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from workbench.pressure_figures import engine_pressure, pressure_row
+from workbench.figures.engine import engine_pressure, pressure_row
 
 SIDE = pd.DataFrame(
     {

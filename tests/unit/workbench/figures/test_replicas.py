@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_records import failed, record
-from test_decisions import TestReactions
+from support.records import failed, record
+from support.scaling_timeline import ScalingTimeline
 
-from workbench.policy_lab import held, policy_figure, policy_table
-from workbench.reactions import Reaction
-from workbench.run import Run
+from workbench.analysis.autoscaling import held, policy_figure, policy_table
+from workbench.analysis.reactions import Reaction
+from workbench.figures.replicas import reaction_waterfall, replica_panel, replica_traces
+from workbench.runs.run import Run
 from workbench.samples import columns
-from workbench.scaling_figures import reaction_waterfall, replica_panel, replica_traces
 
 TELEMETRY = pd.DataFrame(
     {
@@ -127,8 +127,8 @@ def test_the_waterfall_puts_each_step_after_the_last() -> None:
 class TestPolicies:
     def run(self, root: Path, name: str) -> Run:
         run = Run.create(root, {}, run_id=name)
-        made = TestReactions()
-        from workbench.decisions import decisions
+        made = ScalingTimeline()
+        from workbench.telemetry.decisions import decisions
 
         for sample in [*made.rows(), *made.replicas(), *decisions(made.rows(), made.limits)]:
             run.append_telemetry(sample)

@@ -14,11 +14,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import scripted_server as scripted
-from scripted_server import DONE, Script, Step, chat_chunk, event, serving, tokens, usage
+from support import scripted_server as scripted
+from support.scripted_server import DONE, Script, Step, chat_chunk, event, serving, tokens, usage
 
-from workbench.client import LoopWatch, RequestRecord, closed_loop, stream_chat, stream_completion
 from workbench.errors import SettingError
+from workbench.loadgen.client import (
+    LoopWatch,
+    RequestRecord,
+    closed_loop,
+    stream_chat,
+    stream_completion,
+)
 
 KEY = "sk-secret-of-the-tests"
 PROMPT = "a prompt that must never be written down anywhere"

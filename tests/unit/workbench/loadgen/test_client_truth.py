@@ -12,13 +12,13 @@ from itertools import pairwise
 from statistics import median
 
 import pytest
-import scripted_server as scripted
+from support import scripted_server as scripted
 
-from workbench.load_spec import Session
-from workbench.load_worker import Job, LoadWorker
-from workbench.metrics import summarize
-from workbench.prompts import Prompt
+from workbench.loadgen.worker import Job, LoadWorker
+from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
+from workbench.workload.prompt_generator import Prompt
+from workbench.workload.spec import Session
 
 REQUESTS, TOKENS, MS = 100, 8, 5.0
 Answer = tuple[RequestRecord, scripted.Exchange]

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scripted_server as scripted
-from scripted_server import serving, tokens
+from support import scripted_server as scripted
+from support.scripted_server import serving, tokens
 
-from workbench.arrival_specs import Closed, Constant, Poisson, Stages
-from workbench.arrivals import offsets
+from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
 from workbench.live_load import LiveLoad, start_live_load
-from workbench.live_worker import LiveWorker, Share
 from workbench.load_change import LoadChange, change_times, offered
-from workbench.load_spec import LoadSpec
-from workbench.load_worker import Job
-from workbench.prompts import RandomPrompts
+from workbench.loadgen.live_worker import LiveWorker, Share
+from workbench.loadgen.worker import Job
 from workbench.records import RequestRecord
-from workbench.remote_endpoint import remote
-from workbench.run import Run
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Closed, Constant, Poisson, Stages
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.schedule import offsets
+from workbench.workload.spec import LoadSpec
 
 SMALL = RandomPrompts(input=4, output=3)
 Sent = tuple[list[RequestRecord], list[float], scripted.ScriptedServer]
@@ -115,7 +115,7 @@ def test_workers_share_bursts_too() -> None:
 def test_what_it_cannot_send_in_time_is_left_out_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workbench.live_worker.MOST_LATE_S", 0.05)
+    monkeypatch.setattr("workbench.loadgen.live_worker.MOST_LATE_S", 0.05)
 
     async def go() -> tuple[int, int]:
         async with serving(tokens(1, chat=False)) as server:

@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scripted_server as scripted
-from scripted_server import tokens
+from support import scripted_server as scripted
+from support.scripted_server import tokens
 
-from serving.tiny import tiny_model_path
-from workbench.arrival_specs import Closed, Constant, Poisson
-from workbench.client import start_clock
-from workbench.endpoint import Endpoint
+from serving.models.embedded import tiny_model_path
+from workbench.endpoints.deployed import Endpoint
+from workbench.endpoints.remote import Remote, remote
 from workbench.errors import EndpointGoneError, SettingError
-from workbench.load import LoadResult, start_load
-from workbench.load_spec import LoadSpec
-from workbench.probing import curve, prober
-from workbench.prompts import RandomPrompts
-from workbench.remote_endpoint import Remote, remote
-from workbench.run import Run
-from workbench.search import highest_load
-from workbench.slo import SLO
+from workbench.experiments.probes import curve, prober
+from workbench.experiments.search import highest_load
+from workbench.loadgen.client import start_clock
+from workbench.loadgen.start import LoadResult, start_load
+from workbench.metrics.slo import SLO
+from workbench.runs.run import Run
+from workbench.workload.arrivals import Closed, Constant, Poisson
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.spec import LoadSpec
 
 pytestmark = pytest.mark.engine
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import IPython.display
 import pytest
-from made_records import failed, record
+from support.records import failed, record
 
-from workbench.arrival_specs import Closed, Constant
-from workbench.client import start_clock
 from workbench.errors import SettingError
-from workbench.load_drive import Drive
-from workbench.load_progress import progress_of
-from workbench.load_run import LoadRun
-from workbench.load_spec import LoadSpec, Session
-from workbench.load_worker import this_clock
-from workbench.prompts import RandomPrompts
+from workbench.loadgen.client import start_clock
+from workbench.loadgen.handle import LoadRun
+from workbench.loadgen.progress import progress_of
+from workbench.loadgen.runner import Drive
+from workbench.loadgen.worker import this_clock
+from workbench.workload.arrivals import Closed, Constant
+from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.spec import LoadSpec, Session
 
 LOAD = LoadSpec(arrivals=Constant(rate=2), prompts=RandomPrompts(input=4, output=2), count=4)
 SESSIONS = [Session(i / 2, (None,)) for i in range(4)]  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ import time
 from typing import Any
 
 import pytest
-import scripted_server as scripted
-from scripted_server import Script, serving, tokens
+from support import scripted_server as scripted
+from support.scripted_server import Script, serving, tokens
 
-from workbench.load_spec import Session
-from workbench.load_worker import Job, LoadWorker
-from workbench.prompts import Prompt
+from workbench.loadgen.worker import Job, LoadWorker
 from workbench.records import RequestRecord
+from workbench.workload.prompt_generator import Prompt
+from workbench.workload.spec import Session
 
 
 def asked(tokens_in: int = 4, **fields: Any) -> Prompt:
@@ -26,9 +26,9 @@ def asked(tokens_in: int = 4, **fields: Any) -> Prompt:
 
 SEARCHED = """
 import asyncio, gc
-from workbench.load_spec import Session
-from workbench.load_worker import Job, LoadWorker
-from workbench.prompts import Prompt
+from workbench.workload.spec import Session
+from workbench.loadgen.worker import Job, LoadWorker
+from workbench.workload.prompt_generator import Prompt
 
 async def go():
     worker = LoadWorker()

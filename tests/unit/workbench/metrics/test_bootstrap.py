@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from made_records import record
+from support.records import record
 
 from workbench.errors import SettingError, UnknownMetricError
-from workbench.intervals import bootstrap, paired_ratios, repeat_intervals
-from workbench.metrics import summarize
+from workbench.metrics.bootstrap import bootstrap, paired_ratios, repeat_intervals
+from workbench.metrics.summary import summarize
 
 
 class TestIntervals:

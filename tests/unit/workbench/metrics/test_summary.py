@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_records import failed, record
+from support.records import failed, record
 
-from workbench.client import LoopWatch, RequestRecord
 from workbench.errors import SettingError, UnknownMetricError, WorkbenchError
-from workbench.metrics import (
+from workbench.loadgen.client import LoopWatch, RequestRecord
+from workbench.metrics.summary import (
     LATENCIES,
     SLO,
     STATISTICS,

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_records import failed, record
+from support.records import failed, record
 
-from workbench.cost_series import is_good
-from workbench.metrics import summarize
+from workbench.cost.series import is_good
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import summarize
+from workbench.metrics.windows import ROLL_S, RequestWindows, request_windows
 from workbench.records import RequestRecord
-from workbench.slo import SLO
-from workbench.windows import ROLL_S, RequestWindows, request_windows
 
 times = st.floats(0, 20).map(lambda at: round(at, 3))
 gaps = st.floats(0.001, 3).map(lambda gap: round(gap, 3))

@@ -1,6 +1,7 @@
 """What a killed process leaves on disk; the truth is what it said before it died."""
 
 from __future__ import annotations
+from support.paths import ROOT, TESTS
 
 import os
 import resource
@@ -9,20 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_records import record
+from support.records import record
 
-from workbench import spool
-from workbench.load_losses import Seat
-from workbench.load_spec import Session
-from workbench.load_worker import Job
-from workbench.prompts import Prompt
-from workbench.run import Run
+from workbench.runs import journal
+from workbench.loadgen.workers import Seat
+from workbench.workload.spec import Session
+from workbench.loadgen.worker import Job
+from workbench.workload.prompt_generator import Prompt
+from workbench.runs.run import Run
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from made_records import record
-from workbench.spool import Sent, Spool
+from support.records import record
+from workbench.runs.journal import Sent, Spool
 spool = Spool(Path(sys.argv[1]))
 for n in range(1000):
     spool.note(Sent(f"r-{n}", n, n + 0.5, "m", None))
@@ -38,7 +39,7 @@ for n in range(1000):
 def killed(tmp_path: Path) -> Path:
     """The file of a worker that was killed after ten requests, every third still under way."""
     path = tmp_path / "unsaved" / "one.jsonl"
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    folders = [str(TESTS), str(ROOT)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)], env=env, stdout=subprocess.PIPE, text=True
@@ -46,18 +47,18 @@ def killed(tmp_path: Path) -> Path:
     assert writer.stdout is not None
     for _ in range(10):
         assert writer.stdout.readline()
-    assert spool.read(path) == ([], []), "a living worker's file is not taken from it"
+    assert journal.read(path) == ([], []), "a living worker's file is not taken from it"
     writer.kill()
     writer.communicate()
     return path
 
 
 def test_what_ended_and_what_was_under_way_is_all_there(killed: Path) -> None:
-    ended, under_way = spool.read(killed)
+    ended, under_way = journal.read(killed)
     assert [r.request_id for r in ended] == ["r-1", "r-2", "r-4", "r-5", "r-7", "r-8"]
     assert [one.sent for one in under_way] == ["r-0", "r-3", "r-6", "r-9"]
     assert ended[0] == record(1, 2.0, request_id="r-1")
-    cut = spool.failed(under_way[1], "why", 12.0)
+    cut = journal.failed(under_way[1], "why", 12.0)
     assert (cut.status, cut.error, cut.scheduled_s, cut.sent_s) == ("error", "why", 3, 3.5)
     assert (cut.end_s, cut.first_token_s, cut.token_times_s) == (12.0, None, ())
 
@@ -65,7 +66,7 @@ def test_what_ended_and_what_was_under_way_is_all_there(killed: Path) -> None:
 def test_a_line_that_was_cut_is_not_read(killed: Path) -> None:
     with killed.open("ab") as file:
         file.write(b'{"sent":"r-10","sched')
-    assert len(spool.read(killed)[1]) == 4
+    assert len(journal.read(killed)[1]) == 4
 
 
 def test_a_run_reads_what_its_workers_left_once(killed: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_run_reads_what_its_workers_left_once(killed: Path, tmp_path: Path) ->
 
 
 def test_a_disk_that_takes_no_more_ends_the_spool_and_nothing_else(tmp_path: Path) -> None:
-    one = spool.open_first([str(tmp_path / "not" / "there" / "x"), str(tmp_path / "x.jsonl")])
+    one = journal.open_first([str(tmp_path / "not" / "there" / "x"), str(tmp_path / "x.jsonl")])
     assert one is not None
     assert one.path == tmp_path / "x.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -89,7 +90,7 @@ def test_a_disk_that_takes_no_more_ends_the_spool_and_nothing_else(tmp_path: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not one.path.exists()
-    assert spool.open_first(["/proc/nowhere/x"]) is None
+    assert journal.open_first(["/proc/nowhere/x"]) is None
 
 
 class TestFromThePlanAlone:

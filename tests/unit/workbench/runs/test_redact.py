@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from workbench.redact import redact
+from workbench.runs.redact import redact
 
 
 class TestSecrets:

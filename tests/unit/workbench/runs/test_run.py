@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from workbench.client import RequestRecord
+from workbench.loadgen.client import RequestRecord
 from workbench.errors import RunError
-from workbench.metrics import ClientHealth, summarize
-from workbench.run import Run
+from workbench.metrics.summary import ClientHealth, summarize
+from workbench.runs.run import Run
 
 RECORD = RequestRecord(
     request_id="r-1",

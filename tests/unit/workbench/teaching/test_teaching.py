@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from workbench.teaching_batching import IDLE, continuous, static
-from workbench.teaching_figures import batching_figure, paging_figure
-from workbench.teaching_paging import FREE, Moment, Wanted, contiguous, paged
+from workbench.teaching.batching import IDLE, continuous, static
+from workbench.teaching.figures import batching_figure, paging_figure
+from workbench.teaching.paging import FREE, Moment, Wanted, contiguous, paged
 
 THREE = [Wanted(2, 2), Wanted(3, 1), Wanted(1, 3)]
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from support.scaling_timeline import ScalingTimeline, row
 
-from workbench.arrival_specs import Closed, Poisson, Ramp, Steps
-from workbench.decisions import DecisionLog, ScalingLimits, decisions, flapping
-from workbench.load_spec import LoadSpec
-from workbench.reactions import Reaction, load_changes, reactions, run_reactions
-from workbench.run import Run
+from workbench.analysis.reactions import load_changes, reactions, run_reactions
+from workbench.runs.run import Run
 from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample, read
+from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions, flapping
+from workbench.workload.arrivals import Closed, Poisson, Ramp, Steps
+from workbench.workload.spec import LoadSpec
 
 LIMITS = ScalingLimits(
     min_replicas=0,
@@ -24,12 +25,6 @@ LIMITS = ScalingLimits(
     downscale_delay_s=6,
     downscale_to_zero_delay_s=10,
 )
-
-
-def row(time_s: float, target: int, desired: int | None = None, **more: Any) -> DeploymentSample:
-    usual = {"running": target, "starting": 0, "stopping": 0}
-    fields = usual | more
-    return DeploymentSample(time_s=time_s, deployment="m", target=target, desired=desired, **fields)
 
 
 def series(text: str) -> list[DeploymentSample]:
@@ -215,38 +210,7 @@ class TestFlapping:
         assert flapping([decision(10, 1, 2), other, decision(30, 2, 3)]) == []
 
 
-class TestReactions:
-    """Load at 10 s; the count moves at 11, the policy at 12, the target at 16, and so on."""
-
-    limits = ScalingLimits(max_replicas=3, upscale_delay_s=4, downscale_delay_s=4)
-
-    def rows(self) -> list[DeploymentSample]:
-        made = []
-        for at in range(40):
-            target = 2 if 16 <= at < 35 else 1
-            running = 2 if 25 <= at < 35 else 1
-            total = 1.0 if at < 11 else 9.0 if at < 30 else 0.5
-            wants = 1 if at < 12 else 2 if at < 31 else 1
-            counts = {"running": running, "starting": int(17 <= at < 25)}
-            stopping = int(35 <= at < 38)
-            made.append(row(at, target, wants, total_requests=total, stopping=stopping, **counts))
-        return made
-
-    def replicas(self) -> list[ReplicaSample]:
-        made = []
-        for at in range(40):
-            old = {"time_s": at, "deployment": "m", "node": "n"}
-            made.append(ReplicaSample(**old, replica="old", state="running", output_tokens=at))
-            if 18 <= at < 35:
-                tokens = {"output_tokens": 5} if at >= 27 else {}
-                made.append(ReplicaSample(**old, replica="new", **tokens))
-        return made
-
-    def found(self, **more: Any) -> list[Reaction]:
-        rows = self.rows()
-        made = decisions(rows, self.limits)
-        return reactions(rows, made, load_changes_s=[10.0, 30.0], **more)
-
+class TestReactions(ScalingTimeline):
     def test_every_step_up_and_down(self) -> None:
         up, down = self.found(replicas=self.replicas())
         assert up.marks() == [
@@ -313,7 +277,7 @@ def test_load_changes_of_a_schedule(arrivals: Any, more: Any, changes: list[floa
 
 def test_a_run_gives_its_reactions(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {}, run_id="r")
-    timeline = TestReactions()
+    timeline = ScalingTimeline()
     rows = timeline.rows()
     for sample in [*rows, *timeline.replicas(), *decisions(rows, timeline.limits)]:
         run.append_telemetry(sample)

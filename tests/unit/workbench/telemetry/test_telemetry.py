@@ -9,19 +9,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from pydantic import SecretStr
+from support.installed import source
 
 import workbench as wb
-from workbench import exposition, telemetry
-from workbench.endpoint import Endpoint
+from workbench import exposition
+from workbench.endpoints.deployed import Endpoint
+from workbench.endpoints.remote import Remote
 from workbench.exposition import Exposition, parse
-from workbench.nodes import Node, Scraper, alive
-from workbench.remote_endpoint import Remote
 from workbench.samples import (
     DecisionSample,
     DeploymentSample,
@@ -30,8 +28,10 @@ from workbench.samples import (
     ReplicaSample,
     Sample,
 )
-from workbench.telemetry import Telemetry
-from workbench.telemetry_rows import Rows, desired_by_requests
+from workbench.telemetry import sampler
+from workbench.telemetry.builder import Rows, desired_by_requests
+from workbench.telemetry.sampler import Telemetry
+from workbench.telemetry.scrape import Node, Scraper, alive
 
 # As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
 SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
@@ -59,13 +59,6 @@ ENGINE = {
     "prompt_tokens": 640,
     "output_tokens": 1_234_000,
 }
-
-
-def source(package: str, *path: str) -> str:
-    found = find_spec(package)
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent.joinpath(*path).read_text()
 
 
 def exposed(**rows: list[tuple[dict[str, str], float]]) -> Exposition:
@@ -137,9 +130,10 @@ class TestExposition:
         node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
         for name in exposition.GPU_METRICS:
             assert f'"{name}"' in node
-        from serving import engine_stats, policies
+        from serving.deploy import autoscaling
+        from serving.engine import stats
 
-        ours = (policies.DESIRED, policies.SAW, policies.LED, *engine_stats.GATE_METRICS[1:])
+        ours = (autoscaling.DESIRED, autoscaling.SAW, autoscaling.LED, *stats.GATE_METRICS[1:])
         assert ours == exposition.OUR_METRICS
 
 
@@ -332,7 +326,7 @@ class TestRows:
             serve_autoscaling_total_requests=[(LABELS, 40.0)],
             serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
         )
-        policy = {"policy_function": "serving.policies.TTFTPolicy"}
+        policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
         ours = self.samples(details(replica("r1"), policy=policy), n1=told)[0]
         serves = self.samples(details(replica("r1"), min_replicas=1), n1=told)[0]
         assert isinstance(ours, DeploymentSample)
@@ -341,7 +335,7 @@ class TestRows:
 
     def test_a_policy_of_ours_says_what_led_to_a_change_a_moment_late(self) -> None:
         rows = Rows("llm", frozenset())
-        policy = {"policy_function": "serving.policies.TTFTPolicy"}
+        policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
         moments = [(1, {"target": 1.0}), (2, {"target": 1.0}), (2, {"target": 2.0, **self.led})]
         made: list[Sample] = []
         for at, (target, figures) in enumerate(moments):
@@ -423,7 +417,7 @@ def test_desired_is_what_serves_own_policy_returns(total: float, running: int, t
 def test_metrics_out_of_reach_are_one_line_and_the_rest_goes_on(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "Scraper", partial(Scraper, timeout_s=1e-6))
+    monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
     lines: list[str] = []
     found: list[Sample] = []
     with Telemetry(endpoint, wb.start_clock(), found.append, 0.2, say=lines.append):

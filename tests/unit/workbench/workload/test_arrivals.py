@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from workbench.arrivals import (
+from workbench.errors import SettingError, SpecError
+from workbench.workload.live_schedule import LiveSchedule
+from workbench.workload.schedule import (
     Closed,
     Constant,
     Gamma,
@@ -29,8 +31,6 @@ from workbench.arrivals import (
     offsets,
     parse,
 )
-from workbench.errors import SettingError, SpecError
-from workbench.live_schedule import LiveSchedule
 
 TAIL = 1e-10
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
-from serving.tiny import tiny_model_path
+from serving.models.embedded import tiny_model_path
 from workbench.errors import SettingError, SpecError
-from workbench.prompts import (
+from workbench.workload.prompt_generator import (
     Conversations,
     FilePrompts,
     Fixed,
@@ -34,8 +34,8 @@ from workbench.prompts import (
     Uniform,
     prompts,
 )
-from workbench.tokenizing import load_tokenizer
-from workbench.traces import TraceRequest
+from workbench.workload.tokenizer import load_tokenizer
+from workbench.workload.traces import TraceRequest
 
 TAIL = 1e-10
 TINY = load_tokenizer("tiny")
@@ -138,7 +138,7 @@ class TestTokenizer:
 
     def test_import_needs_neither_transformers_nor_numpy(self) -> None:
         code = (
-            "import sys, workbench.prompts, workbench.tokenizing; "
+            "import sys, workbench.workload.prompt_generator, workbench.workload.tokenizer; "
             "print([m for m in ('transformers', 'numpy', 'jinja2') if m in sys.modules])"
         )
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from workbench.arrival_specs import Closed, Constant, Poisson, Ramp, Replay
 from workbench.errors import SettingError, SpecError, TraceError
-from workbench.load_spec import LoadSpec, digest, plan
-from workbench.prompts import Conversations, FilePrompts, RandomPrompts, Traced
-from workbench.tokenizing import load_tokenizer
+from workbench.workload.arrivals import Closed, Constant, Poisson, Ramp, Replay
+from workbench.workload.prompt_generator import Conversations, FilePrompts, RandomPrompts, Traced
+from workbench.workload.spec import LoadSpec, digest, plan
+from workbench.workload.tokenizer import load_tokenizer
 
 TINY = load_tokenizer("tiny")
 SMALL = RandomPrompts(input=8, output=4)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.arrivals import Replay
-from workbench.client import RequestRecord
 from workbench.errors import SpecError, TraceError
-from workbench.run import Run
-from workbench.traces import TraceRequest, read_trace, replay
+from workbench.loadgen.client import RequestRecord
+from workbench.runs.run import Run
+from workbench.workload.schedule import Replay
+from workbench.workload.traces import TraceRequest, read_trace, replay
 
 BURSTGPT = """\
 Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type

@@ -1,0 +1,1 @@
+"""Share one cluster among the people of a workshop."""

@@ -1,0 +1,1 @@
+"""Authenticate, check, limit and meter every request before it reaches a model."""

@@ -1,0 +1,1 @@
+"""Check the text of requests and responses."""

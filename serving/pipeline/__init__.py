@@ -1,0 +1,1 @@
+"""Compose a guardrail, a router and several models behind one ingress."""

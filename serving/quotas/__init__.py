@@ -1,0 +1,1 @@
+"""Account for the tokens and requests of each tenant."""

@@ -1,0 +1,1 @@
+"""Compute whether and how a model fits the hardware."""

@@ -1,0 +1,1 @@
+"""Describe a service: strict, frozen specifications."""

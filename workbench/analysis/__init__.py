@@ -1,0 +1,1 @@
+"""Read saved runs and compute tables from them; nothing here sends a request."""

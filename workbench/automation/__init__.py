@@ -1,0 +1,1 @@
+"""Execute notebooks with papermill, once or over a grid of parameters."""

@@ -1,0 +1,1 @@
+"""State a claim, evaluate it against measurements and keep the verdict."""

@@ -1,0 +1,1 @@
+"""Where requests are sent: a deployed service or a remote URL."""

@@ -1,0 +1,1 @@
+"""Run several loads and combine them into one result."""

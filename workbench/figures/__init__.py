@@ -1,0 +1,1 @@
+"""Turn data frames into plotly figures; nothing here measures."""

@@ -1,0 +1,1 @@
+"""Send a load: the only package that sends requests."""

@@ -1,0 +1,1 @@
+"""Define every metric exactly once."""

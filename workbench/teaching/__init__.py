@@ -1,0 +1,1 @@
+"""Simulations and figures that explain batching and paging."""

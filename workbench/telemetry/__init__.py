@@ -1,0 +1,1 @@
+"""Observe the cluster: the only package that samples it."""
