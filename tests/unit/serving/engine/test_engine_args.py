@@ -41,8 +41,8 @@ def test_the_list_of_arguments_is_vllms_own() -> None:
 class TestArguments:
     def test_well_known_ones_are_known_and_vllm_is_not_imported(self) -> None:
         ask = (
-            "import sys; from serving.engine.engine_args import engine_arguments; known =
-            engine_arguments();"
+            "import sys; from serving.engine.engine_args import engine_arguments;"
+            "known = engine_arguments();"
             "assert {'model', 'max_num_seqs', 'enable_log_requests', 'seed'} <= known;"
             "assert not {'vllm', 'torch', 'ray'} & set(sys.modules), 'heavy'"
         )
