@@ -25,7 +25,7 @@ def auth_ttft(pairs: int) -> dict[str, float]:
     Requests are streams of one short answer, one at a time; which side goes first alternates.
     """
     with (
-        patch("serving.deploy.app.DIRECT_REPLICA", "benchmarks._forked.ForkedReplica"),
+        patch("serving.deploy.deployments.DIRECT_REPLICA", "benchmarks._forked.ForkedReplica"),
         wb.deploy(wb.ServiceSpec(port=0), tenants=[TENANT]) as endpoint,
         httpx.Client(timeout=60, verify=False) as client,
     ):

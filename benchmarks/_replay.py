@@ -74,13 +74,13 @@ def replay(seconds: int, drawings_a_second: float = 0.0) -> None:
 def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[float]:
     from IPython.display import display
 
-    from serving.deploy.deployments import deployment_name
+    from serving.spec.model import deployment_name
     from workbench import LoadSpec, ModelSpec, Poisson, Prices, RandomPrompts, Run, ServiceSpec
     from workbench.cost.series import CostSeries
     from workbench.dashboard.controller import readings
     from workbench.dashboard.state import LiveState
     from workbench.dashboard.view import Actions, Settings, View
-    from workbench.live_load import LiveLoad
+    from workbench.loadgen.handle import LiveLoad
     from workbench.loadgen.live_runner import LiveDrive
     from workbench.loadgen.progress import Silent
 
@@ -116,7 +116,7 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
 
 
 def _samples(deployment: str, second: int) -> Iterator[Any]:
-    from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample
+    from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
 
     counts = {"target": REPLICAS, "running": REPLICAS, "starting": 0, "stopping": 0}
     at = float(second)

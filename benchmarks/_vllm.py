@@ -20,7 +20,7 @@ import psutil
 from serving.cluster.ports import free_port
 from serving.cluster.supervisor import descendants
 from serving.engine.engine_args import engine_kwargs, environment
-from serving.spec.service import TINY, ModelSpec
+from serving.spec.model import TINY, ModelSpec
 
 TOKENS = 64
 STOP_S = 20

@@ -31,7 +31,7 @@ from _vllm import TOKENS, BareServer, Client, add_model_arguments, model_spec
 
 import workbench as wb
 from serving.engine.engine_args import environment
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 from workbench.loadgen.client import stream_completion
 from workbench.metrics.bootstrap import bootstrap
 from workbench.metrics.summary import summarize

@@ -27,9 +27,9 @@ from pydantic import SecretStr
 
 import workbench as wb
 from serving.cluster import connection
-from serving.deploy.deployments import deployment_name
-from workbench.exposition import ENGINE_METRICS
-from workbench.samples import Sample
+from serving.spec.model import deployment_name
+from workbench.records import Sample
+from workbench.telemetry.scrape import ENGINE_METRICS
 
 GOALS = {
     "telemetry_core_share": {"max": 0.05},

@@ -28,7 +28,7 @@ from _vllm import prepare
 
 import workbench as wb
 from workbench.cost.replica_seconds import JOULES_PER_KWH
-from workbench.samples import ReplicaSample
+from workbench.records import ReplicaSample
 
 WARMUP_S = 4.0
 LENGTHS = {"input": 128, "output": 256}

@@ -22,14 +22,15 @@ from pydantic import SecretStr
 from serving.classroom.leases import Place
 from serving.classroom.manager import NAME, NAMESPACE, Warden
 from serving.cluster import connection
-from serving.spec.service import ModelSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.service import ServiceSpec
 from serving.spec.tenants import key_hash, new_key
 from workbench.errors import LeaseError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.cost.cost import Prices
+    from workbench.cost.prices import Prices
     from workbench.endpoints.deployed import Endpoint
 
 CALL_S = 60.0

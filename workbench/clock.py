@@ -1,8 +1,10 @@
-"""Event loops."""
+"""Clocks and event loops."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -11,3 +13,12 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+Clock = Callable[[], float]
+
+
+def start_clock(now: Clock = time.perf_counter) -> Clock:
+    """A clock that reads seconds since this call."""
+    start = now()
+    return lambda: now() - start

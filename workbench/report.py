@@ -5,20 +5,22 @@ All text of the run is escaped, and the page forbids itself any connection.
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import FILE, read_verdicts
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import Summary
+from workbench.runs.run import Run
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
     from workbench.claims.claim import Verdict
-    from workbench.runs.run import Run
 
 Rows = list[tuple[str, str]]
 
@@ -127,7 +129,7 @@ def render_page(
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from workbench.rendering import to_div
+    from workbench.figures.style import to_div
 
     environment = Environment(autoescape=True)
     small = environment.from_string(_TABLE)
@@ -225,3 +227,35 @@ def _number(value: float | None) -> str:
 
 def _yes(verdict: bool | None) -> str:
     return "not measured" if verdict is None else "yes" if verdict else "NO"
+
+
+_COMPARISON_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
+ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0; }}
+table {{ border-collapse: collapse; border: 0; display: block; overflow-x: auto; }}
+th, td {{ border: 0; border-top: 1px solid #8884; padding: 3px 14px 3px 0; text-align: left; }}
+</style></head>
+<body>{body}</body></html>
+"""
+
+
+def write_page(
+    path: str | Path, figures: Sequence[go.Figure], tables: Mapping[str, pd.DataFrame], title: str
+) -> Path:
+    """One self-contained HTML page of headed tables and figures; it needs no network."""
+    from workbench.figures.style import to_div
+
+    drawn = [to_div(figure, with_script=not i) for i, figure in enumerate(figures)]
+    rows = [
+        f"<h2>{html.escape(name)}</h2>{table.to_html(float_format='{:.4g}'.format, na_rep='-')}"
+        for name, table in tables.items()
+    ]
+    page = Path(path)
+    part = page.with_suffix(".part")
+    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *rows, *drawn])
+    part.write_text(_COMPARISON_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
+    return part.replace(page)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from serving.spec.baseline import BaselineSpec
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 
 
 def load(spec: BaselineSpec) -> Any:

@@ -12,8 +12,7 @@ from serving.baselines.engine_client import Engine
 from serving.cpu import engine_gives_way
 from serving.engine.stats import FirstTokens, report_gate, timed
 from serving.gateway.asgi import App, signed
-from serving.gateway.gate import Access, Gate
-from serving.quotas.actor import open_gate
+from serving.gateway.gate import Access, Gate, open_gate
 from serving.spec.baseline import BaselineSpec
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -8,38 +8,35 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.baselines import app as baselines
-from serving.deploy.deployments import autoscaling, capacity, deployment, deployment_name
-from serving.engine.engine_args import check
+from serving.deploy import deployments as baselines
+from serving.deploy.deployments import (
+    BACKSTOP,
+    DIRECT_GROUP,
+    DIRECT_REPLICA,
+    deployment,
+    engine_deployment,
+    engine_fields,
+    presidio_deployment,
+    router_deployment,
+    user_config,
+)
+from serving.deploy.preflight import check_spec
 from serving.errors import SpecError
-from serving.gateway.gate import Access
-from serving.pipeline.config import compose
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import GuardModel, PresidioGuardrail
 from serving.spec.pipeline import PipelineSpec
-from serving.spec.router import RouterSpec
-from serving.spec.service import LIVE_FIELDS, EndpointSpec, ModelSpec, ServiceSpec, digest
+from serving.spec.service import EndpointSpec, ServiceSpec
 from serving.spec.tenants import HASHES_VARIABLE, OWNER, Tenant, check_tenants
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
-ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
-DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
-ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
 INGRESS = "serving.pipeline.ingress.Ingress"
-GUARDRAIL = "serving.guardrail.deployment.Guardrail"
-AUTO_ROUTER = "serving.pipeline.router.Router"
 ROUTER = "ray.llm._internal.serve.core.ingress.router.LLMRouter"
 PIPELINE = frozenset({"models", "guardrail", "router"})
 """Fields that only a pipeline has."""
 
 JSON_FIELDS = PIPELINE | {"model", "limits", "tenants"}
-
-BACKSTOP = 1024
-"""Serve's own limits stand this far behind the gate's: a flood of wrong keys, each answered in
-less than a millisecond, must not use up what valid requests wait in."""
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -54,17 +51,6 @@ def build(args: dict[str, Any]) -> Application:
     tenants = tenants_from(callers or {"key_hashes": os.environ.get(HASHES_VARIABLE)})
     check_spec(spec)
     return application(spec, tenants)
-
-
-def check_spec(spec: EndpointSpec) -> None:
-    """Everything about a spec that can be refused before anything starts; a SpecError names it."""
-    for model in spec.engines:
-        check(model)
-    guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
-    if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
-        from serving.guardrail import presidio  # Presidio takes seconds to import
-
-        presidio.check(guardrail)
 
 
 def spec_from(args: Mapping[str, Any]) -> tuple[EndpointSpec, dict[str, Any]]:
@@ -127,7 +113,7 @@ def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
         model = baselines.replica(spec, **options)
     else:
         path = DIRECT_REPLICA if only.data_parallel_size == 1 else DIRECT_GROUP
-        model = deployment(path, spec, only, **options).bind(_engine_fields(spec, only))
+        model = deployment(path, spec, only, **options).bind(engine_fields(spec, only))
     router = serve.deployment(
         name="router", max_ongoing_requests=BACKSTOP, ray_actor_options={"num_cpus": 0}
     )(ROUTER).options(version=only.routing or "1", _internal=True)
@@ -137,7 +123,7 @@ def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
 def _composed(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
     from ray import serve
 
-    handles = {"models": {one.model_id: _engine(spec, one) for one in spec.models}}
+    handles = {"models": {one.model_id: engine_deployment(spec, one) for one in spec.models}}
     if isinstance(spec, PipelineSpec):
         handles |= _helpers(spec)
     ingress = serve.deployment(
@@ -156,95 +142,11 @@ def _helpers(spec: PipelineSpec) -> dict[str, Any]:
     guardrail, router = spec.guardrail, spec.router
     helpers: dict[str, Any] = {"guarded": guardrail is not None}
     if isinstance(guardrail, GuardModel):
-        helpers["guardrail"] = _engine(spec, guardrail.model)
+        helpers["guardrail"] = engine_deployment(spec, guardrail.model)
     elif isinstance(guardrail, PresidioGuardrail):
-        helpers["guardrail"] = _presidio(guardrail)
+        helpers["guardrail"] = presidio_deployment(guardrail)
     if router is not None:
-        helpers["router"] = _router(router, tuple(model.model_id for model in spec.models))
+        helpers["router"] = router_deployment(
+            router, tuple(model.model_id for model in spec.models)
+        )
     return helpers
-
-
-def _presidio(guardrail: PresidioGuardrail) -> Application:
-    from ray import serve
-
-    scaling = guardrail.scaling
-    return (
-        serve.deployment(
-            name="guardrail",
-            ray_actor_options={"num_cpus": guardrail.num_cpus},
-            autoscaling_config=autoscaling(scaling),
-            max_ongoing_requests=scaling.max_ongoing_requests,
-            max_queued_requests=BACKSTOP,
-            max_constructor_retry_count=1,
-            user_config=guardrail.model_dump(mode="json", exclude={"scaling", "num_cpus"}),
-        )(GUARDRAIL)
-        .options(version="1", _internal=True)
-        .bind()
-    )
-
-
-def _router(router: RouterSpec, models: tuple[str, ...]) -> Application:
-    from ray import serve
-
-    return (
-        serve.deployment(
-            name="router",
-            num_replicas=router.replicas,
-            ray_actor_options={"num_cpus": router.num_cpus},
-            max_ongoing_requests=BACKSTOP,
-            max_queued_requests=BACKSTOP,
-            max_constructor_retry_count=1,
-            user_config=router.model_dump(mode="json", exclude={"replicas", "num_cpus"}),
-        )(AUTO_ROUTER)
-        .options(version=digest(list(models)), _internal=True)
-        .bind(models)
-    )
-
-
-def _engine(spec: EndpointSpec, model: ModelSpec) -> Application:
-    """A model's deployment behind a handle."""
-    return deployment(
-        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
-        spec,
-        model,
-        max_ongoing_requests=model.scaling.max_ongoing_requests,
-        max_queued_requests=BACKSTOP,
-    ).bind(_engine_fields(spec, model))
-
-
-def _engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
-    """What a replica starts from, with vLLM's own cap on answers for requests that name none."""
-    fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
-    own = {"max_new_tokens": spec.limits.max_tokens}
-    given = fields["engine_kwargs"].get("override_generation_config", {})
-    fields["engine_kwargs"]["override_generation_config"] = own | given
-    return fields
-
-
-def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, Any]:
-    """What running replicas take over without a restart, and what tells a spec from another."""
-    access = _access(spec, tenants).model_dump(mode="json")
-    told = {"access": access, "fingerprint": spec.fingerprint()}
-    if not spec.composed:
-        return told
-    capacities = {model.model_id: capacity(model) for model in spec.models}
-    names = {model.model_id: deployment_name(model) for model in spec.models}
-    return told | {"composition": compose(spec, capacities, names)}
-
-
-def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Access:
-    """One replica's limits; before an ingress, those of all replicas it may come to serve.
-
-    There the queue is left to Serve's handle, whose length the autoscaler sees.
-    """
-    scaling = spec.models[0].scaling
-    ongoing, queued = scaling.max_ongoing_requests, scaling.max_queued_requests
-    if spec.composed:
-        ongoing, queued = sum(capacity(model) for model in spec.models), 0
-    return Access(
-        tenants=tenants,
-        limits=spec.limits,
-        max_ongoing_requests=ongoing,
-        max_queued_requests=queued,
-        retry_after_s=scaling.retry_after_s,
-    )

@@ -134,7 +134,7 @@ class _Policy:
 
 
 class EnginePressurePolicy(_Policy):
-    """KV-cache use and waiting requests, as ``serving.policy_spec.EnginePressure`` describes."""
+    """KV-cache use and waiting requests, as ``serving.spec.scaling.EnginePressure`` describes."""
 
     names = ("kv_cache_usage", "waiting_requests")
 
@@ -146,7 +146,7 @@ class EnginePressurePolicy(_Policy):
 
 
 class TTFTPolicy(_Policy):
-    """The time to first token, as ``serving.policy_spec.TTFTTarget`` describes."""
+    """The time to first token, as ``serving.spec.scaling.TTFTTarget`` describes."""
 
     names = ("ttft_ms", "engine_running_requests", "waiting_requests")
 

@@ -11,7 +11,8 @@ import yaml
 
 from serving.sizing.checks import architecture_of, layout_of, sizes_of
 from serving.sizing.memory import GIB, weight_bytes
-from serving.spec.service import EndpointSpec, ModelSpec
+from serving.spec.model import ModelSpec
+from serving.spec.service import EndpointSpec
 from serving.spec.tenants import HASHES_VARIABLE
 
 USER = 1000

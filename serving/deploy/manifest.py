@@ -16,7 +16,8 @@ from serving.engine.engine_args import check_engine_kwargs
 from serving.errors import SpecError
 from serving.sizing.checks import check_cache, check_parallel
 from serving.spec.baseline import BaselineSpec
-from serving.spec.service import TINY, EndpointSpec, ModelSpec
+from serving.spec.model import TINY, ModelSpec
+from serving.spec.service import EndpointSpec
 
 Kind = Literal["serve", "kuberay"]
 KINDS: tuple[Kind, ...] = ("serve", "kuberay")

@@ -1,15 +1,18 @@
-"""Does a service fit on the cluster's nodes? Said before anything starts."""
+"""Everything about a service that can be rejected before anything starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from serving.errors import ResourcesError
+from serving.cluster import attach
+from serving.engine.engine_args import check
+from serving.errors import ClusterError, ResourcesError
 from serving.sizing import checks
-
-if TYPE_CHECKING:
-    from serving.spec.service import EndpointSpec, ModelSpec
+from serving.spec.guardrail import PresidioGuardrail
+from serving.spec.model import ModelSpec
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.service import EndpointSpec
 
 
 def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
@@ -100,3 +103,59 @@ def _holds(model: ModelSpec, room: list[int]) -> str | None:
 def _times(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
     """How many of these bundles an empty node holds; the margin is for fractions such as 0.1."""
     return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())
+
+
+def check_spec(spec: EndpointSpec) -> None:
+    """Everything about a spec that can be refused before anything starts; a SpecError names it."""
+    for model in spec.engines:
+        check(model)
+    guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
+    if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
+        from serving.guardrail import presidio  # Presidio takes seconds to import
+
+        presidio.check(guardrail)
+
+
+def reads_prompts(spec: EndpointSpec) -> bool:
+    """Whether the proxy must show each prompt to Serve's router."""
+    return not spec.composed and spec.models[0].routing == "prefix_aware"
+
+
+def check_serve(spec: EndpointSpec, running: dict[str, Any]) -> int:
+    """The port of a Serve that already runs, if it can carry this spec."""
+    options = running["http_options"]
+    for name in ("host", "port"):
+        wanted, has = getattr(spec, name), options[name]
+        if wanted != has and not (name == "port" and wanted == 0):
+            raise ClusterError(
+                f"{name} = {wanted!r}, but Ray Serve already runs on this cluster with {name} = "
+                f"{has!r}, and it cannot change while it runs. Set {name} = {has!r}, or shut "
+                "Serve down first."
+            )
+    proxies = {attach.actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
+    if not spec.composed and proxies - {"HAProxyManager"}:
+        raise ClusterError(
+            "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
+            "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
+            "deploy again, or start it with RAY_SERVE_ENABLE_HA_PROXY=1."
+        )
+    if reads_prompts(spec):
+        _check_forwarding(running)
+    return int(options["port"])
+
+
+def _check_forwarding(running: dict[str, Any]) -> None:
+    """Prefix-aware routing on the direct path needs a proxy that shows the router each prompt."""
+
+    def forwards(proxy: Any) -> bool:
+        from ray.serve._private import constants
+
+        return bool(constants.RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY)
+
+    for proxy in running["proxies"].values():
+        if not attach.ask_actor(proxy["actor_name"], forwards):
+            raise ClusterError(
+                "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster "
+                "without RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1, and it cannot change "
+                "while it runs. Choose another routing, or shut Serve down first."
+            )

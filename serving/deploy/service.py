@@ -9,15 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 from serving import SERVE_FLAGS
-from serving.cluster import attach
 from serving.cluster import connection as clusters
 from serving.cluster.connection import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
 from serving.cluster.ports import check_port, free_port
 from serving.deploy import app as application
 from serving.deploy import preflight, status
-from serving.deploy.deployments import deployment_name
+from serving.deploy.deployments import user_config
+from serving.deploy.preflight import check_serve, reads_prompts
 from serving.errors import LAST_WORDS, ClusterError, DeployError
 from serving.quotas import actor as ledger
+from serving.spec.model import deployment_name
 from serving.spec.service import EndpointSpec
 from serving.spec.tenants import Tenant
 
@@ -116,7 +117,7 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> in
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     running = status.details()
     if running.get("http_options"):
-        return _check_serve(spec, running)
+        return check_serve(spec, running)
     port = spec.port or cluster.endpoint or free_port(spec.host)
     if cluster.ours:
         check_port(spec.host, port)
@@ -132,59 +133,14 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> in
 
 def serve_variables(spec: EndpointSpec) -> dict[str, str]:
     """The environment of Ray Serve's own actors, as this spec needs it."""
-    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY if _reads_prompts(spec) else {})
-
-
-def _reads_prompts(spec: EndpointSpec) -> bool:
-    """Whether the proxy must show each prompt to Serve's router."""
-    return not spec.composed and spec.models[0].routing == "prefix_aware"
-
-
-def _check_serve(spec: EndpointSpec, running: dict[str, Any]) -> int:
-    """The port of a Serve that already runs, if it can carry this spec."""
-    options = running["http_options"]
-    for name in ("host", "port"):
-        wanted, has = getattr(spec, name), options[name]
-        if wanted != has and not (name == "port" and wanted == 0):
-            raise ClusterError(
-                f"{name} = {wanted!r}, but Ray Serve already runs on this cluster with {name} = "
-                f"{has!r}, and it cannot change while it runs. Set {name} = {has!r}, or shut "
-                "Serve down first."
-            )
-    proxies = {attach.actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
-    if not spec.composed and proxies - {"HAProxyManager"}:
-        raise ClusterError(
-            "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
-            "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
-            "deploy again, or start it with RAY_SERVE_ENABLE_HA_PROXY=1."
-        )
-    if _reads_prompts(spec):
-        _check_forwarding(running)
-    return int(options["port"])
-
-
-def _check_forwarding(running: dict[str, Any]) -> None:
-    """Prefix-aware routing on the direct path needs a proxy that shows the router each prompt."""
-
-    def forwards(proxy: Any) -> bool:
-        from ray.serve._private import constants
-
-        return bool(constants.RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY)
-
-    for proxy in running["proxies"].values():
-        if not attach.ask_actor(proxy["actor_name"], forwards):
-            raise ClusterError(
-                "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster "
-                "without RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1, and it cannot change "
-                "while it runs. Choose another routing, or shut Serve down first."
-            )
+    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY if reads_prompts(spec) else {})
 
 
 def _unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
     running = status.details()["applications"].get(spec.name)
     if running is None or status.word(running["status"]) != "running":
         return False
-    wanted = application.user_config(spec, tenants)
+    wanted = user_config(spec, tenants)
     configs = [d["deployment_config"].get("user_config") for d in running["deployments"].values()]
     return wanted in configs
 

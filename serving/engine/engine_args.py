@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
 from serving.sizing import checks
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig

@@ -35,9 +35,8 @@ from serving.engine.stats import (
 from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import LAST_WORDS
 from serving.gateway.asgi import App, error_body, signed
-from serving.gateway.gate import Access, Gate
-from serving.quotas.actor import open_gate
-from serving.spec.service import ModelSpec
+from serving.gateway.gate import Access, Gate, open_gate
+from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
 LAST_WORDS_S = 0.5

@@ -37,6 +37,7 @@ from serving.gateway.http_routes import (
 from serving.gateway.metering import Meter
 from serving.gateway.rate_limits import over_quota, rate_headers
 from serving.gateway.stages import Stages, timed
+from serving.quotas.actor import LedgerBook
 from serving.quotas.client import Allowances, LocalBook, OverQuotaError, RemoteBook
 from serving.quotas.lease import Purse
 from serving.spec.base import Strict
@@ -251,3 +252,12 @@ def _check_model(body: Body, tenant: Tenant) -> None:
         return  # the router chooses among the tenant's models
     allowed = ", ".join(tenant.models)
     raise Refusal(403, f"This API key may use these models alone: {allowed}.", "model_not_allowed")
+
+
+def open_gate(app: App, access: Callable[[], Access | None]) -> Gate:
+    """A gate in a Serve replica, in step with the service's ledger from its start."""
+    from ray import serve
+
+    gate = Gate(app, access, LedgerBook(serve.get_replica_context().app_name))
+    gate.allowances.start()
+    return gate

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
-from serving.gateway.gate import Access
+from serving.gateway.gate import Access, open_gate
 from serving.gateway.stages import Stages
 from serving.guardrail.findings import Tally
 from serving.guardrail.guard import Guard, RefusedError, Together
@@ -32,7 +32,6 @@ from serving.guardrail.stream import GuardedStream, as_events, events
 from serving.pipeline.config import Composition, choose
 from serving.pipeline.dispatcher import Answer, Dispatcher, Health
 from serving.pipeline.http_app import DONE, bare_app
-from serving.quotas.actor import open_gate
 from serving.spec.router import AUTO
 
 GUARDED = ("models", "model_data", "completions", "chat")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from serving.gateway.asgi import App
-from serving.gateway.gate import Access, Gate
 from serving.quotas.accounts import Book, Grant, Report
 from serving.spec.tenants import Tenant
 
@@ -54,15 +52,6 @@ class LedgerBook:
             return None
         grants: dict[str, Grant] | None = await self._actor.deal.remote(gate, reports)
         return grants
-
-
-def open_gate(app: App, access: Callable[[], Access | None]) -> Gate:
-    """A gate in a Serve replica, in step with the service's ledger from its start."""
-    from ray import serve
-
-    gate = Gate(app, access, LedgerBook(serve.get_replica_context().app_name))
-    gate.allowances.start()
-    return gate
 
 
 def start(service: str) -> ActorHandle[Any]:

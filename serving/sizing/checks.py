@@ -25,7 +25,7 @@ from serving.sizing.memory import (
 )
 
 if TYPE_CHECKING:
-    from serving.spec.service import ModelSpec
+    from serving.spec.model import ModelSpec
 
 HUB_TIMEOUT_S = 5.0
 

@@ -49,3 +49,9 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
     close = get_close_matches(name, model.model_fields, n=1)
     known = ", ".join(model.model_fields)
     return f"Did you mean {close[0]!r}?" if close else f"The fields are: {known}."
+
+
+class Frozen(BaseModel):
+    """Unknown keys fail and values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from serving.spec.base import Strict
-from serving.spec.service import ModelSpec, ServiceSpec, digest
+from serving.spec.model import ModelSpec, digest
+from serving.spec.service import ServiceSpec
 
 ENGINE_KWARGS = ("load_format", "tokenizer")
 """Of vLLM's engine arguments, those that mean the same to transformers."""

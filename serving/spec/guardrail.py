@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from serving.spec.base import Strict
-from serving.spec.service import ModelSpec, ScalingSpec
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
 
 Side = Literal["prompt", "answer"]
 Action = Literal["block", "redact", "annotate", "allow"]

@@ -7,8 +7,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from serving.spec.guardrail import GuardModel, GuardrailSpec, PresidioGuardrail
+from serving.spec.model import ModelSpec, digest
 from serving.spec.router import AUTO, RouterSpec
-from serving.spec.service import EndpointSpec, ModelSpec, digest
+from serving.spec.service import EndpointSpec
 
 RESERVED = ("guardrail", "router", "ingress")
 """Names of our own deployments, which a model's deployment may not take."""

@@ -29,7 +29,7 @@ from _nodes import left_over, nodes
 
 import workbench as wb
 from serving.errors import ResourcesError
-from workbench.loadgen.client import start_clock
+from workbench.clock import start_clock
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
 

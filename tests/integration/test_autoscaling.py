@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 import workbench as wb
-from serving.policy_spec import EnginePressure, TTFTTarget
+from serving.spec.scaling import EnginePressure, TTFTTarget
 from workbench.analysis.reactions import reactions
+from workbench.clock import Clock
 from workbench.endpoints.deployed import Endpoint, deploy
-from workbench.exposition import ENGINE_METRICS
-from workbench.loadgen.client import Clock
 from workbench.loadgen.handle import LoadRun
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, Sample
 from workbench.runs.run import Run
-from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample, Sample
 from workbench.telemetry.sampler import Telemetry
+from workbench.telemetry.scrape import ENGINE_METRICS
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 QUICK: dict[str, Any] = {

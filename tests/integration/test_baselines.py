@@ -27,7 +27,9 @@ from serving.spec.baseline import (
     Strategy,
     strategies,
 )
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.experiments.paired_runner import alternate, engine_stats
 from workbench.runs.run import Run

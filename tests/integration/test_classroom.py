@@ -20,7 +20,8 @@ import pytest
 from support.paths import ROOT
 
 from serving.classroom.leases import Place
-from serving.spec.service import ModelSpec, ScalingSpec
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
 from serving.spec.tenants import Tenant, key_hash, new_key
 from workbench.classroom import Classroom, Seat, join_class, open_class
 from workbench.errors import LeaseError, SettingError

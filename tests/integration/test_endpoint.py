@@ -26,7 +26,9 @@ from serving.errors import (
     ResourcesError,
 )
 from serving.models.embedded import tiny_model_path
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 
 pytestmark = pytest.mark.engine

@@ -23,9 +23,9 @@ from support.scripted_server import Exchange, tokens
 
 from serving.cluster.ports import free_port
 from serving.cluster.supervisor import descendants
-from workbench import load_places
 from workbench.endpoints.remote import remote
 from workbench.errors import RunError
+from workbench.loadgen import workers as load_places
 from workbench.loadgen.start import LoadResult, start_load
 from workbench.records import RequestRecord
 from workbench.runs.run import Run

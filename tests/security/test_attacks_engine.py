@@ -22,7 +22,7 @@ import workbench as wb
 from serving.deploy import status
 from serving.spec.tenants import Tenant
 from workbench.endpoints.deployed import Endpoint, deploy
-from workbench.samples import ReplicaSample
+from workbench.records import ReplicaSample
 
 pytestmark = pytest.mark.engine
 LONG = {"max_tokens": 900, "ignore_eos": True, "stream": True}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from support.records import failed, record
 
-from workbench.load_change import LoadChange
+from workbench.records import DecisionSample, DeploymentSample, LoadChange, ReplicaSample
 from workbench.runs.run import Run
-from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample
 from workbench.workload.arrivals import Stages
 from workbench.workload.prompt_generator import RandomPrompts
 from workbench.workload.spec import LoadSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.analysis.reactions import Reaction, reactions
-from workbench.samples import DeploymentSample, ReplicaSample
+from workbench.records import DeploymentSample, ReplicaSample
 from workbench.telemetry.decisions import ScalingLimits, decisions
 
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.analysis.reactions import run_reactions
-from workbench.errors import DeployError
-from workbench.figures.replicas import replica_axis, replica_traces
-from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, stacked, titled
-from workbench.telemetry.decisions import flapping, recorded_decisions
+from workbench.records import DecisionSample
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
-    from workbench.endpoints.deployed import Endpoint
     from workbench.runs.run import Run
-
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
-_WINDOW_S, POLL_S = 5.0, 0.5
 
 
 def policy_table(
@@ -77,77 +68,70 @@ def held(telemetry: pd.DataFrame, deployment: str) -> float:
     return float((replicas[:-1] * np.diff(times)).sum())
 
 
-def policy_figure(runs: Mapping[str, Run], deployment: str) -> go.Figure:
-    """Replicas under the target for each policy, and below all their TTFT, on one time axis.
+FLAP_WINDOW_S = 60.0
 
-    Each run's time starts at its first sample.
-    """
-    import plotly.graph_objects as go
 
-    count = len(runs)
-    figure = stacked([*[1.0] * count, 1.3], height=190 * count + 320)
-    for row, (name, run) in enumerate(runs.items(), 1):
-        start_s = _first_sample(run)
-        traces = replica_traces(
-            _shifted(run.samples("deployment"), start_s),
-            _shifted(run.samples("decision"), start_s),
-            deployment=deployment,
+FLAP_REVERSALS = 2
+
+
+def recorded_decisions(run: Run) -> list[DecisionSample]:
+    """The decisions that a run's telemetry saw."""
+    return [one for one in run.sample_records() if isinstance(one, DecisionSample)]
+
+
+@dataclass(frozen=True)
+class Flapping:
+    """A target that went up and down again in short order."""
+
+    deployment: str
+    start_s: float
+    end_s: float
+    targets: tuple[int, ...]
+
+    def __str__(self) -> str:
+        path = " → ".join(map(str, self.targets))
+        return (
+            f"{self.deployment} flaps: {path} within {self.end_s - self.start_s:.0f} s from "
+            f"{self.start_s:.0f} s on. A longer downscale_delay_s or look_back_period_s calms it."
         )
-        for trace in traces:
-            trace.update(showlegend=row == 1, legendgroup=trace.name)
-            if trace.stackgroup:
-                trace.update(stackgroup=f"replicas {row}")
-            figure.add_trace(trace, row=row, col=1)
-        figure.update_yaxes(title_text=name, **replica_axis(traces), row=row, col=1)
-        at, seconds = _rolling_ttft(run, start_s)
-        line = go.Scatter(
-            x=at,
-            y=seconds,
-            name=f"TTFT, {name}",
-            mode="lines",
-            line={"color": _COLOURS[(row - 1) % len(_COLOURS)], "width": 2},
-            hovertemplate=f"{name}: median TTFT %{{y:.0f}} ms at %{{x:.0f}} s<extra></extra>",
-        )
-        figure.add_trace(line, row=count + 1, col=1)
-    figure.update_yaxes(title_text=f"TTFT (ms), {_WINDOW_S:g} s median", row=count + 1, col=1)
-    figure.update_xaxes(title_text="time since the start of each run (s)", row=count + 1, col=1)
-    return titled(figure, "The same load under each policy")
 
 
-def _first_sample(run: Run) -> float:
-    times = run.samples("deployment").time_s
-    return float(times.min()) if len(times) else 0.0
+def flapping(
+    made: Iterable[DecisionSample],
+    *,
+    window_s: float = FLAP_WINDOW_S,
+    reversals: int = FLAP_REVERSALS,
+) -> list[Flapping]:
+    """Stretches in which a target reversed at least `reversals` times, each within `window_s`.
 
-
-def _shifted(frame: pd.DataFrame, start_s: float) -> pd.DataFrame:
-    return frame.assign(time_s=frame.time_s.astype(float) - start_s)
-
-
-def _rolling_ttft(run: Run, start_s: float) -> tuple[list[float], list[float]]:
-    """The median TTFT from schedule of the requests due in each window, at its middle."""
-    done = run.requests_frame().query("status == 'ok'")
-    due = done.scheduled_s.to_numpy(float) - start_s
-    ttft_ms = (done.first_token_s - done.scheduled_s).to_numpy(float) * 1e3
-    at, medians = [], []
-    for window in np.unique(due // _WINDOW_S):
-        at.append(float((window + 0.5) * _WINDOW_S))
-        medians.append(float(np.median(ttft_ms[due // _WINDOW_S == window])))
-    return at, medians
-
-
-async def settled(endpoint: Endpoint, replicas: int = 1, *, timeout_s: float = 300.0) -> None:
-    """Return once the model has exactly so many replicas, running, and none on its way.
-
-    Raises DeployError past `timeout_s`, EndpointGoneError if the service is gone.
+    Up, up, down is a load that came and went; up, down, up within a minute is flapping.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        now = (await asyncio.to_thread(endpoint.status)).deployments[endpoint.deployment]
-        if (now.target, now.running, now.starting + now.stopping) == (replicas, replicas, 0):
-            return
-        if time.monotonic() > deadline:
-            raise DeployError(
-                f"{endpoint.deployment} has not settled at {replicas} replicas in {timeout_s:g} s: "
-                f"{now.running} running of {now.target}. Is there load on it?"
-            )
-        await asyncio.sleep(POLL_S)
+    series: dict[str, list[DecisionSample]] = {}
+    for one in made:
+        series.setdefault(one.deployment, []).append(one)
+    return [
+        Flapping(
+            deployment=name,
+            start_s=stretch[0].time_s,
+            end_s=stretch[-1].time_s,
+            targets=(stretch[0].from_target, *(one.to_target for one in stretch)),
+        )
+        for name, own in series.items()
+        for stretch in _stretches(own, window_s)
+        if len(stretch) > reversals
+    ]
+
+
+def _stretches(own: Sequence[DecisionSample], window_s: float) -> list[list[DecisionSample]]:
+    """Runs of decisions in which each one reverses the last, soon after it."""
+    found: list[list[DecisionSample]] = []
+    for one in own:
+        last = found[-1][-1] if found else None
+        reverses = last is not None and (one.to_target > one.from_target) != (
+            last.to_target > last.from_target
+        )
+        if last is not None and reverses and one.time_s - last.time_s <= window_s:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found

@@ -22,12 +22,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from serving.engine.stats import CACHE_METRIC
 from workbench.errors import SettingError
+from workbench.telemetry.scrape import alive
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.endpoints.deployed import Endpoint
     from workbench.records import RequestRecord
+    from workbench.runs.run import Run
 
 Lengths = Sequence[tuple[int, int]]
 """Prompt and output tokens of each request."""
@@ -111,3 +115,89 @@ def cache_at(records: Iterable[RequestRecord], times: Sequence[float], block: in
         found["tokens"] += np.where(here, tokens, 0)
         found["slots"] += np.where(here, -(-tokens // block) * block, 0)
     return pd.DataFrame({"time_s": at, **found})
+
+
+NULL_BLOCKS = 1  # vLLM keeps one block that nobody gets
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """An engine's KV cache: its blocks, and the tokens of each."""
+
+    blocks: int
+    block: int
+
+    @property
+    def slots(self) -> int:
+        """Tokens that it holds."""
+        return self.blocks * self.block
+
+
+def cache_size(endpoint: Endpoint) -> CacheSize | None:
+    """The engine's cache, from the nodes' metrics; None where no node tells of one.
+
+    All replicas of a deployment have the same. Another model's engine on the same cluster tells of
+    its own: only lines of this endpoint's first deployment count.
+    """
+    import httpx
+    import ray
+    from prometheus_client.parser import text_string_to_metric_families
+
+    for node in alive(ray.nodes()):
+        try:
+            text = httpx.get(node.url, timeout=10, trust_env=False).content
+        except httpx.HTTPError:
+            continue
+        lines = [one for one in text.decode().splitlines() if f"{CACHE_METRIC}{{" in one]
+        for family in text_string_to_metric_families("\n".join([*lines, ""])):
+            for sample in family.samples:
+                if sample.labels.get("deployment") == endpoint.deployment:
+                    return CacheSize(int(sample.value), int(sample.labels["block_size"]))
+    return None
+
+
+def engine_account(run: Run, size: CacheSize | None) -> pd.DataFrame:
+    """Each sample of the engine beside the client's own count at that moment.
+
+    Columns: `time_s`, the requests, tokens and slots of `cache_at`, `reported` (slots in use by
+    the engine's account) and `running` (requests in its batch). Samples of an idle engine are left
+    out. Empty where the run has no samples of an engine, or its cache's size is not known.
+    """
+    if size is None:
+        return cache_at([], [], 1).assign(reported=[], running=[])
+    samples = run.samples("replica").dropna(subset=["kv_cache_usage"])
+    samples = samples[samples.running_requests.astype(float) > 0]
+    frame = cache_at(list(run.records()), samples.time_s.tolist(), size.block)
+    usable = (size.blocks - NULL_BLOCKS) * size.block
+    frame["reported"] = (samples.kv_cache_usage.to_numpy(float) * usable).round()
+    frame["running"] = samples.running_requests.to_numpy(float)
+    return frame
+
+
+def account_told(frame: pd.DataFrame) -> str:
+    """How well the two agree, in a line; the samples of a run are its busy seconds."""
+    both = frame[(frame.slots > 0) & (frame.reported > 0)]
+    if both.empty:
+        return "The engine gave no account of its cache while requests were at work."
+    ratio = float((both.reported.sum()) / both.slots.sum())
+    empty = 1 - both.tokens.sum() / both.reported.sum()
+    return (
+        f"over {len(both)} samples the engine reports {ratio:.2f} times the slots that the "
+        f"requests explain; {empty:.0%} of what it holds is empty"
+    )
+
+
+def pressure_row(samples: pd.DataFrame) -> dict[str, float | None]:
+    """Peak KV cache (a share), peak batch, and preemptions of one side; None where unknown."""
+
+    def peak(column: str) -> float | None:
+        values = samples[column].astype("float64").dropna()
+        return None if values.empty else float(values.max())
+
+    counted = samples["preemptions"].astype("float64").dropna()
+    grown = None if counted.empty else float(counted.max() - counted.min())
+    return {
+        "peak_kv_cache": peak("kv_cache_usage"),
+        "peak_batch": peak("running_requests"),
+        "preemptions": grown,
+    }

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from workbench.load_change import change_times
-from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
 from workbench.workload.arrivals import Closed, Replay
+from workbench.workload.live_schedule import change_times
 
 if TYPE_CHECKING:
     from workbench.runs.run import Run

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import SettingError, WorkbenchError
+from workbench.runs.run import PLACE
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-PLACE = ("run_root", "run_id")
-"""The parameters that say where a run goes; they shape nothing in it."""
 
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 _KINDS = {

@@ -21,10 +21,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from workbench.automation.notebooks import PLACE, check_parameters, parameters_of, read_value
+from serving.spec.base import Frozen
+from workbench.automation.notebooks import check_parameters, parameters_of, read_value
 from workbench.errors import RunError, SettingError, WorkbenchError
-from workbench.metrics.health import Frozen
 from workbench.runs.redact import redact
+from workbench.runs.run import PLACE
 
 FIGURES = (
     *("completed", "failed", "shed", "duration"),

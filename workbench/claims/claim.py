@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from serving.spec.base import explain
+from serving.spec.base import Frozen, explain
 from workbench.errors import RunError
-from workbench.metrics.health import Frozen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,7 +164,7 @@ class _Kept(Frozen):
 
 def write_verdicts(run: Run, verdicts: Sequence[Verdict]) -> Path:
     """Keep the verdicts as `claims.json` in the run's folder; its path."""
-    from workbench.runs.run import write_whole
+    from workbench.runs.jsonl import write_whole
 
     path = run.path / FILE
     write_whole(path, _Kept(verdicts=tuple(verdicts)).model_dump(mode="json"))

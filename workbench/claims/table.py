@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from serving.spec.base import explain
-from workbench.automation.notebooks import PLACE
+from serving.spec.base import Frozen, explain
 from workbench.claims.claim import FILE, Verdict, read_verdicts
 from workbench.errors import RunError, SettingError
-from workbench.metrics.health import Frozen
+from workbench.runs.jsonl import write_whole
 from workbench.runs.provenance import FLASH
 from workbench.runs.redact import redact
-from workbench.runs.run import Run, write_whole
+from workbench.runs.run import PLACE, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

@@ -15,105 +15,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from serving.deploy.deployments import deployment_name
-from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.pipeline import PipelineSpec
-from serving.spec.service import EndpointSpec, ModelSpec, Strict
+from serving.spec.base import Frozen
+from serving.spec.service import EndpointSpec
+from workbench.cost.prices import Prices, replica_prices
 from workbench.cost.replica_seconds import STATES, Ledger, ReplicaSeconds, ledger_of
-from workbench.errors import SettingError
-from workbench.metrics.health import Frozen
 
 if TYPE_CHECKING:
     from workbench.metrics.slo import SLO
     from workbench.metrics.summary import Summary
-    from workbench.records import RequestRecord
+    from workbench.records import RequestRecord, Sample
     from workbench.runs.run import Run
-    from workbench.samples import Sample
-
-Dollars = Annotated[float, Field(ge=0)]
-
-
-class NodePrice(Strict):
-    """A node by the hour, whole: what a cloud's price list has."""
-
-    hour: Dollars = Field(description="$ per hour of one node.")
-    cpus: float = Field(gt=0, description="CPUs of such a node.")
-    gpus: float = Field(0, ge=0, description="GPUs of such a node.")
-
-
-class Prices(Strict):
-    """$ per hour, by resource or by node. Give what your provider bills, and nothing twice."""
-
-    gpu_hour: Dollars | None = Field(None, description="$ per hour of one GPU.")
-    gpu_hour_by_type: dict[str, Dollars] = Field(
-        default_factory=dict, description="The same by Ray's accelerator type, such as H100."
-    )
-    cpu_hour: Dollars | None = Field(None, description="$ per hour of one CPU.")
-    node: NodePrice | None = Field(None, description="A whole node's price, in place of these.")
-    energy_kwh: Dollars | None = Field(
-        None, description="$ per kWh of the GPUs; leave it out where the hourly price has it in."
-    )
-    output_weight: float = Field(
-        4, gt=0, description="Input tokens that one output token is taken to cost, in the split."
-    )
-    currency: Literal["$"] = Field("$", description="Dollars.")
-
-    @model_validator(mode="after")
-    def _says_something_once(self) -> Self:
-        by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._given(n)]
-        if self.node and by_resource:
-            raise ValueError(
-                f"Prices.node and {', '.join(by_resource)} would bill the same twice; drop one"
-            )
-        if not self.node and not by_resource:
-            raise ValueError("Prices has no price: give gpu_hour, cpu_hour or node")
-        return self
-
-    def _given(self, name: str) -> bool:
-        return getattr(self, name) not in (None, {})
-
-    def replica_hour(self, model: ModelSpec) -> float:
-        """$ per hour of one replica of `model`. Raises SettingError for a price that is missing."""
-        cpus = model.bundle["CPU"] * model.workers
-        gpus = model.bundle.get("GPU", 0.0) * model.workers
-        return self._of(cpus, gpus, model.model_id, model.accelerator_type)
-
-    def cpus_hour(self, cpus: float, whose: str) -> float:
-        """$ per hour of CPUs alone. Raises SettingError for a price that is missing."""
-        return self._of(cpus, 0.0, whose)
-
-    def _of(self, cpus: float, gpus: float, whose: str, kind: str | None = None) -> float:
-        if self.node:
-            if gpus and not self.node.gpus:
-                raise SettingError(f"prices.node.gpus is 0, but {whose} runs on a GPU; give them")
-            return self.node.hour * max(cpus / self.node.cpus, gpus and gpus / self.node.gpus)
-        gpu_hour = self.gpu_hour_by_type.get(kind or "", self.gpu_hour)
-        if gpus and gpu_hour is None:
-            raise SettingError(
-                f"prices.gpu_hour is missing, and {whose} runs on "
-                f"{'a GPU' if kind is None else f'type {kind!r}'}; give it"
-            )
-        if not gpus and self.cpu_hour is None:
-            raise SettingError(f"prices.cpu_hour is missing, and {whose} runs on CPUs; give it")
-        return gpus * (gpu_hour or 0.0) + cpus * (self.cpu_hour or 0.0)
-
-
-def replica_prices(spec: EndpointSpec, prices: Prices) -> dict[str, float]:
-    """$ per hour of one replica, by deployment: every engine, and a pipeline's own stages.
-
-    Raises SettingError for a price that is missing.
-    """
-    found = {deployment_name(model): prices.replica_hour(model) for model in spec.engines}
-    if isinstance(spec, PipelineSpec):
-        if isinstance(spec.guardrail, PresidioGuardrail):
-            found["guardrail"] = prices.cpus_hour(spec.guardrail.num_cpus, "guardrail")
-        if spec.router is not None:
-            found["router"] = prices.cpus_hour(spec.router.num_cpus, "router")
-    return found
 
 
 class Cost(Frozen):

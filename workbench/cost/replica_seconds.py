@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from workbench.samples import DeploymentSample, GpuSample, ReplicaSample, Sample
+from workbench.records import DeploymentSample, GpuSample, ReplicaSample, Sample
 
 MAX_GAP_S = 5.0
 """Samples come once a second; what is further apart is a gap."""

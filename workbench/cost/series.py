@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from workbench.cost.cost import CostMeter, Prices, replica_prices
-from workbench.samples import DeploymentSample, Sample
+from workbench.cost.cost import CostMeter
+from workbench.cost.prices import Prices, replica_prices
+from workbench.records import DeploymentSample, Sample
 
 if TYPE_CHECKING:
     import pandas as pd

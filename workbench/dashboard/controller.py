@@ -13,7 +13,7 @@ from workbench.errors import SettingError
 if TYPE_CHECKING:
     from workbench.dashboard.dashboard import Dashboard
     from workbench.figures.cluster_frames import Frames
-    from workbench.live_load import LiveLoad
+    from workbench.loadgen.handle import LiveLoad
     from workbench.workload.spec import LoadSpec
 
 MOST_OUTPUT = 1024

@@ -21,19 +21,20 @@ from workbench.dashboard.state import LiveState
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
-from workbench.live_load import LiveLoad, start_live_load
+from workbench.loadgen.handle import LiveLoad
 from workbench.loadgen.progress import LINE_EVERY_S, LiveLines
+from workbench.loadgen.start import start_live_load
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.cost.cost import Prices
+    from workbench.cost.prices import Prices
     from workbench.dashboard.view import View
     from workbench.endpoints.remote import Remote
     from workbench.loadgen.handle import LoadResult
     from workbench.metrics.slo import SLO
+    from workbench.records import Sample
     from workbench.runs.run import Run
-    from workbench.samples import Sample
     from workbench.workload.spec import LoadSpec
 
 EVERY_S = 1.0

@@ -11,11 +11,11 @@ import msgspec
 
 from workbench.cost.series import CostSeries
 from workbench.figures.cluster_frames import Frames, engine_rows, with_offered
-from workbench.load_change import LoadChange
 from workbench.metrics.windows import RequestWindows
-from workbench.samples import (
+from workbench.records import (
     DecisionSample,
     DeploymentSample,
+    LoadChange,
     ReplicaSample,
     Sample,
     Sampled,

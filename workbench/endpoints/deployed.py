@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -10,23 +11,28 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from serving.cluster import connection
-from serving.deploy import app, service, status
-from serving.deploy.deployments import deployment_name
+from serving.deploy import service, status
+from serving.deploy.preflight import check_spec
 from serving.errors import EndpointGoneError, SpecError
 from serving.quotas import actor
 from serving.quotas.accounts import Usage
 from serving.spec import tenants as keys
+from serving.spec.model import deployment_name
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import AUTO
-from serving.spec.service import EndpointSpec, ScalingSpec, ServiceSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 from serving.spec.tenants import KEY_VARIABLE, OWNER, Tenant
 from workbench.endpoints.remote import Remote
+from workbench.errors import DeployError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from serving.deploy.service import Progress
     from serving.deploy.status import ServiceStatus
+
+POLL_S = 0.5
 
 _keys: dict[tuple[str, str], dict[str, SecretStr]] = {}
 """Each tenant's key, by cluster address and application name of what this process deployed."""
@@ -144,6 +150,27 @@ class Endpoint(Remote):
             frame["usd"] = cost / 1e6
         return frame
 
+    async def wait_until_scaled(self, replicas: int = 1, *, timeout_s: float = 600.0) -> None:
+        """Wait until exactly `replicas` replicas of the first model run and no other is on its way.
+
+        Raises:
+            DeployError: the model did not reach that state within `timeout_s` seconds.
+            EndpointGoneError: the service no longer exists.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = (await asyncio.to_thread(self.status)).deployments[self.deployment]
+            moving = status.starting + status.stopping
+            if (status.target, status.running, moving) == (replicas, replicas, 0):
+                return
+            if time.monotonic() > deadline:
+                raise DeployError(
+                    f"{self.deployment} did not reach {replicas} replicas within {timeout_s:g} s: "
+                    f"{status.running} running, {status.starting} starting, {status.stopping} "
+                    f"stopping, target {status.target}. Is it still under load?"
+                )
+            await asyncio.sleep(POLL_S)
+
     def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
         """Change fields of ``ScalingSpec`` on the running service; its replicas stay.
 
@@ -212,7 +239,7 @@ def deploy(
     """
     spec = spec or ServiceSpec()
     say = _timed(progress or _print)
-    app.check_spec(spec)
+    check_spec(spec)
     given = api_key or os.environ.get(KEY_VARIABLE)
     owner = Tenant(name=OWNER, key_hash=keys.key_hash(given) if given else None)
     asked = (owner, *tenants)

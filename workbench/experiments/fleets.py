@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from serving.spec.service import EndpointSpec
-from workbench.cost.cost import Cost, Prices, cost_of, with_cost
+from workbench.cost.cost import Cost, cost_of, with_cost
+from workbench.cost.prices import Prices
 from workbench.endpoints.deployed import Endpoint
-from workbench.errors import DeployError
-from workbench.experiments.probes import due
 from workbench.loadgen.start import start_load
 from workbench.metrics.summary import Summary, summarize
+from workbench.records import due
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from workbench.workload.arrivals import Piece, Stages
     from workbench.workload.spec import LoadSpec
 
-SETTLE_S = 600.0
 STEPS = 100
 """Of a schedule's piece, to see when it needs one replica more."""
 
@@ -106,24 +104,6 @@ def _day(
     summary = summarize(records, slo=slo, duration_s=end - start, health=health)
     cost = cost_of(folder, spec, prices, slo=slo, start_s=start, end_s=end)
     return Day(with_cost(summary, cost), cost)
-
-
-async def settle(endpoint: Endpoint, replicas: int, timeout_s: float = SETTLE_S) -> None:
-    """Wait until so many replicas of the first model run, and none starts or stops.
-
-    Raises DeployError if that takes longer than `timeout_s`.
-    """
-    began = time.monotonic()
-    while True:
-        found = (await asyncio.to_thread(endpoint.status)).deployments[endpoint.deployment]
-        if (found.running, found.starting, found.stopping) == (replicas, 0, 0):
-            return
-        if time.monotonic() - began > timeout_s:
-            raise DeployError(
-                f"{endpoint.deployment}: {found.running} of {replicas} replicas run after "
-                f"{timeout_s:g} s ({found.starting} starting, {found.stopping} stopping)"
-            )
-        await asyncio.sleep(0.5)
 
 
 def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from workbench.experiments.search import saturated
 from workbench.loadgen.start import start_load
 from workbench.metrics.bootstrap import repeat_intervals
+from workbench.records import due
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from workbench.loadgen.progress import Progress
     from workbench.metrics.slo import SLO
     from workbench.metrics.summary import Summary
-    from workbench.records import RequestRecord
     from workbench.workload.spec import LoadSpec
 
 LOOK_S = 0.5
@@ -73,11 +73,6 @@ async def _stop_when_lost(running: LoadRun, slo: SLO, warmup_s: float) -> None:
         if saturated(judged, slo, requests_left=running.left):
             running.stop("the SLO can no longer be met")
             return
-
-
-def due(record: RequestRecord) -> float:
-    """When a request was due: as scheduled, else when it was sent."""
-    return record.scheduled_s if record.scheduled_s is not None else record.sent_s or 0.0
 
 
 async def curve(

@@ -230,7 +230,7 @@ def _line(
 
 
 def _change_marks(frames: Frames) -> dict[str, Any]:
-    from workbench.load_change import offered
+    from workbench.workload.live_schedule import offered
 
     shown = [one for one in frames.changes if one.what not in ("start", "end")]
     times = [one.time_s for one in shown]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.cost.series import CostSeries, cost_rows
-from workbench.load_change import LoadChange, offered
 from workbench.metrics.windows import request_windows
+from workbench.records import LoadChange
+from workbench.workload.live_schedule import offered
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.analysis.compare import runs_table
@@ -16,18 +15,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _METRICS, _POINTS = ("ttft_ms", "tpot_ms", "e2el_ms"), 500
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
- style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0; }}
-table {{ border-collapse: collapse; border: 0; display: block; overflow-x: auto; }}
-th, td {{ border: 0; border-top: 1px solid #8884; padding: 3px 14px 3px 0; text-align: left; }}
-</style></head>
-<body>{body}</body></html>
-"""
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
@@ -94,24 +81,6 @@ def latency_overlay(
     figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02])
     marked = runs_table(runs)
     return titled(figure, f"{metric.removesuffix('_ms').upper()}, run by run", marked, None)
-
-
-def write_page(
-    path: str | Path, figures: Sequence[go.Figure], tables: Mapping[str, pd.DataFrame], title: str
-) -> Path:
-    """One self-contained HTML page of headed tables and figures; it needs no network."""
-    from workbench.rendering import to_div
-
-    drawn = [to_div(figure, with_script=not i) for i, figure in enumerate(figures)]
-    rows = [
-        f"<h2>{html.escape(name)}</h2>{table.to_html(float_format='{:.4g}'.format, na_rep='-')}"
-        for name, table in tables.items()
-    ]
-    page = Path(path)
-    part = page.with_suffix(".part")
-    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *rows, *drawn])
-    part.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
-    return part.replace(page)
 
 
 def _ecdf(run: Run, metric: str) -> tuple[Any, Any]:

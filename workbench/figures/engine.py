@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, styled, titled
+from workbench.analysis.kv_cache import Waste
+from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, styled, titled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,17 +52,48 @@ def engine_pressure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     return titled(styled(figure, 560), "What the engine felt")
 
 
-def pressure_row(samples: pd.DataFrame) -> dict[str, float | None]:
-    """Peak KV cache (a share), peak batch, and preemptions of one side; None where unknown."""
+def waste_figure(found: list[Waste]) -> go.Figure:
+    """The share of held memory that is empty, a bar for each way of giving it out."""
+    import plotly.graph_objects as go
 
-    def peak(column: str) -> float | None:
-        values = samples[column].astype("float64").dropna()
-        return None if values.empty else float(values.max())
+    shares = [one.share for one in found]
+    bars = go.Bar(
+        x=shares,
+        y=[one.way for one in found],
+        orientation="h",
+        marker={"color": [VERMILLION, ORANGE, GREEN][: len(found)]},
+        text=[f"{share:.1%}" for share in shares],
+        textposition="auto",
+        hovertemplate="%{y}: %{text} of what is held is empty<extra></extra>",
+    )
+    figure = styled(go.Figure(bars), 260)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="held and empty")
+    figure.update_yaxes(autorange="reversed")
+    return titled(figure, "Waste of the KV cache, from the same requests", _plain(), None)
 
-    counted = samples["preemptions"].astype("float64").dropna()
-    grown = None if counted.empty else float(counted.max() - counted.min())
-    return {
-        "peak_kv_cache": peak("kv_cache_usage"),
-        "peak_batch": peak("running_requests"),
-        "preemptions": grown,
-    }
+
+def account_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
+    """Slots over time: reported by the engine, explained by the requests, and if `reserve` each."""
+    import plotly.graph_objects as go
+
+    figure = styled(go.Figure(), 340)
+    lines = [
+        ("contiguous, if reserved", frame.requests * reserve, GREY, "dot"),
+        ("held by blocks, from the requests", frame.slots, GREEN, "solid"),
+        ("tokens of the requests", frame.tokens, BLUE, "solid"),
+        ("reported by the engine", frame.reported, ORANGE, "dash"),
+    ]
+    for name, values, colour, dash in lines:
+        line = {"color": colour, "dash": dash, "width": 2}
+        figure.add_trace(
+            go.Scatter(x=frame.time_s, y=values, name=name, line=line, mode="lines+markers")
+        )
+    figure.update_xaxes(title_text="time since the start of the load (s)")
+    figure.update_yaxes(title_text="slots of the KV cache", rangemode="tozero")
+    return titled(figure, "The engine's own account", _plain(), None)
+
+
+def _plain() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame()

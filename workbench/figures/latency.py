@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.figures.requests import request_timeline
-from workbench.figures.style import BLUE, GREEN, ORANGE, VERMILLION, stacked, styled, titled
-from workbench.rendering import Rendered, render, to_div
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILLION,
+    Rendered,
+    render,
+    stacked,
+    styled,
+    titled,
+    to_div,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

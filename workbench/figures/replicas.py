@@ -7,8 +7,10 @@ view can be given new ones in place.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from workbench.figures.style import (
     BLUE,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workbench.analysis.reactions import Reaction
+    from workbench.runs.run import Run
 
 AREAS = (("running", GREEN, ""), ("starting", PURPLE, "/"), ("stopping", GREY, "x"))
 STEPS = (
@@ -199,3 +202,65 @@ def _labelled(reactions: Sequence[Reaction]) -> list[tuple[str, tuple[str, float
         for i, one in enumerate(reactions, 1)
         for step in one.steps()
     ]
+
+
+_WINDOW_S = 5.0
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
+
+
+def policy_figure(runs: Mapping[str, Run], deployment: str) -> go.Figure:
+    """Replicas under the target for each policy, and below all their TTFT, on one time axis.
+
+    Each run's time starts at its first sample.
+    """
+    import plotly.graph_objects as go
+
+    count = len(runs)
+    figure = stacked([*[1.0] * count, 1.3], height=190 * count + 320)
+    for row, (name, run) in enumerate(runs.items(), 1):
+        start_s = _first_sample(run)
+        traces = replica_traces(
+            _shifted(run.samples("deployment"), start_s),
+            _shifted(run.samples("decision"), start_s),
+            deployment=deployment,
+        )
+        for trace in traces:
+            trace.update(showlegend=row == 1, legendgroup=trace.name)
+            if trace.stackgroup:
+                trace.update(stackgroup=f"replicas {row}")
+            figure.add_trace(trace, row=row, col=1)
+        figure.update_yaxes(title_text=name, **replica_axis(traces), row=row, col=1)
+        at, seconds = _rolling_ttft(run, start_s)
+        line = go.Scatter(
+            x=at,
+            y=seconds,
+            name=f"TTFT, {name}",
+            mode="lines",
+            line={"color": _COLOURS[(row - 1) % len(_COLOURS)], "width": 2},
+            hovertemplate=f"{name}: median TTFT %{{y:.0f}} ms at %{{x:.0f}} s<extra></extra>",
+        )
+        figure.add_trace(line, row=count + 1, col=1)
+    figure.update_yaxes(title_text=f"TTFT (ms), {_WINDOW_S:g} s median", row=count + 1, col=1)
+    figure.update_xaxes(title_text="time since the start of each run (s)", row=count + 1, col=1)
+    return titled(figure, "The same load under each policy")
+
+
+def _first_sample(run: Run) -> float:
+    times = run.samples("deployment").time_s
+    return float(times.min()) if len(times) else 0.0
+
+
+def _shifted(frame: pd.DataFrame, start_s: float) -> pd.DataFrame:
+    return frame.assign(time_s=frame.time_s.astype(float) - start_s)
+
+
+def _rolling_ttft(run: Run, start_s: float) -> tuple[list[float], list[float]]:
+    """The median TTFT from schedule of the requests due in each window, at its middle."""
+    done = run.requests_frame().query("status == 'ok'")
+    due = done.scheduled_s.to_numpy(float) - start_s
+    ttft_ms = (done.first_token_s - done.scheduled_s).to_numpy(float) * 1e3
+    at, medians = [], []
+    for window in np.unique(due // _WINDOW_S):
+        at.append(float((window + 0.5) * _WINDOW_S))
+        medians.append(float(np.median(ttft_ms[due // _WINDOW_S == window])))
+    return at, medians

@@ -8,15 +8,14 @@ that arrive in one read share its time.
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
 from serving.gateway.stages import HEADER
-from workbench.errors import SettingError, is_outcome, withhold
+from workbench.clock import Clock
+from workbench.loadgen.outcome import is_outcome, withhold
 from workbench.loadgen.sse import outcome, parse, stages
 from workbench.records import RequestRecord
 
@@ -25,16 +24,9 @@ if TYPE_CHECKING:
 
     from openai import AsyncAPIResponse, AsyncOpenAI
 
-Clock = Callable[[], float]
 Prompt = str | Sequence[Mapping[str, Any]]
 OnRecord = Callable[[RequestRecord], None]
 OnEvent = Callable[[Literal["sent", "read"], float], None]
-
-
-def start_clock(now: Clock = time.perf_counter) -> Clock:
-    """A clock that reads seconds since this call."""
-    start = now()
-    return lambda: now() - start
 
 
 async def stream_chat(
@@ -62,7 +54,7 @@ async def stream_chat(
     """
     chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     body = {"messages": chat} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
-    create = _without_retries(client).chat.completions.with_streaming_response.create
+    create = without_retries(client).chat.completions.with_streaming_response.create
     return await _call(create, body, client.api_key, clock=clock, **timing)
 
 
@@ -80,100 +72,12 @@ async def stream_completion(
 ) -> RequestRecord:
     """One streamed completion of a text or of token ids; otherwise as `stream_chat`."""
     body = {"prompt": prompt} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
-    create = _without_retries(client).completions.with_streaming_response.create
+    create = without_retries(client).completions.with_streaming_response.create
     return await _call(create, body, client.api_key, clock=clock, **timing)
 
 
-async def closed_loop(
-    client: AsyncOpenAI,
-    *,
-    model: str,
-    prompts: Sequence[Prompt],
-    max_tokens: int | Sequence[int],
-    concurrency: int,
-    clock: Clock,
-    on_record: OnRecord | None = None,
-    **call: Any,
-) -> list[RequestRecord]:
-    """Send `prompts` as chats, at most `concurrency` at once; records in the order they ended.
-
-    With at least as many slots as prompts, all start at once. `scheduled_s` is when a slot became
-    free. If the loop is cancelled or interrupted, `on_record` has had every record, those of the
-    cut requests (`cancelled`) included, and the cancellation goes on. `call` goes to `stream_chat`.
-    """
-    if concurrency < 1:
-        raise SettingError(f"concurrency is {concurrency}: give at least 1")
-    limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
-    work = iter(list(zip(prompts, limits, strict=True)))
-    once = _without_retries(client)
-    records: list[RequestRecord] = []
-
-    def keep(record: RequestRecord) -> None:
-        records.append(record)
-        if on_record is not None:
-            on_record(record)
-
-    async def slot(free_s: float) -> None:
-        for messages, limit in work:
-            timing: dict[str, Any] = {
-                "clock": clock,
-                "scheduled_s": free_s,
-                "on_record": keep,
-            } | call
-            await stream_chat(once, model=model, messages=messages, max_tokens=limit, **timing)
-            free_s = clock()
-
-    start = clock()
-    await _together([slot(start) for _ in range(min(concurrency, len(prompts)))])
-    return records
-
-
-class LoopWatch:
-    """While open (`async with`), watches this thread's event loop: what a client cannot hide.
-
-    `loop_lag_p99_ms` says how late the loop ran its timers, `cpu_share` which part of one core
-    the loop's thread used. Both are None until it has closed, and stay so if it saw too little.
-    """
-
-    def __init__(self, interval_s: float = 0.02) -> None:
-        self._interval = interval_s
-        self._lags: list[float] = []
-        self.loop_lag_p99_ms: float | None = None
-        self.cpu_share: float | None = None
-
-    async def __aenter__(self) -> LoopWatch:
-        self._began = (time.perf_counter(), time.thread_time())
-        self._sampler = asyncio.create_task(self._sample())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
-    ) -> None:
-        self._sampler.cancel()
-        wall, cpu = time.perf_counter() - self._began[0], time.thread_time() - self._began[1]
-        self.cpu_share = cpu / wall if wall > 0 else None
-        if self._lags:
-            self.loop_lag_p99_ms = sorted(self._lags)[int(0.99 * (len(self._lags) - 1))] * 1e3
-
-    async def _sample(self) -> None:
-        while True:
-            due = time.perf_counter() + self._interval
-            await asyncio.sleep(self._interval)
-            self._lags.append(max(0.0, time.perf_counter() - due))
-
-
-def _without_retries(client: AsyncOpenAI) -> AsyncOpenAI:
+def without_retries(client: AsyncOpenAI) -> AsyncOpenAI:
     return client if client.max_retries == 0 else client.with_options(max_retries=0)
-
-
-async def _together(coroutines: Sequence[Any]) -> None:
-    """Run them at once. The first exception cancels the rest and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in coroutines:
-                group.create_task(coroutine)
-    except BaseExceptionGroup as problems:
-        raise problems.exceptions[0] from None
 
 
 def _body(

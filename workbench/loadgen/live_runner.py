@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from workbench.live_load import LiveLoad
-from workbench.load_change import LoadChange
-from workbench.loadgen.handle import LoadResult
+from workbench.loadgen.handle import LiveLoad, LoadResult
 from workbench.loadgen.runner import LEAD_S, Drive
+from workbench.records import LoadChange
 from workbench.workload.live_schedule import RateCurve
 
 if TYPE_CHECKING:

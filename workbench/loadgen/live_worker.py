@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench.load_change import LoadChange
 from workbench.loadgen.worker import Job, LoadWorker, Report, leave_to_itself
-from workbench.workload.live_schedule import LiveSchedule
+from workbench.records import LoadChange
+from workbench.workload.live_schedule import schedule, steer
 from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
@@ -139,31 +139,6 @@ class LiveWorker(LoadWorker):
                 self._output_tokens = int(change.value)
             else:
                 steer(self._schedule, change)
-
-
-def schedule(load: LoadSpec, start_s: float) -> LiveSchedule:
-    """The arrivals of `load`, the same for every worker."""
-    import numpy as np
-
-    arrivals: Any = load.arrivals
-    return LiveSchedule(
-        arrivals.pieces(),
-        np.random.default_rng([load.seed, 0]),
-        burstiness=arrivals.burstiness,
-        start_s=start_s,
-    )
-
-
-def steer(arrivals: LiveSchedule, change: LoadChange) -> None:
-    """Do to `arrivals` what `change` says, from its time on."""
-    if change.what == "rate" and change.value is not None:
-        arrivals.set_rate(change.value, change.time_s)
-    elif change.what == "burstiness":
-        arrivals.set_burstiness(change.value, change.time_s)
-    elif change.what == "pause":
-        arrivals.pause(change.time_s)
-    elif change.what == "resume":
-        arrivals.resume(change.time_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from workbench.live_load import LiveLoad
+    from workbench.loadgen.handle import LiveLoad
     from workbench.records import RequestRecord
     from workbench.workload.spec import LoadSpec, Session
 

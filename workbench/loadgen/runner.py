@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import UNREACHABLE, EndpointGoneError, RunError
-from workbench.load_places import start_away
+from workbench.errors import EndpointGoneError, RunError
 from workbench.loadgen.handle import LoadResult, LoadRun
-from workbench.loadgen.workers import Seat
+from workbench.loadgen.outcome import UNREACHABLE
+from workbench.loadgen.workers import Seat, start_away
 from workbench.metrics.health import ClientHealth
 from workbench.runs import journal
 from workbench.workload.spec import LoadSpec, Session, digest

@@ -18,7 +18,7 @@ from typing import Any
 import pydantic_core
 
 from serving.gateway.stages import COMMENT, Stages
-from workbench.errors import cause
+from workbench.loadgen.outcome import cause
 from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from workbench.endpoints.remote import Remote, context_length
-from workbench.loadgen.handle import LoadResult, LoadRun
-from workbench.loadgen.progress import Progress, progress_of
+from workbench.errors import SettingError
+from workbench.loadgen.handle import WORKER_RATE, LiveLoad, LoadResult, LoadRun
+from workbench.loadgen.progress import Progress, live_progress, progress_of
 from workbench.loadgen.runner import Drive
+from workbench.workload.live_schedule import checked_rate
 from workbench.workload.spec import LoadSpec, digest, plan
 
 if TYPE_CHECKING:
-    from workbench.loadgen.client import Clock
+    from workbench.clock import Clock
     from workbench.records import RequestRecord
     from workbench.runs.run import Run
 
@@ -46,7 +48,7 @@ def start_load(
     Raises, before anything is sent: SettingError for a load that the model or the endpoint cannot
     take, TraceError for a broken trace, EndpointGoneError if nothing answers.
     """
-    from workbench.loadgen.client import start_clock
+    from workbench.clock import start_clock
     from workbench.workload.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(target.tokenizer)
@@ -59,3 +61,60 @@ def start_load(
     drive = Drive(target, load, sessions, running, run, said, on_record)
     running._task = asyncio.get_running_loop().create_task(drive.run())
     return running
+
+
+def start_live_load(
+    target: Remote,
+    load: LoadSpec,
+    *,
+    max_rate: float | None = None,
+    run: Run | None = None,
+    clock: Clock | None = None,
+    progress: Progress | str | None = "lines",
+    on_record: Callable[[RequestRecord], None] | None = None,
+    on_sent: Callable[[list[float]], None] | None = None,
+) -> LiveLoad:
+    """Begin to send `load` to `target`, in the running event loop, and let it be steered.
+
+    `max_rate` is the most that will be set by hand (100 a second for each load worker that the plan
+    needs, if absent). `on_sent` sees the times of requests sent, the rest is as in `start_load`.
+
+    Raises, before anything is sent: SettingError for a load that cannot be steered, or that the
+    model or the endpoint cannot take; EndpointGoneError if nothing answers.
+    """
+    import numpy as np
+
+    from workbench.clock import start_clock
+    from workbench.loadgen.live_runner import LiveDrive
+    from workbench.workload.prompt_generator import prompts
+    from workbench.workload.tokenizer import load_tokenizer
+
+    _check_steerable(load)
+    tokenizer, length = load_tokenizer(target.tokenizer), context_length(target)
+    prompts(load.prompts, tokenizer, np.random.default_rng(0), max_model_len=length)
+    needed = max(load.needed_workers, -(-int(checked_rate(max_rate or 0)) // int(WORKER_RATE)))
+    running = LiveLoad(
+        planned=0,
+        clock=clock or start_clock(),
+        load=load,
+        max_rate=max_rate or needed * WORKER_RATE,
+        max_model_len=length,
+        on_sent=on_sent,
+    )
+    said = live_progress(progress, running)
+    drive = LiveDrive(target, load, [], running, run, said, on_record)
+    drive.ordinary, drive.needed = tokenizer.ordinary, needed
+    running._task = asyncio.get_running_loop().create_task(drive.run())
+    return running
+
+
+def _check_steerable(load: LoadSpec) -> None:
+    if load.arrivals.kind in ("closed", "trace"):
+        raise SettingError(
+            f"arrivals.kind is {load.arrivals.kind!r}, which has no rate to change: give constant, "
+            "poisson, gamma, ramp, steps or stages"
+        )
+    if load.prompts.kind != "random":
+        raise SettingError(f"prompts.kind is {load.prompts.kind!r}: a live load sends random ones")
+    if load.count is not None:
+        raise SettingError(f"count is {load.count}: a live load ends by its plan or duration_s")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import UNREACHABLE
-from workbench.loadgen.client import LoopWatch, stream_chat, stream_completion
+from workbench.loadgen.client import stream_chat, stream_completion
+from workbench.loadgen.outcome import UNREACHABLE
+from workbench.metrics.health import LoopWatch
 from workbench.records import RequestRecord
 from workbench.runs.journal import Sent, Spool, open_first
 from workbench.workload.spec import Session

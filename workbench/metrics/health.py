@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Frozen(BaseModel):
-    """Unknown keys fail and values do not change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from serving.spec.base import Frozen
 
 
 class HealthBounds(Frozen):
@@ -50,3 +49,37 @@ class ClientHealth(Frozen):
         if self.client_limited is None:
             return "not measured"
         return "client limited" if self.client_limited else "ok"
+
+
+class LoopWatch:
+    """While open (`async with`), watches this thread's event loop: what a client cannot hide.
+
+    `loop_lag_p99_ms` says how late the loop ran its timers, `cpu_share` which part of one core
+    the loop's thread used. Both are None until it has closed, and stay so if it saw too little.
+    """
+
+    def __init__(self, interval_s: float = 0.02) -> None:
+        self._interval = interval_s
+        self._lags: list[float] = []
+        self.loop_lag_p99_ms: float | None = None
+        self.cpu_share: float | None = None
+
+    async def __aenter__(self) -> LoopWatch:
+        self._began = (time.perf_counter(), time.thread_time())
+        self._sampler = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
+    ) -> None:
+        self._sampler.cancel()
+        wall, cpu = time.perf_counter() - self._began[0], time.thread_time() - self._began[1]
+        self.cpu_share = cpu / wall if wall > 0 else None
+        if self._lags:
+            self.loop_lag_p99_ms = sorted(self._lags)[int(0.99 * (len(self._lags) - 1))] * 1e3
+
+    async def _sample(self) -> None:
+        while True:
+            due = time.perf_counter() + self._interval
+            await asyncio.sleep(self._interval)
+            self._lags.append(max(0.0, time.perf_counter() - due))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.spec.service import explain
+from serving.spec.base import explain
 from workbench.errors import SettingError, UnknownMetricError
 
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, Field, create_model
 
+from serving.spec.base import Frozen
 from workbench.errors import UnknownMetricError
 from workbench.metrics.columns import (
     STATISTICS,
@@ -39,14 +40,14 @@ from workbench.metrics.columns import (
     statistics,
     total,
 )
-from workbench.metrics.health import ClientHealth, Frozen, HealthBounds
+from workbench.metrics.health import ClientHealth, HealthBounds
 from workbench.metrics.slo import SLO
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.loadgen.client import LoopWatch
     from workbench.metrics.columns import Floats
+    from workbench.metrics.health import LoopWatch
     from workbench.records import RequestRecord
 
 __all__ = [

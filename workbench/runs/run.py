@@ -8,6 +8,19 @@ the lines are seconds since the run's start, to the microsecond.
 
 from __future__ import annotations
 
+import ast
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from workbench.errors import SettingError, WorkbenchError
+
+from workbench.runs.jsonl import JsonLines, decode, write_whole
+
 import errno
 import os
 import re
@@ -22,18 +35,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from pydantic import ValidationError
 
-from serving.spec.service import explain
+from serving.spec.base import explain
 from workbench.runs import journal
 from workbench.errors import RunError
 from workbench.runs.provenance import hardware, versions
 from workbench.records import RequestRecord
 from workbench.runs.redact import redact
-from workbench.samples import Sample, Sampled, columns, line, read
+from workbench.records import (Sample, Sampled, columns, line, read)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.load_change import LoadChange
+    from workbench.records import LoadChange
     from workbench.metrics.summary import Summary
 
 
@@ -43,9 +56,9 @@ class Run:
     def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
         self.path = path
         self.document = document
-        self._requests = _Lines(path / "requests.jsonl")
-        self._telemetry = _Lines(path / "telemetry.jsonl")
-        self._changes = _Lines(path / "load.jsonl")
+        self._requests = JsonLines(path / "requests.jsonl")
+        self._telemetry = JsonLines(path / "telemetry.jsonl")
+        self._changes = JsonLines(path / "load.jsonl")
 
     @classmethod
     def create(
@@ -89,7 +102,7 @@ class Run:
         file = Path(path) / "experiment.json"
         if not file.exists():
             raise RunError(f"{path} is no run folder: it has no experiment.json")
-        return cls(Path(path), _decoded(file))
+        return cls(Path(path), decode(file))
 
     @property
     def run_id(self) -> str:
@@ -111,7 +124,7 @@ class Run:
         self._requests.append(_rounded({f.name: getattr(record, f.name) for f in fields(record)}))
 
     def append_telemetry(self, sample: Sample | Mapping[str, Any]) -> None:
-        """One sample of `workbench.samples`, or a line like one."""
+        """One sample of `workbench.records`, or a line like one."""
         fields = line(sample) if isinstance(sample, Sampled) else redact(sample)
         self._telemetry.append(_rounded(fields))
 
@@ -136,7 +149,7 @@ class Run:
 
     def changes(self) -> list[LoadChange]:
         """What was changed in a live load, in order; nothing if it was none."""
-        from workbench.load_change import LoadChange
+        from workbench.records import LoadChange
 
         return list(self._changes.read(LoadChange))
 
@@ -160,7 +173,7 @@ class Run:
         frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further
         file = self.path / "summary.json"
         if file.exists():
-            frame.attrs["client_health"] = _decoded(file).get("client_health")
+            frame.attrs["client_health"] = decode(file).get("client_health")
         return frame
 
     def telemetry(self) -> pd.DataFrame:
@@ -168,7 +181,7 @@ class Run:
         return self.samples("deployment")
 
     def each_sample(self) -> Iterator[Sample]:
-        """Every sample in the order they were taken, as `workbench.samples` has them.
+        """Every sample in the order they were taken, as `workbench.records` has them.
 
         Raises RunError for a line that is none.
         """
@@ -183,7 +196,7 @@ class Run:
         return map(read, self._telemetry.read(dict[str, Any]))
 
     def samples(self, kind: str) -> pd.DataFrame:
-        """A row a sample of one kind (see `workbench.samples`); absent values are NaN or None.
+        """A row a sample of one kind (see `workbench.records`); absent values are NaN or None.
 
         Raises UnknownMetricError for a kind that does not exist. A line without a kind, as older
         runs have, is a deployment's.
@@ -203,63 +216,13 @@ class Run:
 
         file = self.path / "summary.json"
         try:
-            return Summary.model_validate(_decoded(file)) if file.exists() else None
+            return Summary.model_validate(decode(file)) if file.exists() else None
         except ValidationError as problem:
             raise RunError(f"{file} is no summary: {explain(problem, Summary)}") from None
 
 
-class _Lines:
-    """A file of JSON lines, each appended with one write, so that a crash cuts only the last."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
-
-    def append(self, value: Any) -> None:
-        if self._descriptor is None:
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-            with _disk(self.path):
-                self._descriptor = os.open(self.path, flags, 0o644)
-            self._drop_cut_line(self._descriptor)
-        line = msgspec.json.encode(value) + b"\n"
-        with _disk(self.path):
-            written = os.write(self._descriptor, line)
-            if written != len(line):
-                # What fits of a line is no line, and the next would be appended to it.
-                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _drop_cut_line(self, descriptor: int) -> None:
-        # Appending to it would make a broken line in the middle of the file.
-        data = self.path.read_bytes() if os.fstat(descriptor).st_size else b""
-        if data and not data.endswith(b"\n"):
-            os.ftruncate(descriptor, data.rfind(b"\n") + 1)
-
-    def read(self, kind: Any) -> Iterator[Any]:
-        if not self.path.exists():
-            return
-        decode = msgspec.json.Decoder(kind).decode
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    yield decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-                    raise RunError(
-                        f"{self.path}, line {number}: {problem}. Remove the line to read the rest."
-                    ) from None
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
 
 
-def _decoded(file: Path) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as problem:
-        raise RunError(f"{file} cannot be read: {problem}") from None
 
 
 def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,23 +236,5 @@ def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: short(name, value) for name, value in line.items()}
 
 
-def write_whole(path: Path, document: Any) -> None:
-    """Write `document` as JSON: a crash leaves the whole file, or the one before, or none."""
-    part = path.with_suffix(".part")
-    with _disk(path), part.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Say in one sentence what a disk does not take."""
-    try:
-        yield
-    except OSError as problem:
-        raise RunError(
-            f"{path} cannot be written: {problem.strerror or problem}. All that was written before "
-            "is kept and can be read; make room, and start the run again."
-        ) from None
+PLACE = ("run_root", "run_id")
+"""The parameters that say where a run goes; they shape nothing in it."""

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.exposition import (
+from workbench.records import (
+    DecisionSample,
+    DeploymentSample,
+    GpuSample,
+    ProxySample,
+    ReplicaSample,
+    Sample,
+)
+from workbench.telemetry.decisions import DecisionLog, ScalingLimits
+from workbench.telemetry.scrape import (
     ENGINE_METRICS,
     GATE_QUEUED,
     GATE_SHED,
@@ -24,15 +33,6 @@ from workbench.exposition import (
     add,
     merged,
 )
-from workbench.samples import (
-    DecisionSample,
-    DeploymentSample,
-    GpuSample,
-    ProxySample,
-    ReplicaSample,
-    Sample,
-)
-from workbench.telemetry.decisions import DecisionLog, ScalingLimits
 
 SHED_STATUSES = ("429", "503")
 _GPU_UNITS = {"utilization": 100.0, "memory_gib": 1024.0, "power_w": 1000.0}

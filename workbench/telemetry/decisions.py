@@ -8,17 +8,12 @@ and the bounds cut what is left. Samples come once a second, so times are right 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workbench.samples import DecisionSample, DeploymentSample
+from workbench.records import DecisionSample, DeploymentSample
 
-if TYPE_CHECKING:
-    from workbench.runs.run import Run
-
-FLAP_WINDOW_S = 60.0
-FLAP_REVERSALS = 2
 REMEMBERED_S = 10.0
 PATIENCE_S = 6.0
 """A node's metrics come a second or two late, on a busy machine more."""
@@ -236,66 +231,3 @@ def decisions(
     logs: dict[str, DecisionLog] = {}
     seen = (logs.setdefault(one.deployment, DecisionLog()).see(one, limits) for one in samples)
     return [one for made in seen for one in made]
-
-
-def recorded_decisions(run: Run) -> list[DecisionSample]:
-    """The decisions that a run's telemetry saw."""
-    return [one for one in run.sample_records() if isinstance(one, DecisionSample)]
-
-
-@dataclass(frozen=True)
-class Flapping:
-    """A target that went up and down again in short order."""
-
-    deployment: str
-    start_s: float
-    end_s: float
-    targets: tuple[int, ...]
-
-    def __str__(self) -> str:
-        path = " → ".join(map(str, self.targets))
-        return (
-            f"{self.deployment} flaps: {path} within {self.end_s - self.start_s:.0f} s from "
-            f"{self.start_s:.0f} s on. A longer downscale_delay_s or look_back_period_s calms it."
-        )
-
-
-def flapping(
-    made: Iterable[DecisionSample],
-    *,
-    window_s: float = FLAP_WINDOW_S,
-    reversals: int = FLAP_REVERSALS,
-) -> list[Flapping]:
-    """Stretches in which a target reversed at least `reversals` times, each within `window_s`.
-
-    Up, up, down is a load that came and went; up, down, up within a minute is flapping.
-    """
-    series: dict[str, list[DecisionSample]] = {}
-    for one in made:
-        series.setdefault(one.deployment, []).append(one)
-    return [
-        Flapping(
-            deployment=name,
-            start_s=stretch[0].time_s,
-            end_s=stretch[-1].time_s,
-            targets=(stretch[0].from_target, *(one.to_target for one in stretch)),
-        )
-        for name, own in series.items()
-        for stretch in _stretches(own, window_s)
-        if len(stretch) > reversals
-    ]
-
-
-def _stretches(own: Sequence[DecisionSample], window_s: float) -> list[list[DecisionSample]]:
-    """Runs of decisions in which each one reverses the last, soon after it."""
-    found: list[list[DecisionSample]] = []
-    for one in own:
-        last = found[-1][-1] if found else None
-        reverses = last is not None and (one.to_target > one.from_target) != (
-            last.to_target > last.from_target
-        )
-        if last is not None and reverses and one.time_s - last.time_s <= window_s:
-            found[-1].append(one)
-        else:
-            found.append([one])
-    return found

@@ -1,7 +1,7 @@
 """The cluster over time, on the run's own clock: the samples of `telemetry.jsonl`.
 
 Each second: Serve's account of the application, every node's metrics, and of both the samples of
-`workbench.samples`. It runs in a thread with an event loop of its own, so that a busy kernel does
+`workbench.records`. It runs in a thread with an event loop of its own, so that a busy kernel does
 not thin it out, and takes a few milliseconds a second of the kernel (`benchmarks/dashboard.py`).
 """
 
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import WorkbenchError
 from workbench.endpoints.deployed import Endpoint
-from workbench.samples import Sink
+from workbench.records import Sink
 from workbench.telemetry.builder import Rows
 from workbench.telemetry.scrape import Node, Scraper, alive
 
 if TYPE_CHECKING:
+    from workbench.clock import Clock
     from workbench.endpoints.remote import Remote
-    from workbench.loadgen.client import Clock
 
 NODES_EVERY_S = 5.0
 ANSWER_S = 5.0
@@ -33,7 +33,7 @@ BLIND_AFTER = 3
 class Telemetry:
     """While open (``with``), samples the cluster behind ``endpoint`` into ``sink``.
 
-    The sink gets the samples of `workbench.samples`, from a thread of this class: pass
+    The sink gets the samples of `workbench.records`, from a thread of this class: pass
     ``run.append_telemetry``. A service that is gone ends it, and ``gone`` says so; what it has
     stays. Where metrics can't be reached, replicas and targets go on. An endpoint that is no
     deployment of ours has nothing to sample. ``say`` gets one line about each of these; by default
@@ -128,7 +128,7 @@ class Source:
     """Serve's details and the cluster's nodes, by calls that wait no longer than ``ANSWER_S``."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from serving.deploy.deployments import deployment_name
+        from serving.spec.model import deployment_name
 
         self._endpoint = endpoint
         engines = frozenset(deployment_name(model) for model in endpoint.spec.models)

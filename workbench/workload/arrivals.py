@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from serving.spec.service import Strict
+from serving.spec.base import Strict
 from workbench.errors import SettingError, SpecError
 
 MAX_RATE = 1e6

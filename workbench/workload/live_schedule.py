@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import SettingError
+from workbench.records import LoadChange
 from workbench.workload.arrivals import MAX_RATE, MIN_BURSTINESS, Piece
 from workbench.workload.schedule import unit_gap
+from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,3 +179,88 @@ def checked_burstiness(burstiness: float | None) -> float | None:
     if burstiness is not None and not MIN_BURSTINESS <= burstiness < math.inf:
         raise SettingError(f"burstiness is {burstiness}: give {MIN_BURSTINESS:g} or more, or None")
     return burstiness
+
+
+def offered(changes: Iterable[LoadChange], times: Sequence[float]) -> list[float]:
+    """The rate wanted at each of `times` (rising), in requests per second; 0 outside the load."""
+
+    rest, curve = list(changes), RateCurve(0.0, float("-inf"))
+    rates = []
+    for at in times:
+        while rest and rest[0].time_s <= at:
+            change = rest.pop(0)
+            curve.advance(change.time_s)
+            curve = _changed(curve, change)
+        rates.append(curve.rate_at(at))
+    return rates
+
+
+def change_times(changes: Iterable[LoadChange]) -> list[float]:
+    """When the load changed: the corners of its plan, and what a hand did, in order."""
+    corners: list[float] = []
+    found: list[float] = []
+    paused_s: float | None = None
+    for change in changes:
+        reached = [at for at in corners if at <= change.time_s and paused_s is None]
+        found += reached
+        corners = [at for at in corners if at not in reached]
+        if change.what == "start" and change.load is not None:
+            corners = _corners(change)
+        elif change.what == "resume" and paused_s is not None:
+            corners = [at + change.time_s - paused_s for at in corners]
+            paused_s = None
+        if change.what == "pause":
+            paused_s = change.time_s
+        elif change.what == "rate":
+            corners, paused_s = [], None
+        if change.what in ("rate", "pause", "resume"):
+            found.append(change.time_s)
+    return found
+
+
+def _corners(start: LoadChange) -> list[float]:
+    """Where a piece of the plan begins, and where the last one ends."""
+    arrivals: Any = LoadSpec(**(start.load or {})).arrivals
+    at, found = start.time_s, [start.time_s]
+    for piece in arrivals.pieces():
+        at += piece.duration_s
+        found.append(at)
+    return found
+
+
+def _changed(curve: Any, change: LoadChange) -> Any:
+
+    if change.what == "start" and change.load is not None:
+        return RateCurve(LoadSpec(**change.load).arrivals.pieces(), change.time_s)  # type: ignore[union-attr]
+    if change.what == "rate" and change.value is not None:
+        curve.set_rate(change.value)
+    elif change.what in ("pause", "resume"):
+        curve.paused = change.what == "pause"
+    elif change.what == "end":
+        return RateCurve(0.0, change.time_s)
+    return curve
+
+
+def schedule(load: LoadSpec, start_s: float) -> LiveSchedule:
+    """The arrivals of `load`, the same for every worker."""
+    import numpy as np
+
+    arrivals: Any = load.arrivals
+    return LiveSchedule(
+        arrivals.pieces(),
+        np.random.default_rng([load.seed, 0]),
+        burstiness=arrivals.burstiness,
+        start_s=start_s,
+    )
+
+
+def steer(arrivals: LiveSchedule, change: LoadChange) -> None:
+    """Do to `arrivals` what `change` says, from its time on."""
+    if change.what == "rate" and change.value is not None:
+        arrivals.set_rate(change.value, change.time_s)
+    elif change.what == "burstiness":
+        arrivals.set_burstiness(change.value, change.time_s)
+    elif change.what == "pause":
+        arrivals.pause(change.time_s)
+    elif change.what == "resume":
+        arrivals.resume(change.time_s)

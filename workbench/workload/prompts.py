@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from serving.spec.service import Strict
+from serving.spec.base import Strict
 from workbench.errors import SpecError
 
 if TYPE_CHECKING:

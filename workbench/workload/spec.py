@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from pydantic import Field, model_validator
 
-from serving.spec.service import Strict
+from serving.spec.base import Strict
 from workbench.errors import SettingError
 from workbench.workload.arrivals import Arrivals, Closed, Poisson, Replay, Seconds
 from workbench.workload.prompt_generator import Prompt, PromptSet, RandomPrompts, prompts

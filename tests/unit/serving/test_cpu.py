@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.cpu_features import fast_bfloat16
+from serving.cpu import fast_bfloat16
 from serving.engine.engine_args import engine_kwargs
 from serving.sizing.checks import sizes_of
-from serving.spec import service
-from serving.spec.service import ModelSpec
+from serving.spec import model as model_spec
+from serving.spec.model import ModelSpec
 
 XEON = "model name\t: Intel Xeon 8481C\nflags\t\t: fpu sse2 avx avx2 avx512f avx512_bf16 amx_bf16\n"
 EPYC = "model name\t: AMD EPYC 7B13\nflags\t\t: fpu sse2 avx avx2 fma\nbugs\t\t: spectre_v1\n"
@@ -45,7 +45,7 @@ def test_a_system_that_tells_nothing_keeps_the_usual_type(tmp_path: Path) -> Non
 def test_the_type_of_a_model(
     model: ModelSpec, fast: bool, type_: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(model_spec, "fast_bfloat16", lambda: fast)
     assert model.number_type == type_
     assert engine_kwargs(model)["dtype"] == type_
     assert sizes_of(model).weight_bytes == {"bfloat16": 2, "float32": 4}[type_]

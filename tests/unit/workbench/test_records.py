@@ -9,8 +9,7 @@ import msgspec
 import pytest
 
 from workbench.errors import UnknownMetricError
-from workbench.runs.run import Run
-from workbench.samples import (
+from workbench.records import (
     KINDS,
     DecisionSample,
     DeploymentSample,
@@ -20,6 +19,7 @@ from workbench.samples import (
     Sample,
     columns,
 )
+from workbench.runs.run import Run
 
 SAMPLES: list[Sample] = [
     DeploymentSample(time_s=1.0, deployment="m", target=2, running=1, starting=1, stopping=0),

@@ -17,7 +17,9 @@ from serving.cluster.connection import announce, own_environment
 from serving.cluster.ports import Ports, check_port, free_port
 from serving.deploy.preflight import check_fit
 from serving.errors import ClusterError, PortTakenError, ResourcesError
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 
 GIB = 2**30
 LAPTOP = {"CPU": 8.0, "memory": 16.0 * GIB, "object_store_memory": 4.0 * GIB}

@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 
 from serving import SERVE_FLAGS
-from serving.deploy.app import build, user_config
-from serving.deploy.deployments import autoscaling, deployment_name
+from serving.deploy.app import build
+from serving.deploy.deployments import autoscaling, user_config
 from serving.engine.engine_args import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
 from serving.gateway.gate import Access
 from serving.spec.limits import Limits
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.model import ModelSpec, deployment_name
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 from serving.spec.tenants import Tenant
 
 KEY = "sk-the-key-that-must-not-travel"
@@ -306,8 +308,7 @@ class TestParts:
 
 
 def test_a_data_parallel_group_is_scheduled_as_one_gang() -> None:
-    from serving.deploy.app import DIRECT_GROUP
-    from serving.deploy.deployments import deployment
+    from serving.deploy.deployments import DIRECT_GROUP, deployment
 
     model = ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True)
     made = deployment(DIRECT_GROUP, ServiceSpec(model=model), model)

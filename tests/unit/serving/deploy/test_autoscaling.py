@@ -19,8 +19,7 @@ from serving.deploy.autoscaling import (
 from serving.deploy.deployments import autoscaling
 from serving.engine.stats import EngineStats, FirstTokens, reported, timed
 from serving.errors import SpecError
-from serving.policy_spec import EnginePressure, Requests, TTFTTarget
-from serving.spec.service import ScalingSpec
+from serving.spec.scaling import EnginePressure, Requests, ScalingSpec, TTFTTarget
 
 AIM = {"kv_cache_usage": 0.5, "waiting_requests": 4.0}
 

@@ -17,8 +17,10 @@ import pytest
 from pydantic import SecretStr
 
 from serving.cluster.connection import Cluster
+from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 from workbench.endpoints import deployed
 from workbench.endpoints.deployed import Endpoint, rescaled
 from workbench.errors import EndpointGoneError, SpecError

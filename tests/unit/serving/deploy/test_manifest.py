@@ -27,9 +27,11 @@ from serving.deploy.kuberay import pods_of_a_replica
 from serving.deploy.manifest import ray_service, read_spec, serve_config, write
 from serving.errors import SpecError
 from serving.spec.baseline import BaselineSpec
+from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
-from serving.spec.service import EndpointSpec, ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 from workbench.__main__ import main
 
 DEPLOY = ROOT / "deploy"

@@ -10,8 +10,10 @@ import pytest
 from serving.deploy.deployments import request_router
 from serving.deploy.service import serve_variables
 from serving.errors import SpecError
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
-from workbench.load_places import calmest
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
+from workbench.loadgen.workers import calmest
 
 FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
 

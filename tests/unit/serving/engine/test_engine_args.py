@@ -21,7 +21,7 @@ from serving.engine.engine_args import (
 )
 from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
 from serving.models.embedded import tiny_model_path
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 
 ASK_VLLM = """
 import dataclasses, json

@@ -26,9 +26,8 @@ from serving.guardrail.findings import Finding, Tally, blocked, redacted, resolv
 from serving.guardrail.guard import BlockedError, Guard, RefusedError, Together
 from serving.guardrail.guard_model import Judge, asks_endpoint, categories
 from serving.guardrail.presidio import Detector
-from serving.guardrail.stream import GuardedStream
+from serving.guardrail.stream import MAX_WORD, GuardedStream, Window
 from serving.guardrail.texts import has_token_ids, places, telltales
-from serving.hold_back import MAX_WORD, Window
 from serving.spec.guardrail import (
     EntityRule,
     GuardEndpoint,
@@ -37,7 +36,7 @@ from serving.spec.guardrail import (
     Side,
     Verdict,
 )
-from serving.spec.service import ModelSpec
+from serving.spec.model import ModelSpec
 
 EMAIL = "jane.roe@example.com"
 BADGE = """

@@ -28,7 +28,8 @@ from serving.sizing.memory import (
     layers_of_stage,
     weight_bytes,
 )
-from serving.spec.service import ModelSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.service import ServiceSpec
 from workbench.analysis.layouts import SHAPES
 
 ONE, PLAIN = Layout(), Sizes()

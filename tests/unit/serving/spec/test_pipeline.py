@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from serving.errors import SpecError
 from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Verdict
+from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import (
     BudgetRule,
@@ -20,7 +21,8 @@ from serving.spec.router import (
     RouterSpec,
     TenantRule,
 )
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 
 SMALL, LARGE = ModelSpec(id="small"), ModelSpec(id="large")
 

@@ -11,8 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import SpecError, WorkbenchError
+from serving.spec.base import Strict
 from serving.spec.limits import Limits
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec, Strict
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
 
 
 def refusal(make: type[Strict], **fields: Any) -> str:

@@ -21,8 +21,9 @@ from workbench.analysis.compare import (
     runs_table,
 )
 from workbench.errors import RunError, SettingError, UnknownMetricError
-from workbench.figures.compare import comparison_figure, latency_overlay, write_page
+from workbench.figures.compare import comparison_figure, latency_overlay
 from workbench.metrics.summary import SLO, ClientHealth, summarize
+from workbench.report import write_page
 from workbench.runs.run import Run
 
 OK, LIMITED = ClientHealth.judge(cpu_share=0.5), ClientHealth.judge(cpu_share=0.97)

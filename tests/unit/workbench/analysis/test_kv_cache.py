@@ -10,16 +10,18 @@ import pytest
 from support.records import failed, record
 
 from serving.models.embedded import tiny_model_path
-from workbench.analysis.kv_cache import Waste, cache_at, cache_waste, lengths_of
+from workbench.analysis.kv_cache import (
+    Waste,
+    account_told,
+    cache_at,
+    cache_size,
+    cache_waste,
+    engine_account,
+    lengths_of,
+)
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
-from workbench.kv_report import (
-    account_figure,
-    account_told,
-    cache_size,
-    engine_account,
-    waste_figure,
-)
+from workbench.figures.engine import account_figure, waste_figure
 
 TWO = [(2, 2), (3, 1)]
 

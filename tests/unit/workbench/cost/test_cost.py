@@ -10,15 +10,17 @@ import pytest
 from support.records import failed, record
 
 from serving.spec.guardrail import PresidioGuardrail
+from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
-from serving.spec.service import ModelSpec, ServiceSpec
-from workbench.cost.cost import CostMeter, NodePrice, Prices, cost_of, replica_prices, with_cost
+from serving.spec.service import ServiceSpec
+from workbench.cost.cost import CostMeter, cost_of, with_cost
+from workbench.cost.prices import NodePrice, Prices, replica_prices
 from workbench.cost.replica_seconds import MAX_GAP_S, Ledger, ledger_of
 from workbench.errors import RunError, SettingError, SpecError
 from workbench.metrics.summary import SLO, summarize
+from workbench.records import DeploymentSample, GpuSample, ReplicaSample, Sample
 from workbench.runs.run import Run
-from workbench.samples import DeploymentSample, GpuSample, ReplicaSample, Sample
 
 NAME = "tiny-llama-glossary"
 """The deployment of a ServiceSpec of the embedded model."""

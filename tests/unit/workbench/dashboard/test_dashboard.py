@@ -20,15 +20,16 @@ from pydantic import SecretStr
 from support.example_run import LOAD, MODEL, SECONDS, made_run
 
 from serving.cluster.connection import Cluster
-from serving.spec.service import ModelSpec, ScalingSpec, ServiceSpec
-from workbench.cost.cost import Prices
+from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
+from serving.spec.service import ServiceSpec
+from workbench.cost.prices import Prices
 from workbench.dashboard import dashboard
 from workbench.dashboard.dashboard import Dashboard
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import EndpointGoneError, SettingError
 from workbench.figures.cluster import timeline_traces
-from workbench.live_load import LiveLoad
-from workbench.loadgen.handle import LoadResult
+from workbench.loadgen.handle import LiveLoad, LoadResult
 from workbench.metrics.health import ClientHealth
 from workbench.runs.run import Run
 from workbench.telemetry import sampler

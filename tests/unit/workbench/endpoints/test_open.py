@@ -18,7 +18,8 @@ import pytest
 from serving.cluster import attach
 from serving.cluster.connection import Cluster
 from serving.spec.baseline import BaselineSpec
-from serving.spec.service import ModelSpec, ServiceSpec
+from serving.spec.model import ModelSpec
+from serving.spec.service import ServiceSpec
 from serving.spec.tenants import Tenant
 from workbench.endpoints.open import open_endpoint
 from workbench.errors import ClusterError, EndpointGoneError, SettingError, SpecError

@@ -14,11 +14,11 @@ from support.records import failed, record
 
 from serving.spec.baseline import OneAtATime
 from workbench.claims.claim import Claim, Where
-from workbench.contest_figures import contest_figure, ratio_figure
 from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError, TraceError
 from workbench.experiments.paired import OURS, THEIRS, Contest, Measured, frame_of, verdicts_on
 from workbench.experiments.paired_runner import against, trace_load
+from workbench.figures.claims import contest_figure, ratio_figure
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
 from workbench.runs.run import Run

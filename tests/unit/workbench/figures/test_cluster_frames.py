@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from support.example_run import MODEL, SECONDS, made_run, replicas_at
 
-from serving.spec.service import ModelSpec, ServiceSpec
-from workbench.cost.cost import Prices
+from serving.spec.model import ModelSpec
+from serving.spec.service import ServiceSpec
+from workbench.cost.prices import Prices
 from workbench.cost.series import CostSeries
 from workbench.figures.cluster import ROWS, cluster_timeline, replica_tick, timeline_traces
 from workbench.figures.cluster_frames import Frames, frames_of

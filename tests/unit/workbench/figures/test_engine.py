@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from workbench.figures.engine import engine_pressure, pressure_row
+from workbench.analysis.kv_cache import pressure_row
+from workbench.figures.engine import engine_pressure
 
 SIDE = pd.DataFrame(
     {

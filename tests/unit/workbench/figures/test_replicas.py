@@ -12,11 +12,16 @@ import pytest
 from support.records import failed, record
 from support.scaling_timeline import ScalingTimeline
 
-from workbench.analysis.autoscaling import held, policy_figure, policy_table
+from workbench.analysis.autoscaling import held, policy_table
 from workbench.analysis.reactions import Reaction
-from workbench.figures.replicas import reaction_waterfall, replica_panel, replica_traces
+from workbench.figures.replicas import (
+    policy_figure,
+    reaction_waterfall,
+    replica_panel,
+    replica_traces,
+)
+from workbench.records import columns
 from workbench.runs.run import Run
-from workbench.samples import columns
 
 TELEMETRY = pd.DataFrame(
     {

@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from workbench import rendering
-from workbench.rendering import Rendered, render, to_div
+from workbench.figures import style
+from workbench.figures.style import Rendered, render, to_div
 
 FIGURE = go.Figure(go.Bar(x=[1, 2], y=[3, 4], name="bars"))
 
@@ -21,7 +21,7 @@ class TestRender:
         monkeypatch.setattr(Rendered, "_carrier", None)
 
     def bundle(self, cell: str, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> dict[str, Any]:
-        monkeypatch.setattr(rendering, "_cell", lambda: (cell, count))
+        monkeypatch.setattr(style, "_cell", lambda: (cell, count))
         return render(FIGURE)._repr_mimebundle_()
 
     def test_one_cell_carries_the_script(self, monkeypatch: pytest.MonkeyPatch) -> None:

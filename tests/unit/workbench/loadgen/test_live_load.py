@@ -15,13 +15,14 @@ from support.scripted_server import serving, tokens
 
 from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
-from workbench.live_load import LiveLoad, start_live_load
-from workbench.load_change import LoadChange, change_times, offered
+from workbench.loadgen.handle import LiveLoad
 from workbench.loadgen.live_worker import LiveWorker, Share
+from workbench.loadgen.start import start_live_load
 from workbench.loadgen.worker import Job
-from workbench.records import RequestRecord
+from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import Closed, Constant, Poisson, Stages
+from workbench.workload.live_schedule import change_times, offered
 from workbench.workload.prompt_generator import RandomPrompts
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import LoadSpec

@@ -13,12 +13,12 @@ from support import scripted_server as scripted
 from support.scripted_server import tokens
 
 from serving.models.embedded import tiny_model_path
+from workbench.clock import start_clock
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import Remote, remote
 from workbench.errors import EndpointGoneError, SettingError
 from workbench.experiments.probes import curve, prober
 from workbench.experiments.search import highest_load
-from workbench.loadgen.client import start_clock
 from workbench.loadgen.start import LoadResult, start_load
 from workbench.metrics.slo import SLO
 from workbench.runs.run import Run

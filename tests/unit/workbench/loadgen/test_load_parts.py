@@ -11,8 +11,8 @@ import IPython.display
 import pytest
 from support.records import failed, record
 
+from workbench.clock import start_clock
 from workbench.errors import SettingError
-from workbench.loadgen.client import start_clock
 from workbench.loadgen.handle import LoadRun
 from workbench.loadgen.progress import progress_of
 from workbench.loadgen.runner import Drive

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.records import failed, record
 
 from workbench.errors import SettingError, UnknownMetricError, WorkbenchError
-from workbench.loadgen.client import LoopWatch, RequestRecord
+from workbench.loadgen.client import RequestRecord
+from workbench.metrics.health import LoopWatch
 from workbench.metrics.summary import (
     LATENCIES,
     SLO,

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import pytest
 from support.scaling_timeline import ScalingTimeline, row
 
+from workbench.analysis.autoscaling import flapping
 from workbench.analysis.reactions import load_changes, reactions, run_reactions
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, read
 from workbench.runs.run import Run
-from workbench.samples import DecisionSample, DeploymentSample, ReplicaSample, read
-from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions, flapping
+from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions
 from workbench.workload.arrivals import Closed, Poisson, Ramp, Steps
 from workbench.workload.spec import LoadSpec
 

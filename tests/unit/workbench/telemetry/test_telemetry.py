@@ -16,11 +16,9 @@ from pydantic import SecretStr
 from support.installed import source
 
 import workbench as wb
-from workbench import exposition
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import Remote
-from workbench.exposition import Exposition, parse
-from workbench.samples import (
+from workbench.records import (
     DecisionSample,
     DeploymentSample,
     GpuSample,
@@ -29,9 +27,10 @@ from workbench.samples import (
     Sample,
 )
 from workbench.telemetry import sampler
+from workbench.telemetry import scrape as exposition
 from workbench.telemetry.builder import Rows, desired_by_requests
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import Node, Scraper, alive
+from workbench.telemetry.scrape import Exposition, Node, Scraper, alive, parse
 
 # As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
 SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
