@@ -28,6 +28,7 @@ style:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/notebooks.py
 
 fast:  # with bytecode kept between runs, whatever the shell says: 10 s less
