@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = "02_watch_autoscaling"
-IMAGE = "llm-serving-workbench:0.1.0"
+IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

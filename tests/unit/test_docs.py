@@ -106,4 +106,5 @@ def test_one_version() -> None:
     version = tomllib.loads(read("pyproject.toml"))["project"]["version"]
     assert str(yaml.safe_load(read("CITATION.cff"))["version"]) == version
     assert f"## [{version}]" in read("CHANGELOG.md")
-    assert set(re.findall(r"workbench:(\d+\.\d+\.\d+)", read("docs/deployment.md"))) == {version}
+    for name in ("docs/deployment.md", "deploy/rayservice-example.yaml"):
+        assert set(re.findall(r"workbench:(\d+\.\d+\.\d+)", read(name))) == {version}
