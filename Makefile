@@ -49,7 +49,7 @@ test-browser: setup browser  ## the notebooks by hand: JupyterLab in headless Ch
 bench: setup $(if $(filter browser_memory,$(or $(ONLY),browser_memory)),browser)  ## every benchmark, appended to benchmarks/results/ (ONLY=name runs one)
 	$(BIN)/python scripts/bench.py $(ONLY)
 
-claims: setup  ## write the README's table of claims from the kept runs (RUNS="runs/A runs/B" keeps these first)
+claims: setup  ## write docs/claims.md and the README's summary of it from the kept runs (RUNS="runs/A runs/B" keeps these first)
 	$(BIN)/python -m workbench claims $(RUNS)
 
 browser:  ## install Chromium for the browser tests, if it is missing

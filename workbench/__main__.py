@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = "02_watch_autoscaling"
-IMAGE = "llm-serving-workbench:0.1.0"
+IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     keep = commands.add_parser("keep", help="take finished runs' claims into small JSON files")
     keep.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     keep.add_argument("--to", type=Path, metavar="DIR", help="benchmarks/results/claims")
-    claims = commands.add_parser("claims", help="write the README's table of claims from kept runs")
+    pages = "write docs/claims.md and the README's summary of it from kept runs"
+    claims = commands.add_parser("claims", help=pages)
     claims.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="keep these first")
     manifest = commands.add_parser("manifest", help="write a specification as a cluster's file")
     manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
@@ -174,12 +176,12 @@ def keep_runs(arguments: argparse.Namespace) -> int:
 
 
 def write_claims(arguments: argparse.Namespace) -> int:
-    """Keep the given runs, then write the table into the README."""
-    from workbench.claims.table import README, keep, write_table
+    """Keep the given runs, then write docs/claims.md and the README's summary."""
+    from workbench.claims.table import CLAIMS, README, keep, write_table
 
     for folder in arguments.runs:
         print(f"kept        {shown(keep(folder))}")
-    print(f"{shown(README)}: {write_table()} claims")
+    print(f"{shown(CLAIMS)}, {shown(README)}: {write_table()} claims")
     return 0
 
 

@@ -289,7 +289,7 @@ def test_the_endpoint_and_the_replicas_listen_on_loopback_alone(endpoint: Endpoi
         if fields[3] == "0A":  # TCP_LISTEN
             address, _, number = fields[1].partition(":")
             ports.setdefault(int(number, 16), set()).add(address)
-    # Of a cluster's block the README names four that cannot be bound so, HAProxy's and Ray's.
+    # SECURITY.md names four ports of a cluster's block that always listen on all interfaces.
     block = {p: (p - FIRST) % SIZE for p in ports if FIRST <= p < LAST}
     assert {place for place in block.values() if place >= NAMED}, "the replicas'"
     for number in {port, *(p for p, place in block.items() if place not in (2, 3, 4, 5))}:

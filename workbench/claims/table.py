@@ -1,8 +1,8 @@
-"""The table of claims in the README, made from saved runs: no figure of it is typed by hand.
+"""The table of claims in docs/claims.md and its summary in README.md, made from archived runs.
 
-`keep` takes what a finished run found into a small JSON file; `write_table` makes the table from
-those files, between two marks in the README. Of several runs of one claim against one opponent on
-the same hardware and model, the newest that measured it counts.
+`keep` copies the verdicts of a finished run into a small JSON file. `write_table` makes the table
+and the summary from these files, each between two marks. Of several runs of one claim against one
+opponent on the same hardware and model, the newest that measured it counts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from workbench.runs.redact import redact
 from workbench.runs.run import PLACE, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+CLAIMS, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = RESULTS / "claims"
 PLACES = (KEPT, RESULTS / "gpu")
 BEGIN, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
+SUMMARY_BEGIN = "<!-- claims summary: written by `make claims` -->"
+SUMMARY_END = "<!-- end of claims summary -->"
 SUMMARY = (
     "completed",
     "failed",
@@ -42,17 +44,17 @@ SUMMARY = (
 """Figures of a run's summary that are kept beside its verdicts."""
 UNKEPT = (*PLACE, "live", "address", "port")
 """Parameters that say where a run went and who looked on, and shape nothing in it."""
-_OF_CPU = (
-    "**Rows of a CPU are of a CPU and a tiny model.** They show that the experiment runs and can "
-    "fail, not what a GPU gives: there is hardly any memory traffic to save, and every process "
-    "shares the same few cores."
+_CPU_NOTE = (
+    "**Rows measured on a CPU use a tiny model.** They show that the experiment works and can "
+    "fail, not what a GPU would give: there is hardly any memory traffic to save, and all "
+    "processes share the same few cores."
 )
 
-_OF_FLASH = (
+_FLASH_NOTE = (
     "**transformers' continuous batching ran without flash attention** where the row says so: the "
-    "host had no `flash-attn` package, so that attention goes over a mask of the whole cache. By "
-    "transformers' own documentation flash attention is much better there: a PASS against this "
-    "opponent is one against its slower form."
+    "host had no `flash-attn` package, so attention uses a mask over the whole cache. According "
+    "to the documentation of transformers, flash attention is much better there, so a PASS "
+    "against this opponent is one against its slower form."
 )
 
 
@@ -145,16 +147,16 @@ def newest(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """The claims as a Markdown table, with a word on figures of a CPU where there are some."""
+    """The claims as a Markdown table, with notes on CPU rows and on flash attention."""
     if not verdicts:
         return "No run has judged a claim yet.\n"
     head = ["claim", "against", "hardware and model", "measured", "verdict", "run"]
     rows = [head, ["---"] * len(head), *(_row(one) for one in newest(verdicts))]
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     if any(one.where.accelerator == "cpu" for one in verdicts):
-        lines += ["", _OF_CPU]
+        lines += ["", _CPU_NOTE]
     if any(_lacks_flash(one) for one in verdicts):
-        lines += ["", _OF_FLASH]
+        lines += ["", _FLASH_NOTE]
     return "\n".join(lines) + "\n"
 
 
@@ -174,30 +176,74 @@ def _row(one: Verdict) -> list[str]:
     said = f"**{one.verdict}**"
     if one.verdict == "not decided":
         said += f": {one.reason}"
-    lacking = ["without flash attention"] if _lacks_flash(one) else []
-    said += "".join(f"; {note}" for note in (*one.notes, *lacking))
-    cpu = "a CPU: " if one.where.accelerator == "cpu" else ""
-    place = "; ".join(part for part in (f"{cpu}{one.where.hardware}", one.where.model) if part)
-    claim = f"{one.claim.name}: at least {one.claim.goal:g}x {one.claim.figure}"
-    return [claim, one.opponent, place, measured, said, f"`{one.where.run_id}`"]
+    said += "".join(f"; {note}" for note in _notes(one))
+    return [_claim(one), one.opponent, _hardware(one), measured, said, f"`{one.where.run_id}`"]
 
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def with_table(text: str, made: str) -> str:
-    """`text` with `made` between its two marks. Raises SettingError where they are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SettingError(f"the README needs the two lines {BEGIN} and {END}: put them back")
-    return f"{before}{BEGIN}\n\n{made}\n{END}{after}"
+def summary_table(verdicts: Iterable[Verdict]) -> str:
+    """The decided claims as a short Markdown table, one row per claim, hardware and model."""
+    decided = [verdict for verdict in newest(verdicts) if verdict.verdict != "not decided"]
+    if not decided:
+        return "No claim has been decided yet.\n"
+    cells: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for verdict in decided:
+        row = (_claim(verdict), _hardware(verdict))
+        against = cells.setdefault(row, {"PASS": [], "FAIL": []})
+        against[verdict.verdict].append(f"{verdict.opponent}: {_short_ratio(verdict)}")
+    lines = ["| claim | hardware and model | PASS against | FAIL against |", "| --- " * 4 + "|"]
+    for row, against in cells.items():
+        columns = [*row, *("<br>".join(entries) or "-" for entries in against.values())]
+        lines.append(f"| {' | '.join(_cell(text) for text in columns)} |")
+    if any(_notes(verdict) for verdict in decided):
+        lines += ["", "\\* with a note in docs/claims.md"]
+    return "\n".join(lines) + "\n"
 
 
-def write_table(readme: Path = README, places: Iterable[Path] = PLACES) -> int:
-    """Write the table into `readme`; the number of its rows."""
-    verdicts = [one for run in read_kept(places) for one in run.verdicts]
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(with_table(text, table(verdicts)), encoding="utf-8")
+def _short_ratio(verdict: Verdict) -> str:
+    mark = "\\*" if _notes(verdict) else ""
+    return f"{verdict.ratio:.3g}x ({verdict.low:.3g} to {verdict.high:.3g}){mark}"
+
+
+def _claim(verdict: Verdict) -> str:
+    claim = verdict.claim
+    return f"{claim.name}: at least {claim.goal:g}x {claim.figure}"
+
+
+def _hardware(verdict: Verdict) -> str:
+    cpu = "CPU: " if verdict.where.accelerator == "cpu" else ""
+    return "; ".join(
+        part for part in (f"{cpu}{verdict.where.hardware}", verdict.where.model) if part
+    )
+
+
+def _notes(verdict: Verdict) -> list[str]:
+    return [*verdict.notes, *(["without flash attention"] if _lacks_flash(verdict) else [])]
+
+
+def with_table(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
+    """`text` with `made` between two marks. Raises SettingError if a mark is missing."""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise SettingError(f"the document has no lines {begin} and {end}; restore them")
+    return f"{before}{begin}\n\n{made}\n{end}{after}"
+
+
+def write_table(page: Path = CLAIMS, readme: Path = README, places: Iterable[Path] = PLACES) -> int:
+    """Write the table into `page` and the summary into `readme`.
+
+    Returns:
+        The number of rows of the table.
+    """
+    verdicts = [verdict for run in read_kept(places) for verdict in run.verdicts]
+    for path, made, begin, end in (
+        (page, table(verdicts), BEGIN, END),
+        (readme, summary_table(verdicts), SUMMARY_BEGIN, SUMMARY_END),
+    ):
+        text = with_table(path.read_text(encoding="utf-8"), made, begin, end)
+        path.write_text(text, encoding="utf-8")
     return len(newest(verdicts))

@@ -1,4 +1,4 @@
-"""The README's table against the kept runs; the figures in it against ratios worked by hand."""
+"""docs/claims.md and README.md against the kept runs; figures against ratios worked by hand."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from workbench.__main__ import main
 from workbench.claims.claim import Claim, Verdict, Where, judge, where, write_verdicts
 from workbench.claims.table import (
     BEGIN,
+    CLAIMS,
     END,
     KEPT,
     PLACES,
     README,
+    SUMMARY_BEGIN,
+    SUMMARY_END,
     keep,
     read_kept,
+    summary_table,
     table,
     with_table,
+    write_table,
 )
 from workbench.errors import RunError, SettingError
 from workbench.runs.run import Run
@@ -52,11 +57,45 @@ def finished(root: Path, verdicts: list[Verdict] | None = None, name: str = "r1"
     return run
 
 
-def test_the_readme_has_the_table_of_the_kept_runs() -> None:
-    """Fails if a figure was typed by hand, or a run kept and the table not written again."""
-    verdicts = [one for run in read_kept(PLACES) for one in run.verdicts]
-    text = README.read_text(encoding="utf-8")
-    assert with_table(text, table(verdicts)) == text, "run `make claims`"
+def test_the_documents_have_the_tables_of_the_kept_runs() -> None:
+    """Fails if a figure was typed by hand, or a run was kept and the tables not written again."""
+    verdicts = [verdict for run in read_kept(PLACES) for verdict in run.verdicts]
+    page, readme = CLAIMS.read_text(encoding="utf-8"), README.read_text(encoding="utf-8")
+    summary = summary_table(verdicts)
+    assert with_table(page, table(verdicts)) == page, "run `make claims`"
+    assert with_table(readme, summary, SUMMARY_BEGIN, SUMMARY_END) == readme, "run `make claims`"
+
+
+def test_the_summary_has_only_what_was_decided() -> None:
+    verdicts = [
+        judged(**GPU),
+        judged(((10.0, 10.0),) * 3, **GPU).model_copy(update={"opponent": "one at a time"}),
+        judged(PAIRS[:2]),  # too few pairs, so not decided
+    ]
+    text = summary_table(verdicts)
+    assert rows(text) == [
+        [
+            "10x the users: at least 10x users within the SLO",
+            "NVIDIA H100 80GB HBM3; a shape of 8B",
+            "static batches: 12x (11 to 13)",
+            "one at a time: 1x (1 to 1)",
+        ]
+    ]
+    assert "with a note" not in text
+    noted = summary_table([verdicts[0].model_copy(update={"notes": ("out of memory",)})])
+    assert rows(noted)[0][2:] == ["static batches: 12x (11 to 13)\\*", "-"]
+    assert "with a note in docs/claims.md" in noted
+    assert summary_table(verdicts[2:]) == "No claim has been decided yet.\n"
+
+
+def test_both_documents_are_written(tmp_path: Path) -> None:
+    keep(finished(tmp_path).path, tmp_path / "kept")
+    page, readme = tmp_path / "claims.md", tmp_path / "README.md"
+    page.write_text(f"# Claims\n{BEGIN}\n{END}\n")
+    readme.write_text(f"# Title\n{SUMMARY_BEGIN}\n{SUMMARY_END}\n")
+    assert write_table(page, readme, [tmp_path / "kept"]) == 1
+    assert "12x (11 to 13), 3 pairs" in page.read_text()
+    assert "static batches: 12x (11 to 13)" in readme.read_text()
 
 
 def test_a_row_says_all_of_a_claim() -> None:
@@ -73,8 +112,8 @@ def test_a_row_says_all_of_a_claim() -> None:
 
 def test_figures_of_a_cpu_are_named_as_such() -> None:
     text = table([judged()])
-    assert rows(text)[0][2] == "a CPU: a CPU of 2 cores; a tiny model"
-    assert "Rows of a CPU are of a CPU and a tiny model" in text
+    assert rows(text)[0][2] == "CPU: a CPU of 2 cores; a tiny model"
+    assert "Rows measured on a CPU use a tiny model" in text
     assert "tiny model" not in table([judged(**GPU)])
 
 
@@ -192,5 +231,5 @@ def test_the_text_around_the_table_stays() -> None:
     assert once.endswith(f"\n{END}\nafter\n")
     assert "old" not in once
     assert with_table(once, table([judged()])) == once
-    with pytest.raises(SettingError, match="the two lines"):
+    with pytest.raises(SettingError, match="has no lines"):
         with_table("# Title\n", "")
