@@ -28,7 +28,7 @@ STREAMS = 6
 LIMIT_S = 400.0
 STEADY_S = 3.0
 LOAD = wb.LoadSpec(
-    arrivals=wb.Closed(max_concurrency=STREAMS),
+    arrivals=wb.ClosedLoop(max_concurrency=STREAMS),
     prompts=wb.RandomPrompts(input=24, output=48),
     count=100_000,
     timeout_s=60,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from workbench.runs.run import hardware, versions
+from workbench.runs.provenance import hardware, versions
 
 Goal = Mapping[str, float]
 

@@ -55,11 +55,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support import scripted_server as scripted
 
 from workbench.loadgen.client import stream_completion
-from workbench.loadgen.worker import Job, LoadWorker
+from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
+from workbench.workload.arrivals import Poisson
 from workbench.workload.prompt_generator import Prompt
-from workbench.workload.schedule import Poisson, offsets
+from workbench.workload.schedule import offsets
 from workbench.workload.spec import Session
 
 PROMPT = list(range(8))
@@ -149,7 +150,7 @@ async def open_loop(base_url: str, due_s: list[float]) -> dict[str, Any]:
     worker = LoadWorker()
     await worker.connect(base_url, "none")
     prompt = Prompt(content=tuple(PROMPT), prompt_tokens=len(PROMPT), max_tokens=16)
-    job = Job("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
+    job = WorkerConfig("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
     await worker.start(job, [(i, Session(at, (prompt,))) for i, at in enumerate(due_s)])
     records: list[RequestRecord] = []
     while not (found := await worker.report()).done:

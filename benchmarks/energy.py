@@ -85,7 +85,7 @@ async def measured(
 ) -> dict[str, float]:
     """One load: tokens a second, and where the card tells, watts, energy and both accounts."""
     load = wb.LoadSpec(
-        arrivals=wb.Closed(max_concurrency=streams),
+        arrivals=wb.ClosedLoop(max_concurrency=streams),
         prompts=wb.RandomPrompts(**LENGTHS),
         count=50 * streams,  # more than there is time for
     )

@@ -44,7 +44,9 @@ def load(seed: int) -> wb.LoadSpec:
         shared_prefix_tokens=PREFIX_TOKENS,
         prefixes=PREFIXES,
     )
-    return wb.LoadSpec(arrivals=wb.Closed(max_concurrency=6), prompts=prompts, count=240, seed=seed)
+    return wb.LoadSpec(
+        arrivals=wb.ClosedLoop(max_concurrency=6), prompts=prompts, count=240, seed=seed
+    )
 
 
 def main() -> None:

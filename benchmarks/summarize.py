@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from _report import report
 
-from workbench.loadgen.client import RequestRecord
-from workbench.metrics.summary import SLO, summarize
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import summarize
+from workbench.records import RequestRecord
 from workbench.runs.run import Run
 
 BLOCK = 4096

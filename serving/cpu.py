@@ -18,7 +18,7 @@ ENGINES_MORE = 10
 """What a replica with an engine on a CPU adds to that."""
 
 
-def session_gives_way() -> None:
+def lower_session_priority() -> None:
     """Let the browser and the kernel go before this session's processes.
 
     Linux weighs whole sessions against each other (sched(7), autogroup), and the niceness of Ray's
@@ -30,7 +30,7 @@ def session_gives_way() -> None:
         return  # a kernel without, where niceness counts everywhere
 
 
-def engine_gives_way(accelerator: str) -> None:
+def lower_engine_priority(accelerator: str) -> None:
     """Let the rest of the cluster go before a replica's engine, if that computes on a CPU.
 
     Linux counts niceness by thread: this one, which loads the engine, and the processes it starts.

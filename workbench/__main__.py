@@ -22,7 +22,8 @@ IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. The status is 1 if a notebook failed, 2 if it was refused before a start."""
-    from workbench.errors import SettingError, WorkbenchError
+    from serving.errors import WorkbenchError
+    from workbench.errors import SettingError
 
     arguments = parser().parse_args(argv)
     try:
@@ -168,19 +169,19 @@ def run_grid(arguments: argparse.Namespace) -> int:
 
 def keep_runs(arguments: argparse.Namespace) -> int:
     """Keep what finished runs say of claims."""
-    from workbench.claims.table import KEPT, keep
+    from workbench.claims.table import KEPT, archive
 
     for folder in arguments.runs:
-        print(f"kept        {shown(keep(folder, arguments.to or KEPT))}")
+        print(f"kept        {shown(archive(folder, arguments.to or KEPT))}")
     return 0
 
 
 def write_claims(arguments: argparse.Namespace) -> int:
     """Keep the given runs, then write docs/claims.md and the README's summary."""
-    from workbench.claims.table import CLAIMS, README, keep, write_table
+    from workbench.claims.table import CLAIMS, README, archive, write_table
 
     for folder in arguments.runs:
-        print(f"kept        {shown(keep(folder))}")
+        print(f"kept        {shown(archive(folder))}")
     print(f"{shown(CLAIMS)}, {shown(README)}: {write_table()} claims")
     return 0
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from serving.classroom.leases import Place
-from serving.classroom.manager import NAME, NAMESPACE, Warden
+from serving.classroom.leases import Lease
+from serving.classroom.manager import NAME, NAMESPACE, LeaseManager
 from serving.cluster import connection
+from serving.errors import LeaseError
 from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from serving.spec.tenants import key_hash, new_key
-from workbench.errors import LeaseError, SettingError
+from workbench.errors import SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ WATCH_S = 5.0
 
 
 def open_class(
-    places: Sequence[Place],
+    places: Sequence[Lease],
     *,
     leader_key: str | None = None,
     address: str | None = None,
@@ -60,7 +61,7 @@ def open_class(
     options: dict[str, Any] = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
     options |= {"num_cpus": 0, "max_restarts": -1, "get_if_exists": True, "max_concurrency": 100}
     told: list[Any] = [[place.model_dump(mode="json") for place in places], hashed]
-    warden = ray.remote(Warden).options(**options).remote(*told, *filter(None, [simulated]))
+    warden = ray.remote(LeaseManager).options(**options).remote(*told, *filter(None, [simulated]))
     room = Classroom(warden, SecretStr(key))
     room._call("table")
     return room
@@ -131,11 +132,11 @@ class Classroom:
         self._known(tenant)
         self._call("stop", tenant)
 
-    def put(self, place: Place) -> None:
+    def put(self, place: Lease) -> None:
         """Add a place, or change one."""
         self._call("put", place.model_dump(mode="json"))
 
-    def extend(self, place: Place, minutes: float) -> Place:
+    def extend(self, place: Lease, minutes: float) -> Lease:
         """Let a lease run longer (or shorter)."""
         longer = place.model_copy(update={"ends_at": place.ends_at + timedelta(minutes=minutes)})
         self.put(longer)
@@ -168,7 +169,7 @@ class Seat:
         for line in found["told"][self._heard :]:
             self._say(f"{self.name}: {line}")
         self._heard = len(found["told"])
-        self.place = Place(**found["place"])
+        self.place = Lease(**found["place"])
         return float(found["left_s"])
 
     def deploy(self, model: ModelSpec, **service: Any) -> Endpoint:

@@ -9,10 +9,10 @@ from ray import serve
 
 from serving.baselines.api import Api
 from serving.baselines.engine_client import Engine
-from serving.cpu import engine_gives_way
+from serving.cpu import lower_engine_priority
 from serving.engine.stats import FirstTokens, report_gate, timed
 from serving.gateway.asgi import App, signed
-from serving.gateway.gate import Access, Gate, open_gate
+from serving.gateway.gate import Gate, GateConfig, open_gate
 from serving.spec.baseline import BaselineSpec
 
 
@@ -21,16 +21,16 @@ class BaselineReplica:
     """As `serving.engine.replica.DirectReplica`, with transformers where that has vLLM."""
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
-        self._access: Access | None = None
+        self._access: GateConfig | None = None
         self._gate: Gate | None = None
         self._spec = BaselineSpec(**spec)
-        engine_gives_way(self._spec.model.accelerator)
+        lower_engine_priority(self._spec.model.accelerator)
         self._engine = Engine(spec)
         await self._engine.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new keys and limits without a restart."""
-        self._access = Access(**user_config["access"])
+        self._access = GateConfig(**user_config["access"])
 
     def check_health(self) -> None:
         """Fail once the engine has ended, so that Serve starts another replica."""

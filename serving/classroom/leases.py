@@ -21,7 +21,7 @@ from serving.spec.tenants import Tenant, key_hash
 Action = Literal["warn", "delete"]
 
 
-class Place(Strict):
+class Lease(Strict):
     """One tenant's place: its key and quota, its caps, its lease."""
 
     tenant: Tenant = Field(description="Who, with the hash of the key, and the quota.")
@@ -70,7 +70,7 @@ class Held:
 
 
 @dataclass
-class Use:
+class LeaseUsage:
     """What a tenant has used so far, in seconds of replicas, CPUs and GPUs, and was told."""
 
     replica_s: float = 0.0
@@ -82,29 +82,29 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Size:
+class ReplicaResources:
     """What a replica takes, told when it is asked for."""
 
     cpus: float = 1.0
     gpus: float = 0.0
 
 
-class Register:
+class LeaseRegistry:
     """Every place of a class and its use so far. A refusal is a LeaseError of one sentence."""
 
-    def __init__(self, places: Sequence[Place], leader_hash: str) -> None:
-        self.places: dict[str, Place] = {}
+    def __init__(self, places: Sequence[Lease], leader_hash: str) -> None:
+        self.places: dict[str, Lease] = {}
         self.leader_hash = leader_hash
-        self.use: dict[str, Use] = {}
-        self.sizes: dict[str, Size] = {}
+        self.use: dict[str, LeaseUsage] = {}
+        self.sizes: dict[str, ReplicaResources] = {}
         self._last: datetime | None = None
         for place in places:
             self.put(place)
 
-    def put(self, place: Place) -> None:
+    def put(self, place: Lease) -> None:
         """Add a place, or change one (a longer lease, another cap); its use so far stays."""
         self.places[place.name] = place
-        use = self.use.setdefault(place.name, Use())
+        use = self.use.setdefault(place.name, LeaseUsage())
         use.warned = False
 
     def lead(self, key: str) -> None:
@@ -112,7 +112,7 @@ class Register:
         if not hmac.compare_digest(key_hash(key), self.leader_hash):
             raise LeaseError("Only the instructor's key may do this.")
 
-    def find(self, name: str, key: str) -> Place:
+    def find(self, name: str, key: str) -> Lease:
         """A tenant's place, for its own key alone."""
         place = self.places.get(name)
         known = "" if place is None else place.tenant.key_hash or ""
@@ -120,7 +120,9 @@ class Register:
             raise LeaseError(f"tenant {name!r} has no place in this class with that key.")
         return place
 
-    def admit(self, name: str, key: str, replicas: int, size: Size, now: datetime) -> Place:
+    def admit(
+        self, name: str, key: str, replicas: int, size: ReplicaResources, now: datetime
+    ) -> Lease:
         """The place, if its lease runs and its caps allow so many replicas of that size."""
         place = self.find(name, key)
         if place.left_s(now) <= 0:
@@ -142,14 +144,14 @@ class Register:
         self.use[name].why_deleted = None
         return place
 
-    def tick(self, held: Mapping[str, int], now: datetime) -> list[tuple[Action, Place, str]]:
+    def tick(self, held: Mapping[str, int], now: datetime) -> list[tuple[Action, Lease, str]]:
         """Count what is held, by application, since the last call; say what has to be done."""
         since = 0.0 if self._last is None else max(0.0, (now - self._last).total_seconds())
         self._last = now
-        actions: list[tuple[Action, Place, str]] = []
+        actions: list[tuple[Action, Lease, str]] = []
         for place in self.places.values():
             replicas = held.get(place.application, 0)
-            use, size = self.use[place.name], self.sizes.get(place.name, Size())
+            use, size = self.use[place.name], self.sizes.get(place.name, ReplicaResources())
             use.replica_s += replicas * since
             use.gpu_s += replicas * size.gpus * since
             use.cpu_s += replicas * size.cpus * since
@@ -160,8 +162,8 @@ class Register:
         return actions
 
     def _due(
-        self, place: Place, replicas: int, use: Use, now: datetime
-    ) -> tuple[Action, Place, str] | None:
+        self, place: Lease, replicas: int, use: LeaseUsage, now: datetime
+    ) -> tuple[Action, Lease, str] | None:
         left = place.left_s(now)
         if replicas and left <= 0:
             use.why_deleted = "the lease ran out"

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from serving.classroom.leases import Place, Register, Size, Use
+from serving.classroom.leases import Lease, LeaseRegistry, LeaseUsage, ReplicaResources
 
 NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
@@ -67,7 +67,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class Warden:
+class LeaseManager:
     """The actor. Every call names a key: the instructor's, or a tenant's for its own place."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Warden:
         deployments: Callable[[], Deployments] = ServeDeployments,
     ) -> None:
         self._deployments = deployments()
-        self._register = _restored() or Register([Place(**p) for p in places], leader_hash)
+        self._register = _restored() or LeaseRegistry([Lease(**p) for p in places], leader_hash)
         self._lock = threading.Lock()
         _keep(self._register)
         # Not a call that somebody makes: an actor that Ray starts anew must look after it too.
@@ -104,7 +104,7 @@ class Warden:
     async def admit(self, name: str, key: str, replicas: int, size: dict[str, float]) -> Any:
         """The tenant's place, or LeaseError."""
         with self._lock:
-            place = self._register.admit(name, key, replicas, Size(**size), now())
+            place = self._register.admit(name, key, replicas, ReplicaResources(**size), now())
         return place.model_dump(mode="json")
 
     async def place(self, name: str, key: str) -> Any:
@@ -123,7 +123,7 @@ class Warden:
         """Add a place or change one."""
         self._register.lead(leader)
         with self._lock:
-            self._register.put(Place(**place))
+            self._register.put(Lease(**place))
 
     async def stop(self, leader: str, name: str) -> None:
         """Delete a tenant's deployment now; its place stays until its lease ends."""
@@ -146,7 +146,7 @@ class Warden:
             _forget()
 
 
-def _keep(register: Register) -> None:
+def _keep(register: LeaseRegistry) -> None:
     from ray.experimental.internal_kv import _internal_kv_put
 
     document = {
@@ -158,16 +158,16 @@ def _keep(register: Register) -> None:
     _internal_kv_put(NAME, json.dumps(document).encode(), overwrite=True)
 
 
-def _restored() -> Register | None:
+def _restored() -> LeaseRegistry | None:
     from ray.experimental.internal_kv import _internal_kv_get
 
     kept = _internal_kv_get(NAME)
     if not kept:
         return None
     document = json.loads(kept)
-    register = Register([Place(**p) for p in document["places"]], document["leader_hash"])
-    register.use |= {name: Use(**use) for name, use in document["use"].items()}
-    register.sizes |= {name: Size(**size) for name, size in document["sizes"].items()}
+    register = LeaseRegistry([Lease(**p) for p in document["places"]], document["leader_hash"])
+    register.use |= {name: LeaseUsage(**use) for name, use in document["use"].items()}
+    register.sizes |= {name: ReplicaResources(**size) for name, size in document["sizes"].items()}
     return register
 
 

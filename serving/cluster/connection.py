@@ -121,7 +121,7 @@ def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Clu
     return _current
 
 
-def announce(spec: EndpointSpec, address: str | None) -> str:
+def describe_connection(spec: EndpointSpec, address: str | None) -> str:
     """What :func:`connect` will do; refuses a taken port while nothing has started yet."""
     if wanted := address or os.environ.get("RAY_ADDRESS"):
         return f"connecting to the Ray cluster at {wanted}"

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from serving.cpu import session_gives_way
+from serving.cpu import lower_session_priority
 
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 1.5
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     state, arguments = Path(argv[0]), argv[1:]
     # An interrupt of the notebook is for the kernel; the cluster goes on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    session_gives_way()
+    lower_session_priority()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     become_subreaper()
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.cluster.connection import METRICS_ENV
 from serving.engine.engine_args import environment
-from serving.gateway.gate import Access
+from serving.gateway.gate import GateConfig
 from serving.pipeline.config import compose
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
@@ -189,7 +189,7 @@ def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, An
     return told | {"composition": compose(spec, capacities, names)}
 
 
-def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Access:
+def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
     """One replica's limits; before an ingress, those of all replicas it may come to serve.
 
     There the queue is left to Serve's handle, whose length the autoscaler sees.
@@ -198,7 +198,7 @@ def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Access:
     ongoing, queued = scaling.max_ongoing_requests, scaling.max_queued_requests
     if spec.composed:
         ongoing, queued = sum(capacity(model) for model in spec.models), 0
-    return Access(
+    return GateConfig(
         tenants=tenants,
         limits=spec.limits,
         max_ongoing_requests=ongoing,

@@ -21,7 +21,7 @@ PACKETS = float(os.environ.get("LLM_WORKBENCH_PACKETS", "200"))
 LONGEST_S = 0.25
 
 
-class Packets:
+class StreamCoalescer:
     """The streams of one replica, whose packets are the longer the more of them run.
 
     ``packet_s`` is the shortest time between two packets of a stream, in seconds; with more than

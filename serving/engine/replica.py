@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse, Response
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import generation_error_handler
 from vllm.exceptions import GenerationError
 
-from serving.cpu import engine_gives_way
-from serving.engine.coalesce import Packets
+from serving.cpu import lower_engine_priority
+from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config
 from serving.engine.stats import (
     EngineStats,
@@ -35,7 +35,7 @@ from serving.engine.stats import (
 from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import LAST_WORDS
 from serving.gateway.asgi import App, error_body, signed
-from serving.gateway.gate import Access, Gate, open_gate
+from serving.gateway.gate import Gate, GateConfig, open_gate
 from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
@@ -61,9 +61,9 @@ class EngineReplica(LLMServer):  # type: ignore[misc]
         hide_hub_token()
         self._asked: asyncio.Future[Any] | None = None
         self._first_tokens = FirstTokens()
-        self._packets = Packets()
+        self._packets = StreamCoalescer()
         spec = ModelSpec(**model)
-        engine_gives_way(spec.accelerator)
+        lower_engine_priority(spec.accelerator)
         self._samples_in_torch = spec.accelerator == "cpu"
         if self._samples_in_torch:
             choose_folder(spec.path)
@@ -124,14 +124,14 @@ class GatedReplica(EngineReplica):
     """The same engine with vLLM's own OpenAI server in front, behind our gate."""
 
     async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
-        self._access: Access | None = None
+        self._access: GateConfig | None = None
         self._gate: Gate | None = None
         self._answered = FirstTokens()
         await super().__init__(model)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new keys and limits without a restart."""
-        self._access = Access(**user_config["access"])
+        self._access = GateConfig(**user_config["access"])
 
     async def __serve_build_asgi_app__(self) -> App:
         app = await super().__serve_build_asgi_app__()

@@ -37,7 +37,7 @@ def signed(app: App, name: str) -> App:
     return named
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """An error for the client, in OpenAI's shape."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Refusal(Exception):
         await respond(send, self.status, self.message, self.kind, self.code, self.headers)
 
 
-class Shed(Refusal):
+class OverloadedError(ApiError):
     """A refusal because the service is full, not for what was asked."""
 
 

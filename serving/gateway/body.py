@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.gateway.asgi import Receive, Refusal
+from serving.gateway.asgi import ApiError, Receive
 from serving.spec.limits import Limits
 
 MAX_DEPTH = 48
@@ -140,7 +140,7 @@ async def read(receive: Receive, limits: Limits, grow: Callable[[int], None]) ->
                 parts.append(part)
                 more = message.get("more_body", False)
     except TimeoutError:
-        raise Refusal(
+        raise ApiError(
             408,
             f"The request body was not complete after {limits.body_timeout_s:g} s.",
             "request_timeout",
@@ -148,9 +148,9 @@ async def read(receive: Receive, limits: Limits, grow: Callable[[int], None]) ->
     return b"".join(parts)
 
 
-def too_large(limits: Limits) -> Refusal:
+def too_large(limits: Limits) -> ApiError:
     """The refusal of a body beyond its limit."""
-    return Refusal(
+    return ApiError(
         413, f"The request body exceeds {limits.max_body_bytes} bytes.", "body_too_large"
     )
 
@@ -285,5 +285,5 @@ def _check_media(message: Any) -> None:
                 )
 
 
-def _bad(message: str, code: str) -> Refusal:
-    return Refusal(400, message, code)
+def _bad(message: str, code: str) -> ApiError:
+    return ApiError(400, message, code)

@@ -12,7 +12,7 @@ class FullError(Exception):
     """As many requests wait as may."""
 
 
-class Slots:
+class ConcurrencyLimiter:
     """First come, first served: ``limit`` at work, ``queue`` waiting, the next one refused.
 
     Each request brings the limits that hold when it comes, so a change reaches those who wait.

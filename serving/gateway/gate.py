@@ -20,9 +20,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from serving.gateway import body as bodies
-from serving.gateway.asgi import App, Receive, Refusal, Scope, Send, Shed, error_body
+from serving.gateway.asgi import ApiError, App, OverloadedError, Receive, Scope, Send, error_body
 from serving.gateway.body import Body
-from serving.gateway.concurrency import FullError, Slots
+from serving.gateway.concurrency import ConcurrencyLimiter, FullError
 from serving.gateway.http_routes import (
     OPEN_ROUTES,
     bearer,
@@ -36,10 +36,10 @@ from serving.gateway.http_routes import (
 )
 from serving.gateway.metering import Meter
 from serving.gateway.rate_limits import over_quota, rate_headers
-from serving.gateway.stages import Stages, timed
-from serving.quotas.actor import LedgerBook
-from serving.quotas.client import Allowances, LocalBook, OverQuotaError, RemoteBook
-from serving.quotas.lease import Purse
+from serving.gateway.stages import StageTimings, timed
+from serving.quotas.actor import ActorLedger
+from serving.quotas.client import LocalBook, OverQuotaError, QuotaClients, RemoteBook
+from serving.quotas.lease import QuotaLease
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
 from serving.spec.router import AUTO
@@ -49,7 +49,7 @@ HELD_BYTES = 64 * 2**20
 """Bodies held at one gate, all together; a flood of large ones must not fill memory."""
 
 
-class Access(Strict):
+class GateConfig(Strict):
     """What a gate enforces; travels as the deployment's ``user_config``."""
 
     tenants: tuple[Tenant, ...] = Field(
@@ -81,20 +81,20 @@ class Gate:
     """
 
     def __init__(
-        self, app: App, access: Callable[[], Access | None], book: RemoteBook | None = None
+        self, app: App, access: Callable[[], GateConfig | None], book: RemoteBook | None = None
     ) -> None:
         self._app = app
         self._access = access
-        self.slots = Slots()
+        self.slots = ConcurrencyLimiter()
         self.shed = 0
-        self.allowances = Allowances(uuid.uuid4().hex, book or LocalBook(), self._tenants)
+        self.allowances = QuotaClients(uuid.uuid4().hex, book or LocalBook(), self._tenants)
         self._held_bytes = 0
 
     def _tenants(self) -> tuple[Tenant, ...]:
         access = self._access()
         return () if access is None else access.tenants
 
-    def _required_access(self) -> Access:
+    def _required_access(self) -> GateConfig:
         access = self._access()
         assert access is not None, "Serve calls reconfigure before the first request"
         return access
@@ -105,7 +105,7 @@ class Gate:
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         access = self._required_access()
-        stages = scope["stages"] = Stages()
+        stages = scope["stages"] = StageTimings()
         try:
             with stages.measure("authentication"):
                 tenant = scope["tenant"] = _caller(scope, access)
@@ -114,11 +114,11 @@ class Gate:
                 check_read(scope, tenant)
                 return await self._app(rebuilt(scope, b""), receive, send)
             await self._post(scope, receive, send, access, tenant)
-        except Refusal as refusal:
+        except ApiError as refusal:
             await refusal.send(send)
 
     async def _post(
-        self, scope: Scope, receive: Receive, send: Send, access: Access, tenant: Tenant
+        self, scope: Scope, receive: Receive, send: Send, access: GateConfig, tenant: Tenant
     ) -> None:
         path = route(scope)
         if path not in bodies.POST_ROUTES:
@@ -145,8 +145,8 @@ class Gate:
                 _check_model(body, tenant)
             scope["constrained"] = body.constrained
             await self._admitted(scope, receive, send, access, purse, body)
-        except Refusal as refusal:
-            purse.count("shed" if isinstance(refusal, Shed) else "refused")
+        except ApiError as refusal:
+            purse.count("shed" if isinstance(refusal, OverloadedError) else "refused")
             raise
         finally:
             self._held_bytes -= held
@@ -156,8 +156,8 @@ class Gate:
         scope: Scope,
         receive: Receive,
         send: Send,
-        access: Access,
-        purse: Purse,
+        access: GateConfig,
+        purse: QuotaLease,
         body: Body,
     ) -> None:
         """Within the tenant's quotas: serve, and charge what it cost."""
@@ -174,7 +174,7 @@ class Gate:
         try:
             await self._in_time(scope, receive, meter, access, body, purse)
             spent = purse.charge(meter.tokens(), failed=(meter.status or 500) >= 500)
-        except Refusal:
+        except ApiError:
             raise  # shed: nothing was served
         except BaseException as error:
             left = isinstance(error, asyncio.CancelledError)
@@ -188,9 +188,9 @@ class Gate:
         scope: Scope,
         receive: Receive,
         meter: Meter,
-        access: Access,
+        access: GateConfig,
         body: Body,
-        purse: Purse,
+        purse: QuotaLease,
     ) -> None:
         limit = access.limits.max_seconds
         try:
@@ -206,10 +206,10 @@ class Gate:
                 raise
             await _end_late(meter, limit)
 
-    def _full(self, access: Access) -> Shed:
+    def _full(self, access: GateConfig) -> OverloadedError:
         self.shed += 1
         wait = access.retry_after_s
-        return Shed(
+        return OverloadedError(
             429,
             f"The service is at capacity: {access.max_ongoing_requests} requests in progress and "
             f"{access.max_queued_requests} waiting. Try again in {wait} s.",
@@ -223,7 +223,7 @@ async def _end_late(meter: Meter, limit: float) -> None:
     """Say that time is up: as a status, or as a stream's last event where the status is sent."""
     message = f"The request was not answered within {limit:g} s."
     if meter.status is None:
-        return await Refusal(504, message, "request_timeout", "timeout_error").send(meter.send)
+        return await ApiError(504, message, "request_timeout", "timeout_error").send(meter.send)
     if meter.ended:
         return None
     last = b""
@@ -233,7 +233,7 @@ async def _end_late(meter: Meter, limit: float) -> None:
     return await meter.send({"type": "http.response.body", "body": last})
 
 
-def _caller(scope: Scope, access: Access) -> Tenant:
+def _caller(scope: Scope, access: GateConfig) -> Tenant:
     tenant = access.holder(bearer(scope))
     # Only the holder of a key learns that it has ended: no other gets past its hash.
     if tenant is not None and not tenant.expired(datetime.now(UTC)):
@@ -242,7 +242,7 @@ def _caller(scope: Scope, access: Access) -> Tenant:
     code = "invalid_api_key"
     if tenant is not None:
         message, code = f"This API key ended at {tenant.expires_at}.", "expired_api_key"
-    raise Refusal(401, message, code, headers={"www-authenticate": "Bearer"})
+    raise ApiError(401, message, code, headers={"www-authenticate": "Bearer"})
 
 
 def _check_model(body: Body, tenant: Tenant) -> None:
@@ -251,13 +251,13 @@ def _check_model(body: Body, tenant: Tenant) -> None:
     if body.model == AUTO:
         return  # the router chooses among the tenant's models
     allowed = ", ".join(tenant.models)
-    raise Refusal(403, f"This API key may use these models alone: {allowed}.", "model_not_allowed")
+    raise ApiError(403, f"This API key may use these models alone: {allowed}.", "model_not_allowed")
 
 
-def open_gate(app: App, access: Callable[[], Access | None]) -> Gate:
+def open_gate(app: App, access: Callable[[], GateConfig | None]) -> Gate:
     """A gate in a Serve replica, in step with the service's ledger from its start."""
     from ray import serve
 
-    gate = Gate(app, access, LedgerBook(serve.get_replica_context().app_name))
+    gate = Gate(app, access, ActorLedger(serve.get_replica_context().app_name))
     gate.allowances.start()
     return gate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.gateway import body as bodies
-from serving.gateway.asgi import BUDGET_HEADER, Message, Receive, Refusal, Scope
+from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope
 from serving.spec.tenants import OWNER, Tenant
 
 OPEN_ROUTES = frozenset({"/health"})
@@ -26,18 +26,18 @@ def check_read(scope: Scope, tenant: Tenant) -> None:
     if path not in open_to and not path.startswith("/v1/models/"):
         raise no_route(scope)
     if scope["method"] not in ("GET", "HEAD"):
-        raise Refusal(
+        raise ApiError(
             405, "This route answers GET.", "method_not_allowed", headers={"allow": "GET"}
         )
 
 
-def no_route(scope: Scope) -> Refusal:
+def no_route(scope: Scope) -> ApiError:
     if route(scope) in bodies.POST_ROUTES:
-        return Refusal(
+        return ApiError(
             405, "This route answers POST.", "method_not_allowed", headers={"allow": "POST"}
         )
     routes = ", ".join(sorted(GET_ROUTES | bodies.POST_ROUTES.keys()))
-    return Refusal(404, f"There is no such route here; there are {routes}.", "route_not_found")
+    return ApiError(404, f"There is no such route here; there are {routes}.", "route_not_found")
 
 
 def route(scope: Scope) -> str:
@@ -58,7 +58,7 @@ def check_headers(scope: Scope) -> None:
     """Refuse the header by which Ray Serve would load an adapter; it is read before the gate."""
     for name, _ in scope.get("headers", ()):
         if name.lower().replace(b"-", b"_") == b"serve_multiplexed_model_id":
-            raise Refusal(
+            raise ApiError(
                 400, "serve_multiplexed_model_id is not accepted here.", "unknown_parameter"
             )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from serving.gateway.asgi import Refusal
+from serving.gateway.asgi import ApiError
 from serving.quotas.client import OverQuotaError
-from serving.quotas.lease import Purse
+from serving.quotas.lease import QuotaLease
 
 _WORDS = {"requests": "requests a minute", "tokens": "tokens a minute"}
 
 
-def rate_headers(purse: Purse, now: float) -> list[tuple[str, str]]:
+def rate_headers(purse: QuotaLease, now: float) -> list[tuple[str, str]]:
     """``x-ratelimit-{limit,remaining,reset}-{requests,tokens}``, as OpenAI names them.
 
     ``reset`` is the time until the whole quota is there again.
@@ -45,12 +45,12 @@ def _duration(seconds: float) -> str:
     return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:.1f}s"
 
 
-def over_quota(over: OverQuotaError, purse: Purse, now: float) -> Refusal:
+def over_quota(over: OverQuotaError, purse: QuotaLease, now: float) -> ApiError:
     """The refusal of a request beyond its tenant's quota."""
     wait = max(1, math.ceil(over.retry_s))
     what = _WORDS.get(over.quota, over.quota)
     headers = {"retry-after": str(wait), "retry-after-ms": str(math.ceil(over.retry_s * 1000))}
-    return Refusal(
+    return ApiError(
         429,
         f"Rate limit reached for {purse.tenant.name}: {over.limit} {what}. "
         f"Try again in {over.retry_s:.2f} s.",

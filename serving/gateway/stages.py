@@ -42,7 +42,7 @@ Its time to the first token counts from when the engine began, after its queue.
 """
 
 
-class Stages:
+class StageTimings:
     """The milliseconds of one request in each stage; a stage it did not pass is None."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Stages:
         return f"{COMMENT}{json.dumps(short)}\n\n"
 
 
-def timed(send: Send, stages: Stages) -> Send:
+def timed(send: Send, stages: StageTimings) -> Send:
     """Add the ``Server-Timing`` header to whatever is answered."""
 
     async def told(message: Message) -> None:

@@ -55,7 +55,7 @@ def blocked(findings: Iterable[Finding]) -> list[str]:
     return sorted({found.entity for found in findings if found.action == "block"})
 
 
-class Tally(Counter[tuple[str, str]]):
+class FindingCounts(Counter[tuple[str, str]]):
     """How often a guardrail did what about which type of entity."""
 
     def note(self, findings: Iterable[Finding]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serving.errors import WorkbenchError
-from serving.guardrail.findings import Finding, Tally, blocked, redacted
+from serving.guardrail.findings import Finding, FindingCounts, blocked, redacted
 from serving.guardrail.texts import Place, has_token_ids, places, telltales
 from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Side
 
@@ -49,7 +49,7 @@ class Guard:
         self.spec = spec
         self._check = check
 
-    async def prompt(self, body: Any, tally: Tally) -> None:
+    async def prompt(self, body: Any, tally: FindingCounts) -> None:
         """Redact the texts of a request in place.
 
         Raises:
@@ -63,7 +63,7 @@ class Guard:
                 )
             await self._replace("prompt", places(body), tally)
 
-    async def answer(self, answer: Any, tally: Tally) -> None:
+    async def answer(self, answer: Any, tally: FindingCounts) -> None:
         """Redact the texts of a whole answer in place.
 
         Raises:
@@ -91,7 +91,7 @@ class Guard:
             raise BlockedError(side, entities)
         return found
 
-    async def _replace(self, side: Side, found: Sequence[Place], tally: Tally) -> None:
+    async def _replace(self, side: Side, found: Sequence[Place], tally: FindingCounts) -> None:
         filled = [place for place in found if place.text.strip()]
         if not filled:
             return
@@ -129,7 +129,7 @@ def _attribute(holder: Any, name: str) -> Place:
     return Place(getattr(holder, name) or "", lambda text: setattr(holder, name, text))
 
 
-class Together:
+class MicroBatcher:
     """Texts of many requests in few calls: what comes while ``limit`` calls run shares the next.
 
     A call to another deployment costs more than a look at a short text does.

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serving.guardrail.findings import Finding
-from serving.spec.guardrail import GuardEndpoint, GuardModel, Side, Verdict
+from serving.spec.guardrail import GuardAnswerFormat, GuardEndpoint, GuardModel, Side
 
 ROLES: dict[Side, str] = {"prompt": "user", "answer": "assistant"}
 
@@ -19,7 +19,7 @@ Ask = Callable[[dict[str, Any]], Awaitable[str]]
 UNSAFE, UNCLEAR = "UNSAFE", "UNCLEAR"
 
 
-class Judge:
+class GuardModelClient:
     """Asks a guard model about each text, at most ``limit`` at a time."""
 
     def __init__(self, spec: GuardModel | GuardEndpoint, ask: Ask, limit: int = 64) -> None:
@@ -51,7 +51,7 @@ class Judge:
         return {"prompt": template.replace("{role}", ROLES[side]).replace("{text}", text)} | fields
 
 
-def categories(verdict: Verdict, said: str) -> list[str]:
+def categories(verdict: GuardAnswerFormat, said: str) -> list[str]:
     """What an answer accuses a text of: nothing, its categories, UNSAFE, or UNCLEAR."""
     if re.search(verdict.unsafe, said):
         return sorted(set(re.findall(verdict.categories, said))) or [UNSAFE]

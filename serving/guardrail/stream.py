@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from serving.gateway.stages import Stages
-from serving.guardrail.findings import Finding, Tally, redacted
+from serving.gateway.stages import StageTimings
+from serving.guardrail.findings import Finding, FindingCounts, redacted
 from serving.guardrail.guard import Guard
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -21,9 +21,9 @@ Where = tuple[int, str, int]
 class GuardedStream:
     """Rewrites one stream. Text that waits makes no event: what comes out later comes together."""
 
-    def __init__(self, guard: Guard, stages: Stages, tally: Tally) -> None:
+    def __init__(self, guard: Guard, stages: StageTimings, tally: FindingCounts) -> None:
         self._guard, self._stages, self._tally = guard, stages, tally
-        self._windows: dict[Where, Window] = {}
+        self._windows: dict[Where, HoldbackBuffer] = {}
         self._template: dict[str, Any] = {}
 
     async def rewrite(self, packets: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -81,7 +81,7 @@ class GuardedStream:
         window = self._windows.get(where)
         if window is None:
             spec = self._guard.spec
-            window = self._windows[where] = Window(spec.hold_back_chars, spec.step_chars)
+            window = self._windows[where] = HoldbackBuffer(spec.hold_back_chars, spec.step_chars)
         window.push(text)
 
     async def _look(self, places: list[Where], *, last: bool) -> list[str]:
@@ -135,7 +135,7 @@ CONTEXT = 64
 """Characters already let out that a look begins with: words before a number say what it is."""
 
 
-class Window:
+class HoldbackBuffer:
     """The text of one answer between the model and the client.
 
     At most ``hold + step`` characters wait for a look, and MAX_WORD more where a word is not over.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from serving.gateway.asgi import BUDGET_HEADER
 from serving.guardrail.texts import places
-from serving.pipeline.router_rules import Facts
+from serving.pipeline.router_rules import RoutingInput
 from serving.spec.base import Strict
 from serving.spec.guardrail import GuardrailSpec
 from serving.spec.pipeline import PipelineSpec
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serving.spec.tenants import Tenant
 
 
-class Composition(Strict):
+class PipelineConfig(Strict):
     """A pipeline without what only its other deployments need; part of the ``user_config``."""
 
     guardrail: GuardrailSpec | None = Field(None, description="What looks at texts.")
@@ -57,7 +57,7 @@ def compose(spec: EndpointSpec, capacity: Mapping[str, int], names: Mapping[str,
     """The composition of a spec as plain data; ``names`` are the models' deployments."""
     pipeline = spec if isinstance(spec, PipelineSpec) else None
     shares = pipeline.ingress_replicas if pipeline else 1
-    made = Composition(
+    made = PipelineConfig(
         guardrail=pipeline.guardrail if pipeline else None,
         router=pipeline.router if pipeline else None,
         capacity={model: -(-number // shares) for model, number in capacity.items()},
@@ -68,7 +68,7 @@ def compose(spec: EndpointSpec, capacity: Mapping[str, int], names: Mapping[str,
 
 
 async def choose(
-    composition: Composition,
+    composition: PipelineConfig,
     router: Any,
     body: Any,
     headers: Mapping[str, str],
@@ -78,7 +78,7 @@ async def choose(
     spec, models = composition.router, tuple(composition.capacity)
     assert spec is not None
     limit = getattr(body, "max_completion_tokens", None) or getattr(body, "max_tokens", None)
-    facts = Facts(
+    facts = RoutingInput(
         texts=tuple(place.text for place in places(body)),
         max_tokens=limit,
         tenant=tenant.name if tenant else None,

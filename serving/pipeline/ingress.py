@@ -23,13 +23,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
-from serving.gateway.gate import Access, open_gate
-from serving.gateway.stages import Stages
-from serving.guardrail.findings import Tally
-from serving.guardrail.guard import Guard, RefusedError, Together
-from serving.guardrail.guard_model import Judge, asks_endpoint
+from serving.gateway.gate import GateConfig, open_gate
+from serving.gateway.stages import StageTimings
+from serving.guardrail.findings import FindingCounts
+from serving.guardrail.guard import Guard, MicroBatcher, RefusedError
+from serving.guardrail.guard_model import GuardModelClient, asks_endpoint
 from serving.guardrail.stream import GuardedStream, as_events, events
-from serving.pipeline.config import Composition, choose
+from serving.pipeline.config import PipelineConfig, choose
 from serving.pipeline.dispatcher import Answer, Dispatcher, Health
 from serving.pipeline.http_app import DONE, bare_app
 from serving.spec.router import AUTO
@@ -53,13 +53,13 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
     ) -> None:
         super().__init__(models, {name: _card(name) for name in models})
         self._guardrail, self._router, self._guarded = guardrail, router, guarded
-        self._access: Access | None = None
+        self._access: GateConfig | None = None
         self._guard: Guard | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new keys, limits and rules without a restart."""
-        self._access = Access(**user_config["access"])
-        self._composition = Composition(**user_config["composition"])
+        self._access = GateConfig(**user_config["access"])
+        self._composition = PipelineConfig(**user_config["composition"])
         app = serve.get_replica_context().app_name
         states = self._composition.states(app)
         self._dispatcher = Dispatcher(
@@ -75,10 +75,12 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
             assert self._guardrail is not None
             handle = self._guardrail
             limit = 4 * spec.scaling.max_replicas
-            return Guard(spec, Together(lambda texts: handle.check.remote(texts), limit))
+            return Guard(spec, MicroBatcher(lambda texts: handle.check.remote(texts), limit))
         if spec.kind == "endpoint":
-            return Guard(spec, Judge(spec, asks_endpoint(spec)))
-        return Guard(spec, Judge(spec, _asks_handle(self._guardrail, spec.model.model_id)))
+            return Guard(spec, GuardModelClient(spec, asks_endpoint(spec)))
+        return Guard(
+            spec, GuardModelClient(spec, _asks_handle(self._guardrail, spec.model.model_id))
+        )
 
     async def __serve_build_asgi_app__(self) -> App:
         app: FastAPI = bare_app()
@@ -107,8 +109,8 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
     ) -> Response:
         """A chat completion, completion or transcription, streamed or whole."""
         assert raw_request is not None
-        stages: Stages = raw_request.scope["stages"]
-        tally = Tally()
+        stages: StageTimings = raw_request.scope["stages"]
+        tally = FindingCounts()
         if self._guard is not None:
             with stages.measure("guardrail_in"):
                 await self._guard.prompt(body, tally)
@@ -147,7 +149,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         return start
 
     async def _whole(
-        self, answer: Answer, stages: Stages, tally: Tally, headers: dict[str, str]
+        self, answer: Answer, stages: StageTimings, tally: FindingCounts, headers: dict[str, str]
     ) -> Response:
         if isinstance(answer.first, ErrorResponse):
             error = answer.first.error
@@ -162,7 +164,9 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         stages.waited(answer.waited_ms, answer.waited_ms)
         return JSONResponse(content, headers=headers)
 
-    async def _stream(self, answer: Answer, stages: Stages, tally: Tally) -> AsyncIterator[str]:
+    async def _stream(
+        self, answer: Answer, stages: StageTimings, tally: FindingCounts
+    ) -> AsyncIterator[str]:
         packets: Any = self._packets(answer, stages)
         if self._guard is not None:
             packets = GuardedStream(self._guard, stages, tally).rewrite(packets)
@@ -178,7 +182,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         ending = f": guardrail {tally}\n\n" if self._guard is not None and tally else ""
         yield f"{ending}{stages.comment()}{DONE}"
 
-    async def _packets(self, answer: Answer, stages: Stages) -> AsyncIterator[str]:
+    async def _packets(self, answer: Answer, stages: StageTimings) -> AsyncIterator[str]:
         """The model's events without ``[DONE]``; what they tell of the stages is taken over."""
         packet: Any = answer.first
         while packet is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import MissingPackageError, ModelNotFoundError
-from serving.pipeline.router_rules import Decision, Embed, Facts, decide
+from serving.pipeline.router_rules import Decision, Embed, RoutingInput, decide
 from serving.spec.router import EmbeddingClassifier, RouterSpec
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Router:
             self._embed = Examples(spec.classifier) if spec.classifier else None
         self._spec = spec
 
-    async def decide(self, facts: Facts) -> Decision:
+    async def decide(self, facts: RoutingInput) -> Decision:
         """The model that should answer, and why."""
         return decide(facts, self._spec, self._models, self._embed)
 

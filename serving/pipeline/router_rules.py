@@ -23,7 +23,7 @@ Embed = Callable[[str], Mapping[str, float]]
 """A classifier: the similarity of a text to each model's examples."""
 
 
-class Facts(NamedTuple):
+class RoutingInput(NamedTuple):
     """What a router knows of a request."""
 
     texts: tuple[str, ...]
@@ -47,7 +47,7 @@ class Decision(NamedTuple):
 
 
 def decide(
-    facts: Facts, spec: RouterSpec, models: tuple[str, ...], embed: Embed | None = None
+    facts: RoutingInput, spec: RouterSpec, models: tuple[str, ...], embed: Embed | None = None
 ) -> Decision:
     """The first rule that holds, then the classifier, then the default."""
     for number, rule in enumerate(spec.rules, 1):
@@ -74,12 +74,14 @@ def decide(
     return Decision(spec.default or models[0], "default")
 
 
-def _length(rule: LengthRule, facts: Facts) -> str | None:
+def _length(rule: LengthRule, facts: RoutingInput) -> str | None:
     above = rule.max_chars is not None and facts.chars > rule.max_chars
     return None if above or facts.chars < rule.min_chars else f"{facts.chars} characters"
 
 
-def _affordable(rule: BudgetRule, facts: Facts, models: Iterable[str]) -> tuple[str, str] | None:
+def _affordable(
+    rule: BudgetRule, facts: RoutingInput, models: Iterable[str]
+) -> tuple[str, str] | None:
     budget = _number(facts.budget) or rule.usd_per_request
     if budget is None:
         return None

@@ -21,7 +21,7 @@ FORGET_S = 5.0
 
 
 @dataclass
-class Bucket:
+class TokenBucket:
     """A minute's quota that refills evenly and never holds more; below zero it is in debt."""
 
     capacity: float
@@ -63,7 +63,7 @@ class Usage:
 
 
 @dataclass
-class Report:
+class UsageReport:
     """One gate's account of one tenant.
 
     Totals since it joined, except ``unused_requests``: a lost answer does no harm.
@@ -79,7 +79,7 @@ class Report:
 
 
 @dataclass
-class Grant:
+class LeaseGrant:
     """The book's answer: what is leased, and how the tenant stands."""
 
     requests: int = 0
@@ -113,10 +113,10 @@ class _Account:
         self.requests = _bucket(tenant.requests_per_minute, self.requests, now)
         self.tokens = _bucket(tenant.tokens_per_minute, self.tokens, now)
 
-    def deal(self, gate: str, report: Report, gates: int, now: float) -> Grant:
+    def deal(self, gate: str, report: UsageReport, gates: int, now: float) -> LeaseGrant:
         held = self.gates.setdefault(gate, _Gate())
         held.places, held.reserved = report.places, report.reserved_tokens
-        grant = Grant(alone=gates == 1)
+        grant = LeaseGrant(alone=gates == 1)
         if self.requests is not None:
             self._lease_requests(self.requests, report, grant, now)
         if self.tokens is not None:
@@ -129,7 +129,9 @@ class _Account:
             self._lease_places(self.tenant.max_concurrent_requests, held, report, grant, gates)
         return grant
 
-    def _lease_requests(self, bucket: Bucket, report: Report, grant: Grant, now: float) -> None:
+    def _lease_requests(
+        self, bucket: TokenBucket, report: UsageReport, grant: LeaseGrant, now: float
+    ) -> None:
         bucket.refill(now)
         bucket.level = min(bucket.capacity, bucket.level + report.unused_requests)
         if report.wants_request:
@@ -139,7 +141,7 @@ class _Account:
         grant.requests_left = bucket.level
 
     def _lease_places(
-        self, limit: int, held: _Gate, report: Report, grant: Grant, gates: int
+        self, limit: int, held: _Gate, report: UsageReport, grant: LeaseGrant, gates: int
     ) -> None:
         share = limit if gates == 1 else limit // (4 * gates)
         grant.keep_places = share
@@ -149,17 +151,17 @@ class _Account:
             held.places += grant.places
 
 
-def _bucket(quota: int | None, old: Bucket | None, now: float) -> Bucket | None:
+def _bucket(quota: int | None, old: TokenBucket | None, now: float) -> TokenBucket | None:
     if quota is None:
         return None
     if old is None:
-        return Bucket(quota, now)
+        return TokenBucket(quota, now)
     old.refill(now)
     old.resize(quota)
     return old
 
 
-class Book:
+class QuotaLedger:
     """The one account of every tenant's quota and usage."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -185,7 +187,7 @@ class Book:
                 self._accounts[name] = _Account(tenant, now)
             self._accounts[name].spent.pop(gate, None)
 
-    def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None:
+    def deal(self, gate: str, reports: dict[str, UsageReport]) -> dict[str, LeaseGrant] | None:
         """Take one gate's reports and answer each; None asks it to join (again) first."""
         now = self._clock()
         if gate not in self._seen:

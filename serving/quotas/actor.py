@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from serving.quotas.accounts import Book, Grant, Report
+from serving.quotas.accounts import LeaseGrant, QuotaLedger, UsageReport
 from serving.spec.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 NAMESPACE = "llm-workbench"
 
 
-class Ledger:
+class QuotaActor:
     """A book that gates of other processes reach."""
 
     def __init__(self) -> None:
-        self._book = Book()
+        self._book = QuotaLedger()
 
     def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
         """A gate begins, or its tenants have changed."""
         self._book.join(gate, tenants)
 
-    def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None:
+    def deal(self, gate: str, reports: dict[str, UsageReport]) -> dict[str, LeaseGrant] | None:
         """Take one gate's reports, and answer each."""
         return self._book.deal(gate, reports)
 
@@ -34,7 +34,7 @@ class Ledger:
         return {name: asdict(usage) for name, usage in self._book.usage().items()}
 
 
-class LedgerBook:
+class ActorLedger:
     """The ledger of a service as a gate uses it; the actor is started by whoever comes first."""
 
     def __init__(self, service: str) -> None:
@@ -46,11 +46,13 @@ class LedgerBook:
         self._actor = start(self._service)
         await self._actor.join.remote(gate, tuple(tenants))
 
-    async def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None:
+    async def deal(
+        self, gate: str, reports: dict[str, UsageReport]
+    ) -> dict[str, LeaseGrant] | None:
         """See :meth:`Book.deal`."""
         if self._actor is None:
             return None
-        grants: dict[str, Grant] | None = await self._actor.deal.remote(gate, reports)
+        grants: dict[str, LeaseGrant] | None = await self._actor.deal.remote(gate, reports)
         return grants
 
 
@@ -59,7 +61,7 @@ def start(service: str) -> ActorHandle[Any]:
     import ray
 
     actor: ActorHandle[Any] = (
-        ray.remote(Ledger)
+        ray.remote(QuotaActor)
         .options(
             name=_name(service),
             namespace=NAMESPACE,

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from serving.quotas.accounts import Book, Grant, Report
-from serving.quotas.lease import IDLE_S, Purse
+from serving.quotas.accounts import LeaseGrant, QuotaLedger, UsageReport
+from serving.quotas.lease import IDLE_S, QuotaLease
 from serving.spec.tenants import Tenant
 
 SYNC_S = 0.25
@@ -41,19 +41,23 @@ class RemoteBook(Protocol):
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None: ...
 
-    async def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None: ...
+    async def deal(
+        self, gate: str, reports: dict[str, UsageReport]
+    ) -> dict[str, LeaseGrant] | None: ...
 
 
 class LocalBook:
     """A book in this process."""
 
-    def __init__(self, book: Book | None = None) -> None:
-        self.book = book or Book()
+    def __init__(self, book: QuotaLedger | None = None) -> None:
+        self.book = book or QuotaLedger()
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
         self.book.join(gate, tenants)
 
-    async def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None:
+    async def deal(
+        self, gate: str, reports: dict[str, UsageReport]
+    ) -> dict[str, LeaseGrant] | None:
         return self.book.deal(gate, reports)
 
 
@@ -65,7 +69,7 @@ class OverQuotaError(Exception):
         self.quota, self.limit, self.retry_s = quota, limit, retry_s
 
 
-class Allowances:
+class QuotaClients:
     """Every tenant's purse at one gate, kept in step with the book."""
 
     def __init__(
@@ -76,8 +80,8 @@ class Allowances:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gate, self._book, self._current, self._clock = gate, book, tenants, clock
-        self._alone = LocalBook(Book(clock))
-        self._purses: dict[str, Purse] = {}
+        self._alone = LocalBook(QuotaLedger(clock))
+        self._purses: dict[str, QuotaLease] = {}
         self._tenants: tuple[Tenant, ...] = ()
         self._at: RemoteBook | None = None
         self._away_until = float("-inf")
@@ -85,9 +89,9 @@ class Allowances:
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def purse(self, tenant: Tenant) -> Purse:
+    def purse(self, tenant: Tenant) -> QuotaLease:
         """The tenant's purse at this gate."""
-        purse = self._purses.setdefault(tenant.name, Purse(tenant))
+        purse = self._purses.setdefault(tenant.name, QuotaLease(tenant))
         purse.tenant = tenant
         return purse
 
@@ -109,7 +113,7 @@ class Allowances:
         if self._task is not None:
             self._task.cancel()
 
-    async def admit(self, purse: Purse, tokens: int) -> None:
+    async def admit(self, purse: QuotaLease, tokens: int) -> None:
         """Take one request and one place, and reserve ``tokens``.
 
         Raises:
@@ -134,7 +138,7 @@ class Allowances:
             purse.reserved += tokens if purse.tenant.tokens_per_minute else 0
             self._fetch_ahead(purse)
 
-    def leave(self, purse: Purse, reserved: int, spent: int) -> None:
+    def leave(self, purse: QuotaLease, reserved: int, spent: int) -> None:
         """One request has ended: what was reserved for it, and what it cost."""
         purse.running -= 1
         purse.dirty = True
@@ -145,11 +149,11 @@ class Allowances:
         if purse.tenant.max_concurrent_requests and idle > purse.grant.keep_places:
             self._soon.set()  # another gate may be waiting for the place
 
-    def give_back(self, purse: Purse) -> None:
+    def give_back(self, purse: QuotaLease) -> None:
         """The request that was admitted last was not served."""
         purse.requests += purse.tenant.requests_per_minute is not None
 
-    def _check_tokens(self, purse: Purse, tokens: int) -> None:
+    def _check_tokens(self, purse: QuotaLease, tokens: int) -> None:
         quota = purse.tenant.tokens_per_minute
         if quota is None:
             return
@@ -157,7 +161,7 @@ class Allowances:
         if left < needed - 1e-6:
             raise OverQuotaError("tokens", quota, (needed - left) * 60 / quota)
 
-    async def _need_place(self, purse: Purse) -> None:
+    async def _need_place(self, purse: QuotaLease) -> None:
         limit = purse.tenant.max_concurrent_requests
         if limit is None:
             return
@@ -172,7 +176,7 @@ class Allowances:
         if purse.running >= purse.places:
             raise OverQuotaError("concurrent requests", limit, 1.0)
 
-    async def _need_request(self, purse: Purse) -> None:
+    async def _need_request(self, purse: QuotaLease) -> None:
         quota = purse.tenant.requests_per_minute
         if quota is None or purse.requests >= 1:
             return
@@ -186,12 +190,12 @@ class Allowances:
                 purse.refused_until = now + min(IDLE_S, wait)
             raise OverQuotaError("requests", quota, wait)
 
-    def _fetch_ahead(self, purse: Purse) -> None:
+    def _fetch_ahead(self, purse: QuotaLease) -> None:
         if purse.tenant.requests_per_minute and purse.requests < purse.lease // 4:
             purse.wants_request = True
             self._soon.set()
 
-    async def _ask(self, purse: Purse, *, request: bool = False, place: bool = False) -> None:
+    async def _ask(self, purse: QuotaLease, *, request: bool = False, place: bool = False) -> None:
         """Ask the book now, unless what we want came while another request asked."""
         async with self._lock:
             if (request and purse.requests >= 1) or (place and purse.running < purse.places):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serving.quotas.accounts import Grant, Report, Usage
+from serving.quotas.accounts import LeaseGrant, Usage, UsageReport
 from serving.spec.tenants import Tenant
 
 IDLE_S = 1.0
@@ -15,7 +15,7 @@ LATELY_S = 4.0
 
 
 @dataclass
-class Purse:
+class QuotaLease:
     """What this gate holds of one tenant's quota, and what the tenant has used here."""
 
     tenant: Tenant
@@ -32,7 +32,7 @@ class Purse:
     wants_request: bool = False
     wants_place: bool = False
     dirty: bool = False
-    grant: Grant = field(default_factory=Grant)
+    grant: LeaseGrant = field(default_factory=LeaseGrant)
     usage: Usage = field(default_factory=Usage)
 
     def tokens(self, now: float) -> float:
@@ -63,7 +63,7 @@ class Purse:
         lately = now - self.used_at < LATELY_S
         return self.limited and (lately or self.requests > 0 or self.places > 0)
 
-    def report(self, now: float) -> Report:
+    def report(self, now: float) -> UsageReport:
         """What the book is told; unused requests and places go with it."""
         idle = not self.grant.alone and now - self.used_at > IDLE_S
         unused, self.requests = (self.requests, 0) if idle else (0, self.requests)
@@ -72,7 +72,7 @@ class Purse:
             self.places = min(self.places, keep)
         asked = self.wants_request, self.wants_place
         self.wants_request = self.wants_place = self.dirty = False
-        return Report(*asked, unused, self.places, self.reserved, self.spent, self.usage)
+        return UsageReport(*asked, unused, self.places, self.reserved, self.spent, self.usage)
 
     def count(self, what: Literal["shed", "refused"]) -> None:
         """Count a request that was not served, and why."""
@@ -88,7 +88,7 @@ class Purse:
         self.usage.output_tokens += tokens[1]
         return sum(tokens)
 
-    def take(self, grant: Grant, told: int, now: float) -> None:
+    def take(self, grant: LeaseGrant, told: int, now: float) -> None:
         """Enter the book's answer."""
         self.grant, self.told, self.synced_at = grant, told, now
         self.requests += grant.requests

@@ -30,7 +30,7 @@ GPU_GIB = {
 
 
 @dataclass(frozen=True)
-class Gpus:
+class GpuPool:
     """A cluster's GPUs of one type: how many on each node, and the memory of one in GiB."""
 
     per_node: tuple[int, ...]
@@ -46,7 +46,7 @@ class Gpus:
         return f"{self.count} {self.kind} of {self.gib:g} GiB on {len(self.per_node)} node(s)"
 
 
-def gpus_of(nodes: Iterable[Mapping[str, Any]], kind: str | None = None) -> Gpus | None:
+def gpus_of(nodes: Iterable[Mapping[str, Any]], kind: str | None = None) -> GpuPool | None:
     """The GPUs of the type that most nodes have, or of ``kind``; None where no type is known.
 
     ``nodes`` are the resources of each node as Ray reports them.
@@ -58,7 +58,7 @@ def gpus_of(nodes: Iterable[Mapping[str, Any]], kind: str | None = None) -> Gpus
             if name != known and known in GPU_GIB and node.get("GPU", 0) >= 1:
                 found.setdefault(known, []).append(int(node["GPU"]))
     chosen = kind or max(found, key=lambda name: sum(found[name]), default=None)
-    return Gpus(tuple(found[chosen]), GPU_GIB[chosen], chosen) if chosen in found else None
+    return GpuPool(tuple(found[chosen]), GPU_GIB[chosen], chosen) if chosen in found else None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def divides(model: Architecture, layout: Layout, partition: str | None = None) -
 
 def plans(
     model: Architecture,
-    gpus: Gpus,
+    gpus: GpuPool,
     *,
     context: int,
     sizes: Sizes = Sizes(),  # noqa: B008  (frozen)
@@ -143,14 +143,14 @@ def _problem(memory: Memory, context: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Advice:
+class Recommendation:
     """The plan to take, if any fits, and why."""
 
     plan: Plan | None
     why: str
 
 
-def recommend(found: list[Plan], concurrency: int) -> Advice:
+def recommend(found: list[Plan], concurrency: int) -> Recommendation:
     """The smallest replicas that hold ``concurrency`` sequences at once, as many as there is room.
 
     Replicas do not talk to each other; the GPUs of one replica do at every layer. So a GPU more in
@@ -159,11 +159,11 @@ def recommend(found: list[Plan], concurrency: int) -> Advice:
     fitting = [plan for plan in found if plan.problem is None]
     if not fitting:
         last = found[-1].problem if found else "no layout divides the model on these GPUs"
-        return Advice(None, f"It does not fit: {last}.")
+        return Recommendation(None, f"It does not fit: {last}.")
     enough = [plan for plan in fitting if plan.sequences >= concurrency]
     if not enough:
         best = max(fitting, key=lambda plan: (plan.sequences, -plan.layout.gpus))
-        return Advice(
+        return Recommendation(
             best,
             f"{_told(best)}: the most that these GPUs hold at once, of {concurrency} asked for; "
             "the others wait, or need more GPUs or a shorter context.",
@@ -176,7 +176,7 @@ def recommend(found: list[Plan], concurrency: int) -> Advice:
         why = f"{before.layout} does not do: " + (
             before.problem or f"its {before.replicas} replica(s) hold {before.sequences}"
         )
-    return Advice(best, f"{_told(best)}, of {concurrency} asked for; {why}.")
+    return Recommendation(best, f"{_told(best)}, of {concurrency} asked for; {why}.")
 
 
 def _told(plan: Plan) -> str:

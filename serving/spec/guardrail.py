@@ -127,7 +127,7 @@ class PresidioGuardrail(_Guard):
         )
 
 
-class Verdict(Strict):
+class GuardAnswerFormat(Strict):
     """How a guard model's answer is read. The default is Llama Guard's: ``unsafe`` and ``S1,S7``.
 
     An answer that says neither blocks, since a guard that cannot be understood guards nothing.
@@ -163,7 +163,9 @@ class _Judge(_Guard):
         "without one the text is sent as a chat, for the model's own template to wrap.",
     )
     max_tokens: int = Field(16, ge=1, le=256, description="Most tokens of the guard's answer.")
-    verdict: Verdict = Field(default_factory=Verdict, description="How its answer is read.")
+    verdict: GuardAnswerFormat = Field(
+        default_factory=GuardAnswerFormat, description="How its answer is read."
+    )
     action: Literal["block", "annotate"] = Field(
         "block", description="What to do about what it calls unsafe."
     )

@@ -117,7 +117,7 @@ def check_tenants(tenants: tuple[Tenant, ...]) -> None:
             seen.add(value)
 
 
-def issue(
+def issue_keys(
     tenants: Iterable[Tenant], known: Mapping[str, SecretStr]
 ) -> tuple[tuple[Tenant, ...], dict[str, SecretStr]]:
     """Give each tenant without a hash its known key, or a new one.

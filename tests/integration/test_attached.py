@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 USER = """
 import asyncio, json, ray, time
 import workbench as wb
-from workbench.errors import ClusterError
+from serving.errors import ClusterError
 
 spec = wb.ServiceSpec(port=0, model=wb.ModelSpec(max_model_len=256))
 endpoint = wb.open_endpoint(spec)
@@ -32,7 +32,7 @@ def homes():
     return [serving.__file__, workbench.__file__]
 
 async def load():
-    few = wb.LoadSpec(arrivals=wb.Closed(max_concurrency=2), count=4,
+    few = wb.LoadSpec(arrivals=wb.ClosedLoop(max_concurrency=2), count=4,
                       prompts=wb.RandomPrompts(input=8, output=4))
     return (await wb.start_load(endpoint, few, progress=None)).summary().completed
 

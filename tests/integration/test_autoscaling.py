@@ -55,7 +55,7 @@ async def until(holds: Callable[[], bool], loading: LoadRun | None = None) -> No
 def loaded(endpoint: Endpoint, run: Run, clock: Clock, at_once: int) -> LoadRun:
     """A closed loop that goes on until it is stopped."""
     load = wb.LoadSpec(
-        arrivals=wb.Closed(max_concurrency=at_once),
+        arrivals=wb.ClosedLoop(max_concurrency=at_once),
         count=3_000,
         prompts=wb.RandomPrompts(input=64, output=150),
         timeout_s=PATIENCE_S,

@@ -31,9 +31,9 @@ from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
-from workbench.experiments.paired_runner import alternate, engine_stats
+from workbench.experiments.paired_runner import engine_stats, run_alternating
 from workbench.runs.run import Run
-from workbench.workload.arrivals import Closed
+from workbench.workload.arrivals import ClosedLoop
 from workbench.workload.prompts import RandomPrompts, Uniform
 from workbench.workload.spec import LoadSpec
 
@@ -404,13 +404,13 @@ class TestDeployed:
         """Both get the same prompts and answer all of them, to the token."""
         run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
         load = LoadSpec(
-            arrivals=Closed(max_concurrency=4),
+            arrivals=ClosedLoop(max_concurrency=4),
             prompts=RandomPrompts(input=Uniform(low=4, high=20), output=Uniform(low=2, high=20)),
             count=6,
         )
         before = engine_stats(baseline)
         found = asyncio.run(
-            alternate(
+            run_alternating(
                 endpoint,
                 baseline,
                 load,

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from serving.classroom.leases import Place
+from serving.classroom.leases import Lease
+from serving.errors import LeaseError
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.tenants import Tenant, key_hash, new_key
 from workbench.classroom import Classroom, Seat, join_class, open_class
-from workbench.errors import LeaseError, SettingError
+from workbench.errors import SettingError
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_alone"), pytest.mark.timeout(400)]
 
@@ -58,10 +59,10 @@ def papers(file: str) -> Callable[[], Paper]:
     return lambda: source["Paper"](file)  # type: ignore[operator]
 
 
-def place(name: str, key: str, seconds: float, **fields: object) -> Place:
+def place(name: str, key: str, seconds: float, **fields: object) -> Lease:
     ends = datetime.now(UTC) + timedelta(seconds=seconds)
     tenant = Tenant(name=name, key_hash=key_hash(key), requests_per_minute=60)
-    return Place(tenant=tenant, ends_at=ends, **fields)  # type: ignore[arg-type]
+    return Lease(tenant=tenant, ends_at=ends, **fields)  # type: ignore[arg-type]
 
 
 def until(done: Callable[[], object], within_s: float = 240) -> None:
@@ -150,7 +151,7 @@ import sys, time
 import workbench as wb
 from datetime import UTC, datetime, timedelta
 from serving.spec.tenants import Tenant, key_hash
-from serving.classroom.leases import Place
+from serving.classroom.leases import Lease
 from workbench.classroom import join_class, open_class
 
 key = "sk-the-key-of-ada-itself"

@@ -26,11 +26,12 @@ from serving.cluster.supervisor import descendants
 from workbench.endpoints.remote import remote
 from workbench.errors import RunError
 from workbench.loadgen import workers as load_places
-from workbench.loadgen.start import LoadResult, start_load
+from workbench.loadgen.handle import LoadResult
+from workbench.loadgen.start import start_load
 from workbench.records import RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import Constant
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_alone")]

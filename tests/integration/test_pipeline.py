@@ -264,7 +264,7 @@ def test_a_model_that_is_killed_is_stood_in_for(pipeline: Endpoint) -> None:
 @pytest.mark.slow
 def test_a_guard_model_in_a_deployment_of_its_own_judges(deployed: Deployed) -> None:
     """The embedded model as a classifier: what it knows an entry for is called unsafe."""
-    verdict = wb.Verdict(
+    verdict = wb.GuardAnswerFormat(
         safe="small demonstration model", unsafe="^The KV cache", categories="attention keys"
     )
     guard = wb.GuardModel(

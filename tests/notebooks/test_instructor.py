@@ -14,7 +14,7 @@ import pytest
 import yaml
 from support.paths import ROOT
 
-from serving.classroom.leases import Place, Register
+from serving.classroom.leases import Lease, LeaseRegistry
 from serving.spec.tenants import Tenant, key_hash
 from workbench.automation.notebooks import parameters_of
 from workbench.metrics.bootstrap import bootstrap
@@ -63,8 +63,8 @@ def test_answer_10_a_lease_of_three_minutes() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     at = [start + timedelta(seconds=s) for s in range(241)]
     tenant = Tenant(name="a", key_hash=key_hash("k" * 20))
-    place = Place(tenant=tenant, ends_at=start + timedelta(minutes=3), warn_s=60)
-    register, held, told = Register([place], key_hash("l" * 20)), {"class-a": 0}, {}
+    place = Lease(tenant=tenant, ends_at=start + timedelta(minutes=3), warn_s=60)
+    register, held, told = LeaseRegistry([place], key_hash("l" * 20)), {"class-a": 0}, {}
     for second, now in enumerate(at):
         held["class-a"] = int(second >= 20 and "delete" not in told)
         for kind, _, why in register.tick(held, now):
@@ -98,7 +98,7 @@ def test_answer_06_what_fits_eight_cards_and_from_where_it_changes() -> None:
 
     def layout(model: str, sequences: int) -> str:
         cards = {"kind": "H100", "per_node": [8]}
-        found = wb.fit(model, cards, context=8192, concurrency=sequences).advice.why
+        found = wb.plan_layouts(model, cards, context=8192, concurrency=sequences).advice.why
         return found.partition(" replica")[0]
 
     for sequences, expected in ((64, "TP 1 × 8"), (440, "TP 1 × 8"), (441, "TP 2 × 4")):

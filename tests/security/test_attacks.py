@@ -22,7 +22,7 @@ from support.gate_server import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, S
 
 from serving.gateway.asgi import Receive, Scope, Send
 from serving.gateway.body import POST_ROUTES
-from serving.gateway.gate import Access
+from serving.gateway.gate import GateConfig
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash
 
@@ -41,8 +41,8 @@ def tenants(**fields: Any) -> tuple[Tenant, ...]:
     )
 
 
-def access(limits: dict[str, Any] | None = None, **quotas: Any) -> Access:
-    return Access(
+def access(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
+    return GateConfig(
         tenants=tenants(**quotas),
         limits=Limits(**(limits or {})),
         max_ongoing_requests=8,
@@ -321,7 +321,7 @@ def test_a_route_that_takes_a_body_answers_no_other_method(served: Served) -> No
 
 def test_what_all_tenants_do_together_is_the_owners_to_read(served: Served) -> None:
     owner = Tenant(name="owner", key_hash=key_hash(WRONG))
-    served.access = Access(**{**access().model_dump(), "tenants": (*tenants(), owner)})
+    served.access = GateConfig(**{**access().model_dump(), "tenants": (*tenants(), owner)})
     with served.http() as client:
         for path in ("/metrics", "/load", "/docs"):
             assert client.get(path, headers=bearer(BOB)).status_code == 404
@@ -364,7 +364,7 @@ class TestQuotas:
 
     def test_one_that_is_shed_costs_no_request_of_the_quota(self, server: Server) -> None:
         with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
-            full = Access(**{**access(requests_per_minute=2).model_dump(), **FULL})
+            full = GateConfig(**{**access(requests_per_minute=2).model_dump(), **FULL})
             served.access = full
             with socket.create_connection(("127.0.0.1", served.port)) as first:
                 body = b'{"prompt": "a"}'

@@ -9,7 +9,7 @@ from support.records import failed, record
 from workbench.records import DecisionSample, DeploymentSample, LoadChange, ReplicaSample
 from workbench.runs.run import Run
 from workbench.workload.arrivals import Stages
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 MODEL = "tiny"

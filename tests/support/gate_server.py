@@ -19,14 +19,14 @@ import openai
 import uvicorn
 
 from serving.gateway.asgi import App, Receive, Scope, Send
-from serving.gateway.gate import Access, Gate
+from serving.gateway.gate import Gate, GateConfig
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant
 
 KEY = "sk-the-right-key-of-the-tests"
 WRONG = "sk-the-wrong-key-of-the-tests"
 GOOD = {"authorization": f"Bearer {KEY}"}
-ACCESS = Access(
+ACCESS = GateConfig(
     tenants=(Tenant(name="one", key_hash=hashlib.sha256(KEY.encode()).hexdigest()),),
     limits=Limits(max_body_mib=1000 / 2**20),
     max_ongoing_requests=2,
@@ -133,7 +133,7 @@ class Served:
     gate: Gate
     loop: asyncio.AbstractEventLoop
     port: int
-    access: Access = ACCESS
+    access: GateConfig = ACCESS
     clients: list[httpx.Client] = field(default_factory=list)
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 
 from serving.engine.stats import CACHE_METRIC
 from workbench.errors import SettingError
-from workbench.telemetry.scrape import alive
+from workbench.telemetry.scrape import live_nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ Lengths = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Waste:
+class KvCacheWaste:
     """Token-steps that one way of giving out memory holds, and those with a token in them."""
 
     way: str
@@ -51,7 +51,7 @@ class Waste:
         return 1 - self.used / self.held
 
 
-def cache_waste(lengths: Lengths, *, reserve: int, batch: int, block: int) -> list[Waste]:
+def kv_cache_waste(lengths: Lengths, *, reserve: int, batch: int, block: int) -> list[KvCacheWaste]:
     """Contiguous, padded and paged, for the same requests.
 
     Raises SettingError for no requests, and for one that is longer than `reserve`.
@@ -63,9 +63,13 @@ def cache_waste(lengths: Lengths, *, reserve: int, batch: int, block: int) -> li
         raise SettingError(f"reserve is {reserve}, but a request has {longest} tokens: raise it")
     used = sum(o * p + o * (o + 1) // 2 for p, o in lengths)
     return [
-        Waste(f"contiguous, {reserve} slots each", sum(o * reserve for _, o in lengths), used),
-        Waste(f"padded batches of {batch}", _padded(lengths, batch), used),
-        Waste(f"paged, blocks of {block}", sum(_paged(p, o, block) for p, o in lengths), used),
+        KvCacheWaste(
+            f"contiguous, {reserve} slots each", sum(o * reserve for _, o in lengths), used
+        ),
+        KvCacheWaste(f"padded batches of {batch}", _padded(lengths, batch), used),
+        KvCacheWaste(
+            f"paged, blocks of {block}", sum(_paged(p, o, block) for p, o in lengths), used
+        ),
     ]
 
 
@@ -83,7 +87,7 @@ def _paged(prompt: int, output: int, block: int) -> int:
     return int((-(-tokens // block) * block).sum())
 
 
-def lengths_of(records: Iterable[RequestRecord]) -> list[tuple[int, int]]:
+def request_lengths(records: Iterable[RequestRecord]) -> list[tuple[int, int]]:
     """The lengths of the completed requests, by the server's own count, as they were sent.
 
     The order in which they ended would put those of one length into one batch.
@@ -133,7 +137,7 @@ class CacheSize:
         return self.blocks * self.block
 
 
-def cache_size(endpoint: Endpoint) -> CacheSize | None:
+def kv_cache_size(endpoint: Endpoint) -> CacheSize | None:
     """The engine's cache, from the nodes' metrics; None where no node tells of one.
 
     All replicas of a deployment have the same. Another model's engine on the same cluster tells of
@@ -143,7 +147,7 @@ def cache_size(endpoint: Endpoint) -> CacheSize | None:
     import ray
     from prometheus_client.parser import text_string_to_metric_families
 
-    for node in alive(ray.nodes()):
+    for node in live_nodes(ray.nodes()):
         try:
             text = httpx.get(node.url, timeout=10, trust_env=False).content
         except httpx.HTTPError:
@@ -156,7 +160,7 @@ def cache_size(endpoint: Endpoint) -> CacheSize | None:
     return None
 
 
-def engine_account(run: Run, size: CacheSize | None) -> pd.DataFrame:
+def kv_cache_frame(run: Run, size: CacheSize | None) -> pd.DataFrame:
     """Each sample of the engine beside the client's own count at that moment.
 
     Columns: `time_s`, the requests, tokens and slots of `cache_at`, `reported` (slots in use by
@@ -174,7 +178,7 @@ def engine_account(run: Run, size: CacheSize | None) -> pd.DataFrame:
     return frame
 
 
-def account_told(frame: pd.DataFrame) -> str:
+def kv_cache_summary(frame: pd.DataFrame) -> str:
     """How well the two agree, in a line; the samples of a run are its busy seconds."""
     both = frame[(frame.slots > 0) & (frame.reported > 0)]
     if both.empty:
@@ -187,7 +191,7 @@ def account_told(frame: pd.DataFrame) -> str:
     )
 
 
-def pressure_row(samples: pd.DataFrame) -> dict[str, float | None]:
+def engine_peaks(samples: pd.DataFrame) -> dict[str, float | None]:
     """Peak KV cache (a share), peak batch, and preemptions of one side; None where unknown."""
 
     def peak(column: str) -> float | None:

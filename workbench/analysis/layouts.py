@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.models.embedded import tiny_model_path
 from serving.sizing.architecture import Architecture, architecture, read
-from serving.sizing.layouts import GPU_GIB, Advice, Gpus, Plan, plans, recommend
+from serving.sizing.layouts import GPU_GIB, GpuPool, Plan, Recommendation, plans, recommend
 from serving.sizing.memory import GIB, Sizes
 from workbench.errors import SettingError
 
@@ -37,14 +37,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class LayoutPlans:
     """Every layout of a model on some GPUs, and the one to take for so many sequences at once."""
 
     model: Architecture
-    gpus: Gpus
+    gpus: GpuPool
     plans: list[Plan]
     concurrency: int
-    advice: Advice
+    advice: Recommendation
 
     def frame(self) -> pd.DataFrame:
         """A row a layout: GiB on the fullest GPU, replicas, sequences held at once."""
@@ -53,7 +53,7 @@ class Fit:
         return pd.DataFrame([_row(plan) for plan in self.plans])
 
 
-def fit(
+def plan_layouts(
     model: str | Mapping[str, Any],
     gpus: Mapping[str, Any],
     *,
@@ -61,7 +61,7 @@ def fit(
     concurrency: int,
     quantization: str | None = None,
     kv_cache_dtype: str = "auto",
-) -> Fit:
+) -> LayoutPlans:
     """How `model` may be laid out on `gpus` for `concurrency` sequences of `context` tokens.
 
     `model` is "tiny", a folder, one of `SHAPES`, or the fields of a config.json. `gpus` has `kind`
@@ -74,10 +74,10 @@ def fit(
     if gib is None:
         raise SettingError(f"gpus: of {kind!r} no memory is known; give gib, or one of {_list()}")
     per_node: Sequence[int] = gpus["per_node"]
-    there = Gpus(tuple(int(count) for count in per_node), float(gib), kind)
+    there = GpuPool(tuple(int(count) for count in per_node), float(gib), kind)
     sizes = Sizes(quantization=quantization, kv_dtype=kv_cache_dtype)
     found = plans(known, there, context=context, sizes=sizes)
-    return Fit(known, there, found, concurrency, recommend(found, concurrency))
+    return LayoutPlans(known, there, found, concurrency, recommend(found, concurrency))
 
 
 def _architecture(model: str | Mapping[str, Any]) -> Architecture:

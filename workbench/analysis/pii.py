@@ -42,7 +42,7 @@ _HARMLESS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledText:
     """A text, and the type and value of each piece of personal data in it."""
 
     text: str
@@ -54,7 +54,7 @@ class Labelled:
         return Counter(entity for entity, _ in self.entities)
 
 
-def labelled_texts(number: int, *, seed: int = 0) -> list[Labelled]:
+def pii_texts(number: int, *, seed: int = 0) -> list[LabelledText]:
     """`number` texts in random order; every second one holds one or two pieces."""
     rng = Random(seed)
     made = [_personal(rng) if i % 2 else _harmless(rng) for i in range(number)]
@@ -62,16 +62,16 @@ def labelled_texts(number: int, *, seed: int = 0) -> list[Labelled]:
     return made
 
 
-def _personal(rng: Random) -> Labelled:
+def _personal(rng: Random) -> LabelledText:
     kinds = rng.sample(ENTITIES, rng.choice((1, 1, 2)))
     values = [(kind, _value(kind, rng)) for kind in kinds]
     text = " ".join(rng.choice(_FRAMES[kind]).format(value) for kind, value in values)
-    return Labelled(text, tuple(values))
+    return LabelledText(text, tuple(values))
 
 
-def _harmless(rng: Random) -> Labelled:
+def _harmless(rng: Random) -> LabelledText:
     numbers = {name: rng.randint(2, 99) for name in "abc"} | {"d": rng.randint(1, 9)}
-    return Labelled(rng.choice(_HARMLESS).format(**numbers), ())
+    return LabelledText(rng.choice(_HARMLESS).format(**numbers), ())
 
 
 def _value(kind: str, rng: Random) -> str:
@@ -104,7 +104,7 @@ def _with_luhn(digits: str) -> str:
     return digits + str(-sum(d // 10 + d % 10 for d in doubled) % 10)
 
 
-def told(header: str | None) -> Counter[str]:
+def parse_guardrail_header(header: str | None) -> Counter[str]:
     """How many of each type an `x-guardrail` header says were found."""
     entries = re.findall(r"(\w+);action=\w+;count=(\d+)", header or "")
     return Counter({entity: int(count) for entity, count in entries})

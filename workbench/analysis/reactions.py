@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
-from workbench.workload.arrivals import Closed, Replay
+from workbench.workload.arrivals import ClosedLoop, TraceReplay
 from workbench.workload.live_schedule import change_times
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def load_changes(load: LoadSpec, start_s: float = 0.0) -> list[float]:
     A rate that grows or falls in a line changes where that begins. A closed loop and a trace have
     a beginning alone.
     """
-    if isinstance(load.arrivals, Closed | Replay):
+    if isinstance(load.arrivals, ClosedLoop | TraceReplay):
         return [start_s]
     at, last, found = 0.0, 0.0, []
     until = float("inf") if load.duration_s is None else load.duration_s

@@ -15,8 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import SettingError, WorkbenchError
-from workbench.runs.run import PLACE
+from serving.errors import WorkbenchError
+from workbench.errors import SettingError
+from workbench.runs.run import LOCATION_PARAMETERS
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -190,7 +191,10 @@ def recorded(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise SettingError(
             f"{folder} cannot be repeated: its experiment.json names no `notebook` and `parameters`"
         )
-    unkept = (*PLACE, "live")  # where a run is made and who looks on: they shape nothing in it
+    unkept = (
+        *LOCATION_PARAMETERS,
+        "live",
+    )  # where a run is made and who looks on: they shape nothing in it
     kept = {n: v for n, v in values.items() if n not in unkept and v != REDACTED}
     hidden = next((name for name, value in kept.items() if REDACTED in json.dumps(value)), None)
     if hidden is not None:

@@ -21,11 +21,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from serving.errors import WorkbenchError
 from serving.spec.base import Frozen
 from workbench.automation.notebooks import check_parameters, parameters_of, read_value
-from workbench.errors import RunError, SettingError, WorkbenchError
+from workbench.errors import RunError, SettingError
 from workbench.runs.redact import redact
-from workbench.runs.run import PLACE
+from workbench.runs.run import LOCATION_PARAMETERS
 
 FIGURES = (
     *("completed", "failed", "shed", "duration"),
@@ -102,12 +103,14 @@ def make_sweep(
     _check_axes(path, axes, given)
     if repeats < 1:
         raise SettingError(f"--repeats is {repeats}: give 1 or more")
-    fixed = {n: v for n, v in {**defaults, **given}.items() if n not in (*axes, *PLACE)}
+    fixed = {
+        n: v for n, v in {**defaults, **given}.items() if n not in (*axes, *LOCATION_PARAMETERS)
+    }
     return Sweep(notebook=path.stem, grid=axes, repeats=repeats, fixed=fixed)
 
 
 def _check_axes(path: Path, axes: Mapping[str, list[Any]], given: Mapping[str, Any]) -> None:
-    lacking = [name for name in PLACE if name not in parameters_of(path)]
+    lacking = [name for name in LOCATION_PARAMETERS if name not in parameters_of(path)]
     if lacking:
         raise SettingError(f"notebook {path.stem} has no parameter {lacking[0]}: a sweep needs it")
     for name, values in axes.items():
@@ -118,7 +121,7 @@ def _check_axes(path: Path, axes: Mapping[str, list[Any]], given: Mapping[str, A
         if redact({name: values})[name] != values:
             raise SettingError(f"{name} holds secrets, which no run keeps: leave it out of --grid")
     for name in (*given, *axes):
-        if name in PLACE:
+        if name in LOCATION_PARAMETERS:
             raise SettingError(f"{name} is made by the sweep; give --out for its folder")
         if name in given and name in axes:
             raise SettingError(f"{name} is both in --grid and given as one value; drop one")

@@ -74,7 +74,7 @@ class Verdict(Frozen):
         return f"{self.verdict}: {self.claim.name} against {self.opponent}: {self.reason}"
 
 
-def judge(
+def evaluate_claim(
     claim: Claim,
     opponent: str,
     pairs: Pairs,
@@ -143,13 +143,13 @@ def where(run: Run, *, model: str = "", accelerator: Literal["cpu", "gpu"] = "cp
         date=str(document["date"]),
         notebook=str(run.experiment.get("notebook") or ""),
         model=model,
-        hardware=hardware_told(document["hardware"], accelerator),
+        hardware=hardware_label(document["hardware"], accelerator),
         accelerator=accelerator,
         versions=document["versions"],
     )
 
 
-def hardware_told(hardware: Mapping[str, Any], accelerator: str) -> str:
+def hardware_label(hardware: Mapping[str, Any], accelerator: str) -> str:
     """`workbench.runs.provenance.hardware` in a few words: the cards, or the CPU and its cores."""
     gpus = [str(gpu).split(",")[0] for gpu in hardware.get("gpus", [])]
     if accelerator == "gpu" and gpus:

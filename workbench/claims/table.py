@@ -18,9 +18,9 @@ from serving.spec.base import Frozen, explain
 from workbench.claims.claim import FILE, Verdict, read_verdicts
 from workbench.errors import RunError, SettingError
 from workbench.runs.jsonl import write_whole
-from workbench.runs.provenance import FLASH
+from workbench.runs.provenance import FLASH_ATTN
 from workbench.runs.redact import redact
-from workbench.runs.run import PLACE, Run
+from workbench.runs.run import LOCATION_PARAMETERS, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
@@ -42,7 +42,7 @@ SUMMARY = (
     "p95_tpot_ms",
 )
 """Figures of a run's summary that are kept beside its verdicts."""
-UNKEPT = (*PLACE, "live", "address", "port")
+UNKEPT = (*LOCATION_PARAMETERS, "live", "address", "port")
 """Parameters that say where a run went and who looked on, and shape nothing in it."""
 _CPU_NOTE = (
     "**Rows measured on a CPU use a tiny model.** They show that the experiment works and can "
@@ -71,7 +71,7 @@ class KeptRun(Frozen):
     verdicts: tuple[Verdict, ...] = Field(min_length=1, description="What it says of claims.")
 
 
-def keep(folder: str | Path, to: Path = KEPT) -> Path:
+def archive(folder: str | Path, to: Path = KEPT) -> Path:
     """Take the finished run in `folder` to `to/RUN_ID.json`; the path of that file.
 
     Raises RunError for a folder that is no run, or whose run has judged no claim.
@@ -129,7 +129,7 @@ def read_kept(places: Iterable[Path] = PLACES) -> list[KeptRun]:
     return found
 
 
-def newest(verdicts: Iterable[Verdict]) -> list[Verdict]:
+def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """Of each claim, opponent, hardware and model the latest that measured; of a GPU first."""
     latest: dict[tuple[str, ...], Verdict] = {}
 
@@ -151,7 +151,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "No run has judged a claim yet.\n"
     head = ["claim", "against", "hardware and model", "measured", "verdict", "run"]
-    rows = [head, ["---"] * len(head), *(_row(one) for one in newest(verdicts))]
+    rows = [head, ["---"] * len(head), *(_row(one) for one in latest_verdicts(verdicts))]
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     if any(one.where.accelerator == "cpu" for one in verdicts):
         lines += ["", _CPU_NOTE]
@@ -164,7 +164,7 @@ def _lacks_flash(one: Verdict) -> bool:
     """Whether the opponent would have been faster with a package that its host did not have."""
     versions = one.where.versions
     continuous = "continuous" in one.opponent and one.ratio is not None
-    return continuous and one.where.accelerator == "gpu" and FLASH not in versions
+    return continuous and one.where.accelerator == "gpu" and FLASH_ATTN not in versions
 
 
 def _row(one: Verdict) -> list[str]:
@@ -186,7 +186,7 @@ def _cell(text: str) -> str:
 
 def summary_table(verdicts: Iterable[Verdict]) -> str:
     """The decided claims as a short Markdown table, one row per claim, hardware and model."""
-    decided = [verdict for verdict in newest(verdicts) if verdict.verdict != "not decided"]
+    decided = [verdict for verdict in latest_verdicts(verdicts) if verdict.verdict != "not decided"]
     if not decided:
         return "No claim has been decided yet.\n"
     cells: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -246,4 +246,4 @@ def write_table(page: Path = CLAIMS, readme: Path = README, places: Iterable[Pat
     ):
         text = with_table(path.read_text(encoding="utf-8"), made, begin, end)
         path.write_text(text, encoding="utf-8")
-    return len(newest(verdicts))
+    return len(latest_verdicts(verdicts))

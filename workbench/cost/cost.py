@@ -22,7 +22,12 @@ from pydantic import Field
 from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
 from workbench.cost.prices import Prices, replica_prices
-from workbench.cost.replica_seconds import STATES, Ledger, ReplicaSeconds, ledger_of
+from workbench.cost.replica_seconds import (
+    STATES,
+    ReplicaSeconds,
+    ReplicaSecondsMeter,
+    replica_seconds_of,
+)
 
 if TYPE_CHECKING:
     from workbench.metrics.slo import SLO
@@ -70,7 +75,7 @@ class CostMeter:
         self, per_replica_hour: Mapping[str, float], prices: Prices, *, start_s: float = 0.0
     ) -> None:
         self._hour, self._prices = dict(per_replica_hour), prices
-        self.ledger = Ledger(self._hour, start_s=start_s)
+        self.ledger = ReplicaSecondsMeter(self._hour, start_s=start_s)
         self._requests, self._input, self._output = 0, 0, 0
 
     def see(self, sample: Sample) -> None:
@@ -106,7 +111,7 @@ def cost_of(
     RunError for a file that cannot be read.
     """
     per_hour = replica_prices(spec, prices)
-    ledger = ledger_of(run.each_sample(), per_hour, start_s=start_s, end_s=end_s)
+    ledger = replica_seconds_of(run.each_sample(), per_hour, start_s=start_s, end_s=end_s)
     good = good_tokens(run.records(), slo, start_s=start_s, end_s=end_s)
     return _cost(ledger, per_hour, prices, good)
 
@@ -135,7 +140,10 @@ def with_cost(summary: Summary, cost: Cost) -> Summary:
 
 
 def _cost(
-    ledger: Ledger, per_hour: Mapping[str, float], prices: Prices, good: tuple[int, int, int]
+    ledger: ReplicaSecondsMeter,
+    per_hour: Mapping[str, float],
+    prices: Prices,
+    good: tuple[int, int, int],
 ) -> Cost:
     seconds = ledger.seconds()
     whole = sum(seconds.values(), ReplicaSeconds())

@@ -72,7 +72,7 @@ class _Card:
     joules: float = 0.0
 
 
-class Ledger:
+class ReplicaSecondsMeter:
     """Takes samples as they come, in the order of their times, and knows the sums so far.
 
     `deployments` are those that count, all by default; `start_s` and `end_s` cut what lies outside
@@ -170,17 +170,19 @@ class Ledger:
         return max(0.0, min(to_s, self._end_s) - max(from_s, self._start_s))
 
 
-def ledger_of(
+def replica_seconds_of(
     samples: Iterable[Sample],
     deployments: Collection[str] | None = None,
     *,
     start_s: float = 0.0,
     end_s: float | None = None,
-) -> Ledger:
+) -> ReplicaSecondsMeter:
     """The ledger of a whole run, `Run.each_sample()`; with `end_s`, what was last seen holds until
     then.
     """
-    ledger = Ledger(deployments, start_s=start_s, end_s=math.inf if end_s is None else end_s)
+    ledger = ReplicaSecondsMeter(
+        deployments, start_s=start_s, end_s=math.inf if end_s is None else end_s
+    )
     for sample in samples:
         ledger.see(sample)
     if end_s is not None:

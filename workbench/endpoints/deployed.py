@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from serving.cluster import connection
 from serving.deploy import service, status
 from serving.deploy.preflight import check_spec
-from serving.errors import EndpointGoneError, SpecError
+from serving.errors import DeployError, EndpointGoneError, SpecError
 from serving.quotas import actor
 from serving.quotas.accounts import Usage
 from serving.spec import tenants as keys
@@ -24,7 +24,6 @@ from serving.spec.scaling import ScalingSpec
 from serving.spec.service import EndpointSpec, ServiceSpec
 from serving.spec.tenants import KEY_VARIABLE, OWNER, Tenant
 from workbench.endpoints.remote import Remote
-from workbench.errors import DeployError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -245,9 +244,9 @@ def deploy(
     asked = (owner, *tenants)
     keys.check_tenants(asked)
     if connection.current() is None:
-        say(connection.announce(spec, address))
+        say(connection.describe_connection(spec, address))
     where = connection.connect(spec, address)
-    admitted, made = keys.issue(asked, _keys.get((where.address, spec.name), {}))
+    admitted, made = keys.issue_keys(asked, _keys.get((where.address, spec.name), {}))
     if given:
         made[OWNER] = SecretStr(given)
     try:

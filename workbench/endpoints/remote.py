@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import SecretStr
 
+from serving.errors import EndpointGoneError
 from serving.spec.tenants import KEY_VARIABLE
 from workbench.clock import running_loop
-from workbench.errors import EndpointGoneError, SettingError
+from workbench.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

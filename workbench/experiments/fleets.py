@@ -1,6 +1,7 @@
 """The same days of load on a fixed fleet and on an autoscaled one, and what each day cost.
 
-A day's load is one after the other of `workbench.workload.arrivals.day`. Replica-seconds count in
+A day's load is one after the other of `workbench.workload.arrivals.diurnal`. Replica-seconds
+count in
 the
 window of the day, requests in the day in which they were due.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from workbench.loadgen.progress import Progress
     from workbench.metrics.health import ClientHealth
     from workbench.metrics.slo import SLO
-    from workbench.workload.arrivals import Piece, Stages
+    from workbench.workload.arrivals import RateSegment, Stages
     from workbench.workload.spec import LoadSpec
 
 STEPS = 100
@@ -59,7 +60,7 @@ class Fleet:
         return [day.cost.per_million_tokens or 0.0 for day in self.days]
 
 
-async def serve_days(
+async def run_days(
     endpoint: Endpoint,
     load: LoadSpec,
     slo: SLO,
@@ -139,7 +140,7 @@ def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
     return frame if reported else frame.drop(columns="energy_kwh", errors="ignore")
 
 
-def savings(
+def cost_ratios(
     fixed: Fleet | None, scaled: Fleet | None, premium: float = 1.0
 ) -> list[tuple[float, float]]:
     """A pair a day, for `judge`: $ per million tokens of the fixed fleet over the autoscaled one's.
@@ -155,7 +156,7 @@ def savings(
     ]
 
 
-def most_saved(arrivals: Stages, replicas: int) -> float:
+def max_savings_ratio(arrivals: Stages, replicas: int) -> float:
     """How many times less `arrivals` could cost, at most, than with `replicas` all the time.
 
     `replicas` is the need at the highest rate. Whole replicas would come and go at once and cost
@@ -165,7 +166,7 @@ def most_saved(arrivals: Stages, replicas: int) -> float:
     pieces = arrivals.pieces()
     peak = max(max(one.from_rate, one.to_rate) for one in pieces)
 
-    def needed(one: Piece) -> float:
+    def needed(one: RateSegment) -> float:
         rates = [one.rate_at((i + 0.5) / STEPS * one.duration_s) for i in range(STEPS)]
         return fmean(max(1, math.ceil(replicas * rate / peak - 1e-9)) for rate in rates)
 
@@ -173,13 +174,13 @@ def most_saved(arrivals: Stages, replicas: int) -> float:
     return replicas / fmean([needed(one) for one in pieces], seconds)
 
 
-def saved_at_most(arrivals: Stages, replicas: int) -> str:
+def max_savings_note(arrivals: Stages, replicas: int) -> str:
     """`most_saved` in words, for a verdict."""
-    most = most_saved(arrivals, replicas)
+    most = max_savings_ratio(arrivals, replicas)
     return f"on such days a fleet that followed the load at once would spend {most:.2f} times less"
 
 
-def fleet_doubts(fleets: Sequence[Fleet]) -> list[str]:
+def fleet_caveats(fleets: Sequence[Fleet]) -> list[str]:
     """Why the fleets' days decide nothing, if so: each a reason for `judge`."""
     doubts = []
     for fleet in fleets:

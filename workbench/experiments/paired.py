@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.claims.claim import judge
+from workbench.claims.claim import evaluate_claim
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ OURS, THEIRS = "ours", "theirs"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One side of one repeat: its summary, its run, and how its failed requests failed."""
 
     side: str
@@ -32,18 +32,18 @@ class Measured:
 
 
 @dataclass
-class Contest:
+class PairedComparison:
     """What became of the repeats. `stats` is the opponent's own account at the end, if it has one.
 
     A repeat counts where both sides have it.
     """
 
     opponent: str
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
     broken: str | None = None
 
-    def side(self, side: str) -> list[Measured]:
+    def side(self, side: str) -> list[Measurement]:
         """One side's measurements, by repeat."""
         return sorted((m for m in self.measured if m.side == side), key=lambda m: m.repeat)
 
@@ -101,9 +101,9 @@ class Contest:
         return pd.DataFrame(rows)
 
 
-def verdicts_on(
+def evaluate_claims(
     claim: Claim,
-    contests: Sequence[Contest],
+    contests: Sequence[PairedComparison],
     opponents: Sequence[str],
     *,
     where: Where,
@@ -116,7 +116,7 @@ def verdicts_on(
     strongest opponent is none.
     """
     found = [
-        judge(
+        evaluate_claim(
             claim,
             one.opponent,
             one.pairs(figure),
@@ -130,11 +130,11 @@ def verdicts_on(
     held = {one.opponent for one in contests}
     absent = [one for one in opponents if one not in held]
     why = ["this baseline was not measured"]
-    found += [judge(claim, one, [], where=where, rng=rng, doubts=why) for one in absent]
+    found += [evaluate_claim(claim, one, [], where=where, rng=rng, doubts=why) for one in absent]
     return found
 
 
-def frame_of(contests: Sequence[Contest]) -> pd.DataFrame:
+def measurements_frame(contests: Sequence[PairedComparison]) -> pd.DataFrame:
     """A row a measurement, of all contests."""
     import pandas as pd
 

@@ -11,16 +11,17 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from serving.errors import DeployError, EndpointGoneError, ResourcesError
 from serving.spec.baseline import BaselineSpec, Strategy, strategies
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
-from workbench.errors import DeployError, EndpointGoneError, ResourcesError, SettingError
-from workbench.experiments.paired import OURS, THEIRS, Contest, Measured
+from workbench.errors import SettingError
+from workbench.experiments.paired import OURS, THEIRS, Measurement, PairedComparison
 from workbench.loadgen.start import start_load
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
-from workbench.workload.arrivals import Closed, Replay
-from workbench.workload.prompts import RandomPrompts, Traced
+from workbench.workload.arrivals import ClosedLoop, TraceReplay
+from workbench.workload.prompts import FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec
 from workbench.workload.traces import read_trace
 
@@ -32,7 +33,7 @@ WARM_UP_SEED = 100_000
 """Added to a load's seed, so that no measured prompt has been seen."""
 
 
-async def against(
+async def compare_with_baseline(
     ours: Remote,
     strategy: Strategy,
     loads: Mapping[str, LoadSpec],
@@ -41,7 +42,7 @@ async def against(
     run: Run,
     theirs_count: int | None = None,
     progress: Progress | str | None = "lines",
-) -> dict[str, Contest]:
+) -> dict[str, PairedComparison]:
     """Deploy transformers beside `ours`, hold a contest under each load, and delete it again.
 
     Every load and strategy has seeds of its own. A baseline that does not start is a result: its
@@ -58,14 +59,14 @@ async def against(
     except (DeployError, ResourcesError) as problem:
         said = " ".join(str(problem).split())[:300]
         return {
-            name: Contest(strategy.label, broken=f"the baseline did not start: {said}")
+            name: PairedComparison(strategy.label, broken=f"the baseline did not start: {said}")
             for name in loads
         }
     own = 100 * list(strategies()).index(strategy.kind)
     found = {}
     try:
         for number, (name, load) in enumerate(loads.items()):
-            found[name] = await alternate(
+            found[name] = await run_alternating(
                 ours,
                 theirs,
                 load.model_copy(update={"seed": load.seed + own + 1000 * number}),
@@ -81,7 +82,7 @@ async def against(
     return found
 
 
-async def alternate(
+async def run_alternating(
     ours: Remote,
     theirs: Remote,
     load: LoadSpec,
@@ -92,7 +93,7 @@ async def alternate(
     theirs_count: int | None = None,
     name: str = "",
     progress: Progress | str | None = "lines",
-) -> Contest:
+) -> PairedComparison:
     """Measure both under `load`, `repeats` times; `theirs_count` is a smaller count for theirs.
 
     Repeat i has the load's seed + i, so that no prefix cache knows its prompts. One unrecorded
@@ -102,7 +103,7 @@ async def alternate(
         raise SettingError(f"repeats is {repeats}: give at least 1, and 3 for a verdict")
     if theirs_count is not None and theirs_count < 1:
         raise SettingError(f"theirs_count is {theirs_count}: give at least 1")
-    contest = Contest(opponent)
+    contest = PairedComparison(opponent)
     counts = {OURS: load.count, THEIRS: theirs_count or load.count}
     targets = {OURS: ours, THEIRS: theirs}
     label = name or opponent
@@ -123,9 +124,9 @@ async def alternate(
     return contest
 
 
-async def alone(
+async def run_single(
     ours: Remote, load: LoadSpec, *, run: Run, progress: Progress | str | None = "lines"
-) -> Measured:
+) -> Measurement:
     """One measurement of ours without an opponent, for where no opponent came up."""
     await _warm_up(ours, load, load.count or 1)
     folder = _folder(run, "alone", 0, OURS, "none", load)
@@ -151,7 +152,7 @@ async def _warm_up(target: Remote, load: LoadSpec, count: int) -> None:
     The first batch of its size pays for memory and kernels that later ones find ready.
     """
     spec = LoadSpec(
-        arrivals=Closed(max_concurrency=count),
+        arrivals=ClosedLoop(max_concurrency=count),
         prompts=RandomPrompts(input=32, output=16),
         count=count,
         timeout_s=load.timeout_s,
@@ -167,14 +168,14 @@ async def _measure(
     side: str,
     repeat: int,
     progress: Progress | str | None,
-) -> Measured:
+) -> Measurement:
     running = start_load(target, load, run=folder, progress=progress)
     with Telemetry(target, running.clock, folder.append_telemetry, interval_s=0.5):
         result = await running
     summary = result.summary()
     folder.finish(summary)
     failures = tuple(r.error or r.status for r in result.records if r.status != "ok")
-    return Measured(side, repeat, summary, folder, failures, result.ended_early)
+    return Measurement(side, repeat, summary, folder, failures, result.ended_early)
 
 
 def engine_stats(target: Remote) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def engine_stats(target: Remote) -> dict[str, Any]:
     return found if isinstance(found, dict) and "batches" in found else {}
 
 
-def trace_load(load: LoadSpec, path: str, *, within_s: float = 2.0) -> LoadSpec:
+def load_from_trace(load: LoadSpec, path: str, *, within_s: float = 2.0) -> LoadSpec:
     """The lengths of a trace's first requests, as many as `load` has, all sent within `within_s`.
 
     The trace's own pace would leave the engines waiting for requests: here it is their speed that
@@ -203,7 +204,7 @@ def trace_load(load: LoadSpec, path: str, *, within_s: float = 2.0) -> LoadSpec:
     speed = max(1.0, offsets[-1] / within_s)
     return load.model_copy(
         update={
-            "arrivals": Replay(path=path, limit=load.count, speed=speed),
-            "prompts": RandomPrompts(input=Traced(), output=Traced()),
+            "arrivals": TraceReplay(path=path, limit=load.count, speed=speed),
+            "prompts": RandomPrompts(input=FromTrace(), output=FromTrace()),
         }
     )

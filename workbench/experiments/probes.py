@@ -28,7 +28,7 @@ LOOK_S = 0.5
 CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "p95_e2el_ms")
 
 
-def prober(
+def make_probe(
     target: Remote,
     load: LoadSpec | Callable[[float, int], LoadSpec],
     slo: SLO,
@@ -75,7 +75,7 @@ async def _stop_when_lost(running: LoadRun, slo: SLO, warmup_s: float) -> None:
             return
 
 
-async def curve(
+async def measure_curve(
     probe: Callable[[float], Awaitable[Summary]],
     rates: Sequence[float],
     *,

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.claims.claim import Claim, Verdict, Where, judge
+from workbench.claims.claim import Claim, Verdict, Where, evaluate_claim
 from workbench.errors import SettingError
-from workbench.experiments.probes import prober
+from workbench.experiments.probes import make_probe
 from workbench.experiments.search import highest_load
 from workbench.experiments.search_result import SearchResult
-from workbench.workload.arrivals import Closed
+from workbench.workload.arrivals import ClosedLoop
 from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def users_load(
     mean = users * duration_s / think_s
     count = math.ceil((mean + 4 * math.sqrt(mean)) / turns) + users
     return LoadSpec(
-        arrivals=Closed(max_concurrency=users, think_s=think_s),
+        arrivals=ClosedLoop(max_concurrency=users, think_s=think_s),
         prompts=prompts,
         duration_s=duration_s,
         count=count,
@@ -71,7 +71,7 @@ def users_load(
     )
 
 
-def patience_s(slo: SLO, output_tokens: int) -> float:
+def request_timeout_s(slo: SLO, output_tokens: int) -> float:
     """Seconds after which a question can no longer be answered within the SLO, twice over.
 
     A load that gives it up then cuts no good one, and an overloaded service is not waited for.
@@ -101,7 +101,7 @@ async def highest_users(
     `load` makes the load of a number of users and a seed. Every probe is a run under `run`.
     The rest is as in `workbench.experiments.search.highest_load`.
     """
-    probe = prober(
+    probe = make_probe(
         target,
         lambda users, before: load(int(users), before),
         slo,
@@ -120,7 +120,7 @@ async def highest_users(
     )
 
 
-def start_of(found: Sequence[SearchResult], low: int, high: int) -> int:
+def initial_load(found: Sequence[SearchResult], low: int, high: int) -> int:
     """Where a search may begin: the first in the middle (by ratio), others at 0.7 of the last.
 
     An answer that has not changed is then in the middle of the first doubling.
@@ -154,7 +154,7 @@ def users_verdicts(
         lower = {_open(ours), *([_missed(name, theirs)] if all(b for _, b in pairs) else [])}
         notes = [one for one in doubts if one in lower]
         surer = [one for one in doubts if one not in lower]
-        on = partial(judge, claim, name, pairs, where=where, rng=rng)
+        on = partial(evaluate_claim, claim, name, pairs, where=where, rng=rng)
         sure = on(doubts=surer, notes=notes)
         verdicts.append(sure if sure.verdict == "PASS" else on(doubts=doubts))
     return verdicts

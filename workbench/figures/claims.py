@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workbench.claims.claim import Verdict
-    from workbench.experiments.paired import Contest
+    from workbench.experiments.paired import PairedComparison
     from workbench.experiments.search_result import SearchResult
 
 STATES = (
@@ -175,7 +175,9 @@ _WORDS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
 
 
 def contest_figure(
-    contests: Sequence[Contest], figure: str = "output_throughput", unit: str = "output tokens/s"
+    contests: Sequence[PairedComparison],
+    figure: str = "output_throughput",
+    unit: str = "output tokens/s",
 ) -> go.Figure:
     """Each repeat of each contest: a point for either side, on a logarithmic axis."""
     import plotly.graph_objects as go
@@ -231,7 +233,7 @@ def ratio_figure(verdicts: Sequence[Verdict]) -> go.Figure:
     return titled(drawn, "Ratio and interval beside the claim", _doubted(verdicts), None)
 
 
-def _health(contests: Sequence[Contest]) -> Any:
+def _health(contests: Sequence[PairedComparison]) -> Any:
     import pandas as pd
 
     frame = pd.DataFrame()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from workbench.analysis.kv_cache import Waste
+from workbench.analysis.kv_cache import KvCacheWaste
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, styled, titled
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ROWS = {
 }
 
 
-def engine_pressure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
+def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     """KV cache, preemptions and batch of each side over its own run's time.
 
     A side is the `replica` samples of a run (`Run.samples("replica")`). Preemptions are counted
@@ -52,7 +52,7 @@ def engine_pressure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     return titled(styled(figure, 560), "What the engine felt")
 
 
-def waste_figure(found: list[Waste]) -> go.Figure:
+def waste_figure(found: list[KvCacheWaste]) -> go.Figure:
     """The share of held memory that is empty, a bar for each way of giving it out."""
     import plotly.graph_objects as go
 
@@ -72,7 +72,7 @@ def waste_figure(found: list[Waste]) -> go.Figure:
     return titled(figure, "Waste of the KV cache, from the same requests", _plain(), None)
 
 
-def account_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
+def kv_cache_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
     """Slots over time: reported by the engine, explained by the requests, and if `reserve` each."""
     import plotly.graph_objects as go
 

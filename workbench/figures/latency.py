@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.figures.requests import request_timeline
 from workbench.figures.style import (
     BLUE,
     GREEN,
     ORANGE,
     VERMILLION,
-    Rendered,
-    render,
     stacked,
     styled,
     titled,
-    to_div,
 )
 
 if TYPE_CHECKING:
@@ -31,15 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from workbench.metrics.health import ClientHealth
-
-__all__ = [
-    "Rendered",
-    "latency_distributions",
-    "render",
-    "request_timeline",
-    "throughput_over_time",
-    "to_div",
-]
 
 _MOST_POINTS, _BINS = 500, 100
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from serving.sizing.layouts import Plan
 from serving.sizing.memory import GIB
-from workbench.analysis.layouts import Fit
+from workbench.analysis.layouts import LayoutPlans
 from workbench.figures.style import (
     BLUE,
     GREEN,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def fit_figure(found: Fit) -> go.Figure:
+def fit_figure(found: LayoutPlans) -> go.Figure:
     """One GPU's memory under each layout: weights, activations, CUDA, and what is left for KV.
 
     The recommended layout is marked; the dashed line is what vLLM may use of a GPU.
@@ -60,7 +60,7 @@ def fit_figure(found: Fit) -> go.Figure:
     return titled(figure, f"What fits on {found.gpus}")
 
 
-def _marked(found: Fit, plan: Plan) -> str:
+def _marked(found: LayoutPlans, plan: Plan) -> str:
     return "▶ " if plan == found.advice.plan else ""
 
 

@@ -77,7 +77,7 @@ def titled(
 _CONFIG = {"responsive": True, "displaylogo": False}
 
 
-class Rendered:
+class StaticFigure:
     """A figure as notebooks save it: for JupyterLab as data, for everything else as HTML.
 
     nbconvert and viewers without plotly take the HTML, which needs no network. plotly.js (5 MB)
@@ -97,11 +97,11 @@ class Rendered:
         return {**bundle, "text/html": self._html(), "text/plain": "a figure"}
 
     def _html(self) -> str:
-        here, carrier = _cell(), Rendered._carrier
+        here, carrier = _cell(), StaticFigure._carrier
         # A cell that carried it and is run again has lost its old output, and the script in it.
         carries = carrier is None or (here[0] == carrier[0] and here[1] != carrier[1])
         if carries:
-            Rendered._carrier = here
+            StaticFigure._carrier = here
         return to_div(self.figure, with_script=carries)
 
 
@@ -128,6 +128,6 @@ def _cell() -> tuple[str, int]:
         return "#0", 0
 
 
-def render(figure: go.Figure) -> Rendered:
+def show(figure: go.Figure) -> StaticFigure:
     """`figure` as the last line of a cell, or for `display`: it lasts in a saved notebook."""
-    return Rendered(figure)
+    return StaticFigure(figure)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
 from serving.gateway.stages import HEADER
 from workbench.clock import Clock
-from workbench.loadgen.outcome import is_outcome, withhold
+from workbench.loadgen.outcome import ends_request, redact_error
 from workbench.loadgen.sse import outcome, parse, stages
 from workbench.records import RequestRecord
 
@@ -140,7 +140,7 @@ async def _call(
         prompt_tokens=answer.usage.get("prompt_tokens"),
         output_tokens=answer.usage.get("completion_tokens"),
         status=status,
-        error=error and withhold(error, body.get("messages", body.get("prompt")), api_key),
+        error=error and redact_error(error, body.get("messages", body.get("prompt")), api_key),
         model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
@@ -173,7 +173,7 @@ async def _read(
                 if on_event is not None:
                     on_event("read", reads[-1][0])
     except (Exception, asyncio.CancelledError) as problem:
-        if not is_outcome(problem):
+        if not ends_request(problem):
             raise
         headers.update(getattr(getattr(problem, "response", None), "headers", {}))
         return problem

@@ -11,7 +11,7 @@ from workbench.errors import SettingError
 from workbench.metrics.health import ClientHealth
 from workbench.records import LoadChange, What
 from workbench.workload.live_schedule import RateCurve, checked_burstiness, checked_rate
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workbench.loadgen.handle import LiveLoad, LoadResult
-from workbench.loadgen.runner import LEAD_S, Drive
+from workbench.loadgen.runner import LEAD_S, LoadRunner
 from workbench.records import LoadChange
 from workbench.workload.live_schedule import RateCurve
 
@@ -43,7 +43,7 @@ class KeptRecords(Sequence["RequestRecord"]):
 
 
 @dataclass
-class LiveDrive(Drive):
+class LiveLoadRunner(LoadRunner):
     """A live load from its first worker to its result."""
 
     ordinary: Sequence[int] = ()
@@ -69,13 +69,13 @@ class LiveDrive(Drive):
         return LiveWorker, self.needed
 
     async def _begin(self, workers: list[Any]) -> float:
-        from workbench.loadgen.live_worker import Share
+        from workbench.loadgen.live_worker import WorkerShare
 
         epochs = await asyncio.gather(*(self._epoch(worker) for worker in workers))
         start_s = self.running.clock() + LEAD_S
         starts = []
         for i, (worker, epoch) in enumerate(zip(workers, epochs, strict=True)):
-            share = Share(self.load, self.ordinary, i, len(workers))
+            share = WorkerShare(self.load, self.ordinary, i, len(workers))
             starts.append(worker.follow.remote(self._job(epoch, start_s), share))
         await asyncio.gather(*starts)
         arrivals: Any = self.load.arrivals

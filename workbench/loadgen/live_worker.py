@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from workbench.loadgen.worker import Job, LoadWorker, Report, leave_to_itself
+from workbench.loadgen.worker import LoadWorker, WorkerConfig, WorkerReport, leave_to_itself
 from workbench.records import LoadChange
 from workbench.workload.live_schedule import schedule, steer
 from workbench.workload.spec import LoadSpec
@@ -27,7 +27,7 @@ MOST_LATE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerShare:
     """The load, and which of its arrivals are this worker's: each `of`-th, from `first`.
 
     `ordinary` has the tokens that prompts are drawn from.
@@ -40,7 +40,7 @@ class Share:
 
 
 @dataclass(slots=True)
-class LiveReport(Report):
+class LiveReport(WorkerReport):
     """And when requests were sent since the last report, and how many were left out."""
 
     sent_s: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class LiveReport(Report):
 class LiveWorker(LoadWorker):
     """Sends its share of the arrivals as they fall due, and takes changes meanwhile."""
 
-    async def follow(self, job: Job, share: Share) -> None:
+    async def follow(self, job: WorkerConfig, share: WorkerShare) -> None:
         """Begin; returns at once."""
         import numpy as np
 

@@ -19,7 +19,7 @@ UNREACHABLE = "connection failed"
 _QUOTE = 16
 
 
-def is_outcome(problem: BaseException) -> bool:
+def ends_request(problem: BaseException) -> bool:
     """Whether `problem` says how a request ended. A mistake in the call does not: raise it."""
     import openai
 
@@ -28,7 +28,7 @@ def is_outcome(problem: BaseException) -> bool:
     return isinstance(problem, kinds) or package in _TRANSPORTS
 
 
-def cause(
+def classify_failure(
     problem: BaseException,
 ) -> tuple[Literal["error", "shed", "timeout", "cancelled"], str | None]:
     """The status and the reason of a request that ended with `problem`."""
@@ -59,7 +59,7 @@ def _refused(problem: BaseException) -> bool:
     return False
 
 
-def withhold(reason: str, prompt: Any, api_key: str | None) -> str:
+def redact_error(reason: str, prompt: Any, api_key: str | None) -> str:
     """`reason` on one line of at most 200 characters that quotes neither the key nor the prompt.
 
     Servers repeat the request in their error messages, and a record must not hold its text.

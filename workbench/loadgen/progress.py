@@ -31,13 +31,13 @@ class Progress(Protocol):
     def say(self, line: str) -> None: ...
 
 
-def progress_of(
+def make_progress(
     kind: Progress | str | None, load: LoadSpec, sessions: Sequence[Session]
 ) -> Progress:
     """The progress that `kind` names. Raises SettingError for a name that is none."""
     if kind is not None and not isinstance(kind, str):
         return kind
-    kinds = {"bar": Bar, "lines": Lines, None: Silent}
+    kinds = {"bar": BarProgress, "lines": LineProgress, None: NoProgress}
     if kind not in kinds:
         raise SettingError(f"progress is {kind!r}: give 'bar', 'lines' or None")
     planned = sum(len(session.turns) for session in sessions)
@@ -52,7 +52,7 @@ def _what(load: LoadSpec) -> str:
     return "" if rate is None else f"{rate:g} a second"
 
 
-class Silent:
+class NoProgress:
     """Says nothing; the others build on what it counts."""
 
     def __init__(self, planned: int, last_at_s: float | None, what: str) -> None:
@@ -91,7 +91,7 @@ class Silent:
         return elapsed_s / ended * (self._planned - ended) if ended and elapsed_s > 0 else None
 
 
-class Lines(Silent):
+class LineProgress(NoProgress):
     """A line every few seconds, and one at the end."""
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class Lines(Silent):
         print(line, flush=True)
 
 
-class LiveLines(Lines):
+class LiveLines(LineProgress):
     """Lines of a load that has no planned number of requests."""
 
     def __init__(self, running: LiveLoad) -> None:
@@ -148,10 +148,10 @@ def live_progress(kind: Progress | str | None, running: LiveLoad) -> Progress:
         return kind
     if kind not in ("lines", None):
         raise SettingError(f"progress is {kind!r}: give 'lines' or None for a live load")
-    return LiveLines(running) if kind else Silent(0, None, "")
+    return LiveLines(running) if kind else NoProgress(0, None, "")
 
 
-class Bar(Silent):
+class BarProgress(NoProgress):
     """A bar in the cell's output, drawn anew in place; no widget, so that it can be saved."""
 
     def __enter__(self) -> Self:

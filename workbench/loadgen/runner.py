@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import EndpointGoneError, RunError
+from serving.errors import EndpointGoneError
+from workbench.errors import RunError
 from workbench.loadgen.handle import LoadResult, LoadRun
 from workbench.loadgen.outcome import UNREACHABLE
-from workbench.loadgen.workers import Seat, start_away
+from workbench.loadgen.workers import WorkerHandle, start_workers
 from workbench.metrics.health import ClientHealth
 from workbench.runs import journal
 from workbench.workload.spec import LoadSpec, Session, digest
@@ -22,7 +23,7 @@ from workbench.workload.spec import LoadSpec, Session, digest
 if TYPE_CHECKING:
     from workbench.endpoints.remote import Remote
     from workbench.loadgen.progress import Progress
-    from workbench.loadgen.worker import Job, Report
+    from workbench.loadgen.worker import WorkerConfig, WorkerReport
     from workbench.records import RequestRecord
     from workbench.runs.run import Run
 
@@ -34,7 +35,7 @@ SETTLE_S = 5.0
 
 
 @dataclass
-class Drive:
+class LoadRunner:
     """One load from its first worker to its result."""
 
     target: Remote
@@ -47,7 +48,7 @@ class Drive:
     health: dict[str, float] = field(default_factory=dict)
     failures: list[RequestRecord] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
-    seats: list[Seat] = field(default_factory=list)
+    seats: list[WorkerHandle] = field(default_factory=list)
     unwritten: RunError | None = None
     # vLLM refuses two requests of one id at once, so that two runs must differ.
     tag: str = field(default_factory=lambda: f"load-{secrets.token_hex(3)}")
@@ -78,10 +79,10 @@ class Drive:
         actor = ray.remote(num_cpus=0, max_concurrency=100_000)(kind)
         # By a call and not to the constructor, whose arguments the cluster keeps on record.
         key = self.target.api_key.get_secret_value()
-        found = await start_away(
+        found = await start_workers(
             actor, number, lambda worker: worker.connect.remote(self.target.base_url, key)
         )
-        self.seats = [Seat(worker) for worker in found]
+        self.seats = [WorkerHandle(worker) for worker in found]
         run = None if self.folder is None else self.folder.path
         names = (f"{self.tag}-{number}" for number in range(len(found)))
         await asyncio.gather(*(s.keep(run, n) for s, n in zip(self.seats, names, strict=True)))
@@ -107,10 +108,10 @@ class Drive:
         await asyncio.gather(*starts)
         return start_s
 
-    def _job(self, epoch_s: float, start_s: float, slots: int | None = None) -> Job:
-        from workbench.loadgen.worker import Job
+    def _job(self, epoch_s: float, start_s: float, slots: int | None = None) -> WorkerConfig:
+        from workbench.loadgen.worker import WorkerConfig
 
-        return Job(
+        return WorkerConfig(
             model=self.target.model_id,
             call=_call(self.load),
             tag=self.tag,
@@ -122,14 +123,14 @@ class Drive:
 
     async def _epoch(self, worker: Any) -> float:
         """The zero of the run's clock, on the worker's own."""
-        from workbench.loadgen.worker import this_clock
+        from workbench.loadgen.worker import read_clock
 
         best: tuple[float, float] | None = None
         for _ in range(5):
             before = time.perf_counter()
             boot, theirs = await worker.clock.remote()
             after = time.perf_counter()
-            if boot == this_clock()[0]:
+            if boot == read_clock()[0]:
                 return time.perf_counter() - self.running.clock()
             middle = (before + after) / 2
             best = min(best or (after - before, theirs - middle), (after - before, theirs - middle))
@@ -155,7 +156,7 @@ class Drive:
             if why := self._gone():
                 self.running.stop(why)
 
-    def _bound(self, reports: list[Report]) -> None:
+    def _bound(self, reports: list[WorkerReport]) -> None:
         """Each user of a closed loop whose time is over waits for one more answer, if at all."""
         slots = getattr(self.load.arrivals, "max_concurrency", None)
         if slots and len(reports) == len(self.seats):
@@ -166,7 +167,7 @@ class Drive:
     async def _steer(self, workers: list[Any]) -> None:
         """Nothing here: a planned load is not changed while it runs."""
 
-    async def _reports(self) -> list[Report]:
+    async def _reports(self) -> list[WorkerReport]:
         from ray.exceptions import ActorDiedError, ActorUnavailableError
 
         alive = [seat for seat in self.seats if not seat.died]
@@ -181,7 +182,7 @@ class Drive:
                 raise answer
         return [report for report in found if not isinstance(report, BaseException)]
 
-    async def _lose(self, seat: Seat) -> None:
+    async def _lose(self, seat: WorkerHandle) -> None:
         """Record what a dead worker had sent; the others go on with their shares."""
         seat.died, now = True, self.running.clock()
         why = "the load worker that sent it died"
@@ -194,7 +195,7 @@ class Drive:
         )
         self.progress.say(self.incidents[-1])
 
-    def _take(self, reports: list[Report]) -> None:
+    def _take(self, reports: list[WorkerReport]) -> None:
         for report in reports:
             for name in ("loop_lag_p99_ms", "cpu_share"):
                 if (value := getattr(report, name)) is not None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pydantic_core
 
-from serving.gateway.stages import COMMENT, Stages
-from workbench.loadgen.outcome import cause
+from serving.gateway.stages import COMMENT, StageTimings
+from workbench.loadgen.outcome import classify_failure
 from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
@@ -96,11 +96,11 @@ def _is_token(choice: Mapping[str, Any]) -> bool:
 def outcome(answer: Answer, failure: BaseException | None) -> tuple[Status, str | None]:
     """The server's own word first; a garbled event last, as a cut stream ends in one too."""
     if isinstance(failure, asyncio.CancelledError) and not answer.done:
-        return cause(failure)
+        return classify_failure(failure)
     if answer.error is not None:
         return "error", answer.error
     if failure is not None and not answer.done:
-        return cause(failure)
+        return classify_failure(failure)
     if answer.garbled:
         return "error", "stream: an event is not a completion chunk"
     return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")
@@ -113,7 +113,7 @@ def stages(answer: Answer, header: str | None) -> dict[str, float | None] | None
     """
     if answer.stages is not None:
         return dict(answer.stages)
-    found = Stages()
+    found = StageTimings()
     found.read(header or "")
     if answer.metrics:
         found.engine(answer.metrics)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from workbench.endpoints.remote import Remote, context_length
 from workbench.errors import SettingError
 from workbench.loadgen.handle import WORKER_RATE, LiveLoad, LoadResult, LoadRun
-from workbench.loadgen.progress import Progress, live_progress, progress_of
-from workbench.loadgen.runner import Drive
+from workbench.loadgen.progress import Progress, live_progress, make_progress
+from workbench.loadgen.runner import LoadRunner
 from workbench.workload.live_schedule import checked_rate
 from workbench.workload.spec import LoadSpec, digest, plan
 
@@ -57,8 +57,8 @@ def start_load(
     running = LoadRun(planned, clock or start_clock())
     if run is not None:
         run.write_plan(len(sessions), digest(sessions))
-    said = progress_of(progress, load, sessions)
-    drive = Drive(target, load, sessions, running, run, said, on_record)
+    said = make_progress(progress, load, sessions)
+    drive = LoadRunner(target, load, sessions, running, run, said, on_record)
     running._task = asyncio.get_running_loop().create_task(drive.run())
     return running
 
@@ -85,7 +85,7 @@ def start_live_load(
     import numpy as np
 
     from workbench.clock import start_clock
-    from workbench.loadgen.live_runner import LiveDrive
+    from workbench.loadgen.live_runner import LiveLoadRunner
     from workbench.workload.prompt_generator import prompts
     from workbench.workload.tokenizer import load_tokenizer
 
@@ -102,7 +102,7 @@ def start_live_load(
         on_sent=on_sent,
     )
     said = live_progress(progress, running)
-    drive = LiveDrive(target, load, [], running, run, said, on_record)
+    drive = LiveLoadRunner(target, load, [], running, run, said, on_record)
     drive.ordinary, drive.needed = tokenizer.ordinary, needed
     running._task = asyncio.get_running_loop().create_task(drive.run())
     return running

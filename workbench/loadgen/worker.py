@@ -18,7 +18,7 @@ from workbench.loadgen.client import stream_chat, stream_completion
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.metrics.health import LoopWatch
 from workbench.records import RequestRecord
-from workbench.runs.journal import Sent, Spool, open_first
+from workbench.runs.journal import Journal, Sent, open_first
 from workbench.workload.spec import Session
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ REFUSED_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerConfig:
     """What every request of a load has in common. It holds no key: `LoadWorker.connect` gets it.
 
     `epoch_s` is the zero of the run's clock and `start_s` the start of the load on it.
@@ -47,7 +47,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Report:
+class WorkerReport:
     """What has happened since the last report; lag and CPU share once the work is done."""
 
     records: list[RequestRecord]
@@ -57,7 +57,7 @@ class Report:
     cpu_share: float | None = None
 
 
-def this_clock() -> tuple[str, float]:
+def read_clock() -> tuple[str, float]:
     """Which clock `time.perf_counter` is here (one a boot, for all processes), and its reading."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), time.perf_counter()
 
@@ -70,7 +70,7 @@ class LoadWorker:
         self._in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._watch = LoopWatch()
-        self._spool: Spool | None = None
+        self._spool: Journal | None = None
 
     async def keep(self, places: Sequence[str]) -> str | None:
         """Write what is sent and what ends to the first of these files that can be written.
@@ -92,7 +92,7 @@ class LoadWorker:
             self._spool.forget()
 
     async def clock(self) -> tuple[str, float]:
-        return this_clock()
+        return read_clock()
 
     async def connect(self, base_url: str, api_key: str) -> None:
         """Make the client, and pay for its imports now rather than at the first request."""
@@ -103,7 +103,7 @@ class LoadWorker:
             base_url=base_url, api_key=api_key, http_client=http, max_retries=0
         )
 
-    async def start(self, job: Job, numbered: Sequence[tuple[int, Session]]) -> None:
+    async def start(self, job: WorkerConfig, numbered: Sequence[tuple[int, Session]]) -> None:
         """Begin; returns at once."""
         leave_to_itself()
         self._job = job
@@ -115,7 +115,7 @@ class LoadWorker:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def report(self) -> Report:
+    async def report(self) -> WorkerReport:
         """What ended since the last report. Raises what went wrong in the worker itself."""
         records, self._records = self._records, []
         task = self._task
@@ -123,7 +123,9 @@ class LoadWorker:
         if task is not None and done and not task.cancelled():
             task.result()
         watch = self._watch
-        return Report(records, self._in_progress, done, watch.loop_lag_p99_ms, watch.cpu_share)
+        return WorkerReport(
+            records, self._in_progress, done, watch.loop_lag_p99_ms, watch.cpu_share
+        )
 
     async def _run(self, numbered: list[tuple[int, Session]]) -> None:
         async with self._watch, self._client:

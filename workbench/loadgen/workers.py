@@ -15,20 +15,20 @@ from workbench.records import RequestRecord
 from workbench.runs import journal
 
 if TYPE_CHECKING:
-    from workbench.loadgen.worker import Job
+    from workbench.loadgen.worker import WorkerConfig
     from workbench.workload.spec import Session
 
 SALVAGE_S = 30.0
 
 
 @dataclass
-class Seat:
+class WorkerHandle:
     """One load worker: its actor, its node, its file, and the share of the plan it was given."""
 
     worker: Any
     node: str | None = None
     file: str | None = None
-    job: Job | None = None
+    job: WorkerConfig | None = None
     share: Sequence[tuple[int, Session]] = field(default_factory=tuple)
     died: bool = False
 
@@ -92,7 +92,9 @@ class Seat:
             yield journal.Sent(first, due, None, job.model, job.call.get("tenant"))
 
 
-async def start_away(actor: Any, number: int, begin: Callable[[Any], Awaitable[None]]) -> list[Any]:
+async def start_workers(
+    actor: Any, number: int, begin: Callable[[Any], Awaitable[None]]
+) -> list[Any]:
     """`number` actors away from replicas, each after its `begin`.
 
     One whose node dies meanwhile starts where Ray sees fit.
@@ -125,13 +127,13 @@ def away_from_replicas(number: int) -> list[Any]:
 
     alive = [node for node in ray.nodes() if node["Alive"]]
     held = status.replicas_by_node()
-    places = calmest(
+    places = least_loaded_nodes(
         {node["NodeID"]: "node:__internal_head__" in node["Resources"] for node in alive}, held
     )
     return [NodeAffinitySchedulingStrategy(p, soft=False) for p in islice(cycle(places), number)]
 
 
-def calmest(heads: dict[str, bool], replicas: Counter[str]) -> list[str]:
+def least_loaded_nodes(heads: dict[str, bool], replicas: Counter[str]) -> list[str]:
     """The nodes that load workers take, of all nodes (and whether each is the head)."""
     rank = {node: (replicas[node], is_head) for node, is_head in heads.items()}
     return [node for node, of in rank.items() if of == min(rank.values())]

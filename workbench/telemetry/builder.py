@@ -29,18 +29,18 @@ from workbench.telemetry.scrape import (
     POLICY_SAW,
     TARGET_ONGOING,
     TOTAL_REQUESTS,
-    Exposition,
+    MetricsPage,
     add,
     merged,
 )
 
 SHED_STATUSES = ("429", "503")
 _GPU_UNITS = {"utilization": 100.0, "memory_gib": 1024.0, "power_w": 1000.0}
-Nodes = Mapping[str, Exposition]
+Nodes = Mapping[str, MetricsPage]
 
 
 @dataclass
-class Rows:
+class SampleBuilder:
     """Makes the samples of one application, moment by moment.
 
     It remembers what a moment alone does not tell: the last target of each deployment, and what
@@ -69,7 +69,7 @@ class Rows:
         name: str,
         told: Mapping[str, Any],
         nodes: Nodes,
-        everything: Exposition,
+        everything: MetricsPage,
         replicas: list[ReplicaSample],
     ) -> DeploymentSample:
         states = [word(one["state"]) for one in told["replicas"]]
@@ -97,7 +97,7 @@ class Rows:
         self,
         name: str,
         told: Mapping[str, Any],
-        everything: Exposition,
+        everything: MetricsPage,
         running: int,
         target: int,
     ) -> int | None:
@@ -116,7 +116,7 @@ class Rows:
             )
         return None if asked is None else math.ceil(asked - 1e-9)
 
-    def _refused(self, name: str, everything: Exposition) -> int | None:
+    def _refused(self, name: str, everything: MetricsPage) -> int | None:
         seen = self._shed.setdefault(name, {})
         labels = {"deployment": name, "application": self.application}
         for own, value in everything.rows(GATE_SHED, **labels):
@@ -129,7 +129,7 @@ class Rows:
         name: str,
         told: Mapping[str, Any],
         nodes: Nodes,
-        everything: Exposition,
+        everything: MetricsPage,
     ) -> Iterator[ReplicaSample]:
         if name not in self.engines:
             return
@@ -145,7 +145,7 @@ class Rows:
                 )
 
     def _decisions(
-        self, sample: DeploymentSample, told: Mapping[str, Any], everything: Exposition
+        self, sample: DeploymentSample, told: Mapping[str, Any], everything: MetricsPage
     ) -> list[DecisionSample]:
         limits = ScalingLimits.read(told["deployment_config"].get("autoscaling_config"))
         labels = {"deployment": sample.deployment, "application": self.application}
@@ -183,7 +183,7 @@ def desired_by_requests(
     return total / target_ongoing
 
 
-def engine_figures(everything: Exposition, replica: str) -> dict[str, Any]:
+def engine_figures(everything: MetricsPage, replica: str) -> dict[str, Any]:
     """The engine's fields of a `ReplicaSample`; over several engines of one replica, their sum,
     and the mean share of KV cache.
     """

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import WorkbenchError
 from workbench.endpoints.deployed import Endpoint
 from workbench.records import Sink
-from workbench.telemetry.builder import Rows
-from workbench.telemetry.scrape import Node, Scraper, alive
+from workbench.telemetry.builder import SampleBuilder
+from workbench.telemetry.scrape import Node, Scraper, live_nodes
 
 if TYPE_CHECKING:
     from workbench.clock import Clock
@@ -132,7 +132,7 @@ class Source:
 
         self._endpoint = endpoint
         engines = frozenset(deployment_name(model) for model in endpoint.spec.models)
-        self.rows = Rows(endpoint.spec.name, engines)
+        self.rows = SampleBuilder(endpoint.spec.name, engines)
         self._nodes: list[Node] = []
         self._nodes_at = float("-inf")
 
@@ -145,6 +145,6 @@ class Source:
 
         details = self._endpoint.details(ANSWER_S)
         if time.monotonic() - self._nodes_at > NODES_EVERY_S:
-            self._nodes = alive(ray.nodes())
+            self._nodes = live_nodes(ray.nodes())
             self._nodes_at = time.monotonic()
         return details, self._nodes

@@ -25,7 +25,7 @@ class Node:
     url: str
 
 
-def alive(nodes: Sequence[dict[str, Any]]) -> list[Node]:
+def live_nodes(nodes: Sequence[dict[str, Any]]) -> list[Node]:
     """The living nodes among what `ray.nodes()` gives."""
     return [
         Node(one["NodeID"], f"http://{_host(one['NodeManagerAddress'])}:{port}/metrics")
@@ -50,7 +50,7 @@ class Scraper:
     timeout_s: float = TIMEOUT_S
     failures: dict[str, str] = field(default_factory=dict)
     _session: aiohttp.ClientSession | None = None
-    _asked: dict[Node, asyncio.Task[Exposition | None]] = field(default_factory=dict)
+    _asked: dict[Node, asyncio.Task[MetricsPage | None]] = field(default_factory=dict)
 
     async def __aenter__(self) -> Scraper:
         import aiohttp
@@ -71,7 +71,7 @@ class Scraper:
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
         await self._session.close()
 
-    async def scrape(self, nodes: Sequence[Node]) -> dict[str, Exposition]:
+    async def scrape(self, nodes: Sequence[Node]) -> dict[str, MetricsPage]:
         """What each node that has answered shows, by node id."""
         for node in nodes:
             if node not in self._asked:
@@ -89,7 +89,7 @@ class Scraper:
                 self.failures.pop(node.node_id, None)
         return found
 
-    async def _one(self, node: Node) -> Exposition | None:
+    async def _one(self, node: Node) -> MetricsPage | None:
         import aiohttp
 
         assert self._session is not None
@@ -175,7 +175,7 @@ _SAME_EVERYWHERE = re.compile(
 
 
 @dataclass
-class Exposition:
+class MetricsPage:
     """The wanted samples of one node, by normalized name: each its labels and its value."""
 
     samples: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
@@ -191,13 +191,13 @@ class Exposition:
         return add(value for _, value in self.rows(name, **labels))
 
 
-def parse(text: bytes) -> Exposition:
+def parse(text: bytes) -> MetricsPage:
     """The wanted samples in a `/metrics` answer. Raises ValueError for what is none."""
     from prometheus_client.parser import text_string_to_metric_families
 
     near = [line for line in text.split(b"\n") if line.startswith(_FAMILIES)]
     picked = [line for line in near if line[: line.find(b"{")] in _NAMES]
-    found = Exposition()
+    found = MetricsPage()
     short = _SAME_EVERYWHERE.sub(b"", b"\n".join([*picked, b""]))
     for family in text_string_to_metric_families(short.decode()):
         for sample in family.samples:
@@ -207,9 +207,9 @@ def parse(text: bytes) -> Exposition:
     return found
 
 
-def merged(nodes: Iterable[Exposition]) -> Exposition:
+def merged(nodes: Iterable[MetricsPage]) -> MetricsPage:
     """All nodes' samples as one."""
-    found = Exposition()
+    found = MetricsPage()
     for node in nodes:
         for name, rows in node.samples.items():
             found.samples.setdefault(name, []).extend(rows)

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from serving.errors import SpecError
 from serving.spec.base import Strict
-from workbench.errors import SettingError, SpecError
+from workbench.errors import SettingError
 
 MAX_RATE = 1e6
 MIN_BURSTINESS = 1e-3
@@ -25,7 +26,7 @@ Burstiness = Annotated[float, Field(ge=MIN_BURSTINESS, allow_inf_nan=False)]
 _SPACING = "Shape of the gamma law of the gaps: 1 is Poisson, below 1 bursty, None even."
 
 
-class Piece(NamedTuple):
+class RateSegment(NamedTuple):
     """A stretch of `duration_s` over which the rate goes from one value to another in a line."""
 
     duration_s: float
@@ -41,11 +42,11 @@ class Piece(NamedTuple):
         """The rate `at_s` seconds into it."""
         return self.from_rate + (self.to_rate - self.from_rate) * (at_s / self.duration_s)
 
-    def cut(self, at_s: float) -> tuple[Piece, Piece]:
+    def cut(self, at_s: float) -> tuple[RateSegment, RateSegment]:
         """The stretch before `at_s` and the one after."""
         rate = self.rate_at(at_s)
         rest = self.duration_s - at_s
-        return Piece(at_s, self.from_rate, rate), Piece(rest, rate, self.to_rate)
+        return RateSegment(at_s, self.from_rate, rate), RateSegment(rest, rate, self.to_rate)
 
     def when(self, requests: float) -> float:
         """The second at which the integral of the rate reaches `requests`."""
@@ -76,8 +77,8 @@ class Constant(_Arrivals):
     def burstiness(self) -> None:
         return None
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(math.inf, self.rate, self.rate),)
+    def pieces(self) -> tuple[RateSegment, ...]:
+        return (RateSegment(math.inf, self.rate, self.rate),)
 
 
 class Poisson(_Arrivals):
@@ -90,8 +91,8 @@ class Poisson(_Arrivals):
     def burstiness(self) -> float:
         return 1.0
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(math.inf, self.rate, self.rate),)
+    def pieces(self) -> tuple[RateSegment, ...]:
+        return (RateSegment(math.inf, self.rate, self.rate),)
 
 
 class Gamma(_Arrivals):
@@ -101,8 +102,8 @@ class Gamma(_Arrivals):
     rate: Rate = Field(description="Mean requests per second.")
     burstiness: Burstiness = Field(description="Shape of the gamma law; below 1 is bursty.")
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(math.inf, self.rate, self.rate),)
+    def pieces(self) -> tuple[RateSegment, ...]:
+        return (RateSegment(math.inf, self.rate, self.rate),)
 
 
 class Ramp(_Arrivals):
@@ -114,8 +115,8 @@ class Ramp(_Arrivals):
     duration_s: Seconds = Field(description="Seconds from one rate to the other.")
     burstiness: Burstiness | None = Field(1.0, description=_SPACING)
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(self.duration_s, self.from_rate, self.to_rate),)
+    def pieces(self) -> tuple[RateSegment, ...]:
+        return (RateSegment(self.duration_s, self.from_rate, self.to_rate),)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
@@ -138,8 +139,8 @@ class Steps(_Arrivals):
     steps: tuple[Step, ...] = Field(min_length=1, description="Pairs of rate and duration_s.")
     burstiness: Burstiness | None = Field(1.0, description=_SPACING)
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return tuple(Piece(step.duration_s, step.rate, step.rate) for step in self.steps)
+    def pieces(self) -> tuple[RateSegment, ...]:
+        return tuple(RateSegment(step.duration_s, step.rate, step.rate) for step in self.steps)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
@@ -167,10 +168,10 @@ class Stages(_Arrivals):
     stages: tuple[Stage, ...] = Field(min_length=1, description="Pairs of rate and duration_s.")
     burstiness: Burstiness | None = Field(1.0, description=_SPACING)
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[RateSegment, ...]:
         before = [self.from_rate, *(stage.rate for stage in self.stages)]
         ramps = zip(before, self.stages, strict=False)
-        return tuple(Piece(to.duration_s, was, to.rate) for was, to in ramps if to.duration_s)
+        return tuple(RateSegment(to.duration_s, was, to.rate) for was, to in ramps if to.duration_s)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
@@ -179,7 +180,7 @@ class Stages(_Arrivals):
         return self
 
 
-def day(
+def diurnal(
     peak_rate: float,
     day_s: float,
     *,
@@ -213,7 +214,7 @@ def day(
     return Stages(from_rate=rate(0), stages=stages, burstiness=burstiness)
 
 
-class Closed(_Arrivals):
+class ClosedLoop(_Arrivals):
     """A closed loop: the next request is sent when one ends. It has no offsets.
 
     With `think_s` it is so many users, each of whom waits before every request or conversation, the
@@ -228,7 +229,7 @@ class Closed(_Arrivals):
     )
 
 
-class Replay(_Arrivals):
+class TraceReplay(_Arrivals):
     """The arrivals of a recorded trace, which `workbench.workload.traces.replay` reads."""
 
     kind: Literal["trace"] = Field("trace", description="As recorded.")
@@ -244,14 +245,14 @@ class Replay(_Arrivals):
     def _cut_is_not_empty(self) -> Self:
         if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
             raise ValueError(
-                f"Replay.end_s = {self.end_s:g} is not after start_s = {self.start_s:g}; "
+                f"TraceReplay.end_s = {self.end_s:g} is not after start_s = {self.start_s:g}; "
                 "raise one or lower the other"
             )
         return self
 
 
 Arrivals = Annotated[
-    Constant | Poisson | Gamma | Ramp | Steps | Stages | Closed | Replay,
+    Constant | Poisson | Gamma | Ramp | Steps | Stages | ClosedLoop | TraceReplay,
     Field(discriminator="kind"),
 ]
 _KINDS = ("constant", "poisson", "gamma", "ramp", "steps", "stages", "closed", "trace")

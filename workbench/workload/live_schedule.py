@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import SettingError
 from workbench.records import LoadChange
-from workbench.workload.arrivals import MAX_RATE, MIN_BURSTINESS, Piece
+from workbench.workload.arrivals import MAX_RATE, MIN_BURSTINESS, RateSegment
 from workbench.workload.schedule import unit_gap
 from workbench.workload.spec import LoadSpec
 
@@ -24,7 +24,7 @@ class RateCurve:
     last one the rate is 0, and the plan is over (`ends_s`). A rate set by hand has no end.
     """
 
-    def __init__(self, plan: float | Iterable[Piece], start_s: float = 0.0) -> None:
+    def __init__(self, plan: float | Iterable[RateSegment], start_s: float = 0.0) -> None:
         """Raises SettingError for a rate that is none."""
         self.at_s = start_s
         self.paused = False
@@ -78,7 +78,7 @@ class RateCurve:
         self.paused = False
 
     def _hold(self, rate: float) -> None:
-        self._pieces = deque([Piece(math.inf, rate, rate)] if rate else [])
+        self._pieces = deque([RateSegment(math.inf, rate, rate)] if rate else [])
         self._ends = False
 
 
@@ -94,7 +94,7 @@ class LiveSchedule:
 
     def __init__(
         self,
-        plan: float | Iterable[Piece],
+        plan: float | Iterable[RateSegment],
         rng: np.random.Generator,
         *,
         burstiness: float | None = 1.0,

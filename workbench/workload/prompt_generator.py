@@ -23,12 +23,10 @@ from workbench.workload.prompts import (
     Drawn,
     FilePrompts,
     Fixed,
+    FromTrace,
     Length,
-    LogNormal,
     PromptSet,
     RandomPrompts,
-    Traced,
-    Uniform,
 )
 
 if TYPE_CHECKING:
@@ -36,20 +34,6 @@ if TYPE_CHECKING:
 
     from workbench.workload.tokenizer import Tokenizer
     from workbench.workload.traces import TraceRequest
-
-__all__ = [
-    "Conversations",
-    "FilePrompts",
-    "Fixed",
-    "Length",
-    "LogNormal",
-    "Prompt",
-    "PromptSet",
-    "RandomPrompts",
-    "Traced",
-    "Uniform",
-    "prompts",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +61,13 @@ def prompts(
     trace: Sequence[TraceRequest] | None = None,
     max_model_len: int | None = None,
 ) -> Iterator[Prompt]:
-    """Prompts without end or, with a `Traced` length, one for each request of `trace`.
+    """Prompts without end or, with a `FromTrace` length, one for each request of `trace`.
 
     The same seed gives the same prompts, and more of them start with the same ones. The turns of a
     conversation follow each other. All is checked, and a file is read, before this returns.
 
     Raises SettingError, naming the field, for lengths that could exceed `max_model_len` (prompt and
-    answer together), and for a `Traced` length with no trace or with no count in it; naming the
+    answer together), and for a `FromTrace` length with no trace or with no count in it; naming the
     line and its field, for a file that is empty, cannot be read, or has a broken line.
     """
     if isinstance(spec, FilePrompts):
@@ -115,7 +99,7 @@ def _lengths(
     field: str, length: Length, column: str, trace: Sequence[TraceRequest] | None
 ) -> list[Drawn]:
     """The length, or those that the trace stands for, one for each of its requests."""
-    if not isinstance(length, Traced):
+    if not isinstance(length, FromTrace):
         return [length]
     if not trace:
         raise SettingError(
@@ -140,7 +124,7 @@ def _random_prompts(
 ) -> Iterator[Prompt]:
     inputs = _lengths("RandomPrompts.input", spec.input, "prompt_tokens", trace)
     outputs = _lengths("RandomPrompts.output", spec.output, "output_tokens", trace)
-    traced = isinstance(spec.input, Traced) or isinstance(spec.output, Traced)
+    traced = isinstance(spec.input, FromTrace) or isinstance(spec.output, FromTrace)
     pairs = list(islice(zip(cycle(inputs), cycle(outputs)), max(len(inputs), len(outputs))))
     for number, (length, output) in enumerate(pairs, 1):
         where = f"request {number} of the trace: " if traced else ""
@@ -206,7 +190,7 @@ def _file_prompts(
     # Where there is no length every line has its own, and this one is never drawn.
     length = spec.output or Fixed(tokens=1)
     outputs = _lengths("FilePrompts.output", length, "output_tokens", trace)
-    traced = isinstance(length, Traced)
+    traced = isinstance(length, FromTrace)
     pairs = list(islice(zip(cycle(lines), cycle(outputs)), len(outputs if traced else lines)))
     for line, output in pairs:
         most = line.output_tokens or output.high

@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from serving.errors import SpecError
 from serving.spec.base import Strict
-from workbench.errors import SpecError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,7 @@ class LogNormal(Strict):
         return self
 
 
-class Traced(Strict):
+class FromTrace(Strict):
     """As in the replayed trace: the first request has the first one's count, and so on."""
 
     kind: Literal["trace"] = Field("trace", description="As recorded.")
@@ -92,9 +92,9 @@ class Traced(Strict):
 
 def _as_length(
     given: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
-) -> Fixed | Uniform | LogNormal | Traced:
+) -> Fixed | Uniform | LogNormal | FromTrace:
     try:
-        made: Fixed | Uniform | LogNormal | Traced = validate(
+        made: Fixed | Uniform | LogNormal | FromTrace = validate(
             {"kind": "fixed", "tokens": given} if type(given) is int else given
         )
     except (SpecError, ValidationError) as problem:
@@ -109,7 +109,7 @@ Drawn = Annotated[
 ]
 """A length that stands for itself."""
 Length = Annotated[
-    Fixed | Uniform | LogNormal | Traced, Field(discriminator="kind"), WrapValidator(_as_length)
+    Fixed | Uniform | LogNormal | FromTrace, Field(discriminator="kind"), WrapValidator(_as_length)
 ]
 
 
@@ -127,7 +127,7 @@ class RandomPrompts(Strict):
 
     @model_validator(mode="after")
     def _prefix_fits(self) -> Self:
-        if not isinstance(self.input, Traced) and (why := self.no_room(self.input.low)):
+        if not isinstance(self.input, FromTrace) and (why := self.no_room(self.input.low)):
             raise ValueError(why)
         return self
 

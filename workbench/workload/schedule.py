@@ -23,40 +23,13 @@ from typing import TYPE_CHECKING
 from workbench.errors import SettingError
 from workbench.workload.arrivals import (
     Arrivals,
-    Closed,
-    Constant,
-    Gamma,
-    Piece,
-    Poisson,
-    Ramp,
-    Replay,
-    Stage,
-    Stages,
-    Step,
-    Steps,
-    day,
-    parse,
+    ClosedLoop,
+    RateSegment,
+    TraceReplay,
 )
 
 if TYPE_CHECKING:
     import numpy as np
-
-__all__ = [
-    "Arrivals",
-    "Closed",
-    "Constant",
-    "Gamma",
-    "Poisson",
-    "Ramp",
-    "Replay",
-    "Stage",
-    "Stages",
-    "Step",
-    "Steps",
-    "day",
-    "offsets",
-    "parse",
-]
 
 
 def offsets(
@@ -72,15 +45,15 @@ def offsets(
     They are those before `duration_s`, and at most `count`. Without either, a ramp, steps,
     stages and a trace end by themselves; with one, all but a trace go on at their last rate (and
     end early if that is 0). The same seed gives the same offsets, and a longer schedule starts
-    with those of a shorter one. `trace` has the offsets of a `Replay`.
+    with those of a shorter one. `trace` has the offsets of a `TraceReplay`.
 
     Raises SettingError for a bound that is none, for endless arrivals without a bound, for a
-    closed loop, and for a `Replay` whose trace is not given.
+    closed loop, and for a `TraceReplay` whose trace is not given.
     """
     _check_bounds(duration_s, count)
-    if isinstance(spec, Closed):
+    if isinstance(spec, ClosedLoop):
         raise SettingError("kind is 'closed': a closed loop sends when a request ends, not on time")
-    if isinstance(spec, Replay):
+    if isinstance(spec, TraceReplay):
         if trace is None:
             raise SettingError(
                 f"trace is missing: read {spec.path} with workbench.workload.traces.replay"
@@ -118,10 +91,10 @@ def unit_gap(rng: np.random.Generator, burstiness: float | None) -> float:
     return 1.0 if burstiness is None else float(rng.standard_gamma(burstiness)) / burstiness
 
 
-def _rescaled(points: Iterable[float], pieces: tuple[Piece, ...]) -> Iterator[float]:
+def _rescaled(points: Iterable[float], pieces: tuple[RateSegment, ...]) -> Iterator[float]:
     """The times at which the integral of the rate reaches `points`; the last rate holds on."""
     last = pieces[-1].to_rate
-    rest = iter([*pieces, Piece(math.inf, last, last)] if last else pieces)
+    rest = iter([*pieces, RateSegment(math.inf, last, last)] if last else pieces)
     piece, start_s, before, at = next(rest), 0.0, 0.0, 0.0
     for point in points:
         while point - before >= piece.requests:

@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from serving.spec.base import Strict
 from workbench.errors import SettingError
-from workbench.workload.arrivals import Arrivals, Closed, Poisson, Replay, Seconds
-from workbench.workload.prompt_generator import Prompt, PromptSet, RandomPrompts, prompts
+from workbench.workload.arrivals import Arrivals, ClosedLoop, Poisson, Seconds, TraceReplay
+from workbench.workload.prompt_generator import Prompt, prompts
+from workbench.workload.prompts import PromptSet, RandomPrompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class LoadSpec(Strict):
 
     @model_validator(mode="after")
     def _ends(self) -> LoadSpec:
-        if isinstance(self.arrivals, Closed) and self.count is None:
+        if isinstance(self.arrivals, ClosedLoop) and self.count is None:
             raise ValueError("LoadSpec.count is missing: a closed loop has no end; give it")
         if self.duration_s is not None and self.warmup_s >= self.duration_s:
             raise ValueError(
@@ -60,7 +61,7 @@ class LoadSpec(Strict):
         Raises SettingError for arrivals that have no one rate, SpecError for a rate that is none.
         """
         fields = self.arrivals.model_dump()
-        name = "max_concurrency" if isinstance(self.arrivals, Closed) else "rate"
+        name = "max_concurrency" if isinstance(self.arrivals, ClosedLoop) else "rate"
         if name not in fields:
             raise SettingError(
                 f"arrivals.kind is {self.arrivals.kind!r}, which has no one rate: give constant, "
@@ -77,9 +78,9 @@ class LoadSpec(Strict):
         """One for every 100 requests a second at the peak, or 64 at once in a closed loop."""
         if self.workers is not None:
             return self.workers
-        if isinstance(self.arrivals, Closed):
+        if isinstance(self.arrivals, ClosedLoop):
             return -(-self.arrivals.max_concurrency // 64)
-        if isinstance(self.arrivals, Replay):
+        if isinstance(self.arrivals, TraceReplay):
             return 2
         peak = max(max(piece.from_rate, piece.to_rate) for piece in self.arrivals.pieces())
         return min(64, max(1, -(-int(peak) // 100)))
@@ -108,7 +109,7 @@ def plan(
 
     from workbench.workload.traces import replay
 
-    trace = replay(load.arrivals) if isinstance(load.arrivals, Replay) else None
+    trace = replay(load.arrivals) if isinstance(load.arrivals, TraceReplay) else None
     rng = {name: np.random.default_rng([load.seed, i]) for i, name in enumerate(("at", "text"))}
     at = _offsets(load, rng["at"], trace)
     made = prompts(load.prompts, tokenizer, rng["text"], trace=trace, max_model_len=max_model_len)
@@ -126,7 +127,7 @@ def _thinking(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ..
     """Gives the first turn of each session the wait that a closed loop's users take before it."""
     import numpy as np
 
-    if not isinstance(load.arrivals, Closed) or not load.arrivals.think_s:
+    if not isinstance(load.arrivals, ClosedLoop) or not load.arrivals.think_s:
         return lambda turns: turns
     mean, rng = load.arrivals.think_s, np.random.default_rng([load.seed, 2])
     return lambda turns: (replace(turns[0], think_s=float(rng.exponential(mean))), *turns[1:])
@@ -137,7 +138,7 @@ def _offsets(
 ) -> Iterator[float | None]:
     from workbench.workload.schedule import offsets
 
-    if isinstance(load.arrivals, Closed):
+    if isinstance(load.arrivals, ClosedLoop):
         return iter([None] * (load.count or 0))
     times = None if trace is None else [request.offset_s for request in trace]
     return offsets(load.arrivals, rng, duration_s=load.duration_s, count=load.count, trace=times)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serving.errors import MissingPackageError
 from serving.models.embedded import EMBEDDED, tiny_model_path
-from workbench.errors import MissingPackageError, SettingError
+from workbench.errors import SettingError
 
 
 class Tokenizer(Protocol):

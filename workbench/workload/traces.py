@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workbench.errors import TraceError
-from workbench.workload.arrivals import Replay
+from workbench.workload.arrivals import TraceReplay
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,12 @@ def read_trace(
     a file of no known format, a missing column, a negative or unordered time, a broken line, and
     for a cut with no request in it.
     """
-    return replay(Replay(path=str(path), start_s=start_s, end_s=end_s, speed=speed, limit=limit))
+    return replay(
+        TraceReplay(path=str(path), start_s=start_s, end_s=end_s, speed=speed, limit=limit)
+    )
 
 
-def replay(spec: Replay) -> list[TraceRequest]:
+def replay(spec: TraceReplay) -> list[TraceRequest]:
     """What `spec` names, as `read_trace` reads it."""
     file = Path(spec.path)
     file = file / "requests.jsonl" if file.is_dir() else file
@@ -103,7 +105,7 @@ class _Format(NamedTuple):
     in_order: bool = True
 
 
-def _cut(requests: Iterable[_Request], spec: Replay) -> Iterator[TraceRequest]:
+def _cut(requests: Iterable[_Request], spec: TraceReplay) -> Iterator[TraceRequest]:
     start = spec.start_s or 0.0
     for at_s, prompt_tokens, output_tokens in requests:
         if spec.end_s is not None and at_s >= spec.end_s:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.claims.claim import Claim, judge, where, write_verdicts
-from workbench.figures.latency import latency_distributions, request_timeline
-from workbench.loadgen.client import RequestRecord
-from workbench.metrics.summary import SLO, ClientHealth, summarize
+from workbench.claims.claim import Claim, evaluate_claim, where, write_verdicts
+from workbench.figures.latency import latency_distributions
+from workbench.figures.requests import request_timeline
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import summarize
+from workbench.records import RequestRecord
 from workbench.report import write_report
 from workbench.runs.run import Run
 
@@ -81,7 +84,7 @@ class TestThePage:
         place = where(run, model="m", accelerator="cpu")
         claim = Claim(name="10x the users", figure="users", goal=10)
         pairs = [(40.0, 20.0), (42.0, 20.0), (44.0, 20.0)]
-        judged = judge(claim, EVIL, pairs, where=place, rng=np.random.default_rng(0))
+        judged = evaluate_claim(claim, EVIL, pairs, where=place, rng=np.random.default_rng(0))
         write_verdicts(run, [judged])
         text = without_scripts(written(run))
         assert "10x the users against &lt;script&gt;" in text

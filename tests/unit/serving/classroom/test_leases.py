@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.classroom.leases import Place, Register, Size
+from serving.classroom.leases import Lease, LeaseRegistry, ReplicaResources
 from serving.errors import LeaseError, SpecError
 from serving.spec.tenants import Tenant, key_hash
 
@@ -19,9 +19,9 @@ def key(name: str) -> str:
     return f"sk-the-key-of-{name}"
 
 
-def place(name: str, minutes: float = 60, **fields: Any) -> Place:
+def place(name: str, minutes: float = 60, **fields: Any) -> Lease:
     tenant = Tenant(name=name, key_hash=key_hash(key(name)), requests_per_minute=30)
-    return Place(tenant=tenant, ends_at=START + timedelta(minutes=minutes), **fields)
+    return Lease(tenant=tenant, ends_at=START + timedelta(minutes=minutes), **fields)
 
 
 def after(minutes: float) -> datetime:
@@ -29,22 +29,40 @@ def after(minutes: float) -> datetime:
 
 
 @pytest.fixture
-def register() -> Register:
-    return Register([place("ada"), place("bob", max_replicas=2, max_gpus=1)], key_hash(LEADER))
+def register() -> LeaseRegistry:
+    return LeaseRegistry([place("ada"), place("bob", max_replicas=2, max_gpus=1)], key_hash(LEADER))
 
 
 class TestAdmission:
     @pytest.mark.parametrize(
         ("name", "replicas", "size", "minutes", "said"),
         [
-            ("ada", 2, Size(), 1, "max_replicas = 2 is over the cap of 1"),
-            ("ada", 1, Size(gpus=1), 1, "1 replicas of 1 GPUs are 1, over the cap of 0"),
-            ("bob", 2, Size(gpus=1), 1, "2 replicas of 1 GPUs are 2, over the cap of 1"),
-            ("ada", 1, Size(), 60, "the lease ran out at 10:00:00 UTC"),
+            ("ada", 2, ReplicaResources(), 1, "max_replicas = 2 is over the cap of 1"),
+            (
+                "ada",
+                1,
+                ReplicaResources(gpus=1),
+                1,
+                "1 replicas of 1 GPUs are 1, over the cap of 0",
+            ),
+            (
+                "bob",
+                2,
+                ReplicaResources(gpus=1),
+                1,
+                "2 replicas of 1 GPUs are 2, over the cap of 1",
+            ),
+            ("ada", 1, ReplicaResources(), 60, "the lease ran out at 10:00:00 UTC"),
         ],
     )
     def test_is_refused_in_a_sentence_with_the_numbers(
-        self, register: Register, name: str, replicas: int, size: Size, minutes: float, said: str
+        self,
+        register: LeaseRegistry,
+        name: str,
+        replicas: int,
+        size: ReplicaResources,
+        minutes: float,
+        said: str,
     ) -> None:
         with pytest.raises(LeaseError) as caught:
             register.admit(name, key(name), replicas, size, after(minutes))
@@ -52,19 +70,19 @@ class TestAdmission:
         assert str(caught.value).startswith(f"tenant '{name}': ")
         assert str(caught.value).count(". ") == 0
 
-    def test_within_caps_and_lease_is_granted(self, register: Register) -> None:
-        granted = register.admit("bob", key("bob"), 2, Size(gpus=0.5), after(59))
+    def test_within_caps_and_lease_is_granted(self, register: LeaseRegistry) -> None:
+        granted = register.admit("bob", key("bob"), 2, ReplicaResources(gpus=0.5), after(59))
         assert (granted.application, granted.route) == ("class-bob", "/bob")
 
     @pytest.mark.parametrize("name", ["ada", "nobody"])
     def test_another_ones_key_opens_no_place_and_is_not_repeated(
-        self, register: Register, name: str
+        self, register: LeaseRegistry, name: str
     ) -> None:
         with pytest.raises(LeaseError, match="has no place") as caught:
-            register.admit(name, key("bob"), 1, Size(), after(1))
+            register.admit(name, key("bob"), 1, ReplicaResources(), after(1))
         assert key("bob") not in str(caught.value)
 
-    def test_only_the_leader_leads(self, register: Register) -> None:
+    def test_only_the_leader_leads(self, register: LeaseRegistry) -> None:
         register.lead(LEADER)
         with pytest.raises(LeaseError, match="instructor"):
             register.lead(key("ada"))
@@ -76,11 +94,11 @@ class TestAdmission:
 
     def test_a_place_without_a_key_is_refused(self) -> None:
         with pytest.raises(SpecError, match="no key_hash"):
-            Place(tenant=Tenant(name="ada"), ends_at=START)
+            Lease(tenant=Tenant(name="ada"), ends_at=START)
 
 
 class TestTheLease:
-    def test_a_warning_comes_once_and_then_the_end(self, register: Register) -> None:
+    def test_a_warning_comes_once_and_then_the_end(self, register: LeaseRegistry) -> None:
         held = {"class-ada": 1}
         assert register.tick(held, after(54)) == []
         ((kind, who, why),) = register.tick(held, after(55.5))[:1]
@@ -90,28 +108,28 @@ class TestTheLease:
         actions = {(kind, who.name) for kind, who, _ in register.tick(held, after(60))}
         assert ("delete", "ada") in actions
 
-    def test_it_is_told_again_until_the_deployment_is_gone(self, register: Register) -> None:
+    def test_it_is_told_again_until_the_deployment_is_gone(self, register: LeaseRegistry) -> None:
         for minutes in (61, 62):
             ((kind, who, why),) = register.tick({"class-ada": 1}, after(minutes))
             assert (kind, who.name, why) == ("delete", "ada", "the lease ran out")
         assert register.tick({}, after(63)) == []
 
-    def test_a_longer_lease_is_warned_of_anew(self, register: Register) -> None:
+    def test_a_longer_lease_is_warned_of_anew(self, register: LeaseRegistry) -> None:
         register.tick({"class-ada": 1}, after(56))
         register.put(place("ada", minutes=120))
         assert register.tick({"class-ada": 1}, after(61)) == []
         assert [a[0] for a in register.tick({"class-ada": 1}, after(116))] == ["warn"]
 
     def test_more_replicas_than_the_cap_are_deleted_however_they_came(
-        self, register: Register
+        self, register: LeaseRegistry
     ) -> None:
         ((kind, who, why),) = register.tick({"class-ada": 3, "other": 9}, after(1))
         assert (kind, who.name) == ("delete", "ada")
         assert "3 replicas are over the cap of 1" in why
 
 
-def test_use_is_replicas_times_seconds_while_they_were_held(register: Register) -> None:
-    register.admit("bob", key("bob"), 2, Size(cpus=4, gpus=0.5), START)
+def test_use_is_replicas_times_seconds_while_they_were_held(register: LeaseRegistry) -> None:
+    register.admit("bob", key("bob"), 2, ReplicaResources(cpus=4, gpus=0.5), START)
     register.tick({}, after(0))
     register.tick({"class-bob": 1}, after(1))  # 60 s of one
     register.tick({"class-bob": 2}, after(3))  # 120 s of two
@@ -124,7 +142,7 @@ def test_use_is_replicas_times_seconds_while_they_were_held(register: Register) 
 def test_thirty_tenants_each_have_their_own_end() -> None:
     names = [f"student-{n:02}" for n in range(30)]
     places = [place(name, minutes=10 + n) for n, name in enumerate(names)]
-    register = Register(places, key_hash(LEADER))
+    register = LeaseRegistry(places, key_hash(LEADER))
     held = {one.application: 1 for one in places}
     ended: dict[str, int] = {}
     warned: dict[str, int] = {}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from serving.cluster import connection, ports
-from serving.cluster.connection import announce, own_environment
+from serving.cluster.connection import describe_connection, own_environment
 from serving.cluster.ports import Ports, check_port, free_port
 from serving.deploy.preflight import check_fit
 from serving.errors import ClusterError, PortTakenError, ResourcesError
@@ -266,16 +266,22 @@ class TestPorts:
     ) -> None:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         with pytest.raises(PortTakenError, match=f"port = {taken}"):
-            announce(ServiceSpec(port=taken), None)
-        assert announce(ServiceSpec(port=0), None) == "starting Ray"
+            describe_connection(ServiceSpec(port=taken), None)
+        assert describe_connection(ServiceSpec(port=0), None) == "starting Ray"
 
     def test_on_an_attached_cluster_the_port_is_not_ours_to_check(
         self, taken: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        assert announce(ServiceSpec(port=taken), "a:1") == "connecting to the Ray cluster at a:1"
+        assert (
+            describe_connection(ServiceSpec(port=taken), "a:1")
+            == "connecting to the Ray cluster at a:1"
+        )
         monkeypatch.setenv("RAY_ADDRESS", "b:2")
-        assert announce(ServiceSpec(port=taken), None) == "connecting to the Ray cluster at b:2"
+        assert (
+            describe_connection(ServiceSpec(port=taken), None)
+            == "connecting to the Ray cluster at b:2"
+        )
 
 
 class TestALocalCluster:

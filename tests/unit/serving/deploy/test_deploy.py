@@ -17,13 +17,13 @@ import pytest
 from pydantic import SecretStr
 
 from serving.cluster.connection import Cluster
+from serving.errors import EndpointGoneError, SpecError
 from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints import deployed
 from workbench.endpoints.deployed import Endpoint, rescaled
-from workbench.errors import EndpointGoneError, SpecError
 
 KEY = "sk-the-key-that-must-not-show"
 

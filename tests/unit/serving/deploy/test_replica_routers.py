@@ -13,7 +13,7 @@ from serving.errors import SpecError
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
-from workbench.loadgen.workers import calmest
+from workbench.loadgen.workers import least_loaded_nodes
 
 FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
 
@@ -98,4 +98,4 @@ class TestPromptAsText:
 def test_load_workers_keep_away_from_replicas(
     heads: dict[str, bool], replicas: dict[str, int], places: list[str]
 ) -> None:
-    assert calmest(heads, Counter(replicas)) == places
+    assert least_loaded_nodes(heads, Counter(replicas)) == places

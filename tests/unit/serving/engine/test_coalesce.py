@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine.coalesce import LONGEST_S, Packets
+from serving.engine.coalesce import LONGEST_S, StreamCoalescer
 
 
 async def spoken(items: list[Any], gap_s: float) -> AsyncIterator[Any]:
@@ -18,7 +18,7 @@ async def spoken(items: list[Any], gap_s: float) -> AsyncIterator[Any]:
         await asyncio.sleep(gap_s)
 
 
-def packets_of(items: list[Any], gap_s: float, packets: Packets) -> list[tuple[float, Any]]:
+def packets_of(items: list[Any], gap_s: float, packets: StreamCoalescer) -> list[tuple[float, Any]]:
     async def go() -> list[tuple[float, Any]]:
         began = time.monotonic()
         stream = packets.of(spoken(items, gap_s))
@@ -29,7 +29,7 @@ def packets_of(items: list[Any], gap_s: float, packets: Packets) -> list[tuple[f
 
 def test_nothing_is_lost_and_the_first_waits_for_nobody() -> None:
     words = [f"{number} " for number in range(40)]
-    found = packets_of(words, 0.01, Packets(0.1, 1000))
+    found = packets_of(words, 0.01, StreamCoalescer(0.1, 1000))
     assert "".join(packet for _, packet in found) == "".join(words)
     assert found[0][1] == "0 "
     # The first and the last go when they can.
@@ -37,13 +37,13 @@ def test_nothing_is_lost_and_the_first_waits_for_nobody() -> None:
 
 
 def test_after_a_pause_a_word_goes_at_once() -> None:
-    found = packets_of(["a", "b"], 0.3, Packets(0.1, 1000))
+    found = packets_of(["a", "b"], 0.3, StreamCoalescer(0.1, 1000))
     assert [packet for _, packet in found] == ["a", "b"]
 
 
 def test_what_is_no_text_is_not_joined() -> None:
     error = {"error": 1}
-    found = packets_of(["a", "b", error], 0.0, Packets(0.1, 1000))
+    found = packets_of(["a", "b", error], 0.0, StreamCoalescer(0.1, 1000))
     assert [packet for _, packet in found][-1] == error
 
 
@@ -53,7 +53,7 @@ def test_an_error_of_the_model_reaches_whoever_reads() -> None:
         raise RuntimeError("the engine died")
 
     async def go() -> None:
-        stream = Packets(0.01, 1000).of(broken())
+        stream = StreamCoalescer(0.01, 1000).of(broken())
         assert await anext(stream) == "a"
         with pytest.raises(RuntimeError, match="the engine died"):
             await anext(stream)
@@ -62,7 +62,7 @@ def test_an_error_of_the_model_reaches_whoever_reads() -> None:
 
 
 def test_the_more_streams_the_longer_the_packets_and_no_longer_than_the_longest() -> None:
-    packets = Packets(0.05, 200)
+    packets = StreamCoalescer(0.05, 200)
 
     async def go(streams: int) -> float:
         running = [packets.of(spoken(["a"] * 50, 0.01)) for _ in range(streams)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.gateway.asgi import Refusal
+from serving.gateway.asgi import ApiError
 from serving.gateway.body import MAX_DEPTH, POST_ROUTES, check
 from serving.spec.limits import Limits
 
@@ -33,8 +33,8 @@ def accepted(fields: dict[str, Any], route: str = COMPLETIONS) -> dict[str, Any]
     return told
 
 
-def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         check(route, raw, limits).encoded()
     assert caught.value.status == 400
     return caught.value
@@ -228,7 +228,7 @@ def test_whatever_comes_it_is_refused_or_passed_on_as_json(
         body = check(route, json.dumps(fields).encode(), Limits())
         body.ask_for_usage()
         encoded = body.encoded()
-    except Refusal:
+    except ApiError:
         return
     assert json.loads(encoded).keys() - {"stream_options"} == fields.keys() - {"stream_options"}
     assert body.reserved_tokens >= 0
@@ -239,7 +239,7 @@ def test_whatever_comes_it_is_refused_or_passed_on_as_json(
 def test_whatever_bytes_come_they_are_refused(raw: bytes) -> None:
     try:
         check(CHAT, raw, Limits())
-    except Refusal:
+    except ApiError:
         return
     assert isinstance(json.loads(raw), dict)
 

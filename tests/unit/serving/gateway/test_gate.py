@@ -33,8 +33,8 @@ from support.gate_server import (
 
 from serving.errors import SpecError
 from serving.gateway.asgi import Receive, Scope, Send
-from serving.gateway.concurrency import FullError, Slots
-from serving.gateway.gate import Access, Gate
+from serving.gateway.concurrency import ConcurrencyLimiter, FullError
+from serving.gateway.gate import Gate, GateConfig
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash, new_key
 
@@ -271,7 +271,7 @@ class TestKeys:
                 assert sorted(compared) == sorted((digest, stored) for stored in hashes)
 
     def test_a_gate_without_a_key_cannot_be_made(self) -> None:
-        with pytest.raises(SpecError, match=r"Access\.tenants"):
+        with pytest.raises(SpecError, match=r"GateConfig\.tenants"):
             replace_access(tenants=())
         with pytest.raises(SpecError, match="tenant 'a' has no key_hash"):
             replace_access(tenants=[{"name": "a"}])
@@ -280,8 +280,8 @@ class TestKeys:
         assert KEY not in repr(ACCESS) + ACCESS.model_dump_json()
 
 
-def replace_access(**fields: Any) -> Access:
-    return Access(**{**ACCESS.model_dump(), **fields})
+def replace_access(**fields: Any) -> GateConfig:
+    return GateConfig(**{**ACCESS.model_dump(), **fields})
 
 
 def holders(hashes: Iterable[str]) -> tuple[Tenant, ...]:
@@ -588,7 +588,7 @@ def test_whatever_order_things_happen_in_slots_keep_their_promise(
 
 async def _play(steps: list[tuple[str, int]], limit: int, queue: int) -> None:
     """Play the steps one by one, and compare with the model after each."""
-    slots, model = Slots(), Model(limit=limit)
+    slots, model = ConcurrencyLimiter(), Model(limit=limit)
     running: set[int] = set()
     refused: list[int] = []
     done: dict[int, asyncio.Event] = {}
@@ -639,7 +639,7 @@ async def settle() -> None:
 
 
 async def drain(
-    slots: Slots, done: dict[int, asyncio.Event], tasks: dict[int, asyncio.Task[None]]
+    slots: ConcurrencyLimiter, done: dict[int, asyncio.Event], tasks: dict[int, asyncio.Task[None]]
 ) -> None:
     """Everyone ends, and no slot is lost: as many as ever can be held again."""
     for event in done.values():
@@ -666,7 +666,7 @@ def test_what_happens_in_one_turn_of_the_loop_loses_no_slot(
     """Several ends and cancellations before the loop turns once: hand-overs cross with them."""
 
     async def play() -> None:
-        slots, done = Slots(), {who: asyncio.Event() for who in range(12)}
+        slots, done = ConcurrencyLimiter(), {who: asyncio.Event() for who in range(12)}
         most = 0
 
         async def request(who: int) -> None:

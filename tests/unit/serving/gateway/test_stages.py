@@ -12,27 +12,27 @@ import pytest
 from openai._streaming import SSEDecoder
 
 from serving.gateway.asgi import Message
-from serving.gateway.stages import COMMENT, STAGES, Stages, timed
+from serving.gateway.stages import COMMENT, STAGES, StageTimings, timed
 from workbench.figures.stages import shares_at, stage_frame, stage_shares, stage_waterfall
 from workbench.loadgen.sse import parse, stages
-from workbench.metrics.summary import ClientHealth
+from workbench.metrics.health import ClientHealth
 
 
 class TestTheClock:
     def test_a_stage_not_passed_is_none_and_one_entered_twice_is_added_up(self) -> None:
-        clock = Stages()
+        clock = StageTimings()
         clock.add("route", 1.5)
         clock.add("route", 2.0)
         assert clock.ms == dict.fromkeys(STAGES) | {"route": 3.5}
 
     def test_what_fails_is_measured_too(self) -> None:
-        clock = Stages()
+        clock = StageTimings()
         with pytest.raises(ValueError, match="oops"), clock.measure("guardrail_in"):
             raise ValueError("oops")
         assert clock.ms["guardrail_in"] is not None
 
     def test_the_engines_words_are_vllms(self) -> None:
-        clock = Stages()
+        clock = StageTimings()
         told = {"queue_time_ms": 1.0, "time_to_first_token_ms": 20.0, "generation_time_ms": 50.0}
         clock.engine(told)
         assert (clock.ms["queue"], clock.ms["prefill"], clock.ms["decode"]) == (1.0, 20.0, 50.0)
@@ -53,7 +53,7 @@ class TestTheClock:
     def test_the_wait_for_a_replica_is_a_queue(
         self, first_ms: float, all_ms: float, queue: float
     ) -> None:
-        clock = Stages()
+        clock = StageTimings()
         clock.waited(first_ms, all_ms)
         assert clock.ms["queue"] is None, "the engine gave no account"
         clock.engine({"time_to_first_token_ms": 20.0, "generation_time_ms": 50.0})
@@ -63,7 +63,7 @@ class TestTheClock:
 
 class TestTheHeader:
     def test_it_is_the_standard_one_and_reads_back(self) -> None:
-        clock, other = Stages(), Stages()
+        clock, other = StageTimings(), StageTimings()
         clock.add("authentication", 0.1234)
         clock.add("route", 2)
         assert clock.header() == "authentication;dur=0.123, route;dur=2.000"
@@ -72,7 +72,7 @@ class TestTheHeader:
 
     @pytest.mark.parametrize("header", ["", ",;,", "route", "route;dur=x", "route;dur=1e5x", "="])
     def test_what_cannot_be_read_is_absent(self, header: str) -> None:
-        clock = Stages()
+        clock = StageTimings()
         clock.read(header)
         assert clock.ms == dict.fromkeys(STAGES)
 
@@ -82,7 +82,7 @@ class TestTheHeader:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        clock = Stages()
+        clock = StageTimings()
         clock.add("authentication", 1)
         told = timed(send, clock)
         start = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
@@ -103,7 +103,7 @@ DONE = "data: [DONE]\n\n"
 
 class TestTheClient:
     def test_a_comment_at_the_end_is_kept(self) -> None:
-        clock = Stages()
+        clock = StageTimings()
         clock.add("decode", 12.3456)
         answer = streamed(CHUNK, clock.comment() + DONE)
         assert answer.done
@@ -132,7 +132,7 @@ class TestTheClient:
         assert stages(streamed(f"data: {content}\n\n", DONE), None) is None
 
     def test_openais_own_decoder_passes_the_comment_over(self) -> None:
-        stream = httpx.Response(200, content=(CHUNK + Stages().comment() + DONE).encode())
+        stream = httpx.Response(200, content=(CHUNK + StageTimings().comment() + DONE).encode())
         data = [event.data for event in SSEDecoder().iter_bytes(stream.iter_bytes())]
         assert data == [CHUNK[6:].strip(), "[DONE]"]
 

@@ -20,21 +20,21 @@ from openai._streaming import SSEDecoder
 from support.scripted_server import Script, ScriptedServer
 
 from serving.errors import SpecError
-from serving.gateway.stages import Stages
+from serving.gateway.stages import StageTimings
 from serving.guardrail import presidio
-from serving.guardrail.findings import Finding, Tally, blocked, redacted, resolve
-from serving.guardrail.guard import BlockedError, Guard, RefusedError, Together
-from serving.guardrail.guard_model import Judge, asks_endpoint, categories
+from serving.guardrail.findings import Finding, FindingCounts, blocked, redacted, resolve
+from serving.guardrail.guard import BlockedError, Guard, MicroBatcher, RefusedError
+from serving.guardrail.guard_model import GuardModelClient, asks_endpoint, categories
 from serving.guardrail.presidio import Detector
-from serving.guardrail.stream import MAX_WORD, GuardedStream, Window
+from serving.guardrail.stream import MAX_WORD, GuardedStream, HoldbackBuffer
 from serving.guardrail.texts import has_token_ids, places, telltales
 from serving.spec.guardrail import (
     EntityRule,
+    GuardAnswerFormat,
     GuardEndpoint,
     GuardModel,
     PresidioGuardrail,
     Side,
-    Verdict,
 )
 from serving.spec.model import ModelSpec
 
@@ -180,7 +180,7 @@ class TestFindings:
         assert redacted(text, [finding(0, 2, action="annotate"), finding(3, 5)]) == "ab <A> ef"
 
     def test_a_tally_names_types_and_never_a_text(self) -> None:
-        tally = Tally()
+        tally = FindingCounts()
         tally.note([finding(0, 1, "B"), finding(0, 1, "B"), finding(0, 1, "A", 1, "annotate")])
         assert str(tally) == "A;action=annotate;count=1, B;action=redact;count=2"
 
@@ -193,7 +193,7 @@ def look(text: str) -> list[Finding]:
 
 def streamed(pieces: Sequence[str], hold: int, step: int) -> tuple[str, int]:
     """What comes out of a window that looks whenever a look is due, and the most it held."""
-    window, out, most = Window(hold, step), "", 0
+    window, out, most = HoldbackBuffer(hold, step), "", 0
     for piece in pieces:
         window.push(piece)
         if window.due():
@@ -222,7 +222,7 @@ class TestTheWindow:
 
     def test_it_does_not_wait_for_the_whole_answer(self) -> None:
         words = "one two three four five six seven eight nine ten " * 20
-        window, out = Window(48, 96), ""
+        window, out = HoldbackBuffer(48, 96), ""
         for letter in words:
             window.push(letter)
             if window.due():
@@ -237,13 +237,13 @@ class TestTheWindow:
         assert most <= 48 + 96 + MAX_WORD
 
     def test_what_was_let_out_stands_before_the_next_look(self) -> None:
-        window = Window(16, 1)
+        window = HoldbackBuffer(16, 1)
         window.push("my badge number is B-12345 and so on and on")
         window.release([], last=False)
         assert window.text().startswith("my badge number is")
 
     def test_a_finding_counts_once(self) -> None:
-        window, counts = Window(16, 1), []
+        window, counts = HoldbackBuffer(16, 1), []
         for piece in [f"a {EMAIL}", " and more", " and more", " and more of it"]:
             window.push(piece)
             counts += window.release(look(window.text()), last=False)[1]
@@ -274,7 +274,7 @@ def text_chunk(text: str, finish: str | None = None) -> str:
 USAGE = 'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n'
 
 
-def rewritten(*packets: str, guard: Guard = GUARD, tally: Tally | None = None) -> list[Any]:
+def rewritten(*packets: str, guard: Guard = GUARD, tally: FindingCounts | None = None) -> list[Any]:
     """The events that a client's own decoder reads."""
 
     async def source() -> AsyncIterator[str]:
@@ -282,7 +282,9 @@ def rewritten(*packets: str, guard: Guard = GUARD, tally: Tally | None = None) -
             yield packet
 
     async def run() -> list[str]:
-        stream = GuardedStream(guard, Stages(), tally if tally is not None else Tally())
+        stream = GuardedStream(
+            guard, StageTimings(), tally if tally is not None else FindingCounts()
+        )
         return [packet async for packet in stream.rewrite(source())]
 
     raw = "".join(asyncio.run(run())).encode()
@@ -296,7 +298,7 @@ def content(events: Sequence[Any], name: str = "content", index: int = 0) -> str
 
 class TestStreams:
     def test_an_address_split_over_three_chunks_is_caught(self) -> None:
-        tally = Tally()
+        tally = FindingCounts()
         events = rewritten(
             chunk({"role": "assistant", "content": ""}),
             chunk({"content": "Write to jane.r"}),
@@ -373,7 +375,7 @@ class TestRequests:
         body = chat(EMAIL, iter([{"type": "text", "text": EMAIL}, {"type": "image_url"}]), None)
         call = {"function": {"name": "f", "arguments": f'"{EMAIL}"'}}
         body.messages.append({"role": "assistant", "tool_calls": iter([call])})
-        asyncio.run(GUARD.prompt(body, Tally()))
+        asyncio.run(GUARD.prompt(body, FindingCounts()))
         told = json.dumps(body.messages)
         assert EMAIL not in told
         assert told.count("<EMAIL_ADDRESS>") == 3
@@ -381,7 +383,7 @@ class TestRequests:
     @pytest.mark.parametrize("prompt", [EMAIL, [EMAIL, f"x {EMAIL}"]])
     def test_prompts_of_completions(self, prompt: Any) -> None:
         body = SimpleNamespace(prompt=prompt)
-        tally = Tally()
+        tally = FindingCounts()
         asyncio.run(GUARD.prompt(body, tally))
         assert EMAIL not in str(body.prompt)
         assert tally.total() == (1 if isinstance(prompt, str) else 2)
@@ -400,16 +402,16 @@ class TestRequests:
     )
     def test_what_gets_past_a_guardrail_is_refused(self, body: Any) -> None:
         with pytest.raises(RefusedError) as caught:
-            asyncio.run(GUARD.prompt(body, Tally()))
+            asyncio.run(GUARD.prompt(body, FindingCounts()))
         assert (caught.value.code, caught.value.status) == ("not_with_guardrail", 400)
 
     def test_a_guardrail_of_one_side_leaves_the_other(self) -> None:
         prompts = Guard(PresidioGuardrail(sides=("prompt",)), finds_emails)
         answers = Guard(PresidioGuardrail(sides=("answer",)), finds_emails)
         body = chat(EMAIL, logprobs=True)
-        asyncio.run(prompts.prompt(body, Tally()))
+        asyncio.run(prompts.prompt(body, FindingCounts()))
         assert body.messages[0]["content"] == "<EMAIL_ADDRESS>"
-        asyncio.run(answers.prompt(body := chat(EMAIL), Tally()))
+        asyncio.run(answers.prompt(body := chat(EMAIL), FindingCounts()))
         assert body.messages[0]["content"] == EMAIL
         assert has_token_ids(chat("x")) is False
         assert telltales(chat("x", logprobs=None, echo=False)) == []
@@ -419,7 +421,7 @@ class TestRequests:
         call = SimpleNamespace(function=SimpleNamespace(arguments=EMAIL))
         message = SimpleNamespace(content=EMAIL, reasoning=None, tool_calls=[call])
         answer = SimpleNamespace(choices=[SimpleNamespace(message=message)])
-        asyncio.run(GUARD.answer(answer, Tally()))
+        asyncio.run(GUARD.answer(answer, FindingCounts()))
         assert (message.content, call.function.arguments) == ("<EMAIL_ADDRESS>",) * 2
 
     def test_what_does_not_answer_lets_nothing_pass(self) -> None:
@@ -427,7 +429,7 @@ class TestRequests:
             raise ConnectionError(f"could not send {texts[0]}")
 
         with pytest.raises(RefusedError, match="ConnectionError") as caught:
-            asyncio.run(Guard(GUARD.spec, broken).prompt(chat(EMAIL), Tally()))
+            asyncio.run(Guard(GUARD.spec, broken).prompt(chat(EMAIL), FindingCounts()))
         assert caught.value.status == 503
         assert EMAIL not in str(caught.value)
 
@@ -442,7 +444,7 @@ class TestTogether:
             return [look(text) for text in texts]
 
         async def run() -> list[list[list[Finding]]]:
-            together = Together(call, limit=1)
+            together = MicroBatcher(call, limit=1)
             asks = [together("prompt", texts) for texts in (["a"], [EMAIL], ["b", EMAIL])]
             return await asyncio.gather(*asks)
 
@@ -460,7 +462,7 @@ class TestTogether:
             return [[] for _ in texts]
 
         async def run() -> list[Any]:
-            together = Together(call, limit=1)
+            together = MicroBatcher(call, limit=1)
             asks = [together("prompt", [text]) for text in "ab"]
             return await asyncio.gather(*asks, return_exceptions=True)
 
@@ -483,10 +485,12 @@ class TestVerdicts:
         ],
     )
     def test_llama_guards_answers(self, said: str, expected: list[str]) -> None:
-        assert categories(Verdict(), said) == expected
+        assert categories(GuardAnswerFormat(), said) == expected
 
     def test_another_classifiers(self) -> None:
-        verdict = Verdict(safe="^No", unsafe="^Yes", categories=r"\[(\w+)\]", unclear="allow")
+        verdict = GuardAnswerFormat(
+            safe="^No", unsafe="^Yes", categories=r"\[(\w+)\]", unclear="allow"
+        )
         assert categories(verdict, "Yes, this is [spam]") == ["spam"]
         assert categories(verdict, "No.") == categories(verdict, "Hm.") == []
 
@@ -500,10 +504,10 @@ class TestVerdicts:
         async def run() -> tuple[Any, list[Any]]:
             async with ScriptedServer(answer) as server:
                 spec = GuardEndpoint(base_url=server.base_url, model_id="g")
-                judge = Judge(spec, asks_endpoint(spec))
+                judge = GuardModelClient(spec, asks_endpoint(spec))
                 found = await judge("answer", ["tea", "a poison", " "])
                 with pytest.raises(BlockedError, match="prompt: it holds S2"):
-                    await Guard(spec, judge).prompt(chat("poison"), Tally())
+                    await Guard(spec, judge).prompt(chat("poison"), FindingCounts())
                 return found, [exchange.body for exchange in server.log]
 
         found, asked = asyncio.run(run())
@@ -520,6 +524,6 @@ class TestVerdicts:
             return "safe"
 
         spec = GuardModel(model=ModelSpec(id="g"), template="{role} wrote: {text}", timeout_s=0.01)
-        found = asyncio.run(Judge(spec, ask)("prompt", ["a {role}"]))
+        found = asyncio.run(GuardModelClient(spec, ask)("prompt", ["a {role}"]))
         assert asked == [{"prompt": "user wrote: a {role}", "max_tokens": 16, "temperature": 0.0}]
         assert [one.entity for one in found[0]] == ["UNCLEAR"]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from serving.guardrail.guard import RefusedError
-from serving.pipeline.config import Composition, choose
+from serving.pipeline.config import PipelineConfig, choose
 from serving.pipeline.dispatcher import STALE_S, Dispatcher, Health
-from serving.pipeline.router_rules import Decision, Facts, decide, holds_code, language
+from serving.pipeline.router_rules import Decision, RoutingInput, decide, holds_code, language
 from serving.spec.router import (
     BudgetRule,
     CodeRule,
@@ -25,12 +25,12 @@ from serving.spec.tenants import Tenant
 MODELS = ("large", "small")
 
 
-def facts(*texts: str, **more: Any) -> Facts:
+def facts(*texts: str, **more: Any) -> RoutingInput:
     usual: dict[str, Any] = {"max_tokens": None, "tenant": None, "budget": None}
-    return Facts(texts=texts, **(usual | more))
+    return RoutingInput(texts=texts, **(usual | more))
 
 
-def decided(*rules: Any, of: Facts, **more: Any) -> Decision:
+def decided(*rules: Any, of: RoutingInput, **more: Any) -> Decision:
     return decide(of, RouterSpec(rules=rules, **more), MODELS)
 
 
@@ -174,7 +174,7 @@ class Handle:
         self.answer, self.asked = answer, []
         self.decide = self
 
-    async def remote(self, of: Facts) -> Decision:
+    async def remote(self, of: RoutingInput) -> Decision:
         self.asked.append(of)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -187,9 +187,9 @@ class Chat:
         self.__dict__ |= more
 
 
-def composition(**router: Any) -> Composition:
+def composition(**router: Any) -> PipelineConfig:
     three = {"a": 2, "b": 2, "c": 2}
-    return Composition(
+    return PipelineConfig(
         router=RouterSpec(**router), capacity=three, deployments={name: name for name in three}
     )
 

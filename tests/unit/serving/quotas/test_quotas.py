@@ -14,8 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.quotas.accounts import FORGET_S, LEASE_SHARE, Book, Bucket, Grant, Report
-from serving.quotas.client import STALE_S, SYNC_S, Allowances, LocalBook, OverQuotaError
+from serving.quotas.accounts import (
+    FORGET_S,
+    LEASE_SHARE,
+    LeaseGrant,
+    QuotaLedger,
+    TokenBucket,
+    UsageReport,
+)
+from serving.quotas.client import STALE_S, SYNC_S, LocalBook, OverQuotaError, QuotaClients
 from serving.spec.tenants import Tenant
 
 
@@ -40,15 +47,15 @@ class Service:
     tenant: Tenant
     clock: Clock = field(default_factory=Clock)
     book: LocalBook = field(init=False)
-    each: list[Allowances] = field(init=False)
+    each: list[QuotaClients] = field(init=False)
     turn: int = 0
 
     def __post_init__(self) -> None:
-        self.book = LocalBook(Book(self.clock))
+        self.book = LocalBook(QuotaLedger(self.clock))
         self.each = [self.gate(str(number)) for number in range(self.gates)]
 
-    def gate(self, name: str) -> Allowances:
-        gate = Allowances(name, self.book, lambda: (self.tenant,), self.clock)
+    def gate(self, name: str) -> QuotaClients:
+        gate = QuotaClients(name, self.book, lambda: (self.tenant,), self.clock)
         gate._follow()
         return gate
 
@@ -82,7 +89,7 @@ async def admitted(service: Service, asked: int) -> int:
 
 class TestBucket:
     def test_it_refills_evenly_and_never_above_its_size(self) -> None:
-        bucket = Bucket(60, at=0)
+        bucket = TokenBucket(60, at=0)
         bucket.level = 0
         bucket.refill(7.5)
         assert bucket.level == 7.5
@@ -90,13 +97,13 @@ class TestBucket:
         assert bucket.level == 60
 
     def test_how_long_to_wait(self) -> None:
-        bucket = Bucket(120, at=0)
+        bucket = TokenBucket(120, at=0)
         bucket.level = -10
         assert bucket.wait_s(1) == pytest.approx(5.5)
         assert bucket.wait_s(10_000) == pytest.approx(65)
 
     def test_a_changed_size_keeps_what_was_spent(self) -> None:
-        bucket = Bucket(60, at=0)
+        bucket = TokenBucket(60, at=0)
         bucket.level = 10
         bucket.resize(100)
         assert (bucket.level, bucket.capacity) == (50, 100)
@@ -330,7 +337,9 @@ class Away:
             raise OSError
         await self._book.join(gate, tenants)
 
-    async def deal(self, gate: str, reports: dict[str, Report]) -> dict[str, Grant] | None:
+    async def deal(
+        self, gate: str, reports: dict[str, UsageReport]
+    ) -> dict[str, LeaseGrant] | None:
         if self.gone:
             raise OSError
         return await self._book.deal(gate, reports)
@@ -340,9 +349,9 @@ def test_without_the_book_a_gate_holds_the_whole_quota_alone_and_comes_back() ->
     async def play() -> None:
         clock = Clock()
         tenant = Tenant(name="a", requests_per_minute=10)
-        local = LocalBook(Book(clock))
+        local = LocalBook(QuotaLedger(clock))
         book = Away(local)
-        gate = Allowances("one", book, lambda: (tenant,), clock)
+        gate = QuotaClients("one", book, lambda: (tenant,), clock)
         gate._follow()
         purse = gate.purse(tenant)
         book.gone = True

@@ -17,7 +17,7 @@ from serving.errors import ResourcesError, SpecError
 from serving.models.embedded import tiny_model_path
 from serving.sizing.architecture import Architecture, architecture, read
 from serving.sizing.checks import check_cache, check_parallel, layout_of
-from serving.sizing.layouts import Gpus, divides, gpus_of, plans, recommend
+from serving.sizing.layouts import GpuPool, divides, gpus_of, plans, recommend
 from serving.sizing.memory import (
     BLOCK,
     GIB,
@@ -159,7 +159,7 @@ class TestKnownModels:
 
 class TestPlans:
     def test_an_8b_model_on_eight_h100_is_eight_replicas(self) -> None:
-        found = plans(of(LLAMA_8B), Gpus((8,), 79.6, "H100"), context=8192)
+        found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
         assert [(p.layout.tensor, p.layout.pipeline, p.replicas) for p in found][:3] == [
             (1, 1, 8),
             (2, 1, 4),
@@ -170,7 +170,7 @@ class TestPlans:
         assert "of 64 asked for" in advice.why
 
     def test_a_70b_model_needs_four_for_its_cache(self) -> None:
-        found = plans(of(LLAMA_70B), Gpus((8,), 79.6, "H100"), context=8192)
+        found = plans(of(LLAMA_70B), GpuPool((8,), 79.6, "H100"), context=8192)
         # By hand: 141.1 GB of bfloat16 on one GPU of 0.92 × 79.6 GiB = 78.6 GB cannot be.
         assert found[0].problem is not None
         assert "131.4 GiB of weights" in found[0].problem
@@ -180,14 +180,14 @@ class TestPlans:
         assert "hold 12" in advice.why  # what two GPUs a replica would
 
     def test_more_than_all_hold_says_so_and_larger_replicas_hold_more(self) -> None:
-        found = plans(of(LLAMA_8B), Gpus((8,), 79.6, "H100"), context=8192)
+        found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
         advice = recommend(found, 100_000)
         assert advice.plan is not None
         assert advice.plan.layout == Layout(8)
         assert "wait" in advice.why
 
     def test_a_tensor_parallel_group_stays_on_a_node(self) -> None:
-        found = plans(of(LLAMA_8B), Gpus((2, 2, 1), 79.6), context=8192)
+        found = plans(of(LLAMA_8B), GpuPool((2, 2, 1), 79.6), context=8192)
         assert {p.layout.tensor for p in found} == {1, 2}
         by_layout = {p.layout: p.replicas for p in found}
         assert by_layout[Layout(2)] == 2
@@ -195,7 +195,7 @@ class TestPlans:
         assert Layout(2, 2) in by_layout
 
     def test_what_fits_nowhere_says_why(self) -> None:
-        advice = recommend(plans(of(LLAMA_70B), Gpus((1,), 22.5, "L4"), context=8192), 1)
+        advice = recommend(plans(of(LLAMA_70B), GpuPool((1,), 22.5, "L4"), context=8192), 1)
         assert advice.plan is None
         assert "131.4 GiB of weights" in advice.why
 
@@ -206,8 +206,8 @@ class TestPlans:
             {"GPU": 4.0, "accelerator_type:L4": 1.0},
             {"GPU": 2.0, "accelerator_type:Mystery": 1.0},
         ]
-        assert gpus_of(nodes) == Gpus((8,), 79.6, "H100")
-        assert gpus_of(nodes, "L4") == Gpus((4,), 22.5, "L4")
+        assert gpus_of(nodes) == GpuPool((8,), 79.6, "H100")
+        assert gpus_of(nodes, "L4") == GpuPool((4,), 22.5, "L4")
         assert gpus_of(nodes, "A100") is None
         assert gpus_of(nodes[:1]) is None
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from serving.errors import SpecError
-from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Verdict
+from serving.spec.guardrail import GuardAnswerFormat, GuardEndpoint, GuardModel, PresidioGuardrail
 from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import (
@@ -115,7 +115,7 @@ class TestRefusals:
         with pytest.raises(SpecError, match="where the text to judge goes"):
             GuardModel(model=SMALL, template="judge this")
         with pytest.raises(SpecError, match="is no regular expression"):
-            Verdict(unsafe="(")
+            GuardAnswerFormat(unsafe="(")
         with pytest.raises(SpecError, match="base_url"):
             GuardEndpoint(base_url="localhost", model_id="x")
 

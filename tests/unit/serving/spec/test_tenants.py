@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving.errors import SpecError
-from serving.spec.tenants import Tenant, check_tenants, issue, key_hash
+from serving.spec.tenants import Tenant, check_tenants, issue_keys, key_hash
 
 KEY = "sk-the-plain-key-of-a-tenant"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -59,7 +59,7 @@ class TestIssue:
     def test_each_without_a_hash_gets_its_known_key_or_a_new_one(self) -> None:
         asked = [Tenant(name="old"), Tenant(name="new"), Tenant(name="given", key_hash=HASH)]
         known = {"old": SecretStr("sk-known-to-this-process"), "gone": SecretStr("x" * 20)}
-        tenants, keys = issue(asked, known)
+        tenants, keys = issue_keys(asked, known)
         assert list(keys) == ["old", "new"]
         assert keys["old"] is known["old"]
         assert len(keys["new"].get_secret_value()) > 40
@@ -72,5 +72,5 @@ class TestIssue:
             check_tenants((Tenant(name="ada"), Tenant(name="ada")))
         twice = (Tenant(name="ada", key_hash=HASH), Tenant(name="bob", key_hash=HASH))
         with pytest.raises(SpecError, match="same key_hash") as caught:
-            issue(twice, {})
+            issue_keys(twice, {})
         assert HASH not in str(caught.value)

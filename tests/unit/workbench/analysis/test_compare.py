@@ -22,7 +22,9 @@ from workbench.analysis.compare import (
 )
 from workbench.errors import RunError, SettingError, UnknownMetricError
 from workbench.figures.compare import comparison_figure, latency_overlay
-from workbench.metrics.summary import SLO, ClientHealth, summarize
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import summarize
 from workbench.report import write_page
 from workbench.runs.run import Run
 

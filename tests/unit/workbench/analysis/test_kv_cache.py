@@ -11,17 +11,17 @@ from support.records import failed, record
 
 from serving.models.embedded import tiny_model_path
 from workbench.analysis.kv_cache import (
-    Waste,
-    account_told,
+    KvCacheWaste,
     cache_at,
-    cache_size,
-    cache_waste,
-    engine_account,
-    lengths_of,
+    kv_cache_frame,
+    kv_cache_size,
+    kv_cache_summary,
+    kv_cache_waste,
+    request_lengths,
 )
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
-from workbench.figures.engine import account_figure, waste_figure
+from workbench.figures.engine import kv_cache_figure, waste_figure
 
 TWO = [(2, 2), (3, 1)]
 
@@ -32,32 +32,32 @@ def test_by_hand() -> None:
     Contiguous: 2 steps and 1 step of 8. Padded: both rows 3 + 1 and then 3 + 2. Paged in twos:
     4 and 4 for the first, 4 for the second.
     """
-    found = cache_waste(TWO, reserve=8, batch=2, block=2)
+    found = kv_cache_waste(TWO, reserve=8, batch=2, block=2)
     assert [(one.held, one.used) for one in found] == [(24, 11), (18, 11), (12, 11)]
     assert [one.share for one in found] == pytest.approx([13 / 24, 7 / 18, 1 / 12])
     assert found[2].way == "paged, blocks of 2"
 
 
 def test_batches_of_one_pad_nothing_and_blocks_of_one_waste_nothing() -> None:
-    _, padded, paged = cache_waste(TWO, reserve=8, batch=1, block=1)
+    _, padded, paged = kv_cache_waste(TWO, reserve=8, batch=1, block=1)
     assert padded.share == paged.share == 0
 
 
 def test_equal_lengths_pad_nothing() -> None:
-    assert cache_waste([(5, 7)] * 4, reserve=12, batch=4, block=4)[1].share == 0
+    assert kv_cache_waste([(5, 7)] * 4, reserve=12, batch=4, block=4)[1].share == 0
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(SettingError, match="no requests"):
-        cache_waste([], reserve=8, batch=1, block=1)
+        kv_cache_waste([], reserve=8, batch=1, block=1)
     with pytest.raises(SettingError, match="reserve is 3, but a request has 4 tokens"):
-        cache_waste(TWO, reserve=3, batch=1, block=1)
+        kv_cache_waste(TWO, reserve=3, batch=1, block=1)
 
 
 def test_lengths_are_in_the_order_of_sending() -> None:
     late = record(2.0, 2.1, prompt_tokens=7)
     early = record(1.0, 2.2, 2.3, prompt_tokens=9)
-    assert lengths_of([late, early, failed("error")]) == [(9, 2), (7, 1)]
+    assert request_lengths([late, early, failed("error")]) == [(9, 2), (7, 1)]
 
 
 def test_what_is_in_the_cache_at_a_moment() -> None:
@@ -73,11 +73,11 @@ def test_what_is_in_the_cache_at_a_moment() -> None:
 def test_the_engines_account_in_a_line() -> None:
     frame = cache_at([record(0.0, 1.0, 3.0, prompt_tokens=7)], [1.5, 2.0], block=4)
     frame["reported"] = [8.0, 16.0]
-    said = account_told(frame)
+    said = kv_cache_summary(frame)
     assert said.startswith("over 2 samples the engine reports 1.50 times the slots")
     assert said.endswith("33% of what it holds is empty")
-    assert "no account" in account_told(frame.iloc[:0])
-    assert "no account" in account_told(engine_account(None, None))  # type: ignore[arg-type]
+    assert "no account" in kv_cache_summary(frame.iloc[:0])
+    assert "no account" in kv_cache_summary(kv_cache_frame(None, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.engine
@@ -87,7 +87,7 @@ def test_the_engine_tells_of_its_cache_long_after_its_start(endpoint: Endpoint) 
     size = {"bfloat16": 2, "float32": 4}[endpoint.spec.models[0].number_type]
     token_bytes = 2 * config["num_hidden_layers"] * heads * size  # a key and a value
     time.sleep(5)  # Ray drops a gauge that is not set again for two seconds
-    told = cache_size(endpoint)
+    told = kv_cache_size(endpoint)
     assert told is not None
     assert (
         told.slots
@@ -95,15 +95,15 @@ def test_the_engine_tells_of_its_cache_long_after_its_start(endpoint: Endpoint) 
         == endpoint.spec.models[0].kv_cache_gib * (2**30 // token_bytes)
     )
     other = SimpleNamespace(deployment="another")
-    assert cache_size(other) is None  # type: ignore[arg-type]
+    assert kv_cache_size(other) is None  # type: ignore[arg-type]
 
 
 def test_figures_show_each_way_and_each_count() -> None:
-    bars = waste_figure([Waste("a", 4, 2), Waste("b", 4, 3)]).data[0]
+    bars = waste_figure([KvCacheWaste("a", 4, 2), KvCacheWaste("b", 4, 3)]).data[0]
     assert list(bars.text) == ["50.0%", "25.0%"]
     frame = cache_at([record(0.0, 1.0, 3.0, prompt_tokens=7)], [1.5], block=4)
     frame["reported"] = [8.0]
-    lines = {trace.name: list(trace.y) for trace in account_figure(frame, 100).data}
+    lines = {trace.name: list(trace.y) for trace in kv_cache_figure(frame, 100).data}
     assert lines == {
         "contiguous, if reserved": [100],
         "held by blocks, from the requests": [8],
@@ -116,6 +116,6 @@ def test_the_packages_function_is_not_hidden_by_the_module() -> None:
     """A name that is a module's too would be that module, once it has been imported."""
     import workbench
 
-    assert callable(workbench.cache_waste)
+    assert callable(workbench.kv_cache_waste)
     assert callable(workbench.contest_figure)
     assert "kv_waste" not in workbench.__all__

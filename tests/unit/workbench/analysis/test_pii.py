@@ -7,9 +7,15 @@ import re
 import pandas as pd
 import pytest
 
-from workbench.analysis.pii import ENTITIES, labelled_texts, precision_recall, routing_costs, told
+from workbench.analysis.pii import (
+    ENTITIES,
+    parse_guardrail_header,
+    pii_texts,
+    precision_recall,
+    routing_costs,
+)
 
-TEXTS = labelled_texts(400, seed=3)
+TEXTS = pii_texts(400, seed=3)
 
 
 def values(entity: str) -> list[str]:
@@ -18,7 +24,7 @@ def values(entity: str) -> list[str]:
 
 class TestTexts:
     def test_they_follow_from_the_seed(self) -> None:
-        assert labelled_texts(400, seed=3) == TEXTS != labelled_texts(400, seed=4)
+        assert pii_texts(400, seed=3) == TEXTS != pii_texts(400, seed=4)
 
     def test_half_hold_something_and_what_they_hold_stands_in_them(self) -> None:
         assert sum(bool(text.entities) for text in TEXTS) == 200
@@ -46,8 +52,16 @@ class TestTexts:
 
 
 def test_a_header_is_read() -> None:
-    assert told("A;action=redact;count=2, B_C;action=block;count=1") == {"A": 2, "B_C": 1}
-    assert told(None) == told("") == told("nonsense") == {}
+    assert parse_guardrail_header("A;action=redact;count=2, B_C;action=block;count=1") == {
+        "A": 2,
+        "B_C": 1,
+    }
+    assert (
+        parse_guardrail_header(None)
+        == parse_guardrail_header("")
+        == parse_guardrail_header("nonsense")
+        == {}
+    )
 
 
 def test_precision_and_recall() -> None:

@@ -12,8 +12,8 @@ from workbench.claims.claim import (
     Claim,
     Verdict,
     Where,
-    hardware_told,
-    judge,
+    evaluate_claim,
+    hardware_label,
     read_verdicts,
     where,
     write_verdicts,
@@ -27,7 +27,7 @@ WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu"
 
 def judged(*pairs: tuple[float, float], doubts: tuple[str, ...] = ()) -> Verdict:
     rng = np.random.default_rng(0)
-    return judge(CLAIM, "one at a time", pairs, where=WHERE, rng=rng, doubts=doubts)
+    return evaluate_claim(CLAIM, "one at a time", pairs, where=WHERE, rng=rng, doubts=doubts)
 
 
 def test_pass_needs_the_whole_interval_at_or_above_the_goal() -> None:
@@ -81,11 +81,11 @@ def test_nothing_measured_on_one_side_has_no_ratio() -> None:
 def test_hardware_in_words() -> None:
     cpu = {"cpu": "Some CPU", "cores": 2, "gpus": []}
     card = "NVIDIA H100 80GB HBM3"
-    assert hardware_told(cpu, "cpu") == "Some CPU, 2 cores, no GPU used"
+    assert hardware_label(cpu, "cpu") == "Some CPU, 2 cores, no GPU used"
     cards = {**cpu, "gpus": [f"{card}, 81559 MiB"]}
-    assert hardware_told(cards, "gpu") == card
-    assert hardware_told({**cpu, "gpus": [f"{card}, 81559 MiB"] * 2}, "gpu") == f"2 x {card}"
-    assert hardware_told(cards, "cpu") == "Some CPU, 2 cores, no GPU used"
+    assert hardware_label(cards, "gpu") == card
+    assert hardware_label({**cpu, "gpus": [f"{card}, 81559 MiB"] * 2}, "gpu") == f"2 x {card}"
+    assert hardware_label(cards, "cpu") == "Some CPU, 2 cores, no GPU used"
 
 
 def test_verdicts_are_kept_in_the_runs_folder(tmp_path: Path) -> None:

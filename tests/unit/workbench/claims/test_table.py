@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from workbench.__main__ import main
-from workbench.claims.claim import Claim, Verdict, Where, judge, where, write_verdicts
+from workbench.claims.claim import Claim, Verdict, Where, evaluate_claim, where, write_verdicts
 from workbench.claims.table import (
     BEGIN,
     CLAIMS,
@@ -20,7 +20,7 @@ from workbench.claims.table import (
     README,
     SUMMARY_BEGIN,
     SUMMARY_END,
-    keep,
+    archive,
     read_kept,
     summary_table,
     table,
@@ -39,7 +39,9 @@ def judged(pairs: Any = PAIRS, *, doubts: tuple[str, ...] = (), **place: Any) ->
     fields = {"run_id": "r1", "date": "2026-01-31", "hardware": "a CPU of 2 cores"}
     fields |= {"accelerator": "cpu", "model": "a tiny model"} | place
     rng = np.random.default_rng(0)
-    return judge(CLAIM, "static batches", pairs, where=Where(**fields), rng=rng, doubts=doubts)
+    return evaluate_claim(
+        CLAIM, "static batches", pairs, where=Where(**fields), rng=rng, doubts=doubts
+    )
 
 
 def rows(text: str) -> list[list[str]]:
@@ -52,7 +54,7 @@ def finished(root: Path, verdicts: list[Verdict] | None = None, name: str = "r1"
     run = Run.create(root, {"notebook": "05_users", "parameters": parameters}, run_id=name)
     if verdicts is None:
         rng = np.random.default_rng(0)
-        verdicts = [judge(CLAIM, "static batches", PAIRS, where=where(run), rng=rng)]
+        verdicts = [evaluate_claim(CLAIM, "static batches", PAIRS, where=where(run), rng=rng)]
     write_verdicts(run, verdicts)
     return run
 
@@ -89,7 +91,7 @@ def test_the_summary_has_only_what_was_decided() -> None:
 
 
 def test_both_documents_are_written(tmp_path: Path) -> None:
-    keep(finished(tmp_path).path, tmp_path / "kept")
+    archive(finished(tmp_path).path, tmp_path / "kept")
     page, readme = tmp_path / "claims.md", tmp_path / "README.md"
     page.write_text(f"# Claims\n{BEGIN}\n{END}\n")
     readme.write_text(f"# Title\n{SUMMARY_BEGIN}\n{SUMMARY_END}\n")
@@ -192,7 +194,7 @@ def test_no_runs_make_no_table() -> None:
 
 def test_a_kept_run_is_read_back_whole(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    path = keep(run.path, tmp_path / "kept")
+    path = archive(run.path, tmp_path / "kept")
     (kept,) = read_kept([tmp_path / "kept"])
     assert path.name == "r1.json"
     assert kept.verdicts[0].ratio == pytest.approx((11 * 12 * 13) ** (1 / 3))

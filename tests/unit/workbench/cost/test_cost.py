@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.records import failed, record
 
+from serving.errors import SpecError
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
@@ -16,9 +17,10 @@ from serving.spec.router import RouterSpec
 from serving.spec.service import ServiceSpec
 from workbench.cost.cost import CostMeter, cost_of, with_cost
 from workbench.cost.prices import NodePrice, Prices, replica_prices
-from workbench.cost.replica_seconds import MAX_GAP_S, Ledger, ledger_of
-from workbench.errors import RunError, SettingError, SpecError
-from workbench.metrics.summary import SLO, summarize
+from workbench.cost.replica_seconds import MAX_GAP_S, ReplicaSecondsMeter, replica_seconds_of
+from workbench.errors import RunError, SettingError
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import summarize
 from workbench.records import DeploymentSample, GpuSample, ReplicaSample, Sample
 from workbench.runs.run import Run
 
@@ -74,7 +76,7 @@ def saved(root: Path, samples: list[Sample], records: list[Any] = []) -> Run:  #
 
 class TestLedger:
     def test_a_timeline_counted_by_hand(self) -> None:
-        found = ledger_of(TIMELINE).seconds()[NAME]
+        found = replica_seconds_of(TIMELINE).seconds()[NAME]
         assert found.busy == pytest.approx(BUSY)
         assert found.idle == pytest.approx(IDLE)
         assert found.starting == pytest.approx(STARTING)
@@ -83,18 +85,21 @@ class TestLedger:
         assert found.held == pytest.approx(BUSY + IDLE + STARTING + STOPPING)
 
     def test_so_far_is_the_same_as_a_ledger_of_what_came_so_far(self) -> None:
-        ledger = Ledger()
+        ledger = ReplicaSecondsMeter()
         for number, sample in enumerate(TIMELINE, 1):
             ledger.see(sample)
-            assert ledger.seconds() == ledger_of(TIMELINE[:number]).seconds()
+            assert ledger.seconds() == replica_seconds_of(TIMELINE[:number]).seconds()
         assert ledger.held() == {NAME: 1}
 
     def test_from_a_file_too(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE)
-        assert ledger_of(run.each_sample()).seconds() == ledger_of(TIMELINE).seconds()
+        assert (
+            replica_seconds_of(run.each_sample()).seconds()
+            == replica_seconds_of(TIMELINE).seconds()
+        )
 
     def test_a_window_cuts_and_the_last_state_holds_to_its_end(self) -> None:
-        found = ledger_of(TIMELINE, start_s=1.5, end_s=11.0).seconds()[NAME]
+        found = replica_seconds_of(TIMELINE, start_s=1.5, end_s=11.0).seconds()[NAME]
         assert found.busy == pytest.approx(BUSY - 1.5)
         assert found.idle == pytest.approx(IDLE + 2)  # from 9 to 11
         assert found.held == pytest.approx(BUSY + IDLE + STARTING + STOPPING - 1.5 + 2)
@@ -102,40 +107,42 @@ class TestLedger:
     def test_only_the_deployments_asked_for(self) -> None:
         other = moment(0, 5, name="router") + moment(1, 5, name="router")
         mixed = sorted(TIMELINE + other, key=lambda one: one.time_s)
-        assert ledger_of(mixed, [NAME]).seconds() == ledger_of(TIMELINE).seconds()
-        assert ledger_of(mixed).seconds()["router"].unknown == 5
+        assert replica_seconds_of(mixed, [NAME]).seconds() == replica_seconds_of(TIMELINE).seconds()
+        assert replica_seconds_of(mixed).seconds()["router"].unknown == 5
 
     def test_a_gap_is_held_but_nobody_knows_how(self) -> None:
         gap = MAX_GAP_S + 1
         samples = [*moment(0, 2, 1, requests=[1, 0]), *moment(gap, 2), *moment(gap + 1, 0)]
-        found = ledger_of(samples).seconds()[NAME]
+        found = replica_seconds_of(samples).seconds()[NAME]
         assert (found.busy, found.idle, found.starting) == (0, 0, 0)
         assert found.unknown == pytest.approx(3 * gap + 2 * 1)
 
     def test_a_short_hole_is_none(self) -> None:
         samples = [*moment(0, 1, requests=[1]), *moment(MAX_GAP_S, 0)]
-        assert ledger_of(samples).seconds()[NAME].busy == MAX_GAP_S
+        assert replica_seconds_of(samples).seconds()[NAME].busy == MAX_GAP_S
 
     def test_an_engine_that_tells_nothing_is_neither_busy_nor_idle(self) -> None:
         samples = [*moment(0, 3, requests=[2, None]), *moment(1, 3)]
-        found = ledger_of(samples).seconds()[NAME]
+        found = replica_seconds_of(samples).seconds()[NAME]
         assert (found.busy, found.idle, found.unknown) == (1, 0, 2)
 
     def test_a_waiting_request_makes_a_replica_busy(self) -> None:
         fields = {"deployment": NAME, "replica": "a", "node": "n"}
         one = ReplicaSample(time_s=0, running_requests=0, waiting_requests=2, **fields)
-        found = ledger_of([moment(0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
+        found = replica_seconds_of([moment(0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
         assert (found.busy, found.idle) == (1, 0)
 
     def test_a_replica_that_is_only_starting_is_not_busy(self) -> None:
         fields = {"deployment": NAME, "replica": "a", "node": "n", "state": "starting"}
         one = ReplicaSample(time_s=0, running_requests=0, **fields)
-        found = ledger_of([moment(0, 0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
+        found = replica_seconds_of([moment(0, 0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
         assert (found.starting, found.held) == (1, 1)
 
     def test_a_sample_without_counts_tells_nothing(self) -> None:
         silent = DeploymentSample(time_s=1, deployment=NAME, target=1)
-        found = ledger_of([*moment(0, 1, requests=[1]), silent, *moment(2, 0)]).seconds()[NAME]
+        found = replica_seconds_of([*moment(0, 1, requests=[1]), silent, *moment(2, 0)]).seconds()[
+            NAME
+        ]
         assert found.busy == 2
 
     def test_energy_of_the_cards_where_a_replica_was(self) -> None:
@@ -146,9 +153,9 @@ class TestLedger:
         samples += [*moment(2, 1, requests=[1]), card(2, 600), card(2, 700, "other")]
         samples += [*moment(3, 1, requests=[0]), card(3, 100)]
         # 300 W for 2 s and 600 W for 1 s; the other node holds no replica of ours.
-        assert ledger_of(samples).energy_kwh() == pytest.approx(1200 / 3.6e6)
-        assert ledger_of(TIMELINE).energy_kwh() is None
-        assert ledger_of([*moment(0, 1, requests=[1]), card(0, None)]).energy_kwh() is None
+        assert replica_seconds_of(samples).energy_kwh() == pytest.approx(1200 / 3.6e6)
+        assert replica_seconds_of(TIMELINE).energy_kwh() is None
+        assert replica_seconds_of([*moment(0, 1, requests=[1]), card(0, None)]).energy_kwh() is None
 
 
 class TestPrices:

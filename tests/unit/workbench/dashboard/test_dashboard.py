@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from support.example_run import LOAD, MODEL, SECONDS, made_run
 
 from serving.cluster.connection import Cluster
+from serving.errors import EndpointGoneError
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
@@ -27,7 +28,7 @@ from workbench.cost.prices import Prices
 from workbench.dashboard import dashboard
 from workbench.dashboard.dashboard import Dashboard
 from workbench.endpoints.deployed import Endpoint
-from workbench.errors import EndpointGoneError, SettingError
+from workbench.errors import SettingError
 from workbench.figures.cluster import timeline_traces
 from workbench.loadgen.handle import LiveLoad, LoadResult
 from workbench.metrics.health import ClientHealth

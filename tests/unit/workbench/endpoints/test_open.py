@@ -17,12 +17,13 @@ import pytest
 
 from serving.cluster import attach
 from serving.cluster.connection import Cluster
+from serving.errors import ClusterError, EndpointGoneError, SpecError
 from serving.spec.baseline import BaselineSpec
 from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from serving.spec.tenants import Tenant
 from workbench.endpoints.open import open_endpoint
-from workbench.errors import ClusterError, EndpointGoneError, SettingError, SpecError
+from workbench.errors import SettingError
 from workbench.telemetry.sampler import Telemetry
 
 KEY = "sk-a-key-of-enough-length"

@@ -16,13 +16,20 @@ from serving.spec.baseline import OneAtATime
 from workbench.claims.claim import Claim, Where
 from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError, TraceError
-from workbench.experiments.paired import OURS, THEIRS, Contest, Measured, frame_of, verdicts_on
-from workbench.experiments.paired_runner import against, trace_load
+from workbench.experiments.paired import (
+    OURS,
+    THEIRS,
+    Measurement,
+    PairedComparison,
+    evaluate_claims,
+    measurements_frame,
+)
+from workbench.experiments.paired_runner import compare_with_baseline, load_from_trace
 from workbench.figures.claims import contest_figure, ratio_figure
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
 from workbench.runs.run import Run
-from workbench.workload.arrivals import Closed
+from workbench.workload.arrivals import ClosedLoop
 from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec, plan
 
@@ -30,17 +37,17 @@ CLAIM = Claim(name="2x the throughput", figure="output tokens/s", goal=2)
 WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
 
 
-def measured(side: str, repeat: int, seconds: float, **more: Any) -> Measured:
+def measured(side: str, repeat: int, seconds: float, **more: Any) -> Measurement:
     """Ten tokens in so many seconds."""
     times = [seconds * (i + 1) / 10 for i in range(10)]
     health = ClientHealth.judge(cpu_share=more.pop("cpu_share", 0.1))
     summary = summarize([record(0.0, *times)], health=health)
-    return Measured(side, repeat, summary, None, **more)  # type: ignore[arg-type]
+    return Measurement(side, repeat, summary, None, **more)  # type: ignore[arg-type]
 
 
-def contest(*seconds: tuple[float, float], **more: Any) -> Contest:
+def contest(*seconds: tuple[float, float], **more: Any) -> PairedComparison:
     """Repeats of (ours, theirs), theirs first in every second one."""
-    found = Contest("static")
+    found = PairedComparison("static")
     for repeat, pair in enumerate(seconds):
         both = [measured(OURS, repeat, pair[0], **more), measured(THEIRS, repeat, pair[1])]
         found.measured += both if repeat % 2 == 0 else both[::-1]
@@ -59,7 +66,7 @@ def test_pairs_are_of_the_same_repeat_whoever_went_first() -> None:
 
 def test_a_verdict_for_each_opponent_and_for_those_that_are_missing() -> None:
     rng = np.random.default_rng(0)
-    said = verdicts_on(
+    said = evaluate_claims(
         CLAIM, [contest((1, 3), (1, 3), (1, 3))], ["static", "one"], where=WHERE, rng=rng
     )
     assert [(one.opponent, one.verdict) for one in said] == [
@@ -76,12 +83,15 @@ def test_a_verdict_for_each_opponent_and_for_those_that_are_missing() -> None:
         (contest((1, 3), (1, 3)), "2 of at least 3 repeats"),
         (contest(*[(1, 3)] * 3, cpu_share=0.99), "client limited in 3 of 6 measurements (cpu_sh"),
         (contest(*[(1, 3)] * 3, failures=("error: x",)), "3 requests to vLLM failed (error: x)"),
-        (Contest("static", broken="the baseline did not start: y"), "did not start: y; 0 of"),
+        (
+            PairedComparison("static", broken="the baseline did not start: y"),
+            "did not start: y; 0 of",
+        ),
     ],
 )
-def test_a_doubt_decides_nothing_and_says_why(found: Contest, reason: str) -> None:
+def test_a_doubt_decides_nothing_and_says_why(found: PairedComparison, reason: str) -> None:
     rng = np.random.default_rng(0)
-    (said,) = verdicts_on(CLAIM, [found], ["static"], where=WHERE, rng=rng)
+    (said,) = evaluate_claims(CLAIM, [found], ["static"], where=WHERE, rng=rng)
     assert said.verdict == "not decided"
     assert reason in said.reason
 
@@ -90,19 +100,19 @@ def test_memory_that_ran_out_is_a_note_beside_the_figures() -> None:
     found = contest(*[(1, 3)] * 3)
     found.stats = {"out_of_memory": [{"batch_size": 64, "tokens_a_row": 596}]}
     rng = np.random.default_rng(0)
-    (said,) = verdicts_on(CLAIM, [found], [], where=WHERE, rng=rng)
+    (said,) = evaluate_claims(CLAIM, [found], [], where=WHERE, rng=rng)
     assert said.verdict == "PASS"
     assert "ran out of memory at batch size 64 with 596 tokens a row" in said.notes[0]
 
 
 def test_figures_have_every_repeat_and_every_ratio() -> None:
     found = contest((1, 3), (1, 3), (1, 3))
-    drawn = contest_figure([found, Contest("one", broken="x")])
+    drawn = contest_figure([found, PairedComparison("one", broken="x")])
     assert [list(trace.x) for trace in drawn.data] == [[10] * 3, pytest.approx([10 / 3] * 3)]
     rng = np.random.default_rng(0)
-    ratios = ratio_figure(verdicts_on(CLAIM, [found], ["one"], where=WHERE, rng=rng))
+    ratios = ratio_figure(evaluate_claims(CLAIM, [found], ["one"], where=WHERE, rng=rng))
     assert [list(trace.y) for trace in ratios.data] == [["static"]]
-    assert len(frame_of([found])) == 6
+    assert len(measurements_frame([found])) == 6
     limited = contest_figure([contest((1, 3), cpu_share=0.99)])
     assert "CLIENT LIMITED" in limited.layout.title.text
     assert failed("error").status == "error"
@@ -114,20 +124,20 @@ def test_a_traces_lengths_are_sent_within_two_seconds(tmp_path: Path) -> None:
     lines = ["Timestamp,Request tokens,Response tokens", *(f"{a},{b},{c}" for a, b, c in rows)]
     file.write_text("\n".join(lines) + "\n")
     load = LoadSpec(
-        arrivals=Closed(max_concurrency=3), prompts=RandomPrompts(input=4, output=4), count=3
+        arrivals=ClosedLoop(max_concurrency=3), prompts=RandomPrompts(input=4, output=4), count=3
     )
-    made = plan(trace_load(load, str(file)), SimpleNamespace(ordinary=range(9)))  # type: ignore
+    made = plan(load_from_trace(load, str(file)), SimpleNamespace(ordinary=range(9)))  # type: ignore
     assert [session.at_s for session in made] == pytest.approx([0, 0.8, 2.0])
     turns = [session.turns[0] for session in made]
     assert [(turn.prompt_tokens, turn.max_tokens) for turn in turns] == [(20, 5), (30, 6), (25, 7)]
     with pytest.raises(TraceError, match="cannot be read"):
-        trace_load(load, str(tmp_path / "none.csv"))
+        load_from_trace(load, str(tmp_path / "none.csv"))
 
 
 def test_no_baseline_stands_beside_an_endpoint_of_others(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
     elsewhere = Remote("http://there/v1", SecretStr("x"), ["m"], "m")
-    held = against(elsewhere, OneAtATime(), {}, repeats=3, run=run)
+    held = compare_with_baseline(elsewhere, OneAtATime(), {}, repeats=3, run=run)
     with pytest.raises(SettingError, match="http://there/v1 was not deployed by this process"):
         asyncio.run(held)
 
@@ -137,7 +147,7 @@ def test_a_run_is_made_for_each_side(tmp_path: Path) -> None:
     from workbench.experiments.paired_runner import _folder
 
     run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
-    load = LoadSpec(arrivals=Closed(max_concurrency=1), count=1)
+    load = LoadSpec(arrivals=ClosedLoop(max_concurrency=1), count=1)
     made = _folder(run, "mixed-one at a time", 0, OURS, "one", load)
     assert made.path == tmp_path / "r" / "repeats" / "mixed-one-at-a-time-0-ours"
     assert made.experiment["opponent"] == "one"

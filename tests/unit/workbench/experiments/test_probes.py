@@ -16,7 +16,9 @@ from workbench.experiments.search import highest_load
 from workbench.experiments.search_result import SearchResult
 from workbench.figures.curve import throughput_latency_curve
 from workbench.figures.search import search_figure, ticks
-from workbench.metrics.summary import SLO, ClientHealth, Summary, summarize
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import Summary, summarize
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 LIMITED = ClientHealth.judge(cpu_share=0.97)

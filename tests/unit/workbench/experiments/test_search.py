@@ -16,7 +16,9 @@ from support.records import failed, record
 from workbench.errors import SettingError
 from workbench.experiments.search import Probe, highest_load, knee, saturated
 from workbench.experiments.search_result import ProbeResult, SearchResult
-from workbench.metrics.summary import SLO, ClientHealth, Summary, summarize
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import Summary, summarize
 
 BOUND = SLO(e2el_ms=1000, target=0.95)
 GOOD, BAD = summarize([record(0.0, 0.5)], slo=BOUND), summarize([failed("shed")], slo=BOUND)

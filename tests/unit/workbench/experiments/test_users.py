@@ -16,26 +16,27 @@ from workbench.errors import SettingError
 from workbench.experiments.fleets import (
     Day,
     Fleet,
-    fleet_doubts,
+    cost_ratios,
+    fleet_caveats,
     fleet_frame,
-    most_saved,
-    saved_at_most,
-    savings,
+    max_savings_note,
+    max_savings_ratio,
 )
 from workbench.experiments.search import highest_load
 from workbench.experiments.search_result import SearchResult
 from workbench.experiments.users import (
     highest_users,
-    patience_s,
-    start_of,
+    initial_load,
+    request_timeout_s,
     users_load,
     users_verdicts,
 )
 from workbench.figures.claims import break_even_figure, fleets_figure, users_figure
 from workbench.metrics.health import ClientHealth
-from workbench.metrics.summary import SLO, Summary, summarize
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import Summary, summarize
 from workbench.runs.run import Run
-from workbench.workload.arrivals import Closed, Stages
+from workbench.workload.arrivals import ClosedLoop, Stages
 from workbench.workload.prompts import Conversations, RandomPrompts
 
 PROMPTS = RandomPrompts(input=8, output=8)
@@ -64,7 +65,7 @@ def searched(
 class TestLoad:
     def test_users_are_slots_that_think(self) -> None:
         load = users_load(300, prompts=PROMPTS, think_s=2.0, duration_s=10.0, seed=3)
-        assert load.arrivals == Closed(max_concurrency=300, think_s=2.0)
+        assert load.arrivals == ClosedLoop(max_concurrency=300, think_s=2.0)
         assert (load.duration_s, load.seed) == (10.0, 3)
         assert load.needed_workers == 2  # 150 questions a second
 
@@ -89,9 +90,11 @@ class TestLoad:
             users_load(1, prompts=PROMPTS, think_s=0, duration_s=1)
 
     def test_patience_is_twice_what_a_good_answer_may_take(self) -> None:
-        assert patience_s(SLO(ttft_ms=1000, tpot_ms=50), 101) == pytest.approx(2 * 6.0)
-        assert patience_s(SLO(ttft_ms=1000, tpot_ms=50, e2el_ms=4000), 101) == pytest.approx(8)
-        assert patience_s(SLO(ttft_ms=1000), 101) == 120
+        assert request_timeout_s(SLO(ttft_ms=1000, tpot_ms=50), 101) == pytest.approx(2 * 6.0)
+        assert request_timeout_s(SLO(ttft_ms=1000, tpot_ms=50, e2el_ms=4000), 101) == pytest.approx(
+            8
+        )
+        assert request_timeout_s(SLO(ttft_ms=1000), 101) == 120
 
 
 class TestVerdicts:
@@ -144,10 +147,10 @@ class TestVerdicts:
         )
 
     def test_a_repeat_starts_so_that_the_last_answer_is_mid_of_its_first_doubling(self) -> None:
-        assert start_of([], 8, 512) == 64
-        assert start_of([searched(100)], 8, 512) == 70
-        assert start_of([searched(100), searched(10)], 8, 512) == 8
-        assert start_of([searched(0)], 8, 512) == 8
+        assert initial_load([], 8, 512) == 64
+        assert initial_load([searched(100)], 8, 512) == 70
+        assert initial_load([searched(100), searched(10)], 8, 512) == 8
+        assert initial_load([searched(0)], 8, 512) == 8
 
     @pytest.mark.parametrize(
         ("holds", "start", "highest", "looked"),
@@ -170,7 +173,7 @@ class TestVerdicts:
         async def probe(users: float) -> Summary:
             return summary(good=users <= holds)
 
-        monkeypatch.setattr("workbench.experiments.users.prober", lambda *_, **__: probe)
+        monkeypatch.setattr("workbench.experiments.users.make_probe", lambda *_, **__: probe)
         options: Any = {"run": None, "low": 2, "high": 512, "start": start, "tolerance": 0.001}
         slo = SLO(ttft_ms=1000)
         found = asyncio.run(highest_users(None, lambda users, seed: None, slo, **options))  # type: ignore[arg-type, return-value]
@@ -212,16 +215,16 @@ class TestFleets:
     def test_the_most_that_could_be_saved(
         self, stages: list[tuple[float, float]], replicas: int, most: float
     ) -> None:
-        assert most_saved(Stages(stages=stages), replicas) == pytest.approx(most)
+        assert max_savings_ratio(Stages(stages=stages), replicas) == pytest.approx(most)
 
     def test_it_stands_in_the_verdict_in_words(self) -> None:
-        said = saved_at_most(Stages(stages=[(8, 60)]), 2)
+        said = max_savings_note(Stages(stages=[(8, 60)]), 2)
         assert said.endswith("would spend 1.33 times less")
 
     def test_savings_are_pairs_of_days(self, fleets: tuple[Fleet, Fleet]) -> None:
-        assert savings(*fleets) == [(3.0, 1.0), (6.0, 3.0)]
-        assert savings(*fleets, premium=1.5) == [(3.0, 1.5), (6.0, 4.5)]
-        assert savings(None, fleets[1]) == []
+        assert cost_ratios(*fleets) == [(3.0, 1.0), (6.0, 3.0)]
+        assert cost_ratios(*fleets, premium=1.5) == [(3.0, 1.5), (6.0, 4.5)]
+        assert cost_ratios(None, fleets[1]) == []
 
     def test_a_day_without_a_good_token_has_no_price(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
@@ -237,11 +240,11 @@ class TestFleets:
         assert fleet_frame([metered]).energy_kwh.tolist() == [0.5]
 
     def test_doubts(self, fleets: tuple[Fleet, Fleet]) -> None:
-        assert fleet_doubts(fleets) == []
+        assert fleet_caveats(fleets) == []
         run = fleets[0].run
         limited = Fleet("fixed", run, (day(1.0, 1, health=LIMITED),))
         unseen = Fleet("autoscaled", run, (day(1.0, 1, unknown_s=0.6),))
-        assert fleet_doubts([limited, unseen]) == [
+        assert fleet_caveats([limited, unseen]) == [
             "the client limited the fixed fleet's load",
             "of the autoscaled fleet, 5 % or more was not seen (gaps)",
         ]

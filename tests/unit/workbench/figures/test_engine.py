@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from workbench.analysis.kv_cache import pressure_row
-from workbench.figures.engine import engine_pressure
+from workbench.analysis.kv_cache import engine_peaks
+from workbench.figures.engine import engine_pressure_figure
 
 SIDE = pd.DataFrame(
     {
@@ -18,14 +18,14 @@ SIDE = pd.DataFrame(
 
 
 def test_peaks_and_what_was_preempted_meanwhile() -> None:
-    told = pressure_row(SIDE)
+    told = engine_peaks(SIDE)
     assert told == {"peak_kv_cache": 0.9, "peak_batch": 12, "preemptions": 5}
-    nothing = pressure_row(SIDE.iloc[:0])
+    nothing = engine_peaks(SIDE.iloc[:0])
     assert set(nothing.values()) == {None}
 
 
 def test_a_line_a_side_in_each_row_and_preemptions_from_nought() -> None:
-    figure = engine_pressure({"unlimited": SIDE, "finite": SIDE.assign(preemptions=3)})
+    figure = engine_pressure_figure({"unlimited": SIDE, "finite": SIDE.assign(preemptions=3)})
     assert [trace.name for trace in figure.data] == ["unlimited"] * 3 + ["finite"] * 3
     assert list(figure.data[1].y) == [0, 0, 2, 5]
     assert list(figure.data[4].y) == [0] * 4

@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from workbench.figures.latency import latency_distributions, request_timeline, throughput_over_time
-from workbench.metrics.summary import ClientHealth
+from workbench.figures.latency import latency_distributions, throughput_over_time
+from workbench.figures.requests import request_timeline
+from workbench.metrics.health import ClientHealth
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 LIMITED = ClientHealth.judge(cpu_share=0.97)

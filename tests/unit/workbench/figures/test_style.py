@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.figures import style
-from workbench.figures.style import Rendered, render, to_div
+from workbench.figures.style import StaticFigure, show, to_div
 
 FIGURE = go.Figure(go.Bar(x=[1, 2], y=[3, 4], name="bars"))
 
@@ -18,11 +18,11 @@ FIGURE = go.Figure(go.Bar(x=[1, 2], y=[3, 4], name="bars"))
 class TestRender:
     @pytest.fixture(autouse=True)
     def fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Rendered, "_carrier", None)
+        monkeypatch.setattr(StaticFigure, "_carrier", None)
 
     def bundle(self, cell: str, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> dict[str, Any]:
         monkeypatch.setattr(style, "_cell", lambda: (cell, count))
-        return render(FIGURE)._repr_mimebundle_()
+        return show(FIGURE)._repr_mimebundle_()
 
     def test_one_cell_carries_the_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
         executions = [("a", 1), ("a", 1), ("b", 2), ("c", 3), ("a", 4), ("b", 5)]
@@ -32,7 +32,7 @@ class TestRender:
         assert sizes[1] < 50_000
 
     def test_where_nobody_says_which_cell_runs_the_first_carries_it(self) -> None:
-        sizes = [len(render(FIGURE)._repr_mimebundle_()["text/html"]) for _ in "ab"]
+        sizes = [len(show(FIGURE)._repr_mimebundle_()["text/html"]) for _ in "ab"]
         assert [size > 4_000_000 for size in sizes] == [True, False]
 
     def test_lab_gets_data_and_others_html_without_a_network(

@@ -18,9 +18,10 @@ from support import scripted_server as scripted
 from support.scripted_server import DONE, Script, Step, chat_chunk, event, serving, tokens, usage
 
 from workbench.errors import SettingError
-from workbench.loadgen.client import RequestRecord, stream_chat, stream_completion
+from workbench.loadgen.client import stream_chat, stream_completion
 from workbench.loadgen.closed_loop import closed_loop
 from workbench.metrics.health import LoopWatch
+from workbench.records import RequestRecord
 
 KEY = "sk-secret-of-the-tests"
 PROMPT = "a prompt that must never be written down anywhere"

@@ -14,7 +14,7 @@ from statistics import median
 import pytest
 from support import scripted_server as scripted
 
-from workbench.loadgen.worker import Job, LoadWorker
+from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt
@@ -30,7 +30,7 @@ async def load(base_url: str) -> list[RequestRecord]:
     await worker.connect(base_url, "sk-test")
     prompt = Prompt(content=(1, 2, 3), prompt_tokens=3, max_tokens=TOKENS)
     sessions = [Session(i / 100, (prompt,)) for i in range(REQUESTS)]
-    job = Job("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
+    job = WorkerConfig("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
     await worker.start(job, list(enumerate(sessions)))
     records: list[RequestRecord] = []
     while True:

@@ -16,14 +16,14 @@ from support.scripted_server import serving, tokens
 from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
-from workbench.loadgen.live_worker import LiveWorker, Share
+from workbench.loadgen.live_worker import LiveWorker, WorkerShare
 from workbench.loadgen.start import start_live_load
-from workbench.loadgen.worker import Job
+from workbench.loadgen.worker import WorkerConfig
 from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
-from workbench.workload.arrivals import Closed, Constant, Poisson, Stages
+from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Stages
 from workbench.workload.live_schedule import change_times, offered
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import LoadSpec
 
@@ -42,8 +42,8 @@ def drive(
             await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in made))
             epoch = time.perf_counter() + 0.1
             for first, worker in enumerate(made):
-                job = Job("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
-                await worker.follow(job, Share(load, range(20), first, workers))
+                job = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
+                await worker.follow(job, WorkerShare(load, range(20), first, workers))
                 for change in changes:
                     await worker.change(change)
             return *(await collect(made, epoch, stop_s)), server
@@ -123,8 +123,8 @@ def test_what_it_cannot_send_in_time_is_left_out_and_counted(
             worker = LiveWorker()
             await worker.connect(server.base_url, "sk-test")
             load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
-            job = Job("scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0)
-            await worker.follow(job, Share(load, range(20), 0, 1))
+            job = WorkerConfig("scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0)
+            await worker.follow(job, WorkerShare(load, range(20), 0, 1))
             await asyncio.sleep(0.1)
             time.sleep(0.3)  # the worker's loop is busy with something else
             left_out = sent = 0
@@ -166,7 +166,7 @@ def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (LoadSpec(arrivals=Closed(max_concurrency=2), prompts=SMALL, count=3), "has no rate"),
+        (LoadSpec(arrivals=ClosedLoop(max_concurrency=2), prompts=SMALL, count=3), "has no rate"),
         (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count is 3"),
     ],
 )

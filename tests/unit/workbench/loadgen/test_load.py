@@ -12,18 +12,20 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import tokens
 
+from serving.errors import EndpointGoneError
 from serving.models.embedded import tiny_model_path
 from workbench.clock import start_clock
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import Remote, remote
-from workbench.errors import EndpointGoneError, SettingError
-from workbench.experiments.probes import curve, prober
+from workbench.errors import SettingError
+from workbench.experiments.probes import make_probe, measure_curve
 from workbench.experiments.search import highest_load
-from workbench.loadgen.start import LoadResult, start_load
+from workbench.loadgen.handle import LoadResult
+from workbench.loadgen.start import start_load
 from workbench.metrics.slo import SLO
 from workbench.runs.run import Run
-from workbench.workload.arrivals import Closed, Constant, Poisson
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.workload.arrivals import ClosedLoop, Constant, Poisson
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 pytestmark = pytest.mark.engine
@@ -211,7 +213,7 @@ def test_the_search_finds_what_a_server_of_known_limits_carries(
         run = Run.create(tmp_path, {})
         load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=1.0)
         slo = SLO(ttft_ms=5000, target=0.9)
-        probe = prober(elsewhere(server), load, slo, run=run, progress=None)
+        probe = make_probe(elsewhere(server), load, slo, run=run, progress=None)
         found = asyncio.run(highest_load(probe, low=10, high=160, tolerance=0.25, confirmations=1))
     assert found.highest is not None
     assert 20 <= found.highest <= 55
@@ -229,10 +231,10 @@ def test_a_probe_of_users_ends_once_what_they_wait_for_cannot_save_it(
         lambda _, n: tokens(1, ttft_s=0.3 if n < 6 else 60, chat=False)
     ) as server:
         run = Run.create(tmp_path, {})
-        closed = Closed(max_concurrency=2, think_s=0.01)
+        closed = ClosedLoop(max_concurrency=2, think_s=0.01)
         load = LoadSpec(arrivals=closed, prompts=SMALL, duration_s=1.5, count=100)
         slo = SLO(ttft_ms=100, target=0.5)
-        probe = prober(elsewhere(server), lambda *_: load, slo, run=run, progress=None)
+        probe = make_probe(elsewhere(server), lambda *_: load, slo, run=run, progress=None)
         summary = asyncio.run(asyncio.wait_for(probe(2), 30))
     assert summary.slo_met is False
     (folder,) = (run.path / "probes").iterdir()
@@ -244,14 +246,16 @@ def test_a_curve_has_a_row_a_rate(deployed: object, tmp_path: Path) -> None:
     with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
         run = Run.create(tmp_path, {})
         load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=0.5)
-        probe = prober(elsewhere(server), load, SLO(ttft_ms=1000), run=run, progress=None)
-        points = asyncio.run(curve(probe, [10, 20], repeats=3, rng=np.random.default_rng(0)))
+        probe = make_probe(elsewhere(server), load, SLO(ttft_ms=1000), run=run, progress=None)
+        points = asyncio.run(
+            measure_curve(probe, [10, 20], repeats=3, rng=np.random.default_rng(0))
+        )
     assert list(points.rate) == [10, 20]
     assert (points.output_throughput_low <= points.output_throughput).all()
     assert points.output_throughput[1] > points.output_throughput[0]
 
 
 def test_a_closed_loop_on_the_engine(endpoint: Endpoint) -> None:
-    load = LoadSpec(arrivals=Closed(max_concurrency=4), prompts=SMALL, count=12)
+    load = LoadSpec(arrivals=ClosedLoop(max_concurrency=4), prompts=SMALL, count=12)
     result = send(endpoint, load)
     assert [r.status for r in result.records] == ["ok"] * 12

@@ -14,11 +14,11 @@ from support.records import failed, record
 from workbench.clock import start_clock
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LoadRun
-from workbench.loadgen.progress import progress_of
-from workbench.loadgen.runner import Drive
-from workbench.loadgen.worker import this_clock
-from workbench.workload.arrivals import Closed, Constant
-from workbench.workload.prompt_generator import RandomPrompts
+from workbench.loadgen.progress import make_progress
+from workbench.loadgen.runner import LoadRunner
+from workbench.loadgen.worker import read_clock
+from workbench.workload.arrivals import ClosedLoop, Constant
+from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec, Session
 
 LOAD = LoadSpec(arrivals=Constant(rate=2), prompts=RandomPrompts(input=4, output=2), count=4)
@@ -44,12 +44,12 @@ def epoch(worker: Elsewhere) -> tuple[float, float]:
     clock = start_clock()
     zero = time.perf_counter() - clock()
     running = LoadRun(0, clock)
-    drive = Drive(None, LOAD, [], running, None, None, None)  # type: ignore[arg-type]
+    drive = LoadRunner(None, LOAD, [], running, None, None, None)  # type: ignore[arg-type]
     return asyncio.run(drive._epoch(worker)), zero
 
 
 def test_a_worker_of_the_same_boot_has_the_same_clock() -> None:
-    found, zero = epoch(Elsewhere(this_clock()[0], 0.0))
+    found, zero = epoch(Elsewhere(read_clock()[0], 0.0))
     assert found == pytest.approx(zero, abs=0.005)
 
 
@@ -62,7 +62,7 @@ def test_another_machines_clock_is_asked_until_its_offset_is_known(ahead_s: floa
 def test_lines_say_what_is_sent_what_failed_and_how_long_it_takes_yet(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with progress_of("lines", LOAD, SESSIONS) as said:
+    with make_progress("lines", LOAD, SESSIONS) as said:
         said.show([record(0.0, 0.1, 0.2), failed("error")], 1, 0.5)
         said.say("ended early: enough")
     out = capsys.readouterr().out
@@ -72,8 +72,8 @@ def test_lines_say_what_is_sent_what_failed_and_how_long_it_takes_yet(
 
 
 def test_a_closed_loop_is_judged_by_its_pace(capsys: pytest.CaptureFixture[str]) -> None:
-    load = LOAD.model_copy(update={"arrivals": Closed(max_concurrency=2)})
-    with progress_of("lines", load, [Session(None, s.turns) for s in SESSIONS]) as said:
+    load = LOAD.model_copy(update={"arrivals": ClosedLoop(max_concurrency=2)})
+    with make_progress("lines", load, [Session(None, s.turns) for s in SESSIONS]) as said:
         said.show([record(0.0, 0.1, 0.2)], 1, 10.0)
     out = capsys.readouterr().out
     assert "2 at a time" in out
@@ -94,7 +94,7 @@ def test_the_bar_is_drawn_anew_in_its_place_and_is_no_widget(
         return Handle()
 
     monkeypatch.setattr(IPython.display, "display", display)
-    with progress_of("bar", LOAD, SESSIONS) as bar:
+    with make_progress("bar", LOAD, SESSIONS) as bar:
         bar.show([record(0.0, 0.1, 0.2)], 1, 0.5)
         bar.say("ended early: <b>")
     values = [re.findall(r'value="(\d+)" max="(\d+)"', text)[0] for text in drawn]
@@ -105,4 +105,4 @@ def test_the_bar_is_drawn_anew_in_its_place_and_is_no_widget(
 
 def test_a_progress_that_is_none_is_refused() -> None:
     with pytest.raises(SettingError, match="'bars'"):
-        progress_of("bars", LOAD, SESSIONS)
+        make_progress("bars", LOAD, SESSIONS)

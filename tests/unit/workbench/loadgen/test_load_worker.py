@@ -14,7 +14,7 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import Script, serving, tokens
 
-from workbench.loadgen.worker import Job, LoadWorker
+from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt
 from workbench.workload.spec import Session
@@ -27,7 +27,7 @@ def asked(tokens_in: int = 4, **fields: Any) -> Prompt:
 SEARCHED = """
 import asyncio, gc
 from workbench.workload.spec import Session
-from workbench.loadgen.worker import Job, LoadWorker
+from workbench.loadgen.worker import WorkerConfig, LoadWorker
 from workbench.workload.prompt_generator import Prompt
 
 async def go():
@@ -36,7 +36,7 @@ async def go():
     before = len(gc.get_objects())
     turns = (Prompt(content=("a",), prompt_tokens=1, max_tokens=8),)
     plan = [(n, Session(1e6, turns)) for n in range(1000)]
-    job = Job(model="m", call={}, tag="t", epoch_s=0.0, start_s=1e6)
+    job = WorkerConfig(model="m", call={}, tag="t", epoch_s=0.0, start_s=1e6)
     await worker.start(job, plan)
     seen = gc.get_objects()
     print(before, len(seen), sum(isinstance(one, Session) for one in seen))
@@ -59,7 +59,7 @@ def drive(
             await worker.connect(server.base_url, "sk-test")
             epoch = time.perf_counter()
             fields = {"model": "scripted", "call": {}, "tag": "t", "start_s": 0.0} | job
-            await worker.start(Job(epoch_s=epoch, **fields), list(enumerate(sessions)))
+            await worker.start(WorkerConfig(epoch_s=epoch, **fields), list(enumerate(sessions)))
             kept: list[RequestRecord] = []
             began = time.monotonic()
             while True:

@@ -10,18 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.records import failed, record
 
-from workbench.errors import SettingError, UnknownMetricError, WorkbenchError
-from workbench.loadgen.client import RequestRecord
-from workbench.metrics.health import LoopWatch
-from workbench.metrics.summary import (
-    LATENCIES,
-    SLO,
-    STATISTICS,
-    ClientHealth,
-    HealthBounds,
-    Summary,
-    summarize,
-)
+from serving.errors import WorkbenchError
+from workbench.errors import SettingError, UnknownMetricError
+from workbench.metrics.columns import STATISTICS
+from workbench.metrics.health import ClientHealth, HealthBounds, LoopWatch
+from workbench.metrics.slo import SLO
+from workbench.metrics.summary import LATENCIES, Summary, summarize
+from workbench.records import RequestRecord
 
 # Two requests, worked by hand (seconds):
 #   a: sent 1.0, tokens at 1.2, 1.3, 1.6        -> TTFT 200, E2EL 600, TPOT 200, gaps 100, 300 ms

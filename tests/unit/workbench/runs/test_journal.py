@@ -13,9 +13,9 @@ import pytest
 from support.records import record
 
 from workbench.runs import journal
-from workbench.loadgen.workers import Seat
+from workbench.loadgen.workers import WorkerHandle
 from workbench.workload.spec import Session
-from workbench.loadgen.worker import Job
+from workbench.loadgen.worker import WorkerConfig
 from workbench.workload.prompt_generator import Prompt
 from workbench.runs.run import Run
 
@@ -23,8 +23,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from support.records import record
-from workbench.runs.journal import Sent, Spool
-spool = Spool(Path(sys.argv[1]))
+from workbench.runs.journal import Sent, Journal
+spool = Journal(Path(sys.argv[1]))
 for n in range(1000):
     spool.note(Sent(f"r-{n}", n, n + 0.5, "m", None))
     if n % 3:
@@ -98,10 +98,10 @@ class TestFromThePlanAlone:
 
     PROMPT = Prompt(content=(1, 2), prompt_tokens=2, max_tokens=4)
 
-    def seat(self, at: list[float | None], slots: int | None, turns: int = 1) -> Seat:
-        job = Job("m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots)
+    def seat(self, at: list[float | None], slots: int | None, turns: int = 1) -> WorkerHandle:
+        job = WorkerConfig("m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots)
         share = [(2 * i, Session(due, (self.PROMPT,) * turns)) for i, due in enumerate(at)]
-        return Seat(None, job=job, share=share)
+        return WorkerHandle(None, job=job, share=share)
 
     def test_an_open_loop_had_sent_what_was_due(self) -> None:
         seat = self.seat([0.0, 1.0, 2.0, 9.0], None)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from workbench.loadgen.client import RequestRecord
+from workbench.records import RequestRecord
 from workbench.errors import RunError
-from workbench.metrics.summary import ClientHealth, summarize
+from workbench.metrics.health import ClientHealth
+from workbench.metrics.summary import summarize
 from workbench.runs.run import Run
 
 RECORD = RequestRecord(

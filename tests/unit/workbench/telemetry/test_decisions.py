@@ -16,7 +16,7 @@ from workbench.analysis.reactions import load_changes, reactions, run_reactions
 from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, read
 from workbench.runs.run import Run
 from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions
-from workbench.workload.arrivals import Closed, Poisson, Ramp, Steps
+from workbench.workload.arrivals import ClosedLoop, Poisson, Ramp, Steps
 from workbench.workload.spec import LoadSpec
 
 LIMITS = ScalingLimits(
@@ -268,7 +268,7 @@ class TestReactions(ScalingTimeline):
         (Poisson(rate=3), {"duration_s": 10}, [2, 12]),
         (Poisson(rate=3), {"count": 10}, [2]),
         (Ramp(from_rate=0, to_rate=5, duration_s=10), {"duration_s": 10}, [2, 12]),
-        (Closed(max_concurrency=4), {"count": 10}, [2]),
+        (ClosedLoop(max_concurrency=4), {"count": 10}, [2]),
     ],
     ids=["steps", "cut", "one rate", "by count", "ramp", "closed"],
 )

@@ -28,9 +28,9 @@ from workbench.records import (
 )
 from workbench.telemetry import sampler
 from workbench.telemetry import scrape as exposition
-from workbench.telemetry.builder import Rows, desired_by_requests
+from workbench.telemetry.builder import SampleBuilder, desired_by_requests
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import Exposition, Node, Scraper, alive, parse
+from workbench.telemetry.scrape import MetricsPage, Node, Scraper, live_nodes, parse
 
 # As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
 SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
@@ -60,8 +60,8 @@ ENGINE = {
 }
 
 
-def exposed(**rows: list[tuple[dict[str, str], float]]) -> Exposition:
-    return Exposition(rows)
+def exposed(**rows: list[tuple[dict[str, str], float]]) -> MetricsPage:
+    return MetricsPage(rows)
 
 
 def details(*replicas: dict[str, Any], target: int = 1, **config: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def replica(name: str, state: str = "RUNNING", node: str | None = "n1") -> dict[
 class TestExposition:
     @pytest.mark.parametrize("text", [NEW, OLD], ids=["2.60", "older"])
     def test_both_forms_of_a_name_are_read(self, text: bytes) -> None:
-        rows = Rows("llm", frozenset({"m"}))
+        rows = SampleBuilder("llm", frozenset({"m"}))
         _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse(text)})
         assert isinstance(sample, ReplicaSample)
         assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
@@ -208,7 +208,7 @@ class TestScraper:
             usual | {"NodeID": "c", "MetricsExportPort": 0},
             usual | {"NodeID": "d", "NodeManagerAddress": "fd00::1"},
         ]
-        assert alive(told) == [
+        assert live_nodes(told) == [
             Node("a", "http://10.0.0.1:7/metrics"),
             Node("d", "http://[fd00::1]:7/metrics"),
         ]
@@ -218,8 +218,8 @@ LABELS = {"deployment": "m", "application": "llm"}
 
 
 class TestRows:
-    def samples(self, told: dict[str, Any], **nodes: Exposition) -> list[Sample]:
-        return Rows("llm", frozenset({"m"})).samples(1.0, told, nodes)
+    def samples(self, told: dict[str, Any], **nodes: MetricsPage) -> list[Sample]:
+        return SampleBuilder("llm", frozenset({"m"})).samples(1.0, told, nodes)
 
     def test_what_waits_is_summed_over_handles_gates_and_engines(self) -> None:
         own = exposed(
@@ -262,7 +262,7 @@ class TestRows:
         assert (one.replica, one.state, one.running_requests) == ("r2", "starting", None)
 
     def test_refusals_of_replicas_that_are_gone_stay_counted(self) -> None:
-        rows = Rows("llm", frozenset({"m"}))
+        rows = SampleBuilder("llm", frozenset({"m"}))
         counts = []
         for shed in ({"r1": 3.0}, {"r1": 5.0, "r2": 1.0}, {"r2": 2.0}):
             told = exposed(
@@ -297,7 +297,7 @@ class TestRows:
         )
 
     def test_a_change_of_target_is_a_decision_with_its_delay(self) -> None:
-        rows = Rows("llm", frozenset())
+        rows = SampleBuilder("llm", frozenset())
         config = {"min_replicas": 1, "max_replicas": 4, "upscale_delay_s": 3.0}
         series = [(0, 2.0, 1), (1, 9.0, 1), (2, 9.0, 1), (3, 9.5, 1), (4, 9.5, 3), (5, 9.5, 3)]
         made = []
@@ -333,7 +333,7 @@ class TestRows:
         assert (ours.desired, serves.desired) == (3, 10)
 
     def test_a_policy_of_ours_says_what_led_to_a_change_a_moment_late(self) -> None:
-        rows = Rows("llm", frozenset())
+        rows = SampleBuilder("llm", frozenset())
         policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
         moments = [(1, {"target": 1.0}), (2, {"target": 1.0}), (2, {"target": 2.0, **self.led})]
         made: list[Sample] = []

@@ -16,21 +16,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from workbench.errors import SettingError, SpecError
-from workbench.workload.live_schedule import LiveSchedule
-from workbench.workload.schedule import (
-    Closed,
+from serving.errors import SpecError
+from workbench.errors import SettingError
+from workbench.workload.arrivals import (
+    ClosedLoop,
     Constant,
     Gamma,
     Poisson,
     Ramp,
-    Replay,
     Stages,
     Steps,
-    day,
-    offsets,
+    TraceReplay,
+    diurnal,
     parse,
 )
+from workbench.workload.live_schedule import LiveSchedule
+from workbench.workload.schedule import offsets
 
 TAIL = 1e-10
 
@@ -231,19 +232,19 @@ class TestDay:
     )
     def test_as_many_requests_as_the_integral(self, shape: dict[str, float], mean: float) -> None:
         # The means of a sine and of its square over a period: 1/2 and 3/8.
-        spec = day(40.0, 60.0, days=3, **shape)
+        spec = diurnal(40.0, 60.0, days=3, **shape)
         assert sum(piece.requests for piece in spec.pieces()) == pytest.approx(40 * 180 * mean)
         assert sum(piece.duration_s for piece in spec.pieces()) == pytest.approx(180)
 
     def test_quiet_at_night_busy_at_noon_and_every_day_alike(self) -> None:
-        rates = [piece.from_rate for piece in day(40.0, 48.0, night=0.25, days=2).pieces()]
+        rates = [piece.from_rate for piece in diurnal(40.0, 48.0, night=0.25, days=2).pieces()]
         assert rates[0] == rates[48] == pytest.approx(10)
         assert rates[24] == rates[72] == max(rates) == pytest.approx(40)
         assert rates[12] == pytest.approx(40 * (0.25 + 0.75 / 2))
         assert rates[:48] == rates[48:]
 
     def test_seeded(self) -> None:
-        spec = day(20.0, 30.0)
+        spec = diurnal(20.0, 30.0)
         assert take(spec, 1).tolist() == take(spec, 1).tolist() != take(spec, 2).tolist()
 
     @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ class TestDay:
     )
     def test_what_makes_no_day(self, bad: dict[str, Any], word: str) -> None:
         with pytest.raises(SettingError, match=word):
-            day(**{"peak_rate": 1.0, "day_s": 60.0} | bad)
+            diurnal(**{"peak_rate": 1.0, "day_s": 60.0} | bad)
 
 
 class TestSteps:
@@ -292,13 +293,13 @@ class TestSteps:
 
 class TestReplay:
     def test_gives_the_trace(self) -> None:
-        spec = Replay(path="trace.csv")
+        spec = TraceReplay(path="trace.csv")
         assert take(spec, trace=[0, 1, 1, 5]).tolist() == [0, 1, 1, 5]
         assert take(spec, trace=[0, 1, 1, 5], duration_s=5, count=9).tolist() == [0, 1, 1]
 
     def test_needs_the_trace(self) -> None:
         with pytest.raises(SettingError, match=r"trace is missing: read trace\.csv"):
-            offsets(Replay(path="trace.csv"), rng())
+            offsets(TraceReplay(path="trace.csv"), rng())
 
 
 class TestRefused:
@@ -322,9 +323,9 @@ class TestRefused:
             ({"kind": "steps", "steps": [(0, 1)]}, r"Steps\.steps: every rate is 0"),
             ({"kind": "stages", "stages": [(0, 5), (3, 0)]}, r"Stages\.stages: nothing is sent"),
             ({"kind": "steps", "steps": [(1, 1), (-2, 1)]}, r"Steps\.steps\.1\.0 = -2"),
-            ({"kind": "closed", "max_concurrency": 0}, r"Closed\.max_concurrency = 0"),
-            ({"kind": "trace", "path": "x", "speed": 0}, r"Replay\.speed = 0"),
-            ({"kind": "trace", "path": "x", "start_s": 3, "end_s": 2}, r"Replay\.end_s = 2 "),
+            ({"kind": "closed", "max_concurrency": 0}, r"ClosedLoop\.max_concurrency = 0"),
+            ({"kind": "trace", "path": "x", "speed": 0}, r"TraceReplay\.speed = 0"),
+            ({"kind": "trace", "path": "x", "start_s": 3, "end_s": 2}, r"TraceReplay\.end_s = 2 "),
         ],
     )
     def test_field_and_value_are_named(self, fields: dict[str, Any], message: str) -> None:
@@ -333,7 +334,7 @@ class TestRefused:
 
     def test_a_closed_loop_has_no_offsets(self) -> None:
         with pytest.raises(SettingError, match="closed loop"):
-            offsets(Closed(max_concurrency=4), rng())
+            offsets(ClosedLoop(max_concurrency=4), rng())
 
     @pytest.mark.parametrize("spec", [Constant(rate=1), Poisson(rate=1)])
     def test_endless_arrivals_need_a_bound(self, spec: Any) -> None:

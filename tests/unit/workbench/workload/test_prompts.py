@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
 
+from serving.errors import SpecError
 from serving.models.embedded import tiny_model_path
-from workbench.errors import SettingError, SpecError
-from workbench.workload.prompt_generator import (
+from workbench.errors import SettingError
+from workbench.workload.prompt_generator import Prompt, prompts
+from workbench.workload.prompts import (
     Conversations,
     FilePrompts,
     Fixed,
+    FromTrace,
     LogNormal,
-    Prompt,
     PromptSet,
     RandomPrompts,
-    Traced,
     Uniform,
-    prompts,
 )
 from workbench.workload.tokenizer import load_tokenizer
 from workbench.workload.traces import TraceRequest
@@ -276,17 +276,17 @@ class TestTraced:
     TRACE = (TraceRequest(0.0, 9, 2), TraceRequest(1.0, 4, 7), TraceRequest(2.0, 6, None))
 
     def test_lengths_are_those_of_the_trace_and_end_with_it(self) -> None:
-        spec = RandomPrompts(input=Traced(), output=Uniform(low=1, high=3))
+        spec = RandomPrompts(input=FromTrace(), output=Uniform(low=1, high=3))
         made = take(spec, 99, trace=self.TRACE, max_model_len=12)
         assert [prompt.prompt_tokens for prompt in made] == [9, 4, 6]
-        both = take(RandomPrompts(input=Traced(), output=Traced()), 99, trace=self.TRACE[:2])
+        both = take(RandomPrompts(input=FromTrace(), output=FromTrace()), 99, trace=self.TRACE[:2])
         assert [(p.prompt_tokens, p.max_tokens) for p in both] == [(9, 2), (4, 7)]
         assert len(take(spec, 99, trace=self.TRACE[:1])) == 1
 
     @pytest.mark.parametrize(
         ("fields", "given", "words"),
         [
-            ({"output": Traced()}, {"trace": TRACE}, "output.*request 3.*output_tokens"),
+            ({"output": FromTrace()}, {"trace": TRACE}, "output.*request 3.*output_tokens"),
             ({"output": 1}, {}, r"RandomPrompts\.input .*no trace"),
             ({"output": 3}, {"trace": TRACE, "max_model_len": 11}, "request 1 .*input = 9"),
             (
@@ -299,13 +299,13 @@ class TestTraced:
     def test_what_the_trace_cannot_give_is_refused(
         self, fields: dict[str, Any], given: dict[str, Any], words: str
     ) -> None:
-        spec = RandomPrompts(input=Traced(), **fields)
+        spec = RandomPrompts(input=FromTrace(), **fields)
         with pytest.raises(SettingError, match=words):
             prompts(spec, TINY, np.random.default_rng(0), **given)
 
     def test_a_conversation_has_no_traced_length(self) -> None:
         with pytest.raises(SpecError, match=r"Conversations\.input"):
-            Conversations(turns=2, input=Traced(), output=1)
+            Conversations(turns=2, input=FromTrace(), output=1)
 
 
 class TestConversations:
@@ -356,7 +356,7 @@ class TestFile:
         assert drawn == take(FilePrompts(path=path, output=Uniform(low=1, high=99)), 20, seed=1)
         assert len({prompt.max_tokens for prompt in drawn}) > 2
         trace = [TraceRequest(float(i), None, i + 3) for i in range(3)]
-        traced = take(FilePrompts(path=path, output=Traced()), 99, trace=trace)
+        traced = take(FilePrompts(path=path, output=FromTrace()), 99, trace=trace)
         assert [(p.content, p.max_tokens) for p in traced] == [("one", 3), ("two", 4), ("one", 5)]
 
     def test_the_longest_line_fits_and_one_token_less_is_refused(self, tmp_path: Path) -> None:

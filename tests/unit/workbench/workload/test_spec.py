@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import SettingError, SpecError, TraceError
-from workbench.workload.arrivals import Closed, Constant, Poisson, Ramp, Replay
-from workbench.workload.prompt_generator import Conversations, FilePrompts, RandomPrompts, Traced
+from serving.errors import SpecError
+from workbench.errors import SettingError, TraceError
+from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Ramp, TraceReplay
+from workbench.workload.prompts import Conversations, FilePrompts, FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec, digest, plan
 from workbench.workload.tokenizer import load_tokenizer
 
@@ -48,16 +49,18 @@ def test_conversations_arrive_as_one() -> None:
 
 
 def test_a_closed_loop_has_no_times_and_needs_a_count() -> None:
-    sessions = plan(spec(arrivals=Closed(max_concurrency=2), count=5), TINY)
+    sessions = plan(spec(arrivals=ClosedLoop(max_concurrency=2), count=5), TINY)
     assert [session.at_s for session in sessions] == [None] * 5
     with pytest.raises(SpecError, match="count"):
-        spec(arrivals=Closed(max_concurrency=2), count=None)
+        spec(arrivals=ClosedLoop(max_concurrency=2), count=None)
 
 
 def test_users_wait_before_their_first_turn_and_send_the_same() -> None:
     chats = Conversations(turns=2, input=5, output=4, think_s=1.0)
     users, slots = (
-        plan(spec(arrivals=Closed(max_concurrency=2, think_s=s), prompts=chats, count=500), TINY)
+        plan(
+            spec(arrivals=ClosedLoop(max_concurrency=2, think_s=s), prompts=chats, count=500), TINY
+        )
         for s in (3.0, 0.0)
     )
     assert [[p.content for p in u.turns] for u in users] == [
@@ -76,9 +79,9 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     ]
     file = tmp_path / "mooncake.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    prompts = RandomPrompts(input=Traced(), output=Traced())
+    prompts = RandomPrompts(input=FromTrace(), output=FromTrace())
     sessions = plan(
-        spec(arrivals=Replay(path=str(file), speed=2), prompts=prompts, count=None), TINY
+        spec(arrivals=TraceReplay(path=str(file), speed=2), prompts=prompts, count=None), TINY
     )
     assert [session.at_s for session in sessions] == [0, 0.5, 1, 1.5]
     lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in sessions]
@@ -108,13 +111,13 @@ def test_lengths_beyond_the_context_and_broken_files_are_refused(tmp_path: Path)
     with pytest.raises(SettingError, match="line 2"):
         plan(spec(prompts=FilePrompts(path=str(broken), output=4)), TINY)
     with pytest.raises(TraceError, match=r"nothing\.csv"):
-        plan(spec(arrivals=Replay(path=str(tmp_path / "nothing.csv"))), TINY)
+        plan(spec(arrivals=TraceReplay(path=str(tmp_path / "nothing.csv"))), TINY)
 
 
 def test_another_rate_is_the_same_load_otherwise() -> None:
     assert spec().at(9, seed=7) == spec(arrivals=Poisson(rate=9), seed=7)
-    closed = spec(arrivals=Closed(max_concurrency=2))
-    assert closed.at(6).arrivals == Closed(max_concurrency=6)
+    closed = spec(arrivals=ClosedLoop(max_concurrency=2))
+    assert closed.at(6).arrivals == ClosedLoop(max_concurrency=6)
     with pytest.raises(SpecError, match="rate"):
         spec().at(0)
     with pytest.raises(SettingError, match="ramp"):
@@ -126,7 +129,7 @@ def test_another_rate_is_the_same_load_otherwise() -> None:
     [
         ({}, 1),
         ({"arrivals": Poisson(rate=350)}, 4),
-        ({"arrivals": Closed(max_concurrency=130)}, 3),
+        ({"arrivals": ClosedLoop(max_concurrency=130)}, 3),
         ({"workers": 7}, 7),
     ],
 )

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.errors import SpecError, TraceError
-from workbench.loadgen.client import RequestRecord
+from serving.errors import SpecError
+from workbench.errors import TraceError
+from workbench.records import RequestRecord
 from workbench.runs.run import Run
-from workbench.workload.schedule import Replay
+from workbench.workload.arrivals import TraceReplay
 from workbench.workload.traces import TraceRequest, read_trace, replay
 
 BURSTGPT = """\
@@ -167,7 +168,7 @@ class TestCut:
         assert len(read_trace(file, limit=99)) == 4
 
     def test_from_the_spec(self, file: Path) -> None:
-        spec = Replay(path=str(file), start_s=30, end_s=100, speed=2, limit=5)
+        spec = TraceReplay(path=str(file), start_s=30, end_s=100, speed=2, limit=5)
         assert replay(spec) == [TraceRequest(5, 1087, 230)]
 
     def test_is_read_no_further_than_needed(self, file: Path) -> None:
@@ -181,10 +182,10 @@ class TestCut:
     @pytest.mark.parametrize(
         ("cut", "message"),
         [
-            ({"speed": 0}, r"Replay\.speed = 0"),
-            ({"limit": 0}, r"Replay\.limit = 0"),
-            ({"start_s": -1}, r"Replay\.start_s = -1"),
-            ({"start_s": 5, "end_s": 5}, r"Replay\.end_s = 5 is not after start_s = 5"),
+            ({"speed": 0}, r"TraceReplay\.speed = 0"),
+            ({"limit": 0}, r"TraceReplay\.limit = 0"),
+            ({"start_s": -1}, r"TraceReplay\.start_s = -1"),
+            ({"start_s": 5, "end_s": 5}, r"TraceReplay\.end_s = 5 is not after start_s = 5"),
         ],
     )
     def test_a_cut_that_is_none(self, file: Path, cut: dict[str, Any], message: str) -> None:
