@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,9 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
 def load(name: str) -> ModuleType:
-    """A script as a module; they are no package."""
+    """Import a script by its path; the scripts are not a package."""
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))  # for the modules that scripts share
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -180,4 +183,4 @@ class TestLock:
         assert self.lock.simplify(line) == f"a==1{expected}"
 
     def test_a_line_for_other_systems_holds_nowhere(self) -> None:
-        assert self.lock.holds("a==1 ; sys_platform == 'win32'") == "nowhere"
+        assert self.lock.scope("a==1 ; sys_platform == 'win32'") == "nowhere"
