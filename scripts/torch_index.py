@@ -1,7 +1,8 @@
 """Run pip for torch with an index that offers its CPU build.
 
 vLLM for CPUs needs torch's CPU build, whose version ends in `+cpu`. Most package indexes offer only
-the CUDA build. `make setup`, `make wheelhouse`, deploy/Dockerfile and environment.yml share one rule:
+the CUDA build. `make setup`, `make wheelhouse`, deploy/Dockerfile and environment.yml follow one
+rule:
 
 1. If the environment variable TORCH_INDEX is set, pip uses that index in addition to its own.
 2. Otherwise, pip uses its own configuration.
