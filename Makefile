@@ -60,7 +60,7 @@ lock:  ## update the lock files from pyproject.toml (UPGRADE=1 takes the newest 
 	PATH=build/lock/bin:$$PATH python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:  ## remove .venv, runs and caches; keep notebooks and results
-	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
+	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 .PHONY: help setup wheelhouse demo lab check style fast test test-all test-nodes test-browser bench claims browser lock clean
