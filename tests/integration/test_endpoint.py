@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from support.paths import ROOT
 from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
 
 from serving.cluster.ports import FIRST, LAST, NAMED, SIZE
@@ -64,7 +65,7 @@ def test_chat_answers_from_the_glossary(endpoint: Endpoint) -> None:
         model=endpoint.model_id, messages=QUESTION, temperature=0, max_tokens=120
     )
     text = answer.choices[0].message.content
-    glossary = tiny_model_path().parent / "glossary.jsonl"
+    glossary = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
     entries = [json.loads(line) for line in glossary.read_text().splitlines()]
     entry = next(e for e in entries if e["term"].lower() == "continuous batching")
     assert text

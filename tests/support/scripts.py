@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from types import ModuleType
 
 from support.paths import ROOT
@@ -11,7 +12,9 @@ SCRIPTS = ROOT / "scripts"
 
 
 def load(name: str) -> ModuleType:
-    """A script as a module; they are no package."""
+    """Import a script by its path; the scripts are not a package."""
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))  # for the modules that scripts share
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -8,26 +8,9 @@ the lines are seconds since the run's start, to the microsecond.
 
 from __future__ import annotations
 
-import ast
-import json
-import logging
-import re
-import sys
-from collections.abc import Mapping
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
-from workbench.errors import SettingError
-from serving.errors import WorkbenchError
-
-from workbench.runs.jsonl import JsonLines, decode, write_whole
-
-import errno
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,18 +20,18 @@ import msgspec
 from pydantic import ValidationError
 
 from serving.spec.base import explain
-from workbench.runs import journal
 from workbench.errors import RunError
+from workbench.records import RequestRecord, Sample, Sampled, columns, line, read
+from workbench.runs import journal
+from workbench.runs.jsonl import JsonLines, decode, write_whole
 from workbench.runs.provenance import hardware, versions
-from workbench.records import RequestRecord
 from workbench.runs.redact import redact
-from workbench.records import (Sample, Sampled, columns, line, read)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.records import LoadChange
     from workbench.metrics.summary import Summary
+    from workbench.records import LoadChange
 
 
 class Run:
@@ -220,10 +203,6 @@ class Run:
             return Summary.model_validate(decode(file)) if file.exists() else None
         except ValidationError as problem:
             raise RunError(f"{file} is no summary: {explain(problem, Summary)}") from None
-
-
-
-
 
 
 def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:

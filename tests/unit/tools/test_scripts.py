@@ -1,8 +1,9 @@
-"""The scripts behind make: how setup tells its progress, and what a notebook must look like."""
+"""The scripts that make runs: the installation, the notebook checks, benchmarks and lock files."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -16,19 +17,19 @@ SCRIPTS = ROOT / "scripts"
 class TestInstall:
     install = load("install")
 
-    def test_progress_follows_what_pip_says(self) -> None:
+    def test_progress_follows_pips_output(self) -> None:
         progress = self.install.Progress("cpu.txt", 3)
-        assert str(progress) == "fetching 0/3: cpu.txt"
+        assert str(progress) == "downloading 0/3: cpu.txt"
         progress.read("Requirement already satisfied: torch==2.13.0+cpu in ./x (from -r y)\n")
         progress.read("Collecting aiohttp==3.14.5 (from -r cpu.txt (line 6))\n")
         progress.read("  Downloading aiohttp-3.14.5-cp311-cp311-any.whl (1.9 MB)\n")
-        assert str(progress) == "fetching 2/3: aiohttp==3.14.5"
+        assert str(progress) == "downloading 2/3: aiohttp==3.14.5"
         progress.read("Processing /a/wheel/attrs-26.1.0-py3-none-any.whl (from -r cpu.txt)\n")
-        assert str(progress) == "fetching 3/3: attrs==26.1.0"
+        assert str(progress) == "downloading 3/3: attrs==26.1.0"
         progress.read("Installing collected packages: attrs, aiohttp\n")
         assert str(progress) == "installing 1/2: attrs"
 
-    def test_progress_counts_what_pip_has_finished(
+    def test_progress_counts_installed_packages(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(self.install, "VENV", tmp_path)
@@ -40,31 +41,68 @@ class TestInstall:
         (package / "INSTALLER").write_text("pip")
         assert str(progress) == "installing 2/2: aiohttp"
 
-    def test_a_package_that_was_cut_off_is_installed_anew(
+    def test_an_incomplete_package_is_removed_so_that_pip_installs_it_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(self.install, "VENV", tmp_path)
-        whole, cut_off = (self.install.site_packages() / f"{n}-1.dist-info" for n in "ab")
-        for package in (whole, cut_off):
+        complete, incomplete = (self.install.site_packages() / f"{n}-1.dist-info" for n in "ab")
+        for package in (complete, incomplete):
             package.mkdir(parents=True)
             (package / "METADATA").write_text("Version: 1")
-        (whole / "INSTALLER").write_text("pip")
-        self.install.forget_cut_off_packages()
-        assert list(self.install.site_packages().iterdir()) == [whole]
+        (complete / "INSTALLER").write_text("pip")
+        self.install.remove_incomplete_packages()
+        assert list(self.install.site_packages().iterdir()) == [complete]
 
-    @pytest.mark.parametrize("found", [(3, 9, 2), (3, 10, 13), (3, 14, 0)])
-    def test_other_pythons_are_refused_by_name(
-        self, found: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("errors", "runs"),
+        [
+            ("ERROR: No matching distribution found for attrs==26.1.0", 1),
+            ("WARNING: Retrying (Retry(total=4\nERROR: No matching distribution found for a", 2),
+            ("ERROR: Connection broken: IncompleteRead", 2),
+        ],
+    )
+    def test_pip_runs_again_if_the_network_may_have_failed(
+        self, errors: str, runs: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(self.install.sys, "version_info", found)
+        calls: list[list[str]] = []
+
+        def fail(arguments: list[str], _: object) -> str:
+            calls.append(arguments)
+            return errors
+
+        monkeypatch.setattr(self.install, "run_pip", fail)
+        with pytest.raises(self.install.PipError, match=re.escape(errors)):
+            self.install.pip(["attrs==26.1.0"], "attrs")
+        assert len(calls) == runs
+
+    def test_an_incomplete_wheelhouse_is_reported_with_the_command_that_fills_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_: Path) -> None:
+            raise self.install.PipError("ERROR: No matching distribution found for a")
+
+        (tmp_path / "a-1-py3-none-any.whl").touch()
+        monkeypatch.setattr(self.install, "VENV", tmp_path / ".venv")
+        monkeypatch.setattr(self.install, "PYTHON", tmp_path / "python")
+        monkeypatch.setattr(self.install, "create_venv", lambda _: None)
+        monkeypatch.setattr(self.install, "install", fail)
+        monkeypatch.setattr(self.install.os, "environ", {"WHEELHOUSE": str(tmp_path)})
+        with pytest.raises(self.install.SetupError, match=r"for a\n.*make wheelhouse"):
+            self.install.main()
+
+    @pytest.mark.parametrize("version", [(3, 9, 2), (3, 10, 13), (3, 14, 0)])
+    def test_other_pythons_are_refused_with_their_version(
+        self, version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.install.sys, "version_info", version)
         with pytest.raises(self.install.SetupError) as caught:
             self.install.check_host()
-        version = ".".join(map(str, found))
-        assert f"is Python {version}, and this needs 3.11 or newer" in str(caught.value)
+        assert "Python must be 3.11 or newer and older than 3.14" in str(caught.value)
+        assert f"is Python {'.'.join(map(str, version))}" in str(caught.value)
 
     def test_an_unknown_accelerator_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATOR", "tpu")
-        with pytest.raises(self.install.SetupError, match="'tpu'; it takes cpu or gpu"):
+        with pytest.raises(self.install.SetupError, match="must be cpu or gpu, got 'tpu'"):
             self.install.find_accelerator()
 
     @pytest.mark.parametrize(
@@ -170,4 +208,4 @@ class TestLock:
         assert self.lock.simplify(line) == f"a==1{expected}"
 
     def test_a_line_for_other_systems_holds_nowhere(self) -> None:
-        assert self.lock.holds("a==1 ; sys_platform == 'win32'") == "nowhere"
+        assert self.lock.scope("a==1 ; sys_platform == 'win32'") == "nowhere"

@@ -1,7 +1,6 @@
 """What a killed process leaves on disk; the truth is what it said before it died."""
 
 from __future__ import annotations
-from support.paths import ROOT, TESTS
 
 import os
 import resource
@@ -10,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT, TESTS
 from support.records import record
 
-from workbench.runs import journal
-from workbench.loadgen.workers import WorkerHandle
-from workbench.workload.spec import Session
 from workbench.loadgen.worker import WorkerConfig
-from workbench.workload.prompt_generator import Prompt
+from workbench.loadgen.workers import WorkerHandle
+from workbench.runs import journal
 from workbench.runs.run import Run
+from workbench.workload.prompt_generator import Prompt
+from workbench.workload.spec import Session
 
 WRITER = """
 import sys, time
@@ -99,7 +99,9 @@ class TestFromThePlanAlone:
     PROMPT = Prompt(content=(1, 2), prompt_tokens=2, max_tokens=4)
 
     def seat(self, at: list[float | None], slots: int | None, turns: int = 1) -> WorkerHandle:
-        job = WorkerConfig("m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots)
+        job = WorkerConfig(
+            "m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots
+        )
         share = [(2 * i, Session(due, (self.PROMPT,) * turns)) for i, due in enumerate(at)]
         return WorkerHandle(None, job=job, share=share)
 

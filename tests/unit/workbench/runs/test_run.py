@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from workbench.records import RequestRecord
 from workbench.errors import RunError
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
+from workbench.records import RequestRecord
 from workbench.runs.run import Run
 
 RECORD = RequestRecord(
