@@ -92,7 +92,7 @@ class TestRouting:
             (SMALL, "```\nx = 1\n```", SMALL, "named"),
             (LARGE, QUESTION, LARGE, "named"),
             ("auto", QUESTION, SMALL, "default"),
-            ("auto", "```\nx = 1\n```", LARGE, "rule 1: the request holds code"),
+            ("auto", "```\nx = 1\n```", LARGE, "rule 1: the request contains code"),
         ):
             answer = raw(pipeline, text, model)
             assert answer.headers["x-routed-model"] == answers
@@ -282,7 +282,7 @@ def test_a_guard_model_in_a_deployment_of_its_own_judges(deployed: Deployed) -> 
     )
     with wb.deploy(spec, progress=lambda line: None) as judged:
         assert set(judged.status().deployments) == {SMALL, "guard", "ingress"}
-        with pytest.raises(BadRequestError, match="prompt: it holds attention keys"):
+        with pytest.raises(BadRequestError, match="prompt: it contains attention keys"):
             raw(judged, QUESTION, SMALL)
         answer = raw(judged, "What is the capital of Norway?", SMALL).parse()
         assert "small demonstration model" in answer.choices[0].message.content

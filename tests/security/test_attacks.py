@@ -18,11 +18,20 @@ from typing import Any
 
 import httpx
 import pytest
-from support.gate_server import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, Server, wait_until
+from support.gate_server import (
+    AUTHORIZED,
+    CONFIG,
+    KEY,
+    WRONG_KEY,
+    ScriptedApp,
+    ServedGate,
+    Server,
+    wait_until,
+)
 
 from serving.gateway.asgi import Receive, Scope, Send
-from serving.gateway.body import POST_ROUTES
-from serving.gateway.gate import GateConfig
+from serving.gateway.config import GateConfig
+from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash
 
@@ -34,14 +43,14 @@ def tenants(**fields: Any) -> tuple[Tenant, ...]:
     """Ada with these quotas, Bob without any, and one whose key has ended."""
     ended = datetime.now(UTC) - timedelta(seconds=1)
     return (
-        *ACCESS.tenants,
+        *CONFIG.tenants,
         Tenant(name="ada", key_hash=key_hash(ADA), **fields),
         Tenant(name="bob", key_hash=key_hash(BOB)),
         Tenant(name="ended", key_hash=key_hash(ENDED), expires_at=ended),
     )
 
 
-def access(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
+def gate_config(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
     return GateConfig(
         tenants=tenants(**quotas),
         limits=Limits(**(limits or {})),
@@ -52,9 +61,9 @@ def access(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
 
 
 @pytest.fixture
-def served(server: Server) -> Iterator[Served]:
+def served(server: Server) -> Iterator[ServedGate]:
     with server.serving() as gate:
-        gate.access = access()
+        gate.config = gate_config()
         yield gate
 
 
@@ -62,7 +71,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def raw(served: Served, text: bytes, timeout_s: float = 10) -> bytes:
+def raw(served: ServedGate, text: bytes, timeout_s: float = 10) -> bytes:
     """What comes back for these bytes, until the server closes or says no more."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=timeout_s) as client:
         client.sendall(text)
@@ -82,8 +91,8 @@ def head(length: str = "2", key: str = KEY, extra: str = "") -> bytes:
     ).encode("latin-1")
 
 
-def next_one_is_answered(served: Served) -> None:
-    with served.http(GOOD) as client:
+def next_one_is_answered(served: ServedGate) -> None:
+    with served.http(AUTHORIZED) as client:
         assert client.post(COMPLETIONS, json={"prompt": "good"}).status_code == 200
     assert served.app.log[-1].label == "good"
     # A slot is free a moment after its answer has arrived.
@@ -108,22 +117,22 @@ class TestBodies:
         ],
         ids=range(10),
     )
-    def test_one_that_no_client_means_is_400_unseen(self, served: Served, body: bytes) -> None:
-        with served.http(GOOD) as client:
+    def test_one_that_no_client_means_is_400_unseen(self, served: ServedGate, body: bytes) -> None:
+        with served.http(AUTHORIZED) as client:
             reply = client.post(COMPLETIONS, content=body)
         assert reply.status_code == 400
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
         assert served.app.log == []
         next_one_is_answered(served)
 
-    def test_thousands_of_messages_are_400(self, served: Served) -> None:
+    def test_thousands_of_messages_are_400(self, served: ServedGate) -> None:
         messages = [{"role": "user", "content": "a"}] * 5000
-        with served.http(GOOD) as client:
+        with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/chat/completions", json={"messages": messages})
         assert reply.json()["error"]["code"] == "too_many_messages"
         next_one_is_answered(served)
 
-    def test_a_hundred_megabytes_are_413_and_never_in_memory(self, served: Served) -> None:
+    def test_a_hundred_megabytes_are_413_and_never_in_memory(self, served: ServedGate) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert b" 413 " in raw(served, head(str(100 * 2**20)))
         block = b"x" * 2**20
@@ -132,7 +141,7 @@ class TestBodies:
             for _ in range(100):
                 yield block
 
-        with served.http(GOOD) as client, contextlib.suppress(httpx.HTTPError):
+        with served.http(AUTHORIZED) as client, contextlib.suppress(httpx.HTTPError):
             assert client.post(COMPLETIONS, content=blocks()).status_code == 413
         grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown_mib < 40
@@ -140,7 +149,7 @@ class TestBodies:
         next_one_is_answered(served)
 
     def test_many_large_ones_at_once_are_shed_before_they_fill_memory(
-        self, served: Served, monkeypatch: pytest.MonkeyPatch
+        self, served: ServedGate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("serving.gateway.gate.HELD_BYTES", 3_000_000)
         with contextlib.ExitStack() as stack:
@@ -150,15 +159,15 @@ class TestBodies:
                 client.sendall(head("1000001") + b"x" * 999_990)
             wait_until(lambda: served.gate._held_bytes > 2_900_000)
             body = json.dumps({"prompt": "x" * 100_000}).encode()
-            with served.http(GOOD) as one:
+            with served.http(AUTHORIZED) as one:
                 assert one.post(COMPLETIONS, content=body).status_code == 429
         wait_until(lambda: served.gate._held_bytes == 0)
         next_one_is_answered(served)
 
 
 class TestTime:
-    def test_a_body_that_trickles_is_408_and_holds_no_slot(self, served: Served) -> None:
-        served.access = access({"body_timeout_s": 0.3})
+    def test_a_body_that_trickles_is_408_and_holds_no_slot(self, served: ServedGate) -> None:
+        served.config = gate_config({"body_timeout_s": 0.3})
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
             client.sendall(head("50"))
             began = time.monotonic()
@@ -175,8 +184,8 @@ class TestTime:
 
     def test_an_answer_that_takes_too_long_is_504_and_ends(self, server: Server) -> None:
         with server.serving(held=True) as served:
-            served.access = access({"max_seconds": 0.2})
-            with served.http(GOOD) as client:
+            served.config = gate_config({"max_seconds": 0.2})
+            with served.http(AUTHORIZED) as client:
                 reply = client.post(COMPLETIONS, json={"prompt": "a"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
             wait_until(lambda: served.app.log[0].end == "cancelled")
@@ -186,8 +195,8 @@ class TestTime:
     ) -> None:
         with server.serving() as served:
             served.gate._app = endless
-            served.access = access({"max_seconds": 0.3})
-            with served.http(GOOD) as client:
+            served.config = gate_config({"max_seconds": 0.3})
+            with served.http(AUTHORIZED) as client:
                 text = client.post(COMPLETIONS, json={"prompt": "a", "stream": True}).text
             last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
             assert last["error"]["code"] == "request_timeout"
@@ -204,18 +213,18 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class TestKeys:
-    def test_one_that_has_ended_is_told_to_its_holder_alone(self, served: Served) -> None:
+    def test_one_that_has_ended_is_told_to_its_holder_alone(self, served: ServedGate) -> None:
         with served.http() as client:
             codes = {
                 key: client.post(COMPLETIONS, json={}, headers=bearer(key)).json()["error"]["code"]
-                for key in (ENDED, ENDED + "x", WRONG, BOB[:-1])
+                for key in (ENDED, ENDED + "x", WRONG_KEY, BOB[:-1])
             }
         assert codes.pop(ENDED) == "expired_api_key"
         assert set(codes.values()) == {"invalid_api_key"}
         assert served.app.log == []
 
-    def test_a_model_that_is_another_tenants_is_403(self, served: Served) -> None:
-        served.access = access(models=("small",))
+    def test_a_model_that_is_another_tenants_is_403(self, served: ServedGate) -> None:
+        served.config = gate_config(models=("small",))
         with served.http() as client:
             for body in ({"prompt": "a", "model": "large"}, {"prompt": "a"}):
                 reply = client.post(COMPLETIONS, json=body, headers=bearer(ADA))
@@ -229,7 +238,7 @@ class TestKeys:
             assert client.post(COMPLETIONS, json=large, headers=bearer(BOB)).status_code == 200
         assert [seen.label for seen in served.app.log] == ["a", "b"]
 
-    def test_a_key_ends_at_the_gate(self, served: Served) -> None:
+    def test_a_key_ends_at_the_gate(self, served: ServedGate) -> None:
         seen: list[Scope] = []
 
         async def telling(scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,7 +247,7 @@ class TestKeys:
 
         served.gate._app = telling
         extra = {"x-data-parallel-rank": "7", "x-request-id": "a", "priority": "-9", "cookie": KEY}
-        with served.http(GOOD | extra) as client:
+        with served.http(AUTHORIZED | extra) as client:
             client.post(COMPLETIONS, json={"prompt": "a"})
             client.get("/v1/models")
         assert len(seen) == 2
@@ -262,7 +271,7 @@ class TestHeaders:
         ids=range(6),
     )
     def test_strange_ones_never_reach_the_application_twice(
-        self, served: Served, extra: str
+        self, served: ServedGate, extra: str
     ) -> None:
         answer = raw(served, head("2", extra=extra) + b"{}", timeout_s=2)
         assert b" 500 " not in answer.split(b"\r\n")[0]
@@ -271,9 +280,9 @@ class TestHeaders:
 
     @pytest.mark.parametrize("name", ["serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"])
     def test_one_by_which_serve_would_load_an_adapter_is_400(
-        self, served: Served, name: str
+        self, served: ServedGate, name: str
     ) -> None:
-        with served.http(GOOD | {name: "a"}) as client:
+        with served.http(AUTHORIZED | {name: "a"}) as client:
             assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 400
             assert client.get("/v1/models").status_code == 400
         assert served.app.log == []
@@ -282,10 +291,10 @@ class TestHeaders:
         "value", ["a\r\nx-injected: 1", "a\nx-injected: 1", "%0d%0ax-injected: 1"]
     )
     def test_no_value_of_a_request_becomes_a_header_of_the_answer(
-        self, served: Served, value: str
+        self, served: ServedGate, value: str
     ) -> None:
         body = json.dumps({"prompt": "a", "model": value, "user": value}).encode()
-        with served.http(GOOD) as client:
+        with served.http(AUTHORIZED) as client:
             reply = client.post(COMPLETIONS, content=body)
         assert "x-injected" not in reply.headers
         assert served.app.log[0].body
@@ -301,7 +310,7 @@ CLOSED = """
 """.split()  # noqa: SIM905 - one a word is one a route
 
 
-def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: Served) -> None:
+def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: ServedGate) -> None:
     with served.http() as client:
         for path in CLOSED:
             for key, method in ((KEY, "GET"), (BOB, "POST"), (KEY, "POST"), (BOB, "DELETE")):
@@ -311,26 +320,26 @@ def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: Served) 
     assert served.app.log == []
 
 
-def test_a_route_that_takes_a_body_answers_no_other_method(served: Served) -> None:
-    with served.http(GOOD) as client:
+def test_a_route_that_takes_a_body_answers_no_other_method(served: ServedGate) -> None:
+    with served.http(AUTHORIZED) as client:
         for path in POST_ROUTES:
             assert client.get(path).status_code == 405
         assert client.delete("/v1/models/a").status_code == 405
     assert served.app.log == []
 
 
-def test_what_all_tenants_do_together_is_the_owners_to_read(served: Served) -> None:
-    owner = Tenant(name="owner", key_hash=key_hash(WRONG))
-    served.access = GateConfig(**{**access().model_dump(), "tenants": (*tenants(), owner)})
+def test_what_all_tenants_do_together_is_the_owners_to_read(served: ServedGate) -> None:
+    owner = Tenant(name="owner", key_hash=key_hash(WRONG_KEY))
+    served.config = GateConfig(**{**gate_config().model_dump(), "tenants": (*tenants(), owner)})
     with served.http() as client:
         for path in ("/metrics", "/load", "/docs"):
             assert client.get(path, headers=bearer(BOB)).status_code == 404
-            assert client.get(path, headers=bearer(WRONG)).status_code == 200
+            assert client.get(path, headers=bearer(WRONG_KEY)).status_code == 200
 
 
 class TestQuotas:
-    def test_requests_beyond_the_quota_are_429_with_all_headers(self, served: Served) -> None:
-        served.access = access(requests_per_minute=3, tokens_per_minute=100_000)
+    def test_requests_beyond_the_quota_are_429_with_all_headers(self, served: ServedGate) -> None:
+        served.config = gate_config(requests_per_minute=3, tokens_per_minute=100_000)
         with served.http(bearer(ADA)) as client:
             replies = [client.post(COMPLETIONS, json={"prompt": "a"}) for _ in range(5)]
             other = client.post(COMPLETIONS, json={"prompt": "a"}, headers=bearer(BOB))
@@ -352,20 +361,20 @@ class TestQuotas:
 
     def test_more_at_once_than_allowed_are_429(self, server: Server) -> None:
         with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
-            served.access = access(max_concurrent_requests=1)
+            served.config = gate_config(max_concurrent_requests=1)
             with socket.create_connection(("127.0.0.1", served.port)) as first:
                 body = b'{"prompt": "a"}'
                 first.sendall(head(str(len(body)), ADA) + body)
                 wait_until(lambda: len(served.app.turns) == 1)
                 assert client.post(COMPLETIONS, json={"prompt": "b"}).status_code == 429
-                served.release()
+                served.answer_all()
                 assert first.recv(100).startswith(b"HTTP/1.1 200")
             assert client.post(COMPLETIONS, json={"prompt": "c"}).status_code == 200
 
     def test_one_that_is_shed_costs_no_request_of_the_quota(self, server: Server) -> None:
         with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
-            full = GateConfig(**{**access(requests_per_minute=2).model_dump(), **FULL})
-            served.access = full
+            full = GateConfig(**{**gate_config(requests_per_minute=2).model_dump(), **FULL})
+            served.config = full
             with socket.create_connection(("127.0.0.1", served.port)) as first:
                 body = b'{"prompt": "a"}'
                 first.sendall(head(str(len(body)), BOB) + body)
@@ -373,19 +382,19 @@ class TestQuotas:
                 for _ in range(5):
                     reply = client.post(COMPLETIONS, json={"prompt": "b"})
                     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
-                served.release()
+                served.answer_all()
                 first.recv(100)
             wait_until(lambda: served.gate.slots.running == 0)
             codes = [client.post(COMPLETIONS, json={"prompt": "c"}).status_code for _ in range(3)]
             assert codes == [200, 200, 429]
 
-    def test_a_change_reaches_a_running_gate(self, served: Served) -> None:
-        served.access = access(requests_per_minute=1)
+    def test_a_change_reaches_a_running_gate(self, served: ServedGate) -> None:
+        served.config = gate_config(requests_per_minute=1)
         with served.http(bearer(ADA)) as client:
             codes = [client.post(COMPLETIONS, json={}).status_code for _ in range(2)]
-            served.access = access(requests_per_minute=10)
+            served.config = gate_config(requests_per_minute=10)
             codes += [client.post(COMPLETIONS, json={}).status_code for _ in range(3)]
-            served.access = ACCESS
+            served.config = CONFIG
             codes += [client.post(COMPLETIONS, json={}).status_code]
         assert codes == [200, 429, 200, 200, 200, 401]
 
@@ -413,7 +422,7 @@ class TestUsage:
             await send({"type": "http.response.body", "body": b""})
 
         with server.serving() as served, served.http(bearer(BOB)) as client:
-            served.access = access()
+            served.config = gate_config()
             served.gate._app = streaming
             hidden = client.post(COMPLETIONS, json={"prompt": "a", "stream": True})
             own = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
@@ -423,13 +432,13 @@ class TestUsage:
             assert '"choices":[]' not in hidden.text
             assert hidden.text.endswith("data: [DONE]\n\n")
             assert '"completion_tokens":22' in shown.text
-            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+            usage = served.gate.quotas.lease(served.config.tenants[2]).usage
             wait_until(lambda: usage.requests == 2)
             assert (usage.prompt_tokens, usage.output_tokens, usage.errors) == (22, 44, 0)
 
     def test_a_stream_whose_client_leaves_is_counted_by_its_events(self, server: Server) -> None:
         with server.serving() as served:
-            served.access = access()
+            served.config = gate_config()
             served.gate._app = endless
             body = b'{"prompt": "0123456789", "stream": true}'
             with socket.create_connection(("127.0.0.1", served.port)) as client:
@@ -437,13 +446,13 @@ class TestUsage:
                 got = b""
                 while got.count(b"data:") < 10:
                     got += client.recv(4096)
-            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+            usage = served.gate.quotas.lease(served.config.tenants[2]).usage
             wait_until(lambda: usage.requests == 1)
             assert usage.output_tokens >= 10
             assert 3 <= usage.prompt_tokens <= 10
             assert usage.errors == 0
 
-    def test_each_is_counted_for_what_became_of_it(self, served: Served) -> None:
+    def test_each_is_counted_for_what_became_of_it(self, served: ServedGate) -> None:
         async def failing(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
             await send({"type": "http.response.start", "status": 500, "headers": []})
@@ -454,5 +463,5 @@ class TestUsage:
             client.post(COMPLETIONS, json={"priority": 1})
             served.gate._app = failing
             client.post(COMPLETIONS, json={"prompt": "a"})
-        usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+        usage = served.gate.quotas.lease(served.config.tenants[2]).usage
         assert (usage.requests, usage.refused, usage.errors, usage.shed) == (3, 1, 1, 0)

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.asgi import ApiError
-from serving.gateway.body import MAX_DEPTH, POST_ROUTES, check
+from serving.gateway.body_checks import MAX_DEPTH, check_body
+from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -28,14 +29,14 @@ LIMITS = Limits(
 
 
 def accepted(fields: dict[str, Any], route: str = COMPLETIONS) -> dict[str, Any]:
-    body = check(route, json.dumps(fields).encode(), LIMITS)
+    body = check_body(route, json.dumps(fields).encode(), LIMITS)
     told: dict[str, Any] = json.loads(body.encoded())
     return told
 
 
 def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        check(route, raw, limits).encoded()
+        check_body(route, raw, limits).encoded()
     assert caught.value.status == 400
     return caught.value
 
@@ -115,7 +116,7 @@ def test_media_come_in_the_request_and_are_not_fetched(url: Any) -> None:
     raw = json.dumps({"messages": [message]}).encode()
     assert refused(raw, CHAT, limits).code == "remote_media"
     message["content"][0]["image_url"] = {"url": "data:image/png;base64,AAAA"}  # type: ignore[index]
-    check(CHAT, json.dumps({"messages": [message]}).encode(), limits)
+    check_body(CHAT, json.dumps({"messages": [message]}).encode(), limits)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_every_allowed_field_is_one_of_vllms_or_openais() -> None:
 
 def test_of_a_field_given_twice_the_engine_sees_the_one_that_was_checked() -> None:
     raw = b'{"prompt": "a", "n": 100, "n": 2}'
-    assert check(COMPLETIONS, raw, LIMITS).encoded() == b'{"prompt":"a","n":2}'
+    assert check_body(COMPLETIONS, raw, LIMITS).encoded() == b'{"prompt":"a","n":2}'
     refused(b'{"prompt": "a", "n": 2, "n": 100}')
 
 
@@ -190,23 +191,23 @@ def test_a_refusal_repeats_no_value() -> None:
 
 
 def test_only_a_stream_that_hides_it_is_asked_for_its_usage() -> None:
-    plain = check(COMPLETIONS, b'{"prompt": "a"}', LIMITS)
-    plain.ask_for_usage()
+    plain = check_body(COMPLETIONS, b'{"prompt": "a"}', LIMITS)
+    plain.request_usage()
     assert (plain.hide_usage, "stream_options" in plain.fields) == (False, False)
-    stream = check(COMPLETIONS, b'{"prompt": "a", "stream": true}', LIMITS)
-    stream.ask_for_usage()
+    stream = check_body(COMPLETIONS, b'{"prompt": "a", "stream": true}', LIMITS)
+    stream.request_usage()
     assert stream.hide_usage
     assert stream.fields["stream_options"] == {"include_usage": True}
     asked = b'{"stream": true, "stream_options": {"include_usage": true, "x": 1}}'
-    told = check(COMPLETIONS, asked, LIMITS)
-    told.ask_for_usage()
+    told = check_body(COMPLETIONS, asked, LIMITS)
+    told.request_usage()
     assert (told.hide_usage, told.fields["stream_options"]["x"]) == (False, 1)
 
 
 def test_what_a_request_may_cost() -> None:
     raw = b'{"prompt": "aaaaaaaa", "max_tokens": 10, "n": 3}'
     chars = sum(map(len, ("prompt", "aaaaaaaa", "max_tokens", "n"))) + 2
-    assert check(COMPLETIONS, raw, LIMITS).reserved_tokens == -(-chars // 4) + 30
+    assert check_body(COMPLETIONS, raw, LIMITS).reserved_tokens == -(-chars // 4) + 30
 
 
 VALUES = st.recursive(
@@ -225,8 +226,8 @@ def test_whatever_comes_it_is_refused_or_passed_on_as_json(
     fields: dict[str, Any], route: str
 ) -> None:
     try:
-        body = check(route, json.dumps(fields).encode(), Limits())
-        body.ask_for_usage()
+        body = check_body(route, json.dumps(fields).encode(), Limits())
+        body.request_usage()
         encoded = body.encoded()
     except ApiError:
         return
@@ -238,7 +239,7 @@ def test_whatever_comes_it_is_refused_or_passed_on_as_json(
 @given(raw=st.binary(max_size=200))
 def test_whatever_bytes_come_they_are_refused(raw: bytes) -> None:
     try:
-        check(CHAT, raw, Limits())
+        check_body(CHAT, raw, Limits())
     except ApiError:
         return
     assert isinstance(json.loads(raw), dict)
@@ -248,5 +249,5 @@ def test_depth_up_to_the_limit_passes() -> None:
     deep: Any = 1
     for _ in range(MAX_DEPTH - 1):
         deep = [deep]
-    check(CHAT, json.dumps({"metadata": deep}).encode(), Limits())
+    check_body(CHAT, json.dumps({"metadata": deep}).encode(), Limits())
     refused(json.dumps({"metadata": [[deep]]}).encode(), CHAT)

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.gate_server import (
-    ACCESS,
-    GOOD,
+    AUTHORIZED,
+    CONFIG,
     KEY,
-    WRONG,
+    WRONG_KEY,
     ScriptedApp,
-    Served,
+    ServedGate,
     Server,
     wait_until,
 )
@@ -34,28 +34,29 @@ from support.gate_server import (
 from serving.errors import SpecError
 from serving.gateway.asgi import Receive, Scope, Send
 from serving.gateway.concurrency import ConcurrencyLimiter, FullError
-from serving.gateway.gate import Gate, GateConfig
+from serving.gateway.config import GateConfig
+from serving.gateway.gate import Gate
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash, new_key
 
 
 @pytest.fixture
-def served(server: Server) -> Iterator[Served]:
+def served(server: Server) -> Iterator[ServedGate]:
     with server.serving() as gate:
         yield gate
 
 
 @pytest.fixture
-def held(server: Server) -> Iterator[Served]:
+def held(server: Server) -> Iterator[ServedGate]:
     """An application that answers only when told to."""
     with server.serving(held=True) as gate:
         yield gate
 
 
 @contextlib.contextmanager
-def posting(served: Served) -> Iterator[Callable[[str], Future[httpx.Response]]]:
+def posting(served: ServedGate) -> Iterator[Callable[[str], Future[httpx.Response]]]:
     """Post from threads, one request at a time into the gate, so that their order is known."""
-    with served.http(GOOD) as client, ThreadPoolExecutor(32) as pool:
+    with served.http(AUTHORIZED) as client, ThreadPoolExecutor(32) as pool:
 
         def post(label: str) -> Future[httpx.Response]:
             slots = served.gate.slots
@@ -67,7 +68,7 @@ def posting(served: Served) -> Iterator[Callable[[str], Future[httpx.Response]]]
         try:
             yield post
         finally:
-            served.release()
+            served.answer_all()
 
 
 class TestWhoMayCall:
@@ -75,7 +76,7 @@ class TestWhoMayCall:
         "headers",
         [
             {},
-            {"authorization": f"Bearer {WRONG}"},
+            {"authorization": f"Bearer {WRONG_KEY}"},
             {"authorization": "Bearer"},
             {"authorization": ""},
             {"authorization": KEY},
@@ -85,13 +86,13 @@ class TestWhoMayCall:
             {"authorization": f"Bearer {KEY[:-1]}"},
             {"authorization": f"Bearer {KEY.upper()}"},
             {"authorization": f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}"},
-            {"authorization": f"Bearer {WRONG} {KEY}"},
+            {"authorization": f"Bearer {WRONG_KEY} {KEY}"},
             {"x-api-key": KEY},
             {"cookie": f"authorization=Bearer {KEY}"},
         ],
     )
     def test_anyone_else_gets_401_in_openais_shape(
-        self, served: Served, headers: dict[str, str]
+        self, served: ServedGate, headers: dict[str, str]
     ) -> None:
         with served.http(headers) as client:
             replies = [client.post("/v1/chat/completions", json={}), client.get("/v1/models")]
@@ -102,47 +103,49 @@ class TestWhoMayCall:
             assert set(error) == {"message", "type", "param", "code"}
             assert error["code"] == "invalid_api_key"
             assert KEY not in reply.text
-            assert WRONG not in reply.text
+            assert WRONG_KEY not in reply.text
         assert served.app.log == []
 
     @pytest.mark.parametrize("name", ["api_key", "api-key", "key", "token", "access_token"])
-    def test_a_key_in_the_address_is_no_key(self, served: Served, name: str) -> None:
+    def test_a_key_in_the_address_is_no_key(self, served: ServedGate, name: str) -> None:
         with served.http() as client:
             assert client.get("/v1/models", params={name: KEY}).status_code == 401
             assert client.get("/health", params={name: KEY}).status_code == 200
         assert [seen.path for seen in served.app.log] == ["/health"]
 
-    def test_the_openai_client_raises_its_own_error(self, served: Served) -> None:
+    def test_the_openai_client_raises_its_own_error(self, served: ServedGate) -> None:
         ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
         with pytest.raises(openai.AuthenticationError) as caught:
-            served.openai(WRONG).chat.completions.create(**ask)
+            served.openai(WRONG_KEY).chat.completions.create(**ask)
         assert caught.value.code == "invalid_api_key"
         with pytest.raises(openai.AuthenticationError):
-            served.openai(WRONG).models.list()
+            served.openai(WRONG_KEY).models.list()
         assert served.app.log == []
         answer = served.openai().chat.completions.create(**ask)
         assert answer.choices[0].message.content == "yes"
         assert json.loads(served.app.log[0].body)["messages"] == ask["messages"]
 
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-    def test_the_scheme_is_read_in_any_case(self, served: Served, scheme: str) -> None:
+    def test_the_scheme_is_read_in_any_case(self, served: ServedGate, scheme: str) -> None:
         with served.http({"authorization": f"{scheme} {KEY}"}) as client:
             assert client.get("/v1/models").status_code == 200
 
     @pytest.mark.parametrize("key", [b"\xff\xfe", b"caf\xc3\xa9" * 4, b"\xed\xa0\x80"])
-    def test_a_key_that_is_no_text_is_refused(self, served: Served, key: bytes) -> None:
+    def test_a_key_that_is_no_text_is_refused(self, served: ServedGate, key: bytes) -> None:
         with socket.create_connection(("127.0.0.1", served.port)) as raw:
             raw.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer " + key + b"\r\n\r\n")
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
 
-    def test_each_of_several_keys_opens_and_a_new_set_replaces_them(self, served: Served) -> None:
+    def test_each_of_several_keys_opens_and_a_new_set_replaces_them(
+        self, served: ServedGate
+    ) -> None:
         keys = [new_key() for _ in range(3)]
-        served.access = replace_access(tenants=holders(key_hash(key) for key in keys))
+        served.config = replace_config(tenants=tenants_of(key_hash(key) for key in keys))
         for key in keys:
             assert served.openai(key).models.list() is not None
         with pytest.raises(openai.AuthenticationError):
             served.openai().models.list()
-        served.access = ACCESS
+        served.config = CONFIG
         assert served.openai().models.list() is not None
         with pytest.raises(openai.AuthenticationError):
             served.openai(keys[0]).models.list()
@@ -180,7 +183,7 @@ OTHER_PATHS = [
 class TestRoutes:
     @pytest.mark.parametrize("path", OTHER_PATHS)
     def test_every_route_but_health_is_closed_to_every_method(
-        self, served: Served, path: str
+        self, served: ServedGate, path: str
     ) -> None:
         # A raw line, because clients tidy up paths before they send them.
         for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"):
@@ -190,7 +193,7 @@ class TestRoutes:
                 assert raw.recv(100).startswith(b"HTTP/1.1 401"), method
         assert served.app.log == []
 
-    def test_health_needs_no_key_even_when_every_slot_is_taken(self, held: Served) -> None:
+    def test_health_needs_no_key_even_when_every_slot_is_taken(self, held: ServedGate) -> None:
         with posting(held) as post, held.http() as stranger:
             for label in "abcd":
                 post(label)
@@ -205,12 +208,12 @@ class TestRoutes:
             closed += ["/abc/health", "/v1x/health"]
             for path in closed:
                 assert client.get(path).status_code == 401, path
-            assert client.get("/llm/v1/models", headers=GOOD).status_code == 200
+            assert client.get("/llm/v1/models", headers=AUTHORIZED).status_code == 200
             assert [seen.path for seen in served.app.log] == ["/llm/health", "/llm/v1/models"]
 
     def test_a_websocket_is_closed_at_once(self) -> None:
         app = ScriptedApp()
-        gate = Gate(app, lambda: ACCESS)
+        gate = Gate(app, lambda: CONFIG)
 
         async def connect(headers: list[tuple[bytes, bytes]]) -> list[Any]:
             sent: list[Any] = []
@@ -263,40 +266,42 @@ class TestKeys:
 
         monkeypatch.setattr(hmac, "compare_digest", spy)
         for order in (hashes, hashes[::-1]):
-            for presented, known in ((KEY, True), (WRONG, False), ("", False)):
+            for presented, known in ((KEY, True), (WRONG_KEY, False), ("", False)):
                 compared.clear()
-                access = replace_access(tenants=holders(order))
-                assert (access.holder(presented) is not None) is known
+                config = replace_config(tenants=tenants_of(order))
+                assert (config.authenticate(presented) is not None) is known
                 digest = hashlib.sha256(presented.encode()).hexdigest()
                 assert sorted(compared) == sorted((digest, stored) for stored in hashes)
 
     def test_a_gate_without_a_key_cannot_be_made(self) -> None:
         with pytest.raises(SpecError, match=r"GateConfig\.tenants"):
-            replace_access(tenants=())
+            replace_config(tenants=())
         with pytest.raises(SpecError, match="tenant 'a' has no key_hash"):
-            replace_access(tenants=[{"name": "a"}])
+            replace_config(tenants=[{"name": "a"}])
 
     def test_what_a_gate_enforces_shows_no_key(self) -> None:
-        assert KEY not in repr(ACCESS) + ACCESS.model_dump_json()
+        assert KEY not in repr(CONFIG) + CONFIG.model_dump_json()
 
 
-def replace_access(**fields: Any) -> GateConfig:
-    return GateConfig(**{**ACCESS.model_dump(), **fields})
+def replace_config(**fields: Any) -> GateConfig:
+    return GateConfig(**{**CONFIG.model_dump(), **fields})
 
 
-def holders(hashes: Iterable[str]) -> tuple[Tenant, ...]:
+def tenants_of(hashes: Iterable[str]) -> tuple[Tenant, ...]:
     return tuple(Tenant(name=f"tenant-{n}", key_hash=one) for n, one in enumerate(hashes))
 
 
 class TestLimits:
-    def test_sixteen_at_once_four_are_answered_two_at_a_time_in_order(self, held: Served) -> None:
+    def test_sixteen_at_once_four_are_answered_two_at_a_time_in_order(
+        self, held: ServedGate
+    ) -> None:
         labels = "abcdefghijklmnop"
         with posting(held) as post:
             answers = {label: post(label) for label in labels}
             shed = {label: answers.pop(label).result() for label in labels[4:]}
             assert [seen.label for seen in held.app.log] == ["a", "b"]
             for _ in answers:
-                held.go_on()
+                held.answer_next()
             replies = {label: answer.result() for label, answer in answers.items()}
         assert Counter(reply.status_code for reply in replies.values()) == {200: 4}
         assert [seen.label for seen in held.app.log] == ["a", "b", "c", "d"]
@@ -309,23 +314,23 @@ class TestLimits:
         wait_until(lambda: not held.gate.slots.running)  # the last answer is out before its slot
         assert (held.gate.shed, held.gate.slots.running, held.gate.slots.queued) == (12, 0, 0)
 
-    def test_a_burst_from_one_barrier_is_counted_just_as_exactly(self, held: Served) -> None:
+    def test_a_burst_from_one_barrier_is_counted_just_as_exactly(self, held: ServedGate) -> None:
         barrier = threading.Barrier(16)
 
         def post(client: httpx.Client) -> int:
             barrier.wait()
             return client.post("/v1/completions", json={}).status_code
 
-        with ThreadPoolExecutor(16) as pool, held.http(GOOD) as client:
+        with ThreadPoolExecutor(16) as pool, held.http(AUTHORIZED) as client:
             statuses = [pool.submit(post, client) for _ in range(16)]
             wait_until(lambda: sum(status.done() for status in statuses) == 12)
             for _ in range(4):
-                held.go_on()
+                held.answer_next()
             assert Counter(status.result() for status in statuses) == {200: 4, 429: 12}
         assert len(held.app.log) == 4
         assert max(seen.running for seen in held.app.log) == 2
 
-    def test_the_openai_client_raises_its_own_error(self, held: Served) -> None:
+    def test_the_openai_client_raises_its_own_error(self, held: ServedGate) -> None:
         with posting(held) as post:
             for label in "abcd":
                 post(label)
@@ -334,7 +339,7 @@ class TestLimits:
             assert caught.value.response.headers["retry-after"] == "7"
             assert caught.value.code == "rate_limit_exceeded"
 
-    def test_what_generates_nothing_takes_no_slot(self, held: Served) -> None:
+    def test_what_generates_nothing_takes_no_slot(self, held: ServedGate) -> None:
         with posting(held) as post:
             for label in "abcd":
                 post(label)
@@ -344,7 +349,7 @@ class TestLimits:
         async def failing(scope: Scope, receive: Receive, send: Send) -> None:
             raise ZeroDivisionError
 
-        gate = Gate(failing, lambda: ACCESS)
+        gate = Gate(failing, lambda: CONFIG)
         headers = [(b"authorization", f"Bearer {KEY}".encode())]
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
 
@@ -356,11 +361,11 @@ class TestLimits:
         asyncio.run(call())
         assert (gate.slots.running, gate.slots.queued, gate.shed) == (0, 0, 0)
 
-    def test_a_flood_of_wrong_keys_costs_no_valid_request(self, held: Served) -> None:
+    def test_a_flood_of_wrong_keys_costs_no_valid_request(self, held: ServedGate) -> None:
         stop, statuses = threading.Event(), list[int]()
 
         def flood() -> None:
-            with held.http({"authorization": f"Bearer {WRONG}"}) as client:
+            with held.http({"authorization": f"Bearer {WRONG_KEY}"}) as client:
                 while not stop.is_set():
                     statuses.append(
                         client.post("/v1/completions", json={"prompt": "a"}).status_code
@@ -373,7 +378,7 @@ class TestLimits:
                     answers, before = [post(label) for label in "abcd"], len(statuses)
                     wait_until(lambda least=before + 10: len(statuses) >= least)
                     for _ in answers:
-                        held.go_on()
+                        held.answer_next()
                     assert [answer.result().status_code for answer in answers] == [200] * 4
                     # A slot is free a moment after its answer has arrived.
                     wait_until(lambda: held.gate.slots.running == 0)
@@ -394,47 +399,47 @@ async def an_empty_object() -> Any:
 
 
 class TestLimitsThatChange:
-    def test_more_may_wait_at_once(self, held: Served) -> None:
+    def test_more_may_wait_at_once(self, held: ServedGate) -> None:
         with posting(held) as post:
             for label in "abcd":
                 post(label)
             assert post("shed").result().status_code == 429
-            held.access = replace_access(max_queued_requests=3)
+            held.config = replace_config(max_queued_requests=3)
             fifth = post("e")
             assert post("shed").result().status_code == 429
-            held.release()
+            held.answer_all()
             assert fifth.result().status_code == 200
 
-    def test_a_raised_limit_holds_for_those_who_already_wait(self, held: Served) -> None:
-        held.access = replace_access(max_queued_requests=10)
+    def test_a_raised_limit_holds_for_those_who_already_wait(self, held: ServedGate) -> None:
+        held.config = replace_config(max_queued_requests=10)
         with posting(held) as post:
             for label in "abcdef":
                 post(label)
             assert held.gate.slots.running == 2
-            held.access = replace_access(max_ongoing_requests=4, max_queued_requests=10)
+            held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
             post("g")
             assert held.gate.slots.running == 4
             wait_until(lambda: sum(bool(seen.label) for seen in held.app.log) == 4)
             assert [seen.label for seen in held.app.log] == list("abcd")
 
-    def test_a_lowered_limit_holds_while_a_queue_stands(self, held: Served) -> None:
-        held.access = replace_access(max_ongoing_requests=4, max_queued_requests=10)
+    def test_a_lowered_limit_holds_while_a_queue_stands(self, held: ServedGate) -> None:
+        held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
         with posting(held) as post:
             for label in "abcdefg":
                 post(label)
-            held.access = replace_access(max_ongoing_requests=1, max_queued_requests=10)
+            held.config = replace_config(max_ongoing_requests=1, max_queued_requests=10)
             last = post("h")
             for done in range(1, 8):
-                held.go_on()
+                held.answer_next()
                 wait_until(lambda n=done: sum(bool(seen.end) for seen in held.app.log) == n)
-            held.go_on()
+            held.answer_next()
             assert last.result().status_code == 200
         assert [seen.label for seen in held.app.log] == list("abcdefgh")
         assert [seen.running for seen in held.app.log][4:] == [1] * 4
 
 
 class TestClientsThatLeave:
-    def test_one_that_waits_frees_its_place(self, held: Served) -> None:
+    def test_one_that_waits_frees_its_place(self, held: ServedGate) -> None:
         with posting(held) as post:
             answers = [post(label) for label in "abc"]
             with leaving(held, "gone"):
@@ -442,11 +447,11 @@ class TestClientsThatLeave:
             wait_until(lambda: held.gate.slots.queued == 1)
             answers.append(post("d"))
             for _ in answers:
-                held.go_on()
+                held.answer_next()
             assert [answer.result().status_code for answer in answers] == [200] * 4
         assert [seen.label for seen in held.app.log] == list("abcd")
 
-    def test_one_that_is_served_frees_its_slot(self, held: Served) -> None:
+    def test_one_that_is_served_frees_its_slot(self, held: ServedGate) -> None:
         with posting(held) as post:
             with leaving(held, "gone"):
                 post("a")
@@ -456,24 +461,24 @@ class TestClientsThatLeave:
             wait_until(lambda: len(held.app.log) == 3)
             assert held.app.log[0].end == "cancelled"
             assert held.gate.slots.running == 2
-            held.release()
+            held.answer_all()
             assert waiting.result().status_code == 200
         wait_until(lambda: held.gate.slots.running == 0)
         assert [seen.label for seen in held.app.log] == ["gone", "a", "b"]
 
-    def test_many_that_leave_cost_no_slot(self, held: Served) -> None:
-        held.access = replace_access(max_queued_requests=50)
+    def test_many_that_leave_cost_no_slot(self, held: ServedGate) -> None:
+        held.config = replace_config(max_queued_requests=50)
         with contextlib.ExitStack() as stack:
             for number in range(12):
                 stack.enter_context(leaving(held, str(number)))
         wait_until(lambda: held.gate.slots.running + held.gate.slots.queued == 0)
-        held.release()
+        held.answer_all()
         with posting(held) as post:
             assert post("after").result().status_code == 200
 
 
 @contextlib.contextmanager
-def leaving(served: Served, label: str) -> Iterator[None]:
+def leaving(served: ServedGate, label: str) -> Iterator[None]:
     """A client that sends a whole request, reads nothing, and hangs up at the end."""
     slots = served.gate.slots
     before = slots.running + slots.queued
@@ -489,8 +494,8 @@ def leaving(served: Served, label: str) -> Iterator[None]:
 
 
 class TestBodies:
-    def test_one_that_says_it_is_too_large_is_413_unread(self, served: Served) -> None:
-        with served.http(GOOD) as client:
+    def test_one_that_says_it_is_too_large_is_413_unread(self, served: ServedGate) -> None:
+        with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/completions", content=sized(1001))
             assert reply.status_code == 413
             assert reply.json()["error"]["code"] == "body_too_large"
@@ -499,35 +504,35 @@ class TestBodies:
             assert client.post("/v1/completions", content=sized(1000)).status_code == 200
         assert [len(seen.body) for seen in served.app.log] == [1000]
 
-    def test_the_openai_client_raises_its_own_error(self, served: Served) -> None:
+    def test_the_openai_client_raises_its_own_error(self, served: ServedGate) -> None:
         with pytest.raises(openai.APIStatusError) as caught:
             served.openai().completions.create(model="m", prompt="word " * 300)
         assert (caught.value.status_code, caught.value.code) == (413, "body_too_large")
 
-    def test_one_that_does_not_say_never_arrives(self, served: Served) -> None:
-        with served.http(GOOD) as client:
+    def test_one_that_does_not_say_never_arrives(self, served: ServedGate) -> None:
+        with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/completions", content=iter([b"x" * 400] * 5))
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
         assert served.app.log == []
         assert served.gate.slots.running == 0
 
-    def test_one_that_does_not_say_and_is_small_arrives_whole(self, served: Served) -> None:
+    def test_one_that_does_not_say_and_is_small_arrives_whole(self, served: ServedGate) -> None:
         whole = sized(1000)
-        with served.http(GOOD) as client:
+        with served.http(AUTHORIZED) as client:
             parts = [whole[start : start + 250] for start in range(0, 1000, 250)]
             reply = client.post("/v1/completions", content=iter(parts))
         assert reply.status_code == 200
         assert served.app.log[0].body == whole
 
-    def test_without_a_key_size_does_not_matter(self, served: Served) -> None:
+    def test_without_a_key_size_does_not_matter(self, served: ServedGate) -> None:
         with served.http() as client:
             assert client.post("/v1/completions", content=sized(9999)).status_code == 401
 
-    def test_a_changed_limit_holds_for_the_next_request(self, served: Served) -> None:
-        with served.http(GOOD) as client:
-            served.access = replace_access(limits=Limits(max_body_mib=19 / 2**20))
+    def test_a_changed_limit_holds_for_the_next_request(self, served: ServedGate) -> None:
+        with served.http(AUTHORIZED) as client:
+            served.config = replace_config(limits=Limits(max_body_mib=19 / 2**20))
             assert client.post("/v1/completions", content=sized(20)).status_code == 413
-            served.access = replace_access(limits=Limits(max_body_mib=5000 / 2**20))
+            served.config = replace_config(limits=Limits(max_body_mib=5000 / 2**20))
             assert client.post("/v1/completions", content=sized(5000)).status_code == 200
 
 

@@ -12,7 +12,7 @@ import pytest
 from openai._streaming import SSEDecoder
 
 from serving.gateway.asgi import Message
-from serving.gateway.stages import COMMENT, STAGES, StageTimings, timed
+from serving.gateway.stages import STAGES, TIMING_COMMENT, StageTimings, with_server_timing
 from workbench.figures.stages import shares_at, stage_frame, stage_shares, stage_waterfall
 from workbench.loadgen.sse import parse, stages
 from workbench.metrics.health import ClientHealth
@@ -34,9 +34,9 @@ class TestTheClock:
     def test_the_engines_words_are_vllms(self) -> None:
         clock = StageTimings()
         told = {"queue_time_ms": 1.0, "time_to_first_token_ms": 20.0, "generation_time_ms": 50.0}
-        clock.engine(told)
+        clock.set_engine_metrics(told)
         assert (clock.ms["queue"], clock.ms["prefill"], clock.ms["decode"]) == (1.0, 20.0, 50.0)
-        clock.engine({})
+        clock.set_engine_metrics({})
         assert clock.ms["queue"] is clock.ms["prefill"] is None
 
     @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ class TestTheClock:
         self, first_ms: float, all_ms: float, queue: float
     ) -> None:
         clock = StageTimings()
-        clock.waited(first_ms, all_ms)
+        clock.add_queue_time(first_ms, all_ms)
         assert clock.ms["queue"] is None, "the engine gave no account"
-        clock.engine({"time_to_first_token_ms": 20.0, "generation_time_ms": 50.0})
-        clock.waited(first_ms, all_ms)
+        clock.set_engine_metrics({"time_to_first_token_ms": 20.0, "generation_time_ms": 50.0})
+        clock.add_queue_time(first_ms, all_ms)
         assert clock.ms["queue"] == queue
 
 
@@ -66,14 +66,14 @@ class TestTheHeader:
         clock, other = StageTimings(), StageTimings()
         clock.add("authentication", 0.1234)
         clock.add("route", 2)
-        assert clock.header() == "authentication;dur=0.123, route;dur=2.000"
-        other.read("cdn;dur=9, " + clock.header() + ", total;desc=x;dur=1")
+        assert clock.to_header() == "authentication;dur=0.123, route;dur=2.000"
+        other.read_header("cdn;dur=9, " + clock.to_header() + ", total;desc=x;dur=1")
         assert other.ms == dict.fromkeys(STAGES) | {"authentication": 0.123, "route": 2.0}
 
     @pytest.mark.parametrize("header", ["", ",;,", "route", "route;dur=x", "route;dur=1e5x", "="])
     def test_what_cannot_be_read_is_absent(self, header: str) -> None:
         clock = StageTimings()
-        clock.read(header)
+        clock.read_header(header)
         assert clock.ms == dict.fromkeys(STAGES)
 
     def test_every_answer_bears_it(self) -> None:
@@ -84,7 +84,7 @@ class TestTheHeader:
 
         clock = StageTimings()
         clock.add("authentication", 1)
-        told = timed(send, clock)
+        told = with_server_timing(send, clock)
         start = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
         asyncio.run(told(start))
         asyncio.run(told({"type": "http.response.body", "body": b"x"}))
@@ -105,7 +105,7 @@ class TestTheClient:
     def test_a_comment_at_the_end_is_kept(self) -> None:
         clock = StageTimings()
         clock.add("decode", 12.3456)
-        answer = streamed(CHUNK, clock.comment() + DONE)
+        answer = streamed(CHUNK, clock.to_comment() + DONE)
         assert answer.done
         assert not answer.garbled
         assert stages(answer, "authentication;dur=9") == clock.ms | {"decode": 12.346}
@@ -121,7 +121,9 @@ class TestTheClient:
             "decode": 3.0,
         }
 
-    @pytest.mark.parametrize("line", ["", COMMENT + "{", COMMENT + "[]", COMMENT + '{"a":"b"}'])
+    @pytest.mark.parametrize(
+        "line", ["", TIMING_COMMENT + "{", TIMING_COMMENT + "[]", TIMING_COMMENT + '{"a":"b"}']
+    )
     def test_a_server_that_tells_nothing_leaves_none(self, line: str) -> None:
         assert stages(streamed(CHUNK, f"{line}\n\n", DONE), None) is None
 
@@ -132,7 +134,7 @@ class TestTheClient:
         assert stages(streamed(f"data: {content}\n\n", DONE), None) is None
 
     def test_openais_own_decoder_passes_the_comment_over(self) -> None:
-        stream = httpx.Response(200, content=(CHUNK + StageTimings().comment() + DONE).encode())
+        stream = httpx.Response(200, content=(CHUNK + StageTimings().to_comment() + DONE).encode())
         data = [event.data for event in SSEDecoder().iter_bytes(stream.iter_bytes())]
         assert data == [CHUNK[6:].strip(), "[DONE]"]
 

@@ -22,12 +22,19 @@ from support.scripted_server import Script, ScriptedServer
 from serving.errors import SpecError
 from serving.gateway.stages import StageTimings
 from serving.guardrail import presidio
-from serving.guardrail.findings import Finding, FindingCounts, blocked, redacted, resolve
+from serving.guardrail.findings import (
+    Finding,
+    FindingCounts,
+    blocked_entities,
+    merge_overlaps,
+    redacted,
+)
 from serving.guardrail.guard import BlockedError, Guard, MicroBatcher, RefusedError
-from serving.guardrail.guard_model import GuardModelClient, asks_endpoint, categories
+from serving.guardrail.guard_model import GuardModelClient, endpoint_client, violated_categories
+from serving.guardrail.holdback import MAX_WORD_CHARS, HoldbackBuffer
 from serving.guardrail.presidio import Detector
-from serving.guardrail.stream import MAX_WORD, GuardedStream, HoldbackBuffer
-from serving.guardrail.texts import has_token_ids, places, telltales
+from serving.guardrail.stream import GuardedStream
+from serving.guardrail.texts import RequestTexts
 from serving.spec.guardrail import (
     EntityRule,
     GuardAnswerFormat,
@@ -139,7 +146,7 @@ class TestPresidio:
     )
     def test_a_recognizer_presidio_does_not_take_is_refused(self, entry: str) -> None:
         with pytest.raises(SpecError, match=r"guardrail.recognizers: "):
-            presidio.check(PresidioGuardrail(recognizers=f"recognizers: [{entry}]"))
+            presidio.check_recognizers(PresidioGuardrail(recognizers=f"recognizers: [{entry}]"))
 
     @pytest.mark.slow  # a process of its own, which imports Presidio again
     def test_nothing_is_asked_of_the_network(self) -> None:
@@ -166,14 +173,16 @@ def finding(start: int, end: int, entity: str = "A", score: float = 0.5, action:
 
 class TestFindings:
     def test_what_overlaps_becomes_one_and_nothing_of_it_stays(self) -> None:
-        merged = resolve([finding(5, 9, "B", 0.9), finding(0, 6, "A", 0.4), finding(9, 10, "C")])
+        merged = merge_overlaps(
+            [finding(5, 9, "B", 0.9), finding(0, 6, "A", 0.4), finding(9, 10, "C")]
+        )
         assert merged == [finding(0, 9, "B", 0.9), finding(9, 10, "C")]
         assert redacted("0123456789x", merged) == "<B><C>x"
 
     def test_the_severest_action_gives_its_name(self) -> None:
-        merged = resolve([finding(0, 9, "A", 1.0), finding(2, 3, "B", 0.1, "block")])
+        merged = merge_overlaps([finding(0, 9, "A", 1.0), finding(2, 3, "B", 0.1, "block")])
         assert merged == [finding(0, 9, "B", 0.1, "block")]
-        assert blocked(merged) == ["B"]
+        assert blocked_entities(merged) == ["B"]
 
     def test_only_what_is_to_be_redacted_is(self) -> None:
         text = "ab cd ef"
@@ -181,7 +190,7 @@ class TestFindings:
 
     def test_a_tally_names_types_and_never_a_text(self) -> None:
         tally = FindingCounts()
-        tally.note([finding(0, 1, "B"), finding(0, 1, "B"), finding(0, 1, "A", 1, "annotate")])
+        tally.record([finding(0, 1, "B"), finding(0, 1, "B"), finding(0, 1, "A", 1, "annotate")])
         assert str(tally) == "A;action=annotate;count=1, B;action=redact;count=2"
 
 
@@ -234,7 +243,7 @@ class TestTheWindow:
     def test_a_word_without_an_end_is_held_no_longer_than_a_longest_word(self) -> None:
         out, most = streamed(["x"] * 5000, 48, 96)
         assert out == "x" * 5000
-        assert most <= 48 + 96 + MAX_WORD
+        assert most <= 48 + 96 + MAX_WORD_CHARS
 
     def test_what_was_let_out_stands_before_the_next_look(self) -> None:
         window = HoldbackBuffer(16, 1)
@@ -355,7 +364,7 @@ class TestStreams:
 
     def test_a_block_ends_the_stream_and_names_only_the_type(self) -> None:
         guard = Guard(GUARD.spec, blocks_emails)
-        with pytest.raises(BlockedError, match="answer: it holds EMAIL_ADDRESS") as caught:
+        with pytest.raises(BlockedError, match="answer: it contains EMAIL_ADDRESS") as caught:
             rewritten(chunk({"content": f"Write to {EMAIL}"}), chunk({}, "stop"), guard=guard)
         assert EMAIL not in str(caught.value)
         assert caught.value.code == "content_blocked"
@@ -375,7 +384,7 @@ class TestRequests:
         body = chat(EMAIL, iter([{"type": "text", "text": EMAIL}, {"type": "image_url"}]), None)
         call = {"function": {"name": "f", "arguments": f'"{EMAIL}"'}}
         body.messages.append({"role": "assistant", "tool_calls": iter([call])})
-        asyncio.run(GUARD.prompt(body, FindingCounts()))
+        asyncio.run(GUARD.check_prompt(RequestTexts(body), FindingCounts()))
         told = json.dumps(body.messages)
         assert EMAIL not in told
         assert told.count("<EMAIL_ADDRESS>") == 3
@@ -384,7 +393,7 @@ class TestRequests:
     def test_prompts_of_completions(self, prompt: Any) -> None:
         body = SimpleNamespace(prompt=prompt)
         tally = FindingCounts()
-        asyncio.run(GUARD.prompt(body, tally))
+        asyncio.run(GUARD.check_prompt(RequestTexts(body), tally))
         assert EMAIL not in str(body.prompt)
         assert tally.total() == (1 if isinstance(prompt, str) else 2)
 
@@ -402,26 +411,26 @@ class TestRequests:
     )
     def test_what_gets_past_a_guardrail_is_refused(self, body: Any) -> None:
         with pytest.raises(RefusedError) as caught:
-            asyncio.run(GUARD.prompt(body, FindingCounts()))
+            asyncio.run(GUARD.check_prompt(RequestTexts(body), FindingCounts()))
         assert (caught.value.code, caught.value.status) == ("not_with_guardrail", 400)
 
     def test_a_guardrail_of_one_side_leaves_the_other(self) -> None:
         prompts = Guard(PresidioGuardrail(sides=("prompt",)), finds_emails)
         answers = Guard(PresidioGuardrail(sides=("answer",)), finds_emails)
         body = chat(EMAIL, logprobs=True)
-        asyncio.run(prompts.prompt(body, FindingCounts()))
+        asyncio.run(prompts.check_prompt(RequestTexts(body), FindingCounts()))
         assert body.messages[0]["content"] == "<EMAIL_ADDRESS>"
-        asyncio.run(answers.prompt(body := chat(EMAIL), FindingCounts()))
+        asyncio.run(answers.check_prompt(RequestTexts(body := chat(EMAIL)), FindingCounts()))
         assert body.messages[0]["content"] == EMAIL
-        assert has_token_ids(chat("x")) is False
-        assert telltales(chat("x", logprobs=None, echo=False)) == []
-        assert [place.text for place in places(chat("a", "b"))] == ["a", "b"]
+        assert not RequestTexts(chat("x")).has_token_ids
+        assert RequestTexts(chat("x", logprobs=None, echo=False)).answer_leaking_arguments == []
+        assert [slot.text for slot in RequestTexts(chat("a", "b")).slots] == ["a", "b"]
 
     def test_whole_answers(self) -> None:
         call = SimpleNamespace(function=SimpleNamespace(arguments=EMAIL))
         message = SimpleNamespace(content=EMAIL, reasoning=None, tool_calls=[call])
         answer = SimpleNamespace(choices=[SimpleNamespace(message=message)])
-        asyncio.run(GUARD.answer(answer, FindingCounts()))
+        asyncio.run(GUARD.check_answer(answer, FindingCounts()))
         assert (message.content, call.function.arguments) == ("<EMAIL_ADDRESS>",) * 2
 
     def test_what_does_not_answer_lets_nothing_pass(self) -> None:
@@ -429,7 +438,9 @@ class TestRequests:
             raise ConnectionError(f"could not send {texts[0]}")
 
         with pytest.raises(RefusedError, match="ConnectionError") as caught:
-            asyncio.run(Guard(GUARD.spec, broken).prompt(chat(EMAIL), FindingCounts()))
+            asyncio.run(
+                Guard(GUARD.spec, broken).check_prompt(RequestTexts(chat(EMAIL)), FindingCounts())
+            )
         assert caught.value.status == 503
         assert EMAIL not in str(caught.value)
 
@@ -485,14 +496,14 @@ class TestVerdicts:
         ],
     )
     def test_llama_guards_answers(self, said: str, expected: list[str]) -> None:
-        assert categories(GuardAnswerFormat(), said) == expected
+        assert violated_categories(GuardAnswerFormat(), said) == expected
 
     def test_another_classifiers(self) -> None:
         verdict = GuardAnswerFormat(
             safe="^No", unsafe="^Yes", categories=r"\[(\w+)\]", unclear="allow"
         )
-        assert categories(verdict, "Yes, this is [spam]") == ["spam"]
-        assert categories(verdict, "No.") == categories(verdict, "Hm.") == []
+        assert violated_categories(verdict, "Yes, this is [spam]") == ["spam"]
+        assert violated_categories(verdict, "No.") == violated_categories(verdict, "Hm.") == []
 
     def test_a_served_guard_model_judges(self) -> None:
         def answer(body: dict[str, Any], number: int) -> Script:
@@ -504,10 +515,12 @@ class TestVerdicts:
         async def run() -> tuple[Any, list[Any]]:
             async with ScriptedServer(answer) as server:
                 spec = GuardEndpoint(base_url=server.base_url, model_id="g")
-                judge = GuardModelClient(spec, asks_endpoint(spec))
+                judge = GuardModelClient(spec, endpoint_client(spec))
                 found = await judge("answer", ["tea", "a poison", " "])
-                with pytest.raises(BlockedError, match="prompt: it holds S2"):
-                    await Guard(spec, judge).prompt(chat("poison"), FindingCounts())
+                with pytest.raises(BlockedError, match="prompt: it contains S2"):
+                    await Guard(spec, judge).check_prompt(
+                        RequestTexts(chat("poison")), FindingCounts()
+                    )
                 return found, [exchange.body for exchange in server.log]
 
         found, asked = asyncio.run(run())

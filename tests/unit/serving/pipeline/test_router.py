@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from serving.guardrail.guard import RefusedError
-from serving.pipeline.config import PipelineConfig, choose
-from serving.pipeline.dispatcher import STALE_S, Dispatcher, Health
-from serving.pipeline.router_rules import Decision, RoutingInput, decide, holds_code, language
+from serving.guardrail.texts import RequestTexts
+from serving.pipeline.config import PipelineConfig, pick_model
+from serving.pipeline.dispatcher import HEALTH_MAX_AGE_S, Dispatcher, ModelHealth
+from serving.pipeline.router_rules import Decision, RoutingInput, contains_code, decide, language
 from serving.spec.router import (
     BudgetRule,
     CodeRule,
@@ -23,6 +24,7 @@ from serving.spec.router import (
 from serving.spec.tenants import Tenant
 
 MODELS = ("large", "small")
+ANYONE = Tenant(name="anyone")
 
 
 def facts(*texts: str, **more: Any) -> RoutingInput:
@@ -65,9 +67,9 @@ class TestRules:
         ],
     )
     def test_code(self, text: str) -> None:
-        assert holds_code(text)
+        assert contains_code(text)
         made = decided(CodeRule(model="small"), of=facts(text))
-        assert made == ("small", "rule 1: the request holds code")
+        assert made == ("small", "rule 1: the request contains code")
 
     @pytest.mark.parametrize(
         "text",
@@ -80,7 +82,7 @@ class TestRules:
         ],
     )
     def test_prose_is_no_code(self, text: str) -> None:
-        assert not holds_code(text)
+        assert not contains_code(text)
 
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -187,7 +189,7 @@ class Chat:
         self.__dict__ |= more
 
 
-def composition(**router: Any) -> PipelineConfig:
+def pipeline_config(**router: Any) -> PipelineConfig:
     three = {"a": 2, "b": 2, "c": 2}
     return PipelineConfig(
         router=RouterSpec(**router), capacity=three, deployments={name: name for name in three}
@@ -195,11 +197,13 @@ def composition(**router: Any) -> PipelineConfig:
 
 
 def chosen(
-    handle: Handle, tenant: Tenant | None = None, body: Any = None, **router: Any
+    handle: Handle, tenant: Tenant = ANYONE, body: Any = None, **router: Any
 ) -> tuple[tuple[str, ...], str]:
     headers = {"x-budget-usd": "1", "authorization": "Bearer secret"}
     body = body or Chat("one", "two", max_tokens=7)
-    return asyncio.run(choose(composition(**router), handle, body, headers, tenant))
+    return asyncio.run(
+        pick_model(pipeline_config(**router), handle, RequestTexts(body), headers, tenant)
+    )
 
 
 class TestChoosing:
@@ -216,13 +220,13 @@ class TestChoosing:
     def test_a_router_that_does_not_answer_leaves_the_default(self) -> None:
         models, reason = chosen(Handle(ConnectionError("secret")), default="c")
         assert models == ("c", "a", "b")
-        assert reason == "default: the router does not answer (ConnectionError)"
+        assert reason == "default: the router does not respond (ConnectionError)"
 
     def test_only_models_that_the_key_may_use(self) -> None:
         tenant = Tenant(name="t", models=("a", "c", "auto"))
         models, reason = chosen(Handle(Decision("b", "why")), tenant)
         assert models == ("c", "a")
-        assert reason == "why; b is not this key's to use"
+        assert reason == "why; this key may not use b"
 
 
 class Response:
@@ -244,7 +248,7 @@ class Response:
 
 def dispatcher(down: set[str] | None = None, **capacity: int) -> Dispatcher:
     states = {name: name in (down or set()) for name in ("a", "b")}
-    return Dispatcher({"a": 1, "b": 1} | capacity, Health(lambda: states), retry_after_s=3)
+    return Dispatcher({"a": 1, "b": 1} | capacity, ModelHealth(lambda: states), retry_after_s=3)
 
 
 class TestFallback:
@@ -261,7 +265,7 @@ class TestFallback:
         assert self.sent(to, "a", "b", a="x").model == "a"
         answer = self.sent(to, "a", "b", b="x")
         assert (answer.model, answer.skipped) == ("b", ["a: saturated"])
-        to.ended("a")
+        to.finish("a")
         assert self.sent(to, "a", "b", a="x").model == "a"
 
     def test_a_full_service_sheds_with_429(self) -> None:
@@ -277,7 +281,7 @@ class TestFallback:
 
     def test_one_that_goes_down_while_it_is_waited_for_is_given_up(self) -> None:
         states = iter([{"a": False}, {"a": True}])
-        to = Dispatcher({"a": 1, "b": 1}, Health(lambda: next(states)), 1)
+        to = Dispatcher({"a": 1, "b": 1}, ModelHealth(lambda: next(states)), 1)
         answer = self.sent(to, "a", "b", a=None, b="x")
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
         assert self.responses["a"].cancelled
@@ -317,10 +321,10 @@ class TestFallback:
             raise ConnectionError
 
         async def run() -> None:
-            health = Health(states)
+            health = ModelHealth(states)
             for _ in range(5):
-                assert not await health.down("a")
+                assert not await health.is_down("a")
 
         asyncio.run(run())
         assert len(asked) == 1
-        assert STALE_S <= 2
+        assert HEALTH_MAX_AGE_S <= 2

@@ -22,7 +22,7 @@ from serving.quotas.accounts import (
     TokenBucket,
     UsageReport,
 )
-from serving.quotas.client import STALE_S, SYNC_S, LocalBook, OverQuotaError, QuotaClients
+from serving.quotas.client import GRANT_MAX_AGE_S, SYNC_S, OverQuotaError, QuotaClient
 from serving.spec.tenants import Tenant
 
 
@@ -46,34 +46,34 @@ class Service:
     gates: int
     tenant: Tenant
     clock: Clock = field(default_factory=Clock)
-    book: LocalBook = field(init=False)
-    each: list[QuotaClients] = field(init=False)
+    ledger: QuotaLedger = field(init=False)
+    each: list[QuotaClient] = field(init=False)
     turn: int = 0
 
     def __post_init__(self) -> None:
-        self.book = LocalBook(QuotaLedger(self.clock))
+        self.ledger = QuotaLedger(self.clock)
         self.each = [self.gate(str(number)) for number in range(self.gates)]
 
-    def gate(self, name: str) -> QuotaClients:
-        gate = QuotaClients(name, self.book, lambda: (self.tenant,), self.clock)
-        gate._follow()
+    def gate(self, name: str) -> QuotaClient:
+        gate = QuotaClient(name, self.ledger, lambda: (self.tenant,), self.clock)
+        gate._update_tenants()
         return gate
 
     async def join(self) -> None:
         for gate in self.each:
             await gate._sync()
 
-    async def ask(self, tokens: int = 0, spent: int | None = None) -> OverQuotaError | None:
-        """One request that ends at once (or stays, without `spent`)."""
+    async def ask(self, tokens: int = 0, used: int | None = None) -> OverQuotaError | None:
+        """One request that ends at once (or stays, without `used`)."""
         gate = self.each[self.turn % len(self.each)]
         self.turn += 1
-        purse = gate.purse(self.tenant)
+        lease = gate.lease(self.tenant)
         try:
-            await gate.admit(purse, tokens)
+            await gate.admit(lease, tokens)
         except OverQuotaError as refused:
             return refused
-        if spent is not None:
-            gate.leave(purse, tokens, spent)
+        if used is not None:
+            gate.release(lease, tokens, used)
         return None
 
     async def tick(self, seconds: float = SYNC_S) -> None:
@@ -84,12 +84,12 @@ class Service:
 
 
 async def admitted(service: Service, asked: int) -> int:
-    return [await service.ask(spent=0) for _ in range(asked)].count(None)
+    return [await service.ask(used=0) for _ in range(asked)].count(None)
 
 
 class TestBucket:
     def test_it_refills_evenly_and_never_above_its_size(self) -> None:
-        bucket = TokenBucket(60, at=0)
+        bucket = TokenBucket(60, updated_at=0)
         bucket.level = 0
         bucket.refill(7.5)
         assert bucket.level == 7.5
@@ -97,13 +97,13 @@ class TestBucket:
         assert bucket.level == 60
 
     def test_how_long_to_wait(self) -> None:
-        bucket = TokenBucket(120, at=0)
+        bucket = TokenBucket(120, updated_at=0)
         bucket.level = -10
         assert bucket.wait_s(1) == pytest.approx(5.5)
         assert bucket.wait_s(10_000) == pytest.approx(65)
 
     def test_a_changed_size_keeps_what_was_spent(self) -> None:
-        bucket = TokenBucket(60, at=0)
+        bucket = TokenBucket(60, updated_at=0)
         bucket.level = 10
         bucket.resize(100)
         assert (bucket.level, bucket.capacity) == (50, 100)
@@ -142,19 +142,19 @@ class TestRequestsAMinute:
         async def play() -> None:
             service = Service(2, Tenant(name="a", requests_per_minute=100))
             await service.join()
-            assert await service.ask(spent=0) is None  # leases a share at the first gate
+            assert await service.ask(used=0) is None  # leases a share at the first gate
             service.turn = 1
             second = service.each[1]
             for _ in range(2):
                 await service.tick(0.6)
-            purse = second.purse(service.tenant)
+            lease = second.lease(service.tenant)
             count = 0
-            while purse.requests or count < 99:
+            while lease.requests or count < 99:
                 try:
-                    await second.admit(purse, 0)
+                    await second.admit(lease, 0)
                 except OverQuotaError:
                     break
-                second.leave(purse, 0, 0)
+                second.release(lease, 0, 0)
                 count += 1
             assert count >= 99
 
@@ -165,12 +165,12 @@ class TestRequestsAMinute:
             service = Service(2, Tenant(name="a", requests_per_minute=6))
             await service.join()
             assert await admitted(service, 6) == 6
-            refused = await service.ask(spent=0)
+            refused = await service.ask(used=0)
             assert refused is not None
             assert (refused.quota, refused.limit) == ("requests", 6)
             assert 0 < refused.retry_s <= 10
             service.clock.now += refused.retry_s + 1e-3
-            assert await service.ask(spent=0) is None
+            assert await service.ask(used=0) is None
 
         asyncio.run(play())
 
@@ -184,33 +184,33 @@ class TestConcurrentRequests:
             await service.join()
             for _ in range(3):
                 asked = [await service.ask() for _ in range(limit + 10)]
-                inside = sum(gate.purse(service.tenant).running for gate in service.each)
+                inside = sum(gate.lease(service.tenant).running for gate in service.each)
                 assert asked.count(None) == inside
                 assert max(1, limit - gates * (limit // (4 * gates))) <= inside <= limit
                 for gate in service.each:
-                    purse = gate.purse(service.tenant)
-                    while purse.running:
-                        gate.leave(purse, 0, 0)
+                    lease = gate.lease(service.tenant)
+                    while lease.running:
+                        gate.release(lease, 0, 0)
                 await service.tick()
                 await service.tick()
 
         asyncio.run(play())
 
     def test_two_that_wait_for_the_book_together_do_not_share_a_place(self) -> None:
-        class Slow(LocalBook):
-            async def deal(self, gate: str, reports: Any) -> Any:
+        class Slow(QuotaLedger):
+            async def renew(self, gate: str, reports: Any) -> Any:
                 await asyncio.sleep(0)
-                return await super().deal(gate, reports)
+                return await super().renew(gate, reports)
 
         async def play() -> None:
             tenant = Tenant(name="a", max_concurrent_requests=1, requests_per_minute=2)
             service = Service(1, tenant)
-            service.book.deal = Slow(service.book.book).deal  # type: ignore[method-assign]
-            assert [await service.ask(spent=0) for _ in range(2)] == [None, None]
+            service.ledger.renew = Slow(service.ledger).renew  # type: ignore[method-assign]
+            assert [await service.ask(used=0) for _ in range(2)] == [None, None]
             service.clock.now += 60  # the place is still here, and two requests are to be fetched
             asked = await asyncio.gather(*(service.ask() for _ in range(4)))
             assert asked.count(None) == 1
-            assert service.each[0].purse(tenant).running == 1
+            assert service.each[0].lease(tenant).running == 1
 
         asyncio.run(play())
 
@@ -219,7 +219,7 @@ class TestConcurrentRequests:
             service = Service(2, Tenant(name="a", max_concurrent_requests=1))
             await service.join()
             for _ in range(6):
-                assert await service.ask(spent=0) is None
+                assert await service.ask(used=0) is None
                 await service.tick(0)  # what the freed place itself sets off
 
         asyncio.run(play())
@@ -229,9 +229,9 @@ class TestConcurrentRequests:
             service = Service(2, Tenant(name="a", max_concurrent_requests=2))
             await service.join()
             dead = service.each.pop(0)
-            purse = dead.purse(service.tenant)
-            await dead.admit(purse, 0)
-            await dead.admit(purse, 0)
+            lease = dead.lease(service.tenant)
+            await dead.admit(lease, 0)
+            await dead.admit(lease, 0)
             assert await service.ask() is not None
             service.clock.now += FORGET_S + 1
             assert await service.ask() is None
@@ -244,16 +244,16 @@ class TestTokensAMinute:
         async def play() -> None:
             service = Service(2, Tenant(name="a", tokens_per_minute=600))
             await service.join()
-            assert await service.ask(tokens=10, spent=1200) is None
-            await service.tick(STALE_S + 0.1)
-            refused = await service.ask(tokens=10, spent=0)
+            assert await service.ask(tokens=10, used=1200) is None
+            await service.tick(GRANT_MAX_AGE_S + 0.1)
+            refused = await service.ask(tokens=10, used=0)
             assert refused is not None
             assert refused.quota == "tokens"
             assert refused.retry_s == pytest.approx((600 + 10) / 10)
             await service.tick(refused.retry_s - 1)
-            assert await service.ask(tokens=10, spent=0) is not None
+            assert await service.ask(tokens=10, used=0) is not None
             await service.tick(1.1)
-            assert await service.ask(tokens=10, spent=0) is None
+            assert await service.ask(tokens=10, used=0) is None
 
         asyncio.run(play())
 
@@ -264,7 +264,7 @@ class TestTokensAMinute:
             asked = []
             for _ in range(8):
                 asked.append(await service.ask(tokens=250))
-                await service.tick(STALE_S + 0.1)
+                await service.tick(GRANT_MAX_AGE_S + 0.1)
                 await service.tick(0)  # each has heard what the other told
             assert asked.count(None) == 4
 
@@ -274,8 +274,8 @@ class TestTokensAMinute:
         async def play() -> None:
             service = Service(1, Tenant(name="a", tokens_per_minute=100))
             await service.join()
-            assert await service.ask(tokens=5000, spent=40) is None
-            assert await service.ask(tokens=5000, spent=40) is not None
+            assert await service.ask(tokens=5000, used=40) is None
+            assert await service.ask(tokens=5000, used=40) is not None
 
         asyncio.run(play())
 
@@ -287,14 +287,14 @@ class TestTokensAMinute:
         async def play() -> None:
             service = Service(gates, Tenant(name="a", tokens_per_minute=600))
             await service.join()
-            began, spent = service.clock.now, 0
+            began, used = service.clock.now, 0
             for cost in costs:
-                if await service.ask(tokens=1, spent=cost) is None:
-                    spent += cost
+                if await service.ask(tokens=1, used=cost) is None:
+                    used += cost
                 await service.tick(0.25)
                 # One request beyond its reservation, at each gate.
                 allowed = 600 + (service.clock.now - began) * 10 + gates * 400
-                assert spent <= allowed
+                assert used <= allowed
 
         asyncio.run(play())
 
@@ -307,7 +307,7 @@ class TestChanges:
             assert await admitted(service, 20) == 5
             service.tenant = Tenant(name="a", requests_per_minute=50)
             for gate in service.each:
-                gate._follow()
+                gate._update_tenants()
             await service.join()
             assert 40 <= await admitted(service, 100) <= 45
 
@@ -317,7 +317,7 @@ class TestChanges:
         async def play() -> None:
             service = Service(1, Tenant(name="a", requests_per_minute=1000))
             await service.join()
-            await service.ask(spent=0)
+            await service.ask(used=0)
             service.each.append(service.gate("late"))
             for _ in range(8):
                 await service.tick()
@@ -329,7 +329,7 @@ class TestChanges:
 class Away:
     """A book that cannot be reached while `gone`."""
 
-    def __init__(self, book: LocalBook) -> None:
+    def __init__(self, book: QuotaLedger) -> None:
         self._book, self.gone = book, False
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
@@ -337,40 +337,40 @@ class Away:
             raise OSError
         await self._book.join(gate, tenants)
 
-    async def deal(
+    async def renew(
         self, gate: str, reports: dict[str, UsageReport]
     ) -> dict[str, LeaseGrant] | None:
         if self.gone:
             raise OSError
-        return await self._book.deal(gate, reports)
+        return await self._book.renew(gate, reports)
 
 
 def test_without_the_book_a_gate_holds_the_whole_quota_alone_and_comes_back() -> None:
     async def play() -> None:
         clock = Clock()
         tenant = Tenant(name="a", requests_per_minute=10)
-        local = LocalBook(QuotaLedger(clock))
+        local = QuotaLedger(clock)
         book = Away(local)
-        gate = QuotaClients("one", book, lambda: (tenant,), clock)
-        gate._follow()
-        purse = gate.purse(tenant)
+        gate = QuotaClient("one", book, lambda: (tenant,), clock)
+        gate._update_tenants()
+        lease = gate.lease(tenant)
         book.gone = True
         passed = 0
         for _ in range(30):
             try:
-                await gate.admit(purse, 0)
+                await gate.admit(lease, 0)
             except OverQuotaError:
                 continue
-            gate.leave(purse, 0, 7)
-            purse.charge((3, 4), failed=False)
+            gate.release(lease, 0, 7)
+            lease.charge((3, 4), failed=False)
             passed += 1
         assert passed == 10
         book.gone = False
         clock.now += 60
         await gate._sync()
         # Nothing of the record is lost.
-        assert local.book.usage()["a"].requests == 10
-        assert local.book.usage()["a"].output_tokens == 40
+        assert local.usage()["a"].requests == 10
+        assert local.usage()["a"].output_tokens == 40
 
     asyncio.run(play())
 
@@ -379,13 +379,13 @@ def test_the_record_outlives_a_gate() -> None:
     async def play() -> None:
         service = Service(2, Tenant(name="a"))
         for gate in service.each:
-            purse = gate.purse(service.tenant)
-            await gate.admit(purse, 0)
-            gate.leave(purse, 0, purse.charge((5, 6), failed=False))
+            lease = gate.lease(service.tenant)
+            await gate.admit(lease, 0)
+            gate.release(lease, 0, lease.charge((5, 6), failed=False))
         await service.tick()
         service.each.pop()
         await service.tick(FORGET_S * 3)
-        usage = service.book.book.usage()["a"]
+        usage = service.ledger.usage()["a"]
         assert (usage.requests, usage.prompt_tokens, usage.output_tokens) == (2, 10, 12)
 
     asyncio.run(play())
