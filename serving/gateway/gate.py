@@ -74,6 +74,7 @@ class Gate:
         return () if config is None else config.tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI request."""
         path = path_below_prefix(scope)
         if scope["type"] == "lifespan" or path in OPEN_ROUTES:
             return await self._app(scope, receive, send)

@@ -42,6 +42,7 @@ class ErrorMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI request."""
         started = False
 
         async def watch(message: Message) -> None:

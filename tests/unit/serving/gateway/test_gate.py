@@ -1,4 +1,4 @@
-"""The gate over real sockets: the truth is the log of the scripted application behind it."""
+"""The gate over real sockets. Ground truth: the log of the scripted application behind it."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def served(server: Server) -> Iterator[ServedGate]:
 
 @pytest.fixture
 def held(server: Server) -> Iterator[ServedGate]:
-    """An application that answers only when told to."""
+    """An application that holds each request until the test lets it answer."""
     with server.serving(held=True) as gate:
         yield gate
 
 
 @contextlib.contextmanager
 def posting(served: ServedGate) -> Iterator[Callable[[str], Future[httpx.Response]]]:
-    """Post from threads, one request at a time into the gate, so that their order is known."""
+    """Post from threads, each request once the last one is in the gate: their order is known."""
     with served.http(AUTHORIZED) as client, ThreadPoolExecutor(32) as pool:
 
         def post(label: str) -> Future[httpx.Response]:
@@ -71,7 +71,7 @@ def posting(served: ServedGate) -> Iterator[Callable[[str], Future[httpx.Respons
             served.answer_all()
 
 
-class TestWhoMayCall:
+class TestAuthentication:
     @pytest.mark.parametrize(
         "headers",
         [
@@ -91,7 +91,7 @@ class TestWhoMayCall:
             {"cookie": f"authorization=Bearer {KEY}"},
         ],
     )
-    def test_anyone_else_gets_401_in_openais_shape(
+    def test_other_credentials_get_401_in_openais_shape(
         self, served: ServedGate, headers: dict[str, str]
     ) -> None:
         with served.http(headers) as client:
@@ -107,11 +107,11 @@ class TestWhoMayCall:
         assert served.app.log == []
 
     @pytest.mark.parametrize("name", ["api_key", "api-key", "key", "token", "access_token"])
-    def test_a_key_in_the_address_is_no_key(self, served: ServedGate, name: str) -> None:
+    def test_a_key_in_the_url_does_not_count(self, served: ServedGate, name: str) -> None:
         with served.http() as client:
             assert client.get("/v1/models", params={name: KEY}).status_code == 401
             assert client.get("/health", params={name: KEY}).status_code == 200
-        assert [seen.path for seen in served.app.log] == ["/health"]
+        assert [request.path for request in served.app.log] == ["/health"]
 
     def test_the_openai_client_raises_its_own_error(self, served: ServedGate) -> None:
         ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
@@ -126,19 +126,17 @@ class TestWhoMayCall:
         assert json.loads(served.app.log[0].body)["messages"] == ask["messages"]
 
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-    def test_the_scheme_is_read_in_any_case(self, served: ServedGate, scheme: str) -> None:
+    def test_the_scheme_is_case_insensitive(self, served: ServedGate, scheme: str) -> None:
         with served.http({"authorization": f"{scheme} {KEY}"}) as client:
             assert client.get("/v1/models").status_code == 200
 
     @pytest.mark.parametrize("key", [b"\xff\xfe", b"caf\xc3\xa9" * 4, b"\xed\xa0\x80"])
-    def test_a_key_that_is_no_text_is_refused(self, served: ServedGate, key: bytes) -> None:
+    def test_keys_that_are_not_ascii_are_refused(self, served: ServedGate, key: bytes) -> None:
         with socket.create_connection(("127.0.0.1", served.port)) as raw:
             raw.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer " + key + b"\r\n\r\n")
             assert raw.recv(100).startswith(b"HTTP/1.1 401")
 
-    def test_each_of_several_keys_opens_and_a_new_set_replaces_them(
-        self, served: ServedGate
-    ) -> None:
+    def test_all_keys_are_accepted_and_can_be_replaced(self, served: ServedGate) -> None:
         keys = [new_key() for _ in range(3)]
         served.config = replace_config(tenants=tenants_of(key_hash(key) for key in keys))
         for key in keys:
@@ -182,10 +180,10 @@ OTHER_PATHS = [
 
 class TestRoutes:
     @pytest.mark.parametrize("path", OTHER_PATHS)
-    def test_every_route_but_health_is_closed_to_every_method(
+    def test_every_route_but_health_needs_a_key_for_every_method(
         self, served: ServedGate, path: str
     ) -> None:
-        # A raw line, because clients tidy up paths before they send them.
+        # A raw socket, because clients normalize paths before they send them.
         for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"):
             with socket.create_connection(("127.0.0.1", served.port)) as raw:
                 line = f"{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
@@ -193,25 +191,25 @@ class TestRoutes:
                 assert raw.recv(100).startswith(b"HTTP/1.1 401"), method
         assert served.app.log == []
 
-    def test_health_needs_no_key_even_when_every_slot_is_taken(self, held: ServedGate) -> None:
-        with posting(held) as post, held.http() as stranger:
+    def test_health_needs_no_key_and_no_slot(self, held: ServedGate) -> None:
+        with posting(held) as post, held.http() as anonymous:
             for label in "abcd":
                 post(label)
-            assert stranger.get("/health").status_code == 200
+            assert anonymous.get("/health").status_code == 200
             assert post("e").result().status_code == 429
 
-    def test_under_a_prefix_only_the_prefixs_own_health_is_open(self, server: Server) -> None:
+    def test_under_a_prefix_only_its_own_health_is_open(self, server: Server) -> None:
         with server.serving(root_path="/llm") as served, served.http() as client:
             assert client.get("/llm/health").status_code == 200
             closed = ["/llm/v1/models", "/llm", "/llm/llm/health", "/llmx/health", "/llm//health"]
-            # As long as the prefix, but another path.
+            # Other paths with prefixes of the same length.
             closed += ["/abc/health", "/v1x/health"]
             for path in closed:
                 assert client.get(path).status_code == 401, path
             assert client.get("/llm/v1/models", headers=AUTHORIZED).status_code == 200
-            assert [seen.path for seen in served.app.log] == ["/llm/health", "/llm/v1/models"]
+            assert [request.path for request in served.app.log] == ["/llm/health", "/llm/v1/models"]
 
-    def test_a_websocket_is_closed_at_once(self) -> None:
+    def test_websockets_are_closed_at_once(self) -> None:
         app = ScriptedApp()
         gate = Gate(app, lambda: CONFIG)
 
@@ -230,39 +228,37 @@ class TestRoutes:
 
         assert asyncio.run(connect([])) == [{"type": "websocket.close", "code": 1008}]
         assert app.log == []
-        # Nor does one help: no route behind the gate is a websocket.
+        # A key does not help: no route behind the gate is a websocket.
         asyncio.run(connect([(b"authorization", f"Bearer {KEY}".encode())]))
         assert app.log == []
 
 
 class TestKeys:
-    def test_a_key_leaves_only_as_its_sha256(self) -> None:
+    def test_the_hash_of_a_key_is_its_sha256(self) -> None:
         assert key_hash(KEY) == hashlib.sha256(KEY.encode()).hexdigest()
 
-    def test_new_keys_differ_are_long_and_are_accepted(self) -> None:
+    def test_new_keys_are_unique_long_and_accepted(self) -> None:
         keys = {new_key() for _ in range(100)}
         assert len(keys) == 100
         assert min(map(len, keys)) >= 3 + 32 * 4 // 3
         assert len({key_hash(key) for key in keys}) == 100
 
     @pytest.mark.parametrize("key", ["", "short", "x" * 15, "é" * 20, "tab\t" * 8, "line\n" * 8])
-    def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(self, key: str) -> None:
+    def test_keys_that_can_be_guessed_or_not_be_sent_are_refused(self, key: str) -> None:
         with pytest.raises(SpecError, match=f"api_key has {len(key)} characters") as caught:
             key_hash(key)
         if key:
             assert key not in str(caught.value)
         assert "16" in str(caught.value)
 
-    def test_every_stored_hash_is_compared_in_constant_time(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_every_hash_is_compared_in_constant_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hashes = tuple(key_hash(key) for key in (new_key(), new_key(), KEY))
         compared: list[tuple[str, str]] = []
-        real = hmac.compare_digest
+        compare_digest = hmac.compare_digest
 
         def spy(left: Any, right: Any) -> bool:
             compared.append((left, right))
-            return real(left, right)
+            return compare_digest(left, right)
 
         monkeypatch.setattr(hmac, "compare_digest", spy)
         for order in (hashes, hashes[::-1]):
@@ -273,13 +269,13 @@ class TestKeys:
                 digest = hashlib.sha256(presented.encode()).hexdigest()
                 assert sorted(compared) == sorted((digest, stored) for stored in hashes)
 
-    def test_a_gate_without_a_key_cannot_be_made(self) -> None:
+    def test_a_gate_needs_tenants_with_keys(self) -> None:
         with pytest.raises(SpecError, match=r"GateConfig\.tenants"):
             replace_config(tenants=())
         with pytest.raises(SpecError, match="tenant 'a' has no key_hash"):
             replace_config(tenants=[{"name": "a"}])
 
-    def test_what_a_gate_enforces_shows_no_key(self) -> None:
+    def test_the_configuration_does_not_contain_keys(self) -> None:
         assert KEY not in repr(CONFIG) + CONFIG.model_dump_json()
 
 
@@ -288,33 +284,33 @@ def replace_config(**fields: Any) -> GateConfig:
 
 
 def tenants_of(hashes: Iterable[str]) -> tuple[Tenant, ...]:
-    return tuple(Tenant(name=f"tenant-{n}", key_hash=one) for n, one in enumerate(hashes))
+    return tuple(Tenant(name=f"tenant-{n}", key_hash=hashed) for n, hashed in enumerate(hashes))
 
 
 class TestLimits:
-    def test_sixteen_at_once_four_are_answered_two_at_a_time_in_order(
-        self, held: ServedGate
-    ) -> None:
+    def test_four_of_sixteen_are_answered_in_order_two_at_a_time(self, held: ServedGate) -> None:
         labels = "abcdefghijklmnop"
         with posting(held) as post:
             answers = {label: post(label) for label in labels}
             shed = {label: answers.pop(label).result() for label in labels[4:]}
-            assert [seen.label for seen in held.app.log] == ["a", "b"]
+            assert [request.label for request in held.app.log] == ["a", "b"]
             for _ in answers:
                 held.answer_next()
             replies = {label: answer.result() for label, answer in answers.items()}
         assert Counter(reply.status_code for reply in replies.values()) == {200: 4}
-        assert [seen.label for seen in held.app.log] == ["a", "b", "c", "d"]
-        assert max(seen.running for seen in held.app.log) == 2
+        assert [request.label for request in held.app.log] == ["a", "b", "c", "d"]
+        assert max(request.running for request in held.app.log) == 2
         assert {reply.status_code for reply in shed.values()} == {429}
         assert {reply.headers["retry-after"] for reply in shed.values()} == {"7"}
         error = next(iter(shed.values())).json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
         assert "2 requests in progress and 2 waiting" in error["message"]
-        wait_until(lambda: not held.gate.slots.running)  # the last answer is out before its slot
+        wait_until(
+            lambda: not held.gate.slots.running
+        )  # the slot is freed after the answer has arrived
         assert (held.gate.shed, held.gate.slots.running, held.gate.slots.queued) == (12, 0, 0)
 
-    def test_a_burst_from_one_barrier_is_counted_just_as_exactly(self, held: ServedGate) -> None:
+    def test_a_simultaneous_burst_is_counted_exactly(self, held: ServedGate) -> None:
         barrier = threading.Barrier(16)
 
         def post(client: httpx.Client) -> int:
@@ -328,7 +324,7 @@ class TestLimits:
                 held.answer_next()
             assert Counter(status.result() for status in statuses) == {200: 4, 429: 12}
         assert len(held.app.log) == 4
-        assert max(seen.running for seen in held.app.log) == 2
+        assert max(request.running for request in held.app.log) == 2
 
     def test_the_openai_client_raises_its_own_error(self, held: ServedGate) -> None:
         with posting(held) as post:
@@ -339,13 +335,13 @@ class TestLimits:
             assert caught.value.response.headers["retry-after"] == "7"
             assert caught.value.code == "rate_limit_exceeded"
 
-    def test_what_generates_nothing_takes_no_slot(self, held: ServedGate) -> None:
+    def test_reads_need_no_slot(self, held: ServedGate) -> None:
         with posting(held) as post:
             for label in "abcd":
                 post(label)
             assert held.openai().models.list() is not None
 
-    def test_slots_are_free_again_after_errors_of_the_application(self) -> None:
+    def test_errors_of_the_application_free_their_slots(self) -> None:
         async def failing(scope: Scope, receive: Receive, send: Send) -> None:
             raise ZeroDivisionError
 
@@ -356,12 +352,12 @@ class TestLimits:
         async def call() -> None:
             for _ in range(10):
                 with pytest.raises(ZeroDivisionError):
-                    await gate(dict(scope), an_empty_object, nothing)
+                    await gate(dict(scope), receive_empty_object, ignore)
 
         asyncio.run(call())
         assert (gate.slots.running, gate.slots.queued, gate.shed) == (0, 0, 0)
 
-    def test_a_flood_of_wrong_keys_costs_no_valid_request(self, held: ServedGate) -> None:
+    def test_a_flood_of_wrong_keys_does_not_harm_valid_requests(self, held: ServedGate) -> None:
         stop, statuses = threading.Event(), list[int]()
 
         def flood() -> None:
@@ -380,26 +376,26 @@ class TestLimits:
                     for _ in answers:
                         held.answer_next()
                     assert [answer.result().status_code for answer in answers] == [200] * 4
-                    # A slot is free a moment after its answer has arrived.
+                    # A slot is freed a moment after its answer has arrived.
                     wait_until(lambda: held.gate.slots.running == 0)
             finally:
                 stop.set()
             for ended in floods:
                 ended.result()
         assert set(statuses) == {401}
-        assert [seen.label for seen in held.app.log] == list("abcd") * 5
+        assert [request.label for request in held.app.log] == list("abcd") * 5
 
 
-async def nothing(*_: Any) -> Any:
+async def ignore(*_: Any) -> Any:
     return None
 
 
-async def an_empty_object() -> Any:
+async def receive_empty_object() -> Any:
     return {"type": "http.request", "body": b"{}", "more_body": False}
 
 
-class TestLimitsThatChange:
-    def test_more_may_wait_at_once(self, held: ServedGate) -> None:
+class TestChangedLimits:
+    def test_a_longer_queue_applies_at_once(self, held: ServedGate) -> None:
         with posting(held) as post:
             for label in "abcd":
                 post(label)
@@ -410,7 +406,7 @@ class TestLimitsThatChange:
             held.answer_all()
             assert fifth.result().status_code == 200
 
-    def test_a_raised_limit_holds_for_those_who_already_wait(self, held: ServedGate) -> None:
+    def test_a_raised_limit_applies_to_waiting_requests(self, held: ServedGate) -> None:
         held.config = replace_config(max_queued_requests=10)
         with posting(held) as post:
             for label in "abcdef":
@@ -419,10 +415,10 @@ class TestLimitsThatChange:
             held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
             post("g")
             assert held.gate.slots.running == 4
-            wait_until(lambda: sum(bool(seen.label) for seen in held.app.log) == 4)
-            assert [seen.label for seen in held.app.log] == list("abcd")
+            wait_until(lambda: sum(bool(request.label) for request in held.app.log) == 4)
+            assert [request.label for request in held.app.log] == list("abcd")
 
-    def test_a_lowered_limit_holds_while_a_queue_stands(self, held: ServedGate) -> None:
+    def test_a_lowered_limit_applies_while_requests_wait(self, held: ServedGate) -> None:
         held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
         with posting(held) as post:
             for label in "abcdefg":
@@ -431,46 +427,46 @@ class TestLimitsThatChange:
             last = post("h")
             for done in range(1, 8):
                 held.answer_next()
-                wait_until(lambda n=done: sum(bool(seen.end) for seen in held.app.log) == n)
+                wait_until(lambda n=done: sum(bool(request.end) for request in held.app.log) == n)
             held.answer_next()
             assert last.result().status_code == 200
-        assert [seen.label for seen in held.app.log] == list("abcdefgh")
-        assert [seen.running for seen in held.app.log][4:] == [1] * 4
+        assert [request.label for request in held.app.log] == list("abcdefgh")
+        assert [request.running for request in held.app.log][4:] == [1] * 4
 
 
-class TestClientsThatLeave:
-    def test_one_that_waits_frees_its_place(self, held: ServedGate) -> None:
+class TestDisconnects:
+    def test_a_waiting_client_frees_its_place_in_the_queue(self, held: ServedGate) -> None:
         with posting(held) as post:
             answers = [post(label) for label in "abc"]
-            with leaving(held, "gone"):
+            with disconnecting(held, "gone"):
                 assert post("shed").result().status_code == 429
             wait_until(lambda: held.gate.slots.queued == 1)
             answers.append(post("d"))
             for _ in answers:
                 held.answer_next()
             assert [answer.result().status_code for answer in answers] == [200] * 4
-        assert [seen.label for seen in held.app.log] == list("abcd")
+        assert [request.label for request in held.app.log] == list("abcd")
 
-    def test_one_that_is_served_frees_its_slot(self, held: ServedGate) -> None:
+    def test_a_running_client_frees_its_slot(self, held: ServedGate) -> None:
         with posting(held) as post:
-            with leaving(held, "gone"):
+            with disconnecting(held, "gone"):
                 post("a")
                 waiting = post("b")
                 wait_until(lambda: len(held.app.turns) == 2)
-                assert [seen.label for seen in held.app.log] == ["gone", "a"]
+                assert [request.label for request in held.app.log] == ["gone", "a"]
             wait_until(lambda: len(held.app.log) == 3)
             assert held.app.log[0].end == "cancelled"
             assert held.gate.slots.running == 2
             held.answer_all()
             assert waiting.result().status_code == 200
         wait_until(lambda: held.gate.slots.running == 0)
-        assert [seen.label for seen in held.app.log] == ["gone", "a", "b"]
+        assert [request.label for request in held.app.log] == ["gone", "a", "b"]
 
-    def test_many_that_leave_cost_no_slot(self, held: ServedGate) -> None:
+    def test_many_disconnects_leak_no_slot(self, held: ServedGate) -> None:
         held.config = replace_config(max_queued_requests=50)
         with contextlib.ExitStack() as stack:
             for number in range(12):
-                stack.enter_context(leaving(held, str(number)))
+                stack.enter_context(disconnecting(held, str(number)))
         wait_until(lambda: held.gate.slots.running + held.gate.slots.queued == 0)
         held.answer_all()
         with posting(held) as post:
@@ -478,8 +474,8 @@ class TestClientsThatLeave:
 
 
 @contextlib.contextmanager
-def leaving(served: ServedGate, label: str) -> Iterator[None]:
-    """A client that sends a whole request, reads nothing, and hangs up at the end."""
+def disconnecting(served: ServedGate, label: str) -> Iterator[None]:
+    """A client that sends a whole request, reads nothing, and disconnects at the end."""
     slots = served.gate.slots
     before = slots.running + slots.queued
     body = json.dumps({"prompt": label})
@@ -494,7 +490,7 @@ def leaving(served: ServedGate, label: str) -> Iterator[None]:
 
 
 class TestBodies:
-    def test_one_that_says_it_is_too_large_is_413_unread(self, served: ServedGate) -> None:
+    def test_a_declared_size_beyond_the_limit_is_413_unread(self, served: ServedGate) -> None:
         with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/completions", content=sized(1001))
             assert reply.status_code == 413
@@ -502,21 +498,21 @@ class TestBodies:
             assert "1000 bytes" in reply.json()["error"]["message"]
             assert served.app.log == []
             assert client.post("/v1/completions", content=sized(1000)).status_code == 200
-        assert [len(seen.body) for seen in served.app.log] == [1000]
+        assert [len(request.body) for request in served.app.log] == [1000]
 
     def test_the_openai_client_raises_its_own_error(self, served: ServedGate) -> None:
         with pytest.raises(openai.APIStatusError) as caught:
             served.openai().completions.create(model="m", prompt="word " * 300)
         assert (caught.value.status_code, caught.value.code) == (413, "body_too_large")
 
-    def test_one_that_does_not_say_never_arrives(self, served: ServedGate) -> None:
+    def test_an_undeclared_size_beyond_the_limit_is_413(self, served: ServedGate) -> None:
         with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/completions", content=iter([b"x" * 400] * 5))
         assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
         assert served.app.log == []
         assert served.gate.slots.running == 0
 
-    def test_one_that_does_not_say_and_is_small_arrives_whole(self, served: ServedGate) -> None:
+    def test_a_small_body_in_chunks_arrives_whole(self, served: ServedGate) -> None:
         whole = sized(1000)
         with served.http(AUTHORIZED) as client:
             parts = [whole[start : start + 250] for start in range(0, 1000, 250)]
@@ -524,11 +520,11 @@ class TestBodies:
         assert reply.status_code == 200
         assert served.app.log[0].body == whole
 
-    def test_without_a_key_size_does_not_matter(self, served: ServedGate) -> None:
+    def test_without_a_key_the_size_is_not_checked(self, served: ServedGate) -> None:
         with served.http() as client:
             assert client.post("/v1/completions", content=sized(9999)).status_code == 401
 
-    def test_a_changed_limit_holds_for_the_next_request(self, served: ServedGate) -> None:
+    def test_a_changed_limit_applies_to_the_next_request(self, served: ServedGate) -> None:
         with served.http(AUTHORIZED) as client:
             served.config = replace_config(limits=Limits(max_body_mib=19 / 2**20))
             assert client.post("/v1/completions", content=sized(20)).status_code == 413
@@ -545,7 +541,7 @@ def sized(size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Model:
-    """What `Slots` promises, as plain lists: who runs and who waits, in order of arrival."""
+    """A model of `ConcurrencyLimiter`: who runs and who waits, in order of arrival."""
 
     running: tuple[int, ...] = ()
     waiting: tuple[int, ...] = ()
@@ -585,14 +581,14 @@ STEPS = st.lists(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS, limit=st.integers(1, 4), queue=st.integers(0, 4))
-def test_whatever_order_things_happen_in_slots_keep_their_promise(
+def test_the_limiter_agrees_with_the_model_in_any_order(
     steps: list[tuple[str, int]], limit: int, queue: int
 ) -> None:
-    asyncio.run(_play(steps, limit, queue))
+    asyncio.run(_run_steps(steps, limit, queue))
 
 
-async def _play(steps: list[tuple[str, int]], limit: int, queue: int) -> None:
-    """Play the steps one by one, and compare with the model after each."""
+async def _run_steps(steps: list[tuple[str, int]], limit: int, queue: int) -> None:
+    """Execute the steps one by one, and compare with the model after each."""
     slots, model = ConcurrencyLimiter(), Model(limit=limit)
     running: set[int] = set()
     refused: list[int] = []
@@ -617,7 +613,7 @@ async def _play(steps: list[tuple[str, int]], limit: int, queue: int) -> None:
     for number, (step, pick) in enumerate(steps):
         present = model.running + model.waiting
         if step == "limit":
-            # A changed limit is told to the slots by the next request that arrives.
+            # A changed limit reaches the limiter with the next request.
             limit = 1 + pick % 4
             model = model.limited(limit)
         if step in ("arrive", "limit"):
@@ -646,12 +642,12 @@ async def settle() -> None:
 async def drain(
     slots: ConcurrencyLimiter, done: dict[int, asyncio.Event], tasks: dict[int, asyncio.Task[None]]
 ) -> None:
-    """Everyone ends, and no slot is lost: as many as ever can be held again."""
+    """End all requests, and check that no slot is lost."""
     for event in done.values():
         event.set()
     for _ in tasks:
         await settle()
-    assert all(task.done() for task in tasks.values()), "someone waits for a slot that is lost"
+    assert all(task.done() for task in tasks.values()), "a request waits for a lost slot"
     ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
     assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends), ends
     assert (slots.running, slots.queued) == (0, 0)
@@ -665,19 +661,19 @@ async def drain(
     ),
     limit=st.integers(1, 4),
 )
-def test_what_happens_in_one_turn_of_the_loop_loses_no_slot(
+def test_events_in_the_same_loop_iteration_lose_no_slot(
     turns: list[list[tuple[str, int]]], limit: int
 ) -> None:
-    """Several ends and cancellations before the loop turns once: hand-overs cross with them."""
+    """Several ends and cancellations before the event loop runs once, while slots are handed on."""
 
-    async def play() -> None:
+    async def scenario() -> None:
         slots, done = ConcurrencyLimiter(), {who: asyncio.Event() for who in range(12)}
-        most = 0
+        peak = 0
 
         async def request(who: int) -> None:
-            nonlocal most
+            nonlocal peak
             async with slots.hold(limit, 12):
-                most = max(most, slots.running)
+                peak = max(peak, slots.running)
                 assert slots.running <= limit
                 await done[who].wait()
 
@@ -691,6 +687,6 @@ def test_what_happens_in_one_turn_of_the_loop_loses_no_slot(
                     tasks[who].cancel()
             await asyncio.sleep(0)
         await drain(slots, done, tasks)
-        assert most == limit
+        assert peak == limit
 
-    asyncio.run(play())
+    asyncio.run(scenario())
