@@ -10,7 +10,7 @@ from serving.gateway.stages import StageTimings
 from serving.spec.tenants import Tenant
 
 SCOPE_KEY = "workbench"
-"""Key of the request's context in the ASGI scope; the gate sets it, :meth:`of` reads it."""
+"""Key of the context in the ASGI scope; set by the gate, read by :meth:`RequestContext.of`."""
 
 
 @dataclass(slots=True)

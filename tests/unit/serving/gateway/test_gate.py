@@ -3,72 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
 import socket
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from support.gate_server import (
-    AUTHORIZED,
-    CONFIG,
-    KEY,
-    WRONG_KEY,
-    ScriptedApp,
-    ServedGate,
-    Server,
-    wait_until,
-)
+from support.gate_clients import posting, replace_config, tenants_of
+from support.gate_server import AUTHORIZED, CONFIG, KEY, WRONG_KEY, ScriptedApp, ServedGate, Server
 
 from serving.errors import SpecError
-from serving.gateway.asgi import Receive, Scope, Send
-from serving.gateway.concurrency import ConcurrencyLimiter, FullError
-from serving.gateway.config import GateConfig
+from serving.gateway.asgi import Message, Receive, Scope, Send
+from serving.gateway.context import RequestContext
 from serving.gateway.gate import Gate
-from serving.spec.limits import Limits
-from serving.spec.tenants import Tenant, key_hash, new_key
-
-
-@pytest.fixture
-def served(server: Server) -> Iterator[ServedGate]:
-    with server.serving() as gate:
-        yield gate
-
-
-@pytest.fixture
-def held(server: Server) -> Iterator[ServedGate]:
-    """An application that holds each request until the test lets it answer."""
-    with server.serving(held=True) as gate:
-        yield gate
-
-
-@contextlib.contextmanager
-def posting(served: ServedGate) -> Iterator[Callable[[str], Future[httpx.Response]]]:
-    """Post from threads, each request once the last one is in the gate: their order is known."""
-    with served.http(AUTHORIZED) as client, ThreadPoolExecutor(32) as pool:
-
-        def post(label: str) -> Future[httpx.Response]:
-            slots = served.gate.slots
-            before = slots.running + slots.queued
-            answer = pool.submit(client.post, "/v1/completions", json={"prompt": label})
-            wait_until(lambda: answer.done() or slots.running + slots.queued > before)
-            return answer
-
-        try:
-            yield post
-        finally:
-            served.answer_all()
+from serving.spec.tenants import key_hash, new_key
 
 
 class TestAuthentication:
@@ -279,414 +229,48 @@ class TestKeys:
         assert KEY not in repr(CONFIG) + CONFIG.model_dump_json()
 
 
-def replace_config(**fields: Any) -> GateConfig:
-    return GateConfig(**{**CONFIG.model_dump(), **fields})
+class TestContext:
+    def test_the_application_reads_the_context_from_the_scope(self) -> None:
+        contexts: list[RequestContext] = []
 
-
-def tenants_of(hashes: Iterable[str]) -> tuple[Tenant, ...]:
-    return tuple(Tenant(name=f"tenant-{n}", key_hash=hashed) for n, hashed in enumerate(hashes))
-
-
-class TestLimits:
-    def test_four_of_sixteen_are_answered_in_order_two_at_a_time(self, held: ServedGate) -> None:
-        labels = "abcdefghijklmnop"
-        with posting(held) as post:
-            answers = {label: post(label) for label in labels}
-            shed = {label: answers.pop(label).result() for label in labels[4:]}
-            assert [request.label for request in held.app.log] == ["a", "b"]
-            for _ in answers:
-                held.answer_next()
-            replies = {label: answer.result() for label, answer in answers.items()}
-        assert Counter(reply.status_code for reply in replies.values()) == {200: 4}
-        assert [request.label for request in held.app.log] == ["a", "b", "c", "d"]
-        assert max(request.running for request in held.app.log) == 2
-        assert {reply.status_code for reply in shed.values()} == {429}
-        assert {reply.headers["retry-after"] for reply in shed.values()} == {"7"}
-        error = next(iter(shed.values())).json()["error"]
-        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-        assert "2 requests in progress and 2 waiting" in error["message"]
-        wait_until(
-            lambda: not held.gate.slots.running
-        )  # the slot is freed after the answer has arrived
-        assert (held.gate.shed, held.gate.slots.running, held.gate.slots.queued) == (12, 0, 0)
-
-    def test_a_simultaneous_burst_is_counted_exactly(self, held: ServedGate) -> None:
-        barrier = threading.Barrier(16)
-
-        def post(client: httpx.Client) -> int:
-            barrier.wait()
-            return client.post("/v1/completions", json={}).status_code
-
-        with ThreadPoolExecutor(16) as pool, held.http(AUTHORIZED) as client:
-            statuses = [pool.submit(post, client) for _ in range(16)]
-            wait_until(lambda: sum(status.done() for status in statuses) == 12)
-            for _ in range(4):
-                held.answer_next()
-            assert Counter(status.result() for status in statuses) == {200: 4, 429: 12}
-        assert len(held.app.log) == 4
-        assert max(request.running for request in held.app.log) == 2
-
-    def test_the_openai_client_raises_its_own_error(self, held: ServedGate) -> None:
-        with posting(held) as post:
-            for label in "abcd":
-                post(label)
-            with pytest.raises(openai.RateLimitError) as caught:
-                held.openai().completions.create(model="m", prompt="a")
-            assert caught.value.response.headers["retry-after"] == "7"
-            assert caught.value.code == "rate_limit_exceeded"
-
-    def test_reads_need_no_slot(self, held: ServedGate) -> None:
-        with posting(held) as post:
-            for label in "abcd":
-                post(label)
-            assert held.openai().models.list() is not None
-
-    def test_errors_of_the_application_free_their_slots(self) -> None:
-        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-            raise ZeroDivisionError
-
-        gate = Gate(failing, lambda: CONFIG)
-        headers = [(b"authorization", f"Bearer {KEY}".encode())]
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            contexts.append(RequestContext.of(scope))
 
         async def call() -> None:
-            for _ in range(10):
-                with pytest.raises(ZeroDivisionError):
-                    await gate(dict(scope), receive_empty_object, ignore)
+            gate = Gate(app, lambda: CONFIG)
+            headers = [(b"authorization", f"Bearer {KEY}".encode())]
+            for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions")):
+                body = b'{"structured_outputs": {"regex": "a"}}' if method == "POST" else b""
+                scope = {"type": "http", "method": method, "path": f"/llm{path}"}
+                scope |= {"root_path": "/llm", "headers": headers}
+                await gate(scope, receiving(body), ignore)
+            gate.quotas.close()
 
         asyncio.run(call())
-        assert (gate.slots.running, gate.slots.queued, gate.shed) == (0, 0, 0)
+        assert [context.path for context in contexts] == ["/v1/models", "/v1/completions"]
+        assert [context.constrained for context in contexts] == [False, True]
+        for context in contexts:
+            assert context.tenant == CONFIG.tenants[0]
+            assert context.config is CONFIG
+            assert context.timings.ms["authentication"] is not None
 
-    def test_a_flood_of_wrong_keys_does_not_harm_valid_requests(self, held: ServedGate) -> None:
-        stop, statuses = threading.Event(), list[int]()
+    def test_health_has_no_context(self) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            with pytest.raises(LookupError):
+                RequestContext.of(scope)
 
-        def flood() -> None:
-            with held.http({"authorization": f"Bearer {WRONG_KEY}"}) as client:
-                while not stop.is_set():
-                    statuses.append(
-                        client.post("/v1/completions", json={"prompt": "a"}).status_code
-                    )
-
-        with ThreadPoolExecutor(8) as pool, posting(held) as post:
-            floods = [pool.submit(flood) for _ in range(8)]
-            try:
-                for _ in range(5):
-                    answers, before = [post(label) for label in "abcd"], len(statuses)
-                    wait_until(lambda least=before + 10: len(statuses) >= least)
-                    for _ in answers:
-                        held.answer_next()
-                    assert [answer.result().status_code for answer in answers] == [200] * 4
-                    # A slot is freed a moment after its answer has arrived.
-                    wait_until(lambda: held.gate.slots.running == 0)
-            finally:
-                stop.set()
-            for ended in floods:
-                ended.result()
-        assert set(statuses) == {401}
-        assert [request.label for request in held.app.log] == list("abcd") * 5
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": []}
+        asyncio.run(Gate(app, lambda: CONFIG)(scope, receiving(b""), ignore))
 
 
-async def ignore(*_: Any) -> Any:
-    return None
+async def ignore(message: Message) -> None:
+    """Drop a sent message."""
 
 
-async def receive_empty_object() -> Any:
-    return {"type": "http.request", "body": b"{}", "more_body": False}
+def receiving(body: bytes) -> Receive:
+    """Return a `receive` with one whole body."""
 
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
 
-class TestChangedLimits:
-    def test_a_longer_queue_applies_at_once(self, held: ServedGate) -> None:
-        with posting(held) as post:
-            for label in "abcd":
-                post(label)
-            assert post("shed").result().status_code == 429
-            held.config = replace_config(max_queued_requests=3)
-            fifth = post("e")
-            assert post("shed").result().status_code == 429
-            held.answer_all()
-            assert fifth.result().status_code == 200
-
-    def test_a_raised_limit_applies_to_waiting_requests(self, held: ServedGate) -> None:
-        held.config = replace_config(max_queued_requests=10)
-        with posting(held) as post:
-            for label in "abcdef":
-                post(label)
-            assert held.gate.slots.running == 2
-            held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
-            post("g")
-            assert held.gate.slots.running == 4
-            wait_until(lambda: sum(bool(request.label) for request in held.app.log) == 4)
-            assert [request.label for request in held.app.log] == list("abcd")
-
-    def test_a_lowered_limit_applies_while_requests_wait(self, held: ServedGate) -> None:
-        held.config = replace_config(max_ongoing_requests=4, max_queued_requests=10)
-        with posting(held) as post:
-            for label in "abcdefg":
-                post(label)
-            held.config = replace_config(max_ongoing_requests=1, max_queued_requests=10)
-            last = post("h")
-            for done in range(1, 8):
-                held.answer_next()
-                wait_until(lambda n=done: sum(bool(request.end) for request in held.app.log) == n)
-            held.answer_next()
-            assert last.result().status_code == 200
-        assert [request.label for request in held.app.log] == list("abcdefgh")
-        assert [request.running for request in held.app.log][4:] == [1] * 4
-
-
-class TestDisconnects:
-    def test_a_waiting_client_frees_its_place_in_the_queue(self, held: ServedGate) -> None:
-        with posting(held) as post:
-            answers = [post(label) for label in "abc"]
-            with disconnecting(held, "gone"):
-                assert post("shed").result().status_code == 429
-            wait_until(lambda: held.gate.slots.queued == 1)
-            answers.append(post("d"))
-            for _ in answers:
-                held.answer_next()
-            assert [answer.result().status_code for answer in answers] == [200] * 4
-        assert [request.label for request in held.app.log] == list("abcd")
-
-    def test_a_running_client_frees_its_slot(self, held: ServedGate) -> None:
-        with posting(held) as post:
-            with disconnecting(held, "gone"):
-                post("a")
-                waiting = post("b")
-                wait_until(lambda: len(held.app.turns) == 2)
-                assert [request.label for request in held.app.log] == ["gone", "a"]
-            wait_until(lambda: len(held.app.log) == 3)
-            assert held.app.log[0].end == "cancelled"
-            assert held.gate.slots.running == 2
-            held.answer_all()
-            assert waiting.result().status_code == 200
-        wait_until(lambda: held.gate.slots.running == 0)
-        assert [request.label for request in held.app.log] == ["gone", "a", "b"]
-
-    def test_many_disconnects_leak_no_slot(self, held: ServedGate) -> None:
-        held.config = replace_config(max_queued_requests=50)
-        with contextlib.ExitStack() as stack:
-            for number in range(12):
-                stack.enter_context(disconnecting(held, str(number)))
-        wait_until(lambda: held.gate.slots.running + held.gate.slots.queued == 0)
-        held.answer_all()
-        with posting(held) as post:
-            assert post("after").result().status_code == 200
-
-
-@contextlib.contextmanager
-def disconnecting(served: ServedGate, label: str) -> Iterator[None]:
-    """A client that sends a whole request, reads nothing, and disconnects at the end."""
-    slots = served.gate.slots
-    before = slots.running + slots.queued
-    body = json.dumps({"prompt": label})
-    with socket.create_connection(("127.0.0.1", served.port)) as raw:
-        raw.sendall(
-            f"POST /v1/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
-            f"content-length: {len(body)}\r\n\r\n{body}".encode()
-        )
-        wait_until(lambda: slots.running + slots.queued > before)
-        wait_until(lambda: slots.queued > 0 or len(served.app.turns) == slots.running)
-        yield
-
-
-class TestBodies:
-    def test_a_declared_size_beyond_the_limit_is_413_unread(self, served: ServedGate) -> None:
-        with served.http(AUTHORIZED) as client:
-            reply = client.post("/v1/completions", content=sized(1001))
-            assert reply.status_code == 413
-            assert reply.json()["error"]["code"] == "body_too_large"
-            assert "1000 bytes" in reply.json()["error"]["message"]
-            assert served.app.log == []
-            assert client.post("/v1/completions", content=sized(1000)).status_code == 200
-        assert [len(request.body) for request in served.app.log] == [1000]
-
-    def test_the_openai_client_raises_its_own_error(self, served: ServedGate) -> None:
-        with pytest.raises(openai.APIStatusError) as caught:
-            served.openai().completions.create(model="m", prompt="word " * 300)
-        assert (caught.value.status_code, caught.value.code) == (413, "body_too_large")
-
-    def test_an_undeclared_size_beyond_the_limit_is_413(self, served: ServedGate) -> None:
-        with served.http(AUTHORIZED) as client:
-            reply = client.post("/v1/completions", content=iter([b"x" * 400] * 5))
-        assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
-        assert served.app.log == []
-        assert served.gate.slots.running == 0
-
-    def test_a_small_body_in_chunks_arrives_whole(self, served: ServedGate) -> None:
-        whole = sized(1000)
-        with served.http(AUTHORIZED) as client:
-            parts = [whole[start : start + 250] for start in range(0, 1000, 250)]
-            reply = client.post("/v1/completions", content=iter(parts))
-        assert reply.status_code == 200
-        assert served.app.log[0].body == whole
-
-    def test_without_a_key_the_size_is_not_checked(self, served: ServedGate) -> None:
-        with served.http() as client:
-            assert client.post("/v1/completions", content=sized(9999)).status_code == 401
-
-    def test_a_changed_limit_applies_to_the_next_request(self, served: ServedGate) -> None:
-        with served.http(AUTHORIZED) as client:
-            served.config = replace_config(limits=Limits(max_body_mib=19 / 2**20))
-            assert client.post("/v1/completions", content=sized(20)).status_code == 413
-            served.config = replace_config(limits=Limits(max_body_mib=5000 / 2**20))
-            assert client.post("/v1/completions", content=sized(5000)).status_code == 200
-
-
-def sized(size: int) -> bytes:
-    """A body of this many bytes."""
-    whole = json.dumps({"prompt": "x" * (size - 13)}, separators=(",", ":")).encode()
-    assert len(whole) == size
-    return whole
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of `ConcurrencyLimiter`: who runs and who waits, in order of arrival."""
-
-    running: tuple[int, ...] = ()
-    waiting: tuple[int, ...] = ()
-    refused: tuple[int, ...] = ()
-    limit: int = 1
-
-    def arrive(self, who: int, queue: int) -> Model:
-        if len(self.running) < self.limit and not self.waiting:
-            return replace(self, running=self.running + (who,))
-        if len(self.waiting) < queue:
-            return replace(self, waiting=self.waiting + (who,))
-        return replace(self, refused=self.refused + (who,))
-
-    def leave(self, who: int) -> Model:
-        left = replace(
-            self,
-            running=tuple(r for r in self.running if r != who),
-            waiting=tuple(w for w in self.waiting if w != who),
-        )
-        return left.fill()
-
-    def limited(self, limit: int) -> Model:
-        return replace(self, limit=limit).fill()
-
-    def fill(self) -> Model:
-        free = max(0, self.limit - len(self.running))
-        return replace(
-            self, running=self.running + self.waiting[:free], waiting=self.waiting[free:]
-        )
-
-
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["arrive", "finish", "cancel", "limit"]), st.integers(0, 9)),
-    max_size=40,
-)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=STEPS, limit=st.integers(1, 4), queue=st.integers(0, 4))
-def test_the_limiter_agrees_with_the_model_in_any_order(
-    steps: list[tuple[str, int]], limit: int, queue: int
-) -> None:
-    asyncio.run(_run_steps(steps, limit, queue))
-
-
-async def _run_steps(steps: list[tuple[str, int]], limit: int, queue: int) -> None:
-    """Execute the steps one by one, and compare with the model after each."""
-    slots, model = ConcurrencyLimiter(), Model(limit=limit)
-    running: set[int] = set()
-    refused: list[int] = []
-    done: dict[int, asyncio.Event] = {}
-    tasks: dict[int, asyncio.Task[None]] = {}
-
-    async def request(who: int) -> None:
-        try:
-            async with slots.hold(limit, queue):
-                running.add(who)
-                try:
-                    await done[who].wait()
-                finally:
-                    running.remove(who)
-        except FullError:
-            refused.append(who)
-
-    def arrive(who: int) -> None:
-        done[who] = asyncio.Event()
-        tasks[who] = asyncio.create_task(request(who))
-
-    for number, (step, pick) in enumerate(steps):
-        present = model.running + model.waiting
-        if step == "limit":
-            # A changed limit reaches the limiter with the next request.
-            limit = 1 + pick % 4
-            model = model.limited(limit)
-        if step in ("arrive", "limit"):
-            arrive(number)
-            model = model.arrive(number, queue)
-        elif step == "finish" and model.running:
-            who = model.running[pick % len(model.running)]
-            done[who].set()
-            model = model.leave(who)
-        elif step == "cancel" and present:
-            who = present[pick % len(present)]
-            tasks[who].cancel()
-            model = model.leave(who)
-        await settle()
-        assert running == set(model.running), "not first come, first served"
-        assert refused == list(model.refused)
-        assert (slots.running, slots.queued) == (len(running), len(model.waiting))
-    await drain(slots, done, tasks)
-
-
-async def settle() -> None:
-    for _ in range(8):
-        await asyncio.sleep(0)
-
-
-async def drain(
-    slots: ConcurrencyLimiter, done: dict[int, asyncio.Event], tasks: dict[int, asyncio.Task[None]]
-) -> None:
-    """End all requests, and check that no slot is lost."""
-    for event in done.values():
-        event.set()
-    for _ in tasks:
-        await settle()
-    assert all(task.done() for task in tasks.values()), "a request waits for a lost slot"
-    ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
-    assert all(end is None or isinstance(end, asyncio.CancelledError) for end in ends), ends
-    assert (slots.running, slots.queued) == (0, 0)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    turns=st.lists(
-        st.lists(st.tuples(st.sampled_from(["finish", "cancel"]), st.integers(0, 11)), max_size=6),
-        max_size=6,
-    ),
-    limit=st.integers(1, 4),
-)
-def test_events_in_the_same_loop_iteration_lose_no_slot(
-    turns: list[list[tuple[str, int]]], limit: int
-) -> None:
-    """Several ends and cancellations before the event loop runs once, while slots are handed on."""
-
-    async def scenario() -> None:
-        slots, done = ConcurrencyLimiter(), {who: asyncio.Event() for who in range(12)}
-        peak = 0
-
-        async def request(who: int) -> None:
-            nonlocal peak
-            async with slots.hold(limit, 12):
-                peak = max(peak, slots.running)
-                assert slots.running <= limit
-                await done[who].wait()
-
-        tasks = {who: asyncio.create_task(request(who)) for who in done}
-        await settle()
-        for steps in turns:
-            for step, who in steps:
-                if step == "finish":
-                    done[who].set()
-                else:
-                    tasks[who].cancel()
-            await asyncio.sleep(0)
-        await drain(slots, done, tasks)
-        assert peak == limit
-
-    asyncio.run(scenario())
+    return receive
