@@ -11,8 +11,9 @@ from serving.baselines.api import Api
 from serving.baselines.engine_client import Engine
 from serving.cpu import lower_engine_priority
 from serving.engine.stats import FirstTokens, report_gate, timed
-from serving.gateway.asgi import App, signed
-from serving.gateway.gate import Gate, GateConfig, open_gate
+from serving.gateway.asgi import App, with_replica_header
+from serving.gateway.config import GateConfig
+from serving.gateway.gate import Gate, open_gate
 from serving.spec.baseline import BaselineSpec
 
 
@@ -41,7 +42,7 @@ class BaselineReplica:
         self._gate = open_gate(app, lambda: self._access)
         self._reporting = asyncio.create_task(report_gate(self._gate))
         gate = timed(self._gate, FirstTokens())
-        return signed(gate, serve.get_replica_context().replica_id.unique_id)
+        return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):

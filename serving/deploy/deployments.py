@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from serving.cluster.connection import METRICS_ENV
 from serving.engine.engine_args import environment
-from serving.gateway.gate import GateConfig
-from serving.pipeline.config import compose
+from serving.gateway.config import GateConfig
+from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import LIVE_FIELDS, ModelSpec, capacity, deployment_name, digest
@@ -113,7 +113,7 @@ ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
 GUARDRAIL = "serving.guardrail.deployment.Guardrail"
 
 
-AUTO_ROUTER = "serving.pipeline.router.Router"
+AUTO_ROUTER = "serving.pipeline.router.ModelRouter"
 
 
 BACKSTOP = 1024
@@ -186,7 +186,7 @@ def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, An
         return told
     capacities = {model.model_id: capacity(model) for model in spec.models}
     names = {model.model_id: deployment_name(model) for model in spec.models}
-    return told | {"composition": compose(spec, capacities, names)}
+    return told | {"composition": pipeline_config(spec, capacities, names)}
 
 
 def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:

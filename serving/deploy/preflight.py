@@ -113,7 +113,7 @@ def check_spec(spec: EndpointSpec) -> None:
     if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
         from serving.guardrail import presidio  # Presidio takes seconds to import
 
-        presidio.check(guardrail)
+        presidio.check_recognizers(guardrail)
 
 
 def reads_prompts(spec: EndpointSpec) -> bool:

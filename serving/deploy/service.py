@@ -48,7 +48,7 @@ def deploy(
         return port
     from ray import serve
 
-    ledger.start(spec.name)  # comes up beside the engine
+    ledger.start_ledger(spec.name)  # comes up beside the engine
     target = serve.RunTarget(
         target=application.application(spec, tenants),
         name=spec.name,
@@ -70,7 +70,7 @@ def delete(name: str, cluster: Cluster) -> None:
         clusters.disconnect()
     elif name in status.details()["applications"]:
         end_application(name)
-        ledger.end(name)
+        ledger.end_ledger(name)
 
 
 def end_application(name: str) -> None:

@@ -34,8 +34,10 @@ from serving.engine.stats import (
 )
 from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import LAST_WORDS
-from serving.gateway.asgi import App, error_body, signed
-from serving.gateway.gate import Gate, GateConfig, open_gate
+from serving.gateway.asgi import App, error_body, with_replica_header
+from serving.gateway.config import GateConfig
+from serving.gateway.context import RequestContext
+from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
@@ -139,7 +141,7 @@ class GatedReplica(EngineReplica):
         self._gate = open_gate(app, lambda: self._access)
         self._reporting = asyncio.create_task(report_gate(self._gate))
         gate = timed(self._gate, self._answered)
-        return signed(gate, serve.get_replica_context().replica_id.unique_id)
+        return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The same with the gate's queue, and times to first token that include it."""
@@ -171,7 +173,7 @@ async def on_dead_end(request: Request, error: Exception) -> Response:
     A grammar can lead where no token may follow (``root ::= root``); it is the request's then.
     """
     assert isinstance(error, GenerationError)
-    if not request.scope.get("constrained"):
+    if not RequestContext.of(request.scope).constrained:
         return await generation_error_handler(request, error)
     message = "The grammar or schema came to a point from where no token may follow."
     kind, code = "invalid_request_error", "grammar_dead_end"

@@ -1,4 +1,4 @@
-"""ASGI's types, and an error in OpenAI's shape, so that its client raises its own exception."""
+"""ASGI types, and errors in the shape of OpenAI's API, which its client raises as its own."""
 
 from __future__ import annotations
 
@@ -13,32 +13,40 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REPLICA_HEADER = "x-serving-replica"
-"""Names, in an answer, the replica that gave it, by Ray Serve's replica id."""
+"""Response header with Ray Serve's id of the replica that answered."""
 
 BUDGET_HEADER = "x-budget-usd"
-"""Holds, in a request to a pipeline, what its answer may cost in $."""
+"""Request header with the most an answer may cost, in $; read by pipelines."""
 
 MODEL_HEADER = "x-routed-model"
-"""Names, in a pipeline's answer, the model that gave it."""
+"""Response header with the model that answered; set by pipelines."""
 
 
-def signed(app: App, name: str) -> App:
-    """The same application, with its name in every answer's :data:`REPLICA_HEADER`."""
-    header = (REPLICA_HEADER.encode(), name.encode())
+def with_replica_header(app: App, replica_id: str) -> App:
+    """Wrap an application so that every response has :data:`REPLICA_HEADER`."""
+    header = (REPLICA_HEADER.encode(), replica_id.encode())
 
-    async def named(scope: Scope, receive: Receive, send: Send) -> None:
-        async def sign(message: Message) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_header(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
-        await app(scope, receive, sign)
+        await app(scope, receive, send_with_header)
 
-    return named
+    return wrapped
 
 
 class ApiError(Exception):
-    """An error for the client, in OpenAI's shape."""
+    """An error to send to the client.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and how to fix it; shown to the client.
+        code: OpenAI's ``code``, for programs.
+        kind: OpenAI's ``type``.
+        headers: Further response headers.
+    """
 
     def __init__(
         self,
@@ -53,12 +61,12 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     async def send(self, send: Send) -> None:
-        """Answer with it."""
+        """Send this error as the response."""
         await respond(send, self.status, self.message, self.kind, self.code, self.headers)
 
 
 class OverloadedError(ApiError):
-    """A refusal because the service is full, not for what was asked."""
+    """The service is full; nothing is wrong with the request itself."""
 
 
 async def respond(
@@ -69,7 +77,7 @@ async def respond(
     code: str,
     headers: dict[str, str] | None = None,
 ) -> None:
-    """Send an error in OpenAI's shape."""
+    """Send an error response in OpenAI's shape."""
     body = json.dumps(error_body(message, kind, code)).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body))}
     raw = [(name.encode(), value.encode()) for name, value in (fields | (headers or {})).items()]
@@ -78,5 +86,5 @@ async def respond(
 
 
 def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
-    """An error as OpenAI's API words it."""
+    """Return an error as OpenAI's API formats it."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

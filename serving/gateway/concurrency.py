@@ -1,4 +1,4 @@
-"""Back-pressure at one gate: how many requests are at work, how many wait, who is refused."""
+"""Back-pressure at one gate: how many requests run, how many wait, and which are refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import asynccontextmanager
 
 
 class FullError(Exception):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class ConcurrencyLimiter:
-    """First come, first served: ``limit`` at work, ``queue`` waiting, the next one refused.
+    """Limits how many requests run and how many wait; first come, first served.
 
-    Each request brings the limits that hold when it comes, so a change reaches those who wait.
+    Each request passes the limits in force when it arrives, so a changed limit also reaches the
+    requests that already wait.
     """
 
     def __init__(self) -> None:
@@ -25,12 +26,20 @@ class ConcurrencyLimiter:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests waiting for a slot."""
         return sum(not turn.done() for turn in self._waiting)
 
     @asynccontextmanager
     async def hold(self, limit: int, queue: int) -> AsyncIterator[None]:
-        """Hold one slot; raises :class:`FullError` at once where none is to be waited for."""
+        """Hold one slot, waiting for it if necessary.
+
+        Args:
+            limit: Requests that may run at once.
+            queue: Requests that may wait.
+
+        Raises:
+            FullError: No slot is free and the queue is full.
+        """
         self._limit = limit
         self._admit()
         await self._acquire(queue)
@@ -51,7 +60,7 @@ class ConcurrencyLimiter:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release()  # the slot was given while the client went away
+                self._release()  # the slot was granted while the client disconnected
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
@@ -63,6 +72,6 @@ class ConcurrencyLimiter:
     def _admit(self) -> None:
         while self._waiting and self.running < self._limit:
             turn = self._waiting.popleft()
-            if not turn.done():  # done: its client went away
+            if not turn.done():  # done: its client disconnected
                 self.running += 1
                 turn.set_result(None)

@@ -1,9 +1,9 @@
-"""Which routes there are behind the gate, and the request as the application there sees it."""
+"""The routes behind the gate, and the request as the application there sees it."""
 
 from __future__ import annotations
 
-from serving.gateway import body as bodies
 from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope
+from serving.gateway.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
 OPEN_ROUTES = frozenset({"/health"})
@@ -11,7 +11,7 @@ OPEN_ROUTES = frozenset({"/health"})
 
 GET_ROUTES = frozenset({"/v1/models", "/version", "/openapi.json"})
 OWNER_ROUTES = frozenset({"/metrics", "/load", "/stats", "/docs", "/redoc"})
-"""What these tell is of all tenants together."""
+"""Open to the owner only: they report on all tenants together."""
 
 FORWARDED = frozenset(
     b"host content-type accept accept-encoding user-agent traceparent tracestate".split()
@@ -20,33 +20,43 @@ FORWARDED = frozenset(
 """Headers that pass. Others steer the engine (priority, rank, adapter) or carry the key."""
 
 
-def check_read(scope: Scope, tenant: Tenant) -> None:
-    path = route(scope)
-    open_to = GET_ROUTES | OWNER_ROUTES if tenant.name == OWNER else GET_ROUTES
-    if path not in open_to and not path.startswith("/v1/models/"):
-        raise no_route(scope)
-    if scope["method"] not in ("GET", "HEAD"):
-        raise ApiError(
-            405, "This route answers GET.", "method_not_allowed", headers={"allow": "GET"}
-        )
+def path_below_prefix(scope: Scope) -> str:
+    """Return the path below the route prefix.
 
-
-def no_route(scope: Scope) -> ApiError:
-    if route(scope) in bodies.POST_ROUTES:
-        return ApiError(
-            405, "This route answers POST.", "method_not_allowed", headers={"allow": "POST"}
-        )
-    routes = ", ".join(sorted(GET_ROUTES | bodies.POST_ROUTES.keys()))
-    return ApiError(404, f"There is no such route here; there are {routes}.", "route_not_found")
-
-
-def route(scope: Scope) -> str:
-    """The path below the route prefix, which ASGI gives as ``root_path`` and again in ``path``."""
+    ASGI gives the prefix as ``root_path``, and again at the start of ``path``.
+    """
     path, prefix = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
     return path[len(prefix) :] if path.startswith(f"{prefix}/") else path
 
 
-def bearer(scope: Scope) -> str:
+def check_read(path: str, method: str, tenant: Tenant) -> None:
+    """Check a request without a body.
+
+    Raises:
+        ApiError: 404, the tenant has no such route, or 405, the route has another method.
+    """
+    allowed = GET_ROUTES | OWNER_ROUTES if tenant.name == OWNER else GET_ROUTES
+    if path not in allowed and not path.startswith("/v1/models/"):
+        raise no_such_route(path)
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method("GET")
+
+
+def no_such_route(path: str) -> ApiError:
+    """Return the error for a path that is unknown, or known with another method."""
+    if path in POST_ROUTES:
+        return _wrong_method("POST")
+    routes = ", ".join(sorted(GET_ROUTES | POST_ROUTES.keys()))
+    return ApiError(404, f"There is no such route; the routes are {routes}.", "route_not_found")
+
+
+def _wrong_method(allowed: str) -> ApiError:
+    message = f"This route only accepts {allowed}."
+    return ApiError(405, message, "method_not_allowed", headers={"allow": allowed})
+
+
+def bearer_key(scope: Scope) -> str:
+    """Return the key of the ``Authorization`` header, or an empty string."""
     for name, value in scope.get("headers", ()):
         if name.lower() == b"authorization":
             scheme, _, key = value.decode("latin-1").partition(" ")
@@ -55,7 +65,11 @@ def bearer(scope: Scope) -> str:
 
 
 def check_headers(scope: Scope) -> None:
-    """Refuse the header by which Ray Serve would load an adapter; it is read before the gate."""
+    """Refuse the header by which Ray Serve, which reads it before the gate, loads an adapter.
+
+    Raises:
+        ApiError: 400, the header is present.
+    """
     for name, _ in scope.get("headers", ()):
         if name.lower().replace(b"-", b"_") == b"serve_multiplexed_model_id":
             raise ApiError(
@@ -64,29 +78,29 @@ def check_headers(scope: Scope) -> None:
 
 
 def content_length(scope: Scope) -> int:
+    """Return the declared size of the body in bytes; 0 if it is not declared."""
     for name, value in scope.get("headers", ()):
-        # A length of more digits than any limit is read as one beyond it.
         if name.lower() == b"content-length" and value.isdigit():
-            return int(value[:18])
+            return int(value[:18])  # 18 digits already exceed every limit
     return 0
 
 
-def rebuilt(scope: Scope, body: bytes) -> Scope:
-    """The request as the application behind sees it."""
+def sanitized_scope(scope: Scope, body: bytes) -> Scope:
+    """Return a copy of the scope with the forwarded headers only, and the length of ``body``."""
     kept = [(name, value) for name, value in scope["headers"] if name.lower() in FORWARDED]
     length = [(b"content-length", str(len(body)).encode())] if body else []
     return {**scope, "headers": kept + length}
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Give the checked body once, then what comes from the client: its leaving."""
-    given = False
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that gives ``body`` once, then what the client sends: a disconnect."""
+    sent = False
 
     async def replayed() -> Message:
-        nonlocal given
-        if given:
+        nonlocal sent
+        if sent:
             return await receive()
-        given = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed

@@ -10,7 +10,7 @@ from serving.spec.guardrail import SEVERITY, Action
 
 
 class Finding(NamedTuple):
-    """Characters ``start`` to ``end`` (without it) are an ``entity``, and what to do about it."""
+    """An entity at the characters from ``start`` up to ``end``, and what to do about it."""
 
     start: int
     end: int
@@ -19,51 +19,51 @@ class Finding(NamedTuple):
     action: Action
 
 
-def resolve(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings in order, without overlaps: those that share characters become one.
+def merge_overlaps(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings in order, with those that share characters merged into one.
 
-    It covers them all, so that nothing found stays behind, and bears the type of the one with the
-    severest action, then the highest score, then the most characters.
+    A merged finding covers them all, so that nothing found remains. It has the type of the one with
+    the severest action, then the highest score, then the most characters.
     """
     merged: list[Finding] = []
-    for found in sorted(findings):
-        if merged and found.start < merged[-1].end:
+    for finding in sorted(findings):
+        if merged and finding.start < merged[-1].end:
             last = merged.pop()
-            first = max(last, found, key=_weight)
-            merged.append(first._replace(start=last.start, end=max(last.end, found.end)))
+            winner = max(last, finding, key=_weight)
+            merged.append(winner._replace(start=last.start, end=max(last.end, finding.end)))
         else:
-            merged.append(found)
+            merged.append(finding)
     return merged
 
 
-def _weight(found: Finding) -> tuple[int, float, int]:
-    return SEVERITY.index(found.action), found.score, found.end - found.start
+def _weight(finding: Finding) -> tuple[int, float, int]:
+    return SEVERITY.index(finding.action), finding.score, finding.end - finding.start
 
 
 def redacted(text: str, findings: Sequence[Finding]) -> str:
-    """``text`` with ``<ENTITY>`` in place of what is to be redacted, as Presidio replaces it."""
-    parts, at = [], 0
-    for found in findings:
-        if found.action == "redact":
-            parts += [text[at : max(at, found.start)], f"<{found.entity}>"]
-            at = max(at, found.end)
-    return "".join(parts) + text[at:]
+    """Return ``text`` with ``<ENTITY>`` in place of what is to be redacted, as Presidio does."""
+    parts, position = [], 0
+    for finding in findings:
+        if finding.action == "redact":
+            parts += [text[position : max(position, finding.start)], f"<{finding.entity}>"]
+            position = max(position, finding.end)
+    return "".join(parts) + text[position:]
 
 
-def blocked(findings: Iterable[Finding]) -> list[str]:
-    """The types of entity that block, in alphabetical order."""
-    return sorted({found.entity for found in findings if found.action == "block"})
+def blocked_entities(findings: Iterable[Finding]) -> list[str]:
+    """Return the entity types that block, in alphabetical order."""
+    return sorted({finding.entity for finding in findings if finding.action == "block"})
 
 
 class FindingCounts(Counter[tuple[str, str]]):
-    """How often a guardrail did what about which type of entity."""
+    """How many findings there were, by entity type and action."""
 
-    def note(self, findings: Iterable[Finding]) -> None:
+    def record(self, findings: Iterable[Finding]) -> None:
         """Count ``findings``."""
-        self.update((found.entity, found.action) for found in findings)
+        self.update((finding.entity, finding.action) for finding in findings)
 
     def __str__(self) -> str:
-        """As a header's value: ``EMAIL_ADDRESS;action=redact;count=2, ...``."""
+        """Format as a header's value: ``EMAIL_ADDRESS;action=redact;count=2, ...``."""
         return ", ".join(
             f"{entity};action={action};count={count}"
             for (entity, action), count in sorted(self.items())

@@ -1,4 +1,4 @@
-"""The guardrail as the ingress sees it: look at a request's texts, and at an answer's."""
+"""The guardrail as the ingress uses it: checks the texts of requests and of answers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serving.errors import WorkbenchError
-from serving.guardrail.findings import Finding, FindingCounts, blocked, redacted
-from serving.guardrail.texts import Place, has_token_ids, places, telltales
+from serving.guardrail.findings import Finding, FindingCounts, blocked_entities, redacted
+from serving.guardrail.texts import RequestTexts, TextSlot, attribute_slot
 from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Side
 
-Check = Callable[[Side, Sequence[str]], Awaitable[list[list[Finding]]]]
-"""The findings in each of some texts of one side."""
+Inspector = Callable[[Side, Sequence[str]], Awaitable[list[list[Finding]]]]
+"""Returns the findings in each of some texts of one side."""
 
-UNCHECKED = "not_with_guardrail"
+NOT_WITH_GUARDRAIL = "not_with_guardrail"
 
 
 class RefusedError(WorkbenchError):
-    """A request or answer that is not let pass; the message never has a text of theirs."""
+    """A request or answer that may not pass; the message never contains any of its text.
+
+    Args:
+        message: What is wrong, shown to the client.
+        code: OpenAI's ``code``, for programs.
+        status: HTTP status.
+        headers: Further response headers.
+    """
 
     def __init__(
         self, message: str, code: str, status: int = 400, headers: dict[str, str] | None = None
@@ -37,102 +44,111 @@ class BlockedError(RefusedError):
 
     def __init__(self, side: Side, entities: Sequence[str]) -> None:
         super().__init__(
-            f"The guardrail blocked this {side}: it holds {', '.join(entities)}.", "content_blocked"
+            f"The guardrail blocked this {side}: it contains {', '.join(entities)}.",
+            "content_blocked",
         )
         self.kind = "content_blocked"
 
 
 class Guard:
-    """One pipeline's guardrail: which sides it looks at, and what looks."""
+    """One pipeline's guardrail.
 
-    def __init__(self, spec: PresidioGuardrail | GuardModel | GuardEndpoint, check: Check) -> None:
+    Args:
+        spec: Which sides are checked.
+        inspector: Finds what the spec looks for.
+    """
+
+    def __init__(
+        self, spec: PresidioGuardrail | GuardModel | GuardEndpoint, inspector: Inspector
+    ) -> None:
         self.spec = spec
-        self._check = check
+        self._inspector = inspector
 
-    async def prompt(self, body: Any, tally: FindingCounts) -> None:
-        """Redact the texts of a request in place.
+    async def check_prompt(self, texts: RequestTexts, counts: FindingCounts) -> None:
+        """Redact the texts of a request in place, and count the findings.
 
         Raises:
-            RefusedError: it is blocked, or has texts or arguments that get past a guardrail.
+            RefusedError: The request is blocked, has texts that the guardrail cannot read, or
+                arguments that would reveal the answer past it.
         """
-        self._answerable(body)
+        leaking = texts.answer_leaking_arguments if "answer" in self.spec.sides else []
+        if leaking:
+            raise RefusedError(
+                f"The guardrail does not allow {', '.join(leaking)}: it would reveal the answer "
+                "unchecked. Leave it out.",
+                NOT_WITH_GUARDRAIL,
+            )
         if "prompt" in self.spec.sides:
-            if has_token_ids(body):
+            if texts.has_token_ids:
                 raise RefusedError(
-                    "The guardrail cannot read a prompt of token ids. Send it as text.", UNCHECKED
+                    "The guardrail cannot read a prompt of token ids. Send it as text.",
+                    NOT_WITH_GUARDRAIL,
                 )
-            await self._replace("prompt", places(body), tally)
+            await self._redact("prompt", texts.slots, counts)
 
-    async def answer(self, answer: Any, tally: FindingCounts) -> None:
-        """Redact the texts of a whole answer in place.
+    async def check_answer(self, answer: Any, counts: FindingCounts) -> None:
+        """Redact the texts of a whole answer in place, and count the findings.
 
         Raises:
-            BlockedError: the answer is blocked.
+            RefusedError: The answer is blocked, or the guardrail does not respond.
         """
         if "answer" in self.spec.sides:
-            await self._replace("answer", _said(answer), tally)
+            await self._redact("answer", _answer_slots(answer), counts)
 
-    async def look(self, side: Side, texts: Sequence[str]) -> list[list[Finding]]:
-        """The findings in each text.
+    async def inspect(self, side: Side, texts: Sequence[str]) -> list[list[Finding]]:
+        """Return the findings in each text.
 
         Raises:
-            BlockedError: one of them is blocked.
-            RefusedError: the guardrail does not answer; nothing passes that it has not seen.
+            BlockedError: One of the findings blocks.
+            RefusedError: The guardrail does not respond; nothing passes unchecked.
         """
         try:
-            found = await self._check(side, texts)
+            findings = await self._inspector(side, texts)
         except Exception as error:
             raise RefusedError(
-                f"The guardrail does not answer ({type(error).__name__}). Try again later.",
+                f"The guardrail does not respond ({type(error).__name__}). Try again later.",
                 "guardrail_unavailable",
                 503,
             ) from None
-        if entities := blocked(one for findings in found for one in findings):
+        if entities := blocked_entities(finding for of_text in findings for finding in of_text):
             raise BlockedError(side, entities)
-        return found
+        return findings
 
-    async def _replace(self, side: Side, found: Sequence[Place], tally: FindingCounts) -> None:
-        filled = [place for place in found if place.text.strip()]
-        if not filled:
+    async def _redact(self, side: Side, slots: Sequence[TextSlot], counts: FindingCounts) -> None:
+        slots = [slot for slot in slots if slot.text.strip()]
+        if not slots:
             return
-        every = await self.look(side, [place.text for place in filled])
-        for place, findings in zip(filled, every, strict=True):
-            tally.note(findings)
-            if any(one.action == "redact" for one in findings):
-                place.replace(redacted(place.text, findings))
-
-    def _answerable(self, body: Any) -> None:
-        told = telltales(body) if "answer" in self.spec.sides else []
-        if told:
-            raise RefusedError(
-                f"{', '.join(told)} would tell the answer past the guardrail. Leave it out.",
-                UNCHECKED,
-            )
+        findings = await self.inspect(side, [slot.text for slot in slots])
+        for slot, of_text in zip(slots, findings, strict=True):
+            counts.record(of_text)
+            if any(finding.action == "redact" for finding in of_text):
+                slot.replace(redacted(slot.text, of_text))
 
 
-def _said(answer: Any) -> list[Place]:
-    """Every text of a chat completion or completion that was not streamed."""
-    found = []
+def _answer_slots(answer: Any) -> list[TextSlot]:
+    """Return every text of a chat completion or completion that was not streamed."""
+    slots = []
     for choice in answer.choices:
         message = getattr(choice, "message", None)
         if message is None:
-            found.append(_attribute(choice, "text"))
+            slots.append(attribute_slot(choice, "text"))
             continue
         names = ("content", "reasoning", "reasoning_content", "refusal")
-        found += [_attribute(message, name) for name in names if getattr(message, name, None)]
+        slots += [attribute_slot(message, name) for name in names if getattr(message, name, None)]
         for call in getattr(message, "tool_calls", None) or ():
-            found.append(_attribute(call.function, "arguments"))
-    return found
-
-
-def _attribute(holder: Any, name: str) -> Place:
-    return Place(getattr(holder, name) or "", lambda text: setattr(holder, name, text))
+            slots.append(attribute_slot(call.function, "arguments"))
+    return slots
 
 
 class MicroBatcher:
-    """Texts of many requests in few calls: what comes while ``limit`` calls run shares the next.
+    """Sends the texts of many requests in few calls.
 
-    A call to another deployment costs more than a look at a short text does.
+    A call to another deployment costs more than the inspection of a short text, so texts that
+    arrive while ``limit`` calls run share the next call.
+
+    Args:
+        call: Returns the findings in each text.
+        limit: Calls that run at once.
     """
 
     def __init__(
@@ -143,21 +159,21 @@ class MicroBatcher:
         self._running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, side: Side, texts: Sequence[str]) -> list[list[Finding]]:
-        """The findings in each text."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((texts, turn))
+        """Return the findings in each text."""
+        result = asyncio.get_running_loop().create_future()
+        self._waiting.append((texts, result))
         self._start()
-        found: list[list[Finding]] = await turn
-        return found
+        findings: list[list[Finding]] = await result
+        return findings
 
     def _start(self) -> None:
         if self._waiting and len(self._running) < self._limit:
             batch, self._waiting = self._waiting, []
             task = asyncio.create_task(self._run(batch))
             self._running.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._finish)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start()
 
@@ -165,13 +181,13 @@ class MicroBatcher:
         self, batch: list[tuple[Sequence[str], asyncio.Future[list[list[Finding]]]]]
     ) -> None:
         try:
-            found = iter(await self._call([text for texts, _ in batch for text in texts]))
+            findings = iter(await self._call([text for texts, _ in batch for text in texts]))
         except Exception as error:
-            for _, turn in batch:
-                if not turn.done():
-                    turn.set_exception(error)
+            for _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
             return
-        for texts, turn in batch:
-            own = [next(found) for _ in texts]
-            if not turn.done():  # done: its client went away
-                turn.set_result(own)
+        for texts, result in batch:
+            of_texts = [next(findings) for _ in texts]
+            if not result.done():  # done: its client disconnected
+                result.set_result(of_texts)

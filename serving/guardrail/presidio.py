@@ -1,6 +1,6 @@
 """Personal data, found by Presidio without any download: patterns always, names with a model.
 
-Imported where it runs: Presidio and spaCy take some seconds to import.
+Import this only where it runs: Presidio and spaCy take seconds to import.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from serving.errors import MissingPackageError, SpecError
-from serving.guardrail.findings import Finding, resolve
+from serving.guardrail.findings import Finding, merge_overlaps
 from serving.spec.guardrail import PresidioGuardrail
 
 if TYPE_CHECKING:
     from presidio_analyzer import AnalyzerEngine, EntityRecognizer
     from presidio_analyzer.nlp_engine import NlpEngine
 
-COMMON = (
+DEFAULT_ENTITIES = (
     "CREDIT_CARD",
     "CRYPTO",
     "EMAIL_ADDRESS",
@@ -29,26 +29,30 @@ COMMON = (
     "PHONE_NUMBER",
     "US_SSN",
 )
-"""Looked for where the spec names no types, beside those of its own recognizers.
+"""Searched for when the spec names no types, besides those of its own recognizers.
 
-Presidio knows more; dates and bare numbers of the license kind are found in too much that is
-nobody's.
+Presidio knows more, but it finds dates and license numbers in too much that is not personal data.
 """
-BY_MODEL = frozenset({"PERSON", "LOCATION", "NRP", "ORGANIZATION"})
+NLP_ENTITIES = frozenset({"PERSON", "LOCATION", "NRP", "ORGANIZATION"})
 """Types that only an NLP model finds."""
 
 
 class Detector:
-    """Finds what a guardrail looks for. Building it loads the NLP models, if any."""
+    """Finds what a guardrail searches for. Creating one loads the NLP models, if any.
+
+    Raises:
+        SpecError: A recognizer is invalid, or spaCy cannot load an NLP model.
+        MissingPackageError: Presidio is not installed.
+    """
 
     def __init__(self, spec: PresidioGuardrail) -> None:
         self._spec = spec
         self._analyzer = _analyzer(spec)
-        self._entities = {language: self._wanted(language) for language in spec.languages}
+        self._entities = {language: self._searched(language) for language in spec.languages}
 
     def find(self, text: str) -> list[Finding]:
-        """What the spec's rules act upon in ``text``, in every language, without overlaps."""
-        return resolve(
+        """Return what the spec's rules act upon in ``text``, in any language, without overlaps."""
+        return merge_overlaps(
             Finding(result.start, result.end, result.entity_type, result.score, rule.action)
             for language, entities in self._entities.items()
             if entities
@@ -57,52 +61,57 @@ class Detector:
             and result.score >= rule.min_score
         )
 
-    def _wanted(self, language: str) -> list[str]:
-        known = set(self._analyzer.get_supported_entities(language))
+    def _searched(self, language: str) -> list[str]:
+        """Return the entity types to search for in a language."""
+        supported = set(self._analyzer.get_supported_entities(language))
+        custom = _custom_entities(self._spec)
         if language not in self._spec.nlp_models:
-            known -= BY_MODEL - set(own_entities(self._spec))
-        asked = self._spec.entities
-        if asked is None:
-            named = [rule.entity for rule in self._spec.rules]
-            asked = (*COMMON, *named, *own_entities(self._spec))
-        return sorted(known & set(asked))
+            supported -= NLP_ENTITIES - set(custom)
+        entities = self._spec.entities
+        if entities is None:
+            entities = (*DEFAULT_ENTITIES, *(rule.entity for rule in self._spec.rules), *custom)
+        return sorted(supported & set(entities))
 
 
-def own_entities(spec: PresidioGuardrail) -> list[str]:
-    """The types of entity that the spec's own recognizers find."""
-    found = [
-        entry.get("supported_entities") or [entry.get("supported_entity")]
-        for entry in _entries(spec)
-    ]
-    return sorted({str(entity) for entities in found for entity in entities})
+def check_recognizers(spec: PresidioGuardrail) -> None:
+    """Check that Presidio accepts the spec's recognizers.
 
-
-def check(spec: PresidioGuardrail) -> None:
-    """Raise :class:`SpecError` for recognizers that Presidio does not take."""
+    Raises:
+        SpecError: A recognizer is invalid.
+    """
     for language in spec.languages:
-        _own(spec, language)
+        _custom_recognizers(spec, language)
 
 
-def _entries(spec: PresidioGuardrail) -> list[dict[str, Any]]:
-    told = yaml.safe_load(spec.recognizers) or {}
-    return list(told.get("recognizers", ()))
+def _custom_entities(spec: PresidioGuardrail) -> list[str]:
+    """Return the entity types that the spec's own recognizers find."""
+    by_entry = [
+        entry.get("supported_entities") or [entry.get("supported_entity")]
+        for entry in _recognizer_entries(spec)
+    ]
+    return sorted({str(entity) for entities in by_entry for entity in entities})
 
 
-def _own(spec: PresidioGuardrail, language: str) -> list[EntityRecognizer]:
-    """The spec's own recognizers for a language: those that name it, and those that name none."""
-    made = []
-    for entry in _entries(spec):
+def _recognizer_entries(spec: PresidioGuardrail) -> list[dict[str, Any]]:
+    content = yaml.safe_load(spec.recognizers) or {}
+    return list(content.get("recognizers", ()))
+
+
+def _custom_recognizers(spec: PresidioGuardrail, language: str) -> list[EntityRecognizer]:
+    """Return the spec's recognizers that name this language, and those that name none."""
+    recognizers = []
+    for entry in _recognizer_entries(spec):
         try:
             if entry.get("supported_language", language) == language:
-                made.append(_pattern_recognizer({"supported_language": language} | entry))
+                recognizers.append(_pattern_recognizer({"supported_language": language} | entry))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             name = entry.get("name", "?") if isinstance(entry, dict) else entry
             raise SpecError(
-                f"guardrail.recognizers: {name!r} is no recognizer as Presidio writes it "
+                f"guardrail.recognizers: {name!r} is not a valid Presidio recognizer "
                 f"({type(error).__name__}: {error}). It needs name, supported_entity, and patterns "
                 "(each with name, regex, score) or deny_list."
             ) from None
-    return made
+    return recognizers
 
 
 def _pattern_recognizer(entry: dict[str, Any]) -> EntityRecognizer:
@@ -111,9 +120,9 @@ def _pattern_recognizer(entry: dict[str, Any]) -> EntityRecognizer:
         try:
             re.compile(pattern["regex"])
         except re.error as error:
-            raise ValueError(f"{pattern['regex']!r} is no regular expression: {error}") from None
-    made: EntityRecognizer = pattern_recognizer.from_dict(entry)
-    return made
+            raise ValueError(f"{pattern['regex']!r} is not a regular expression: {error}") from None
+    recognizer: EntityRecognizer = pattern_recognizer.from_dict(entry)
+    return recognizer
 
 
 def _import(name: str) -> Any:
@@ -131,46 +140,48 @@ def _analyzer(spec: PresidioGuardrail) -> AnalyzerEngine:
     presidio = _import("presidio_analyzer")
     _stay_offline()
     languages = list(spec.languages)
-    nlp = _nlp_engine(spec)
+    nlp_engine = _nlp_engine(spec)
     registry = presidio.RecognizerRegistry(supported_languages=languages)
-    registry.load_predefined_recognizers(languages=languages, nlp_engine=nlp)
+    registry.load_predefined_recognizers(languages=languages, nlp_engine=nlp_engine)
     for language in languages:
-        for recognizer in _own(spec, language):
+        for recognizer in _custom_recognizers(spec, language):
             registry.add_recognizer(recognizer)
-    made: AnalyzerEngine = presidio.AnalyzerEngine(
-        registry=registry, nlp_engine=nlp, supported_languages=languages
+    analyzer: AnalyzerEngine = presidio.AnalyzerEngine(
+        registry=registry, nlp_engine=nlp_engine, supported_languages=languages
     )
-    return made
+    return analyzer
 
 
 def _nlp_engine(spec: PresidioGuardrail) -> NlpEngine:
-    """Presidio's own engine, but what it lacks is a blank tokenizer and never a download."""
-    import spacy
-
+    """Return Presidio's engine; a language without a model gets a blank tokenizer, no download."""
     models = [
         {"lang_code": language, "model_name": spec.nlp_models.get(language, "blank")}
         for language in spec.languages
     ]
-
-    def load(language: str) -> Any:
-        name = spec.nlp_models.get(language)
-        try:
-            loaded = spacy.load(name) if name else spacy.blank(language)
-            loaded.max_length = 2**31  # the endpoint's own limits say how long a prompt may be
-            return loaded
-        except (ImportError, OSError) as error:
-            field = f"nlp_models[{language!r}] = {name!r}" if name else f"languages: {language!r}"
-            first = str(error).strip().splitlines()[0]
-            raise SpecError(f"guardrail.{field} cannot be loaded by spaCy: {first}") from None
-
     engine = _import("presidio_analyzer.nlp_engine").SpacyNlpEngine(models=models)
-    engine.nlp = {language: load(language) for language in spec.languages}
-    made: NlpEngine = engine
-    return made
+    engine.nlp = {
+        language: _load_spacy(language, spec.nlp_models.get(language))
+        for language in spec.languages
+    }
+    nlp_engine: NlpEngine = engine
+    return nlp_engine
+
+
+def _load_spacy(language: str, name: str | None) -> Any:
+    import spacy
+
+    try:
+        pipeline = spacy.load(name) if name else spacy.blank(language)
+        pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
+        return pipeline
+    except (ImportError, OSError) as error:
+        field = f"nlp_models[{language!r}] = {name!r}" if name else f"languages: {language!r}"
+        first_line = str(error).strip().splitlines()[0]
+        raise SpecError(f"guardrail.{field} cannot be loaded by spaCy: {first_line}") from None
 
 
 def _stay_offline() -> None:
-    """E-mail addresses are checked against the list of public suffixes that comes installed."""
+    """Check e-mail addresses against the installed list of public suffixes, without a download."""
     import tldextract.tldextract as module
 
     module.TLD_EXTRACTOR = module.TLDExtract(suffix_list_urls=(), cache_dir=None)

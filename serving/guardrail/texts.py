@@ -1,73 +1,96 @@
-"""The texts of an OpenAI request, wherever they stand, to be looked at and replaced."""
+"""The texts of an OpenAI request, wherever they are, to be checked and replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
-TELLTALE = (
+LEAKING_ARGUMENTS = (
     "logprobs",
     "prompt_logprobs",
     "return_token_ids",
     "return_tokens_as_token_ids",
     "echo",
 )
-"""Arguments that have the answer's text told a second time, where no guardrail looks."""
+"""Arguments that repeat the answer's text where the guardrail does not check it."""
 
 
-class Place(NamedTuple):
-    """A text in a request, and how to put another in its stead."""
+class TextSlot:
+    """A text in a request or answer, which can be replaced there."""
 
-    text: str
-    replace: Callable[[str], None]
+    def __init__(self, text: str, store: Callable[[str], None]) -> None:
+        self.text = text
+        self._store = store
 
-
-def places(body: Any) -> list[Place]:
-    """Every text in the messages or prompts of a chat or completion request."""
-    messages = getattr(body, "messages", None)
-    if messages is not None:
-        return [place for message in messages for place in _of_message(message)]
-    return list(_of_prompt(body))
+    def replace(self, text: str) -> None:
+        """Replace the text, here and where it came from."""
+        self.text = text
+        self._store(text)
 
 
-def has_token_ids(body: Any) -> bool:
-    """Whether a prompt is given as token ids or vectors, which no guardrail reads."""
-    prompt = getattr(body, "prompt", None)
-    listed = isinstance(prompt, list) and any(not isinstance(one, str) for one in prompt)
-    return listed or getattr(body, "prompt_embeds", None) is not None
+class RequestTexts:
+    """An OpenAI request's body and its texts, extracted once for the guardrail and the router."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+    @cached_property
+    def slots(self) -> list[TextSlot]:
+        """Every text in the messages or prompts, the last one last."""
+        messages = getattr(self.body, "messages", None)
+        if messages is not None:
+            return [slot for message in messages for slot in _message_slots(message)]
+        return list(_prompt_slots(self.body))
+
+    @property
+    def has_token_ids(self) -> bool:
+        """Whether a prompt is given as token ids or embeddings, which no guardrail reads."""
+        prompt = getattr(self.body, "prompt", None)
+        not_text = isinstance(prompt, list) and any(not isinstance(part, str) for part in prompt)
+        return not_text or getattr(self.body, "prompt_embeds", None) is not None
+
+    @property
+    def answer_leaking_arguments(self) -> list[str]:
+        """Arguments in use that repeat the answer's text past the guardrail."""
+        values = {name: getattr(self.body, name, None) for name in LEAKING_ARGUMENTS}
+        # By identity: a completion's logprobs = 0 reveals the tokens too.
+        return [name for name, value in values.items() if value is not None and value is not False]
 
 
-def telltales(body: Any) -> list[str]:
-    """Arguments in use that tell an answer's text past the guardrail."""
-    told = {name: getattr(body, name, None) for name in TELLTALE}
-    # By identity: a completion's logprobs = 0 tells the tokens too.
-    return [name for name, value in told.items() if value is not None and value is not False]
-
-
-def _of_message(message: Any) -> Iterator[Place]:
+def _message_slots(message: Any) -> Iterator[TextSlot]:
     for name in ("content", "reasoning", "reasoning_content", "refusal", "name"):
         value = message.get(name)
         if isinstance(value, str):
-            yield _at(message, name)
+            yield _item_slot(message, name)
         elif value is not None and name == "content":
-            # Given as an iterator where pydantic could not know its kind.
+            # pydantic gives an iterator where it could not know the element's type.
             message[name] = parts = list(value)
-            yield from (_at(part, "text") for part in parts if isinstance(part.get("text"), str))
-    message_calls = message.get("tool_calls")
-    if message_calls is not None:
-        message["tool_calls"] = calls = list(message_calls)
-        yield from (_at(call["function"], "arguments") for call in calls if "function" in call)
+            yield from (
+                _item_slot(part, "text") for part in parts if isinstance(part.get("text"), str)
+            )
+    tool_calls = message.get("tool_calls")
+    if tool_calls is not None:
+        message["tool_calls"] = calls = list(tool_calls)
+        yield from (
+            _item_slot(call["function"], "arguments") for call in calls if "function" in call
+        )
 
 
-def _of_prompt(body: Any) -> Iterator[Place]:
+def _prompt_slots(body: Any) -> Iterator[TextSlot]:
     prompt = body.prompt
     if isinstance(prompt, str):
-        yield Place(prompt, lambda text: setattr(body, "prompt", text))
+        yield attribute_slot(body, "prompt")
     elif isinstance(prompt, list):
-        yield from (_at(prompt, number) for number in range(len(prompt)))
+        yield from (_item_slot(prompt, index) for index in range(len(prompt)))
     if isinstance(getattr(body, "suffix", None), str):
-        yield Place(body.suffix, lambda text: setattr(body, "suffix", text))
+        yield attribute_slot(body, "suffix")
 
 
-def _at(holder: Any, key: Any) -> Place:
-    return Place(holder[key], lambda text: holder.__setitem__(key, text))
+def _item_slot(container: Any, key: Any) -> TextSlot:
+    return TextSlot(container[key], lambda text: container.__setitem__(key, text))
+
+
+def attribute_slot(owner: Any, name: str) -> TextSlot:
+    """Return the slot of a text that is an attribute; an empty text if it is None."""
+    return TextSlot(getattr(owner, name) or "", lambda text: setattr(owner, name, text))

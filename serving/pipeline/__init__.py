@@ -1,1 +1,1 @@
-"""Compose a guardrail, a router and several models behind one ingress."""
+"""Compose a guardrail, a model router and several models behind one ingress."""

@@ -1,4 +1,4 @@
-"""What the ingress has to know of its pipeline, and how it asks the router."""
+"""What the ingress has to know of its pipeline, and how it asks the model router."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from serving.gateway.asgi import BUDGET_HEADER
-from serving.guardrail.texts import places
+from serving.guardrail.texts import RequestTexts
 from serving.pipeline.router_rules import RoutingInput
 from serving.spec.base import Strict
 from serving.spec.guardrail import GuardrailSpec
@@ -21,77 +21,101 @@ if TYPE_CHECKING:
 
 
 class PipelineConfig(Strict):
-    """A pipeline without what only its other deployments need; part of the ``user_config``."""
+    """The parts of a pipeline that its ingress needs; part of the ``user_config``."""
 
-    guardrail: GuardrailSpec | None = Field(None, description="What looks at texts.")
+    guardrail: GuardrailSpec | None = Field(None, description="What checks texts.")
     router: RouterSpec | None = Field(None, description="Which model answers 'auto'.")
     capacity: dict[str, int] = Field(
-        description="By model id, in the spec's order, requests at once through one ingress."
+        description="Concurrent requests through one ingress by model id, in the spec's order."
     )
     deployments: dict[str, str] = Field(description="Each model's deployment, by its id.")
     always_on: tuple[str, ...] = Field((), description="Ids of the models that never sleep.")
 
-    def states(self, app: str) -> Callable[[], dict[str, bool]]:
-        """Asks Serve which models are down; blocks while it does."""
+    def down_reader(self, app: str) -> Callable[[], dict[str, bool]]:
+        """Return a blocking function that asks Serve which models are down.
 
-        def ask() -> dict[str, bool]:
+        Args:
+            app: The Serve application's name.
+        """
+
+        def read() -> dict[str, bool]:
             from ray import serve
 
             deployments = serve.status().applications[app].deployments
             return {
-                model: _down(deployments[name], model in self.always_on)
+                model: _is_down(deployments[name], model in self.always_on)
                 for model, name in self.deployments.items()
                 if name in deployments
             }
 
-        return ask
+        return read
 
 
-def _down(status: Any, always_on: bool) -> bool:
-    if any(str(state) == "RUNNING" and n for state, n in status.replica_states.items()):
+def _is_down(status: Any, always_on: bool) -> bool:
+    if any(str(state) == "RUNNING" and count for state, count in status.replica_states.items()):
         return False
     return always_on or status.status in ("UNHEALTHY", "DEPLOY_FAILED")
 
 
-def compose(spec: EndpointSpec, capacity: Mapping[str, int], names: Mapping[str, str]) -> Any:
-    """The composition of a spec as plain data; ``names`` are the models' deployments."""
+def pipeline_config(
+    spec: EndpointSpec, capacity: Mapping[str, int], deployments: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the :class:`PipelineConfig` of a spec as plain data.
+
+    Args:
+        spec: The endpoint.
+        capacity: Concurrent requests by model id, through all ingress replicas together.
+        deployments: Deployment names by model id.
+    """
     pipeline = spec if isinstance(spec, PipelineSpec) else None
-    shares = pipeline.ingress_replicas if pipeline else 1
-    made = PipelineConfig(
+    ingresses = pipeline.ingress_replicas if pipeline else 1
+    config = PipelineConfig(
         guardrail=pipeline.guardrail if pipeline else None,
         router=pipeline.router if pipeline else None,
-        capacity={model: -(-number // shares) for model, number in capacity.items()},
-        deployments=dict(names),
+        capacity={model: -(-number // ingresses) for model, number in capacity.items()},
+        deployments=dict(deployments),
         always_on=tuple(m.model_id for m in spec.models if m.scaling.min_replicas > 0),
     )
-    return made.model_dump(mode="json")
+    return config.model_dump(mode="json")
 
 
-async def choose(
-    composition: PipelineConfig,
+async def pick_model(
+    config: PipelineConfig,
     router: Any,
-    body: Any,
+    texts: RequestTexts,
     headers: Mapping[str, str],
-    tenant: Tenant | None,
+    tenant: Tenant,
 ) -> tuple[tuple[str, ...], str]:
-    """The models that may answer ``auto``, the router's choice first, and its reason."""
-    spec, models = composition.router, tuple(composition.capacity)
+    """Ask the model router which model answers a request for ``auto``.
+
+    Args:
+        config: The pipeline.
+        router: Handle of the model router's deployment.
+        texts: The request.
+        headers: The request's headers.
+        tenant: Who is calling.
+
+    Returns:
+        The models that may answer, the router's choice first, and the reason for it.
+    """
+    spec, models = config.router, tuple(config.capacity)
     assert spec is not None
-    limit = getattr(body, "max_completion_tokens", None) or getattr(body, "max_tokens", None)
-    facts = RoutingInput(
-        texts=tuple(place.text for place in places(body)),
-        max_tokens=limit,
-        tenant=tenant.name if tenant else None,
+    body = texts.body
+    routing_input = RoutingInput(
+        texts=tuple(slot.text for slot in texts.slots),
+        max_tokens=getattr(body, "max_completion_tokens", None)
+        or getattr(body, "max_tokens", None),
+        tenant=tenant.name,
         budget=headers.get(BUDGET_HEADER),
     )
     try:
-        model, reason = await router.decide.remote(facts)
+        model, reason = await router.decide.remote(routing_input)
     except Exception as error:
         model = spec.default or models[0]
-        reason = f"default: the router does not answer ({type(error).__name__})"
-    at = models.index(model)
-    order = (*models[at:], *models[:at])
-    allowed = [one for one in order if tenant is None or tenant.may_use(one)] or [model]
+        reason = f"default: the router does not respond ({type(error).__name__})"
+    first = models.index(model)
+    order = (*models[first:], *models[:first])
+    allowed = [name for name in order if tenant.may_use(name)] or [model]
     if allowed[0] != model:
-        reason += f"; {model} is not this key's to use"
+        reason += f"; this key may not use {model}"
     return tuple(allowed if spec.fallback else allowed[:1]), reason

@@ -1,4 +1,4 @@
-"""Which model gets a request, and which one where that is down or full."""
+"""Which model gets a request, and which one does instead while that is down or full."""
 
 from __future__ import annotations
 
@@ -11,122 +11,132 @@ from typing import Any
 
 from serving.guardrail.guard import RefusedError
 
-STALE_S = 1.0
-"""An account of the replicas is asked for anew when it is older."""
+HEALTH_MAX_AGE_S = 1.0
+"""Age at which the health of the models is read again."""
 
-Start = Callable[[str], Any]
+StartCall = Callable[[str], Any]
 """Sends the request to a model; returns Serve's response generator, which can be cancelled."""
 
 
-class UnusableError(Exception):
-    """A model gives no answer to this request; another may."""
+class ModelUnavailableError(Exception):
+    """A model does not answer this request; another one may."""
 
 
 @dataclass
-class Answer:
-    """An answer that has begun: its first packet, and the rest.
+class StartedAnswer:
+    """An answer whose first packet has arrived.
 
-    ``began_s`` is when its replica was called (``time.perf_counter``), ``waited_ms`` until the
-    first packet.
+    Attributes:
+        model: The model that answers.
+        first: The first packet.
+        rest: Serve's response generator, for the packets that follow.
+        started_s: When the replica was called (``time.perf_counter``).
+        first_ms: Milliseconds from the call to the first packet.
+        skipped: Each model that was tried before, and why it did not answer.
     """
 
     model: str
     first: Any
     rest: Any
-    began_s: float
-    waited_ms: float
+    started_s: float
+    first_ms: float
     skipped: list[str] = field(default_factory=list)
-    """Each model that was asked for or tried before, and why it did not answer."""
 
 
-class Health:
-    """Which models have no replica that runs, by Serve's own account.
+class ModelHealth:
+    """Which models have no running replica, according to Serve.
 
-    A model that may sleep has none when it sleeps, and is not down: a request wakes it.
+    A model that may sleep has none while it sleeps, and is not down: a request wakes it.
+
+    Args:
+        read_down: Returns for each model whether it is down; blocks meanwhile.
     """
 
-    def __init__(self, states: Callable[[], dict[str, bool]]) -> None:
-        self._states = states
+    def __init__(self, read_down: Callable[[], dict[str, bool]]) -> None:
+        self._read_down = read_down
         self._down: frozenset[str] = frozenset()
-        self._asked = -STALE_S
-        self._asking: asyncio.Task[None] | None = None
+        self._read_at = -HEALTH_MAX_AGE_S
+        self._reading: asyncio.Task[None] | None = None
 
-    async def down(self, model: str) -> bool:
-        """Whether ``model`` is down, as last heard; asks again in the background."""
-        if time.monotonic() - self._asked > STALE_S and self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(lambda _: setattr(self, "_asking", None))
-            if self._asked < 0:
-                await self._asking
+    async def is_down(self, model: str) -> bool:
+        """Return whether ``model`` was down when last read; read again in the background."""
+        if time.monotonic() - self._read_at > HEALTH_MAX_AGE_S and self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(lambda _: setattr(self, "_reading", None))
+            if self._read_at < 0:
+                await self._reading
         return model in self._down
 
-    async def _ask(self) -> None:
+    async def _read(self) -> None:
         try:
-            states = await asyncio.to_thread(self._states)
+            states = await asyncio.to_thread(self._read_down)
         except Exception:
-            states = {}  # the controller restarts: nothing is known to be down
-        self._asked = time.monotonic()
+            states = {}  # the controller restarts: no model is known to be down
+        self._read_at = time.monotonic()
         self._down = frozenset(model for model, down in states.items() if down)
 
 
 class Dispatcher:
-    """Sends a request to the first of its candidates that takes it.
+    """Sends a request to the first of its candidates that accepts it.
 
-    Each of ``capacity`` is how many requests a model may have at once through this process.
+    Args:
+        capacity: Concurrent requests through this process, by model.
+        health: Which models are down.
+        retry_after_s: Seconds in the Retry-After header.
     """
 
-    def __init__(self, capacity: dict[str, int], health: Health, retry_after_s: int) -> None:
+    def __init__(self, capacity: dict[str, int], health: ModelHealth, retry_after_s: int) -> None:
         self._capacity, self._health = capacity, health
         self._retry_after_s = retry_after_s
         self.running: Counter[str] = Counter()
 
-    async def send(self, candidates: Sequence[str], start: Start) -> Answer:
-        """The answer's beginning, from the first candidate that gives one.
+    async def send(self, candidates: Sequence[str], start: StartCall) -> StartedAnswer:
+        """Return the start of an answer from the first candidate that gives one.
 
-        Whoever has it must call :meth:`ended` with its model. Only with more than one candidate
-        is a failure a reason to try another; the last one's is raised.
+        The caller must call :meth:`finish` with its model. A failure is a reason to try the next
+        candidate; the last one's failure is raised.
 
         Raises:
-            RefusedError: no candidate takes it (429 where all are full, else 503).
+            RefusedError: No candidate accepts it: 429 if all are full, else 503.
         """
         skipped: list[str] = []
         for number, model in enumerate(candidates):
-            last = number == len(candidates) - 1
+            is_last = number == len(candidates) - 1
             try:
-                answer = await self._try(model, start, patient=last)
+                answer = await self._try(model, start, is_last=is_last)
                 answer.skipped = skipped
                 return answer
-            except UnusableError as error:
+            except ModelUnavailableError as error:
                 skipped.append(f"{model}: {error}")
         full = all(reason.endswith(": saturated") for reason in skipped)
         raise RefusedError(
-            f"No model takes this request now ({'; '.join(skipped)}). "
+            f"No model accepts this request now ({'; '.join(skipped)}). "
             f"Try again in {self._retry_after_s} s.",
             "rate_limit_exceeded" if full else "model_unavailable",
             429 if full else 503,
             {"retry-after": str(self._retry_after_s)},
         )
 
-    def ended(self, model: str) -> None:
-        """A request that ``model`` took has ended."""
+    def finish(self, model: str) -> None:
+        """Count a request that ``model`` accepted as ended."""
         self.running[model] -= 1
 
-    async def _try(self, model: str, start: Start, *, patient: bool) -> Answer:
+    async def _try(self, model: str, start: StartCall, *, is_last: bool) -> StartedAnswer:
         if self.running[model] >= self._capacity[model]:
-            raise UnusableError("saturated")
-        if not patient and await self._health.down(model):
-            raise UnusableError("down")
-        began = time.perf_counter()
+            raise ModelUnavailableError("saturated")
+        if not is_last and await self._health.is_down(model):
+            raise ModelUnavailableError("down")
+        started = time.perf_counter()
         self.running[model] += 1
         try:
-            first, rest = await self._first(model, start, patient)
+            first, rest = await self._first_packet(model, start, is_last)
         except BaseException:
-            self.ended(model)
+            self.finish(model)
             raise
-        return Answer(model, first, rest, began, (time.perf_counter() - began) * 1e3)
+        return StartedAnswer(model, first, rest, started, (time.perf_counter() - started) * 1e3)
 
-    async def _first(self, model: str, start: Start, patient: bool) -> tuple[Any, Any]:
-        """The first packet; without patience, gives up on a model that goes down meanwhile."""
+    async def _first_packet(self, model: str, start: StartCall, is_last: bool) -> tuple[Any, Any]:
+        """Wait for the first packet; unless it is the last candidate, only while it is up."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -134,20 +144,20 @@ class Dispatcher:
         task = asyncio.ensure_future(anext(response))
         try:
             while not task.done():
-                await asyncio.wait({task}, timeout=None if patient else STALE_S)
-                if not task.done() and await self._health.down(model):
-                    raise UnusableError("down")
+                await asyncio.wait({task}, timeout=None if is_last else HEALTH_MAX_AGE_S)
+                if not task.done() and await self._health.is_down(model):
+                    raise ModelUnavailableError("down")
             first = task.result()
         except BackPressureError:
-            raise UnusableError("saturated") from None
+            raise ModelUnavailableError("saturated") from None
         except (RayError, RayServeException) as error:
-            if patient and isinstance(error, RayTaskError):
-                raise  # the request may be what the model could not do
-            raise UnusableError(f"failed ({type(error).__name__})") from None
+            if is_last and isinstance(error, RayTaskError):
+                raise  # the request itself may be the cause
+            raise ModelUnavailableError(f"failed ({type(error).__name__})") from None
         finally:
             if not task.done():
                 task.cancel()
                 response.cancel()
-        if not patient and getattr(getattr(first, "error", None), "code", 0) >= 500:
-            raise UnusableError("failed")
+        if not is_last and getattr(getattr(first, "error", None), "code", 0) >= 500:
+            raise ModelUnavailableError("failed")
         return first, response

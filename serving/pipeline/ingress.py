@@ -1,6 +1,6 @@
-"""The composed path's own ingress: gate, guardrail, router, models behind handles, guardrail.
+"""The composed path's ingress: gate, guardrail, model router, models behind handles, guardrail.
 
-It refuses a request before anything queues or wakes.
+It refuses a request before anything queues or wakes up.
 """
 
 from __future__ import annotations
@@ -23,26 +23,36 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
-from serving.gateway.gate import GateConfig, open_gate
+from serving.gateway.config import GateConfig
+from serving.gateway.context import RequestContext
+from serving.gateway.gate import open_gate
 from serving.gateway.stages import StageTimings
 from serving.guardrail.findings import FindingCounts
 from serving.guardrail.guard import Guard, MicroBatcher, RefusedError
-from serving.guardrail.guard_model import GuardModelClient, asks_endpoint
-from serving.guardrail.stream import GuardedStream, as_events, events
-from serving.pipeline.config import PipelineConfig, choose
-from serving.pipeline.dispatcher import Answer, Dispatcher, Health
-from serving.pipeline.http_app import DONE, bare_app
+from serving.guardrail.guard_model import Ask, GuardModelClient, endpoint_client
+from serving.guardrail.stream import GuardedStream, event_data, format_events
+from serving.guardrail.texts import RequestTexts
+from serving.pipeline.config import PipelineConfig, pick_model
+from serving.pipeline.dispatcher import Dispatcher, ModelHealth, StartCall, StartedAnswer
+from serving.pipeline.http_app import DONE, create_app
 from serving.spec.router import AUTO
 
-GUARDED = ("models", "model_data", "completions", "chat")
-"""Routes that exist where a guardrail does: it reads no other's texts."""
-WITHHELD = frozenset({"authorization", "cookie", "proxy-authorization"})
+GUARDED_ENDPOINTS = ("models", "model_data", "completions", "chat")
+"""Endpoints that exist behind a guardrail, which does not read the texts of others."""
+WITHHELD_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that go no further than the ingress."""
 
 
 @serve.ingress()
 class Ingress(OpenAiIngress):  # type: ignore[misc]
-    """Ray Serve LLM's OpenAI ingress behind our gate, in front of models that may sleep."""
+    """Ray Serve LLM's OpenAI ingress behind the gate, in front of models that may sleep.
+
+    Args:
+        models: Handles of the models' deployments, by model id.
+        guardrail: Handle of the guardrail's deployment or of the guard model's.
+        router: Handle of the model router's deployment.
+        guarded: Whether there is a guardrail of any kind.
+    """
 
     async def __init__(  # type: ignore[misc]
         self,
@@ -51,46 +61,45 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         router: DeploymentHandle | None = None,
         guarded: bool = False,
     ) -> None:
-        super().__init__(models, {name: _card(name) for name in models})
+        super().__init__(models, {name: _model_card(name) for name in models})
         self._guardrail, self._router, self._guarded = guardrail, router, guarded
-        self._access: GateConfig | None = None
+        self._gate_config: GateConfig | None = None
         self._guard: Guard | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new keys, limits and rules without a restart."""
-        self._access = GateConfig(**user_config["access"])
-        self._composition = PipelineConfig(**user_config["composition"])
-        app = serve.get_replica_context().app_name
-        states = self._composition.states(app)
+        """Apply new keys, limits and rules without a restart."""
+        self._gate_config = GateConfig(**user_config["access"])
+        self._config = PipelineConfig(**user_config["composition"])
+        health = ModelHealth(self._config.down_reader(serve.get_replica_context().app_name))
         self._dispatcher = Dispatcher(
-            self._composition.capacity, Health(states), self._access.retry_after_s
+            self._config.capacity, health, self._gate_config.retry_after_s
         )
         self._guard = self._make_guard()
 
     def _make_guard(self) -> Guard | None:
-        spec = self._composition.guardrail
+        spec = self._config.guardrail
         if spec is None:
             return None
         if spec.kind == "presidio":
             assert self._guardrail is not None
             handle = self._guardrail
             limit = 4 * spec.scaling.max_replicas
-            return Guard(spec, MicroBatcher(lambda texts: handle.check.remote(texts), limit))
+            return Guard(spec, MicroBatcher(lambda texts: handle.inspect.remote(texts), limit))
         if spec.kind == "endpoint":
-            return Guard(spec, GuardModelClient(spec, asks_endpoint(spec)))
+            return Guard(spec, GuardModelClient(spec, endpoint_client(spec)))
         return Guard(
-            spec, GuardModelClient(spec, _asks_handle(self._guardrail, spec.model.model_id))
+            spec, GuardModelClient(spec, handle_client(self._guardrail, spec.model.model_id))
         )
 
     async def __serve_build_asgi_app__(self) -> App:
-        app: FastAPI = bare_app()
-        routes = DEFAULT_ENDPOINTS  # Serve builds this before it calls reconfigure
+        app: FastAPI = create_app()
+        endpoints = DEFAULT_ENDPOINTS  # Serve builds this before it calls reconfigure
         if self._guarded:
-            routes = {name: routes[name] for name in GUARDED}
-        for name, route in routes.items():
-            route(app)(getattr(self, name))
+            endpoints = {name: endpoints[name] for name in GUARDED_ENDPOINTS}
+        for name, decorator in endpoints.items():
+            decorator(app)(getattr(self, name))
         app.get("/health")(self._health)
-        gate = open_gate(app, lambda: self._access)
+        gate = open_gate(app, lambda: self._gate_config)
         self._reporting = asyncio.create_task(report_gate(gate))
         return gate
 
@@ -98,118 +107,129 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         return {"status": "ok"}
 
     async def models(self) -> Any:
-        """OpenAI's list of models; ``auto`` is one where a router chooses."""
-        listed = await super().models()
-        if self._composition.router is not None:
-            listed.data.append(_card(AUTO))
-        return listed
+        """List the models as OpenAI does, with ``auto`` if there is a model router."""
+        response = await super().models()
+        if self._config.router is not None:
+            response.data.append(_model_card(AUTO))
+        return response
 
     async def _process_llm_request(
         self, body: Any, call_method: str, raw_request: Request | None = None
     ) -> Response:
-        """A chat completion, completion or transcription, streamed or whole."""
+        """Answer a chat completion, completion or transcription, streamed or whole."""
         assert raw_request is not None
-        stages: StageTimings = raw_request.scope["stages"]
-        tally = FindingCounts()
+        context = RequestContext.of(raw_request.scope)
+        texts, counts = RequestTexts(body), FindingCounts()
         if self._guard is not None:
-            with stages.measure("guardrail_in"):
-                await self._guard.prompt(body, tally)
-        with stages.measure("route"):
-            candidates, reason = await self._candidates(body, raw_request)
-        start = self._starter(body, call_method, raw_request)
+            with context.timings.measure("guardrail_in"):
+                await self._guard.check_prompt(texts, counts)
+        with context.timings.measure("route"):
+            candidates, reason = await self._candidates(texts, raw_request, context)
+        start = self._make_start(body, call_method, raw_request)
         answer = await self._dispatcher.send(candidates, start)
-        headers = _told(answer, reason)
+        headers = _routing_headers(answer, reason)
         if isinstance(answer.first, str):
-            stream = self._stream(answer, stages, tally)
+            stream = self._stream(answer, context.timings, counts)
             if self._guard is not None:
-                headers["x-guardrail"] = str(tally)
+                headers["x-guardrail"] = str(counts)
             return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
-        self._dispatcher.ended(answer.model)
-        return await self._whole(answer, stages, tally, headers)
+        self._dispatcher.finish(answer.model)
+        return await self._whole(answer, context.timings, counts, headers)
 
-    async def _candidates(self, body: Any, request: Request) -> tuple[tuple[str, ...], str]:
-        """The models to try, in their order, and why the first stands first."""
-        tenant = request.scope.get("tenant")
-        if self._composition.router is None or body.model not in (None, AUTO):
-            return (await self._get_model_id(body.model),), "named"
-        return await choose(self._composition, self._router, body, request.headers, tenant)
+    async def _candidates(
+        self, texts: RequestTexts, request: Request, context: RequestContext
+    ) -> tuple[tuple[str, ...], str]:
+        """Return the models to try in order, and why the first one is first."""
+        model = texts.body.model
+        if self._config.router is None or model not in (None, AUTO):
+            return (await self._get_model_id(model),), "named"
+        return await pick_model(self._config, self._router, texts, request.headers, context.tenant)
 
-    def _starter(self, body: Any, call_method: str, request: Request) -> Any:
+    def _make_start(self, body: Any, call_method: str, request: Request) -> StartCall:
         if hasattr(body, "messages"):
             body = _sanitize_chat_completion_request(body)
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD}
-        session = session_id_from_headers(request.headers)
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD_HEADERS}
+        session_id = session_id_from_headers(request.headers)
 
         def start(model: str) -> Any:
             body.model = model
             handle = self._get_configured_serve_handle(model)
-            handle = handle.options(session_id=session) if session else handle
+            handle = handle.options(session_id=session_id) if session_id else handle
             return getattr(handle, call_method).remote(body, RawRequestInfo(headers=headers))
 
         return start
 
     async def _whole(
-        self, answer: Answer, stages: StageTimings, tally: FindingCounts, headers: dict[str, str]
+        self,
+        answer: StartedAnswer,
+        timings: StageTimings,
+        counts: FindingCounts,
+        headers: dict[str, str],
     ) -> Response:
         if isinstance(answer.first, ErrorResponse):
             error = answer.first.error
-            told = error_body(error.message, error.type, None)
-            return JSONResponse(told, error.code, headers)
+            return JSONResponse(error_body(error.message, error.type, None), error.code, headers)
         if self._guard is not None:
-            with stages.measure("guardrail_out"):
-                await self._guard.answer(answer.first, tally)
-            headers["x-guardrail"] = str(tally)
+            with timings.measure("guardrail_out"):
+                await self._guard.check_answer(answer.first, counts)
+            headers["x-guardrail"] = str(counts)
         content = answer.first.model_dump()
-        stages.engine(content.get("metrics") or {})
-        stages.waited(answer.waited_ms, answer.waited_ms)
+        timings.set_engine_metrics(content.get("metrics") or {})
+        timings.add_queue_time(answer.first_ms, answer.first_ms)
         return JSONResponse(content, headers=headers)
 
     async def _stream(
-        self, answer: Answer, stages: StageTimings, tally: FindingCounts
+        self, answer: StartedAnswer, timings: StageTimings, counts: FindingCounts
     ) -> AsyncIterator[str]:
-        packets: Any = self._packets(answer, stages)
+        packets: Any = self._packets(answer, timings)
         if self._guard is not None:
-            packets = GuardedStream(self._guard, stages, tally).rewrite(packets)
+            packets = GuardedStream(self._guard, timings, counts).rewrite(packets)
         try:
             async for packet in packets:
                 yield packet
         except RefusedError as error:
             body = error_body(str(error), error.kind, error.code)
-            yield as_events([msgspec.json.encode(body).decode()])
+            yield format_events([msgspec.json.encode(body).decode()])
         finally:
             answer.rest.cancel()
-            self._dispatcher.ended(answer.model)
-        ending = f": guardrail {tally}\n\n" if self._guard is not None and tally else ""
-        yield f"{ending}{stages.comment()}{DONE}"
+            self._dispatcher.finish(answer.model)
+        findings = f": guardrail {counts}\n\n" if self._guard is not None and counts else ""
+        yield f"{findings}{timings.to_comment()}{DONE}"
 
-    async def _packets(self, answer: Answer, stages: StageTimings) -> AsyncIterator[str]:
-        """The model's events without ``[DONE]``; what they tell of the stages is taken over."""
+    async def _packets(self, answer: StartedAnswer, timings: StageTimings) -> AsyncIterator[str]:
+        """Yield the model's events without ``[DONE]``; read the engine's metrics from them."""
         packet: Any = answer.first
         while packet is not None:
             packet = packet.removesuffix(DONE)
             if '"metrics":' in packet:
-                for data in events(packet):
-                    told = msgspec.json.decode(data)
-                    if not told.get("choices") and told.get("metrics"):
-                        stages.engine(told["metrics"])
-                        stages.waited(answer.waited_ms, (perf_counter() - answer.began_s) * 1e3)
+                _read_metrics(packet, answer, timings)
             if packet:
                 yield packet
             packet = await anext(answer.rest, None)
 
 
-def _card(name: str) -> ModelCard:
+def _read_metrics(packet: str, answer: StartedAnswer, timings: StageTimings) -> None:
+    for data in event_data(packet):
+        event = msgspec.json.decode(data)
+        if not event.get("choices") and event.get("metrics"):
+            timings.set_engine_metrics(event["metrics"])
+            timings.add_queue_time(answer.first_ms, (perf_counter() - answer.started_s) * 1e3)
+
+
+def _model_card(name: str) -> ModelCard:
     return ModelCard(id=name, object="model", owned_by="workbench", permission=[], metadata={})
 
 
-def _told(answer: Answer, reason: str) -> dict[str, str]:
-    """Which model answers, and why."""
-    told = {MODEL_HEADER: answer.model, "x-routed-reason": reason}
-    return told | ({"x-routed-fallback": "; ".join(answer.skipped)} if answer.skipped else {})
+def _routing_headers(answer: StartedAnswer, reason: str) -> dict[str, str]:
+    """Return the headers that report which model answers, and why."""
+    headers = {MODEL_HEADER: answer.model, "x-routed-reason": reason}
+    if answer.skipped:
+        headers["x-routed-fallback"] = "; ".join(answer.skipped)
+    return headers
 
 
-def _asks_handle(handle: Any, model_id: str) -> Any:
-    """Asks a guard model's deployment."""
+def handle_client(handle: Any, model_id: str) -> Ask:
+    """Return a function that asks a guard model through its deployment's handle."""
     from ray.llm._internal.serve.core.configs.openai_api_models import (
         ChatCompletionRequest,
         CompletionRequest,

@@ -1,11 +1,14 @@
-"""The router's deployment: rules need nothing, a classifier loads its embedding model here."""
+"""The model router's deployment: rules need no model, a classifier loads its embedding model.
+
+It chooses which model answers; :mod:`serving.deploy.replica_routers` choose among replicas.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import MissingPackageError, ModelNotFoundError
-from serving.pipeline.router_rules import Decision, Embed, RoutingInput, decide
+from serving.pipeline.router_rules import Decision, RoutingInput, Similarity, decide
 from serving.spec.router import EmbeddingClassifier, RouterSpec
 
 if TYPE_CHECKING:
@@ -15,44 +18,57 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Router:
-    """Decides which model answers; takes new rules without a restart."""
+class ModelRouter:
+    """Decides which model answers; accepts new rules without a restart.
+
+    Args:
+        models: Ids of the pipeline's models, in its order.
+    """
 
     def __init__(self, models: tuple[str, ...]) -> None:
         self._models = models
         self._spec = RouterSpec()
-        self._embed: Embed | None = None
+        self._similarity: Similarity | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new rules, and another classifier where it changed."""
+        """Apply new rules; load another classifier only if it has changed."""
         spec = RouterSpec(**user_config)
         if spec.classifier != self._spec.classifier:
-            self._embed = Examples(spec.classifier) if spec.classifier else None
+            self._similarity = ExampleSimilarity(spec.classifier) if spec.classifier else None
         self._spec = spec
 
-    async def decide(self, facts: RoutingInput) -> Decision:
-        """The model that should answer, and why."""
-        return decide(facts, self._spec, self._models, self._embed)
+    async def decide(self, routing_input: RoutingInput) -> Decision:
+        """Return the model that should answer, and why."""
+        return decide(routing_input, self._spec, self._models, self._similarity)
 
 
-class Examples:
+class ExampleSimilarity:
     """The similarity of a text to each model's examples: cosines of mean sentence vectors."""
 
     def __init__(self, spec: EmbeddingClassifier) -> None:
-        self._embed = SentenceVectors(spec.path, spec.max_tokens)
+        self._embed = SentenceEmbedder(spec.path, spec.max_tokens)
         self._means = {
             model: _unit(self._embed(list(texts)).mean(axis=0))
             for model, texts in spec.examples.items()
         }
 
     def __call__(self, text: str) -> dict[str, float]:
-        """Cosine similarity, -1 to 1, by model id."""
+        """Return the cosine similarity, -1 to 1, by model id."""
         vector = self._embed([text])[0]
         return {model: float(mean @ vector) for model, mean in self._means.items()}
 
 
-class SentenceVectors:
-    """Unit vectors of texts: the mean of a transformers model's last hidden states."""
+class SentenceEmbedder:
+    """Embeds texts as unit vectors: the mean of a transformers model's last hidden states.
+
+    Args:
+        path: Folder or Hugging Face id of the model.
+        max_tokens: Tokens of a text that are read.
+
+    Raises:
+        MissingPackageError: transformers is not installed.
+        ModelNotFoundError: The model cannot be loaded.
+    """
 
     def __init__(self, path: str, max_tokens: int) -> None:
         try:
@@ -65,16 +81,16 @@ class SentenceVectors:
             self._tokenizer = AutoTokenizer.from_pretrained(path)
             self._model = AutoModel.from_pretrained(path).eval()
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            first_line = str(error).strip().splitlines()[0]
             raise ModelNotFoundError(
-                f"router.classifier.path = {path!r} cannot be loaded: {first}"
+                f"router.classifier.path = {path!r} cannot be loaded: {first_line}"
             ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """A row a text."""
+        """Return one vector per text, with shape (texts, hidden size)."""
         import torch
 
         batch = self._tokenizer(

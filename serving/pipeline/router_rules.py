@@ -1,4 +1,4 @@
-"""Which model answers, by rule: pure functions of a request's facts."""
+"""Which model answers, by rule: pure functions of what the model router knows of a request."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from serving.spec.router import (
 CHARS_PER_TOKEN = 4
 """For an estimate before anything is tokenized; English has about four."""
 
-Embed = Callable[[str], Mapping[str, float]]
-"""A classifier: the similarity of a text to each model's examples."""
+Similarity = Callable[[str], Mapping[str, float]]
+"""A classifier: returns the similarity of a text to each model's examples."""
 
 
 class RoutingInput(NamedTuple):
-    """What a router knows of a request."""
+    """What the model router knows of a request.
+
+    Attributes:
+        texts: The text of every message or prompt, the last one last.
+        max_tokens: The request's own limit on the answer.
+        tenant: Name of the tenant who is calling.
+        budget: Content of the request's budget header.
+    """
 
     texts: tuple[str, ...]
-    """Every message's or prompt's text, the last one last."""
     max_tokens: int | None
     tenant: str | None
     budget: str | None
-    """What the request's budget header holds."""
 
     @property
     def chars(self) -> int:
@@ -40,62 +45,77 @@ class RoutingInput(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The model that should answer, and why; the reason holds no text of the request."""
+    """The model that should answer, and why; the reason contains no text of the request."""
 
     model: str
     reason: str
 
 
 def decide(
-    facts: RoutingInput, spec: RouterSpec, models: tuple[str, ...], embed: Embed | None = None
+    request: RoutingInput,
+    spec: RouterSpec,
+    models: tuple[str, ...],
+    similarity: Similarity | None = None,
 ) -> Decision:
-    """The first rule that holds, then the classifier, then the default."""
+    """Decide by the first rule that applies, then the classifier, then the default.
+
+    Args:
+        request: What is known of the request.
+        spec: Rules, classifier and default.
+        models: Ids of the pipeline's models, in its order.
+        similarity: The classifier, if there is one.
+    """
     for number, rule in enumerate(spec.rules, 1):
-        match rule:
-            case LengthRule():
-                reason = _length(rule, facts)
-            case CodeRule():
-                reason = "the request holds code" if any(map(holds_code, facts.texts)) else None
-            case LanguageRule():
-                found = language(facts.texts[-1] if facts.texts else "")
-                reason = f"the language is {found}" if found in rule.languages else None
-            case TenantRule():
-                reason = f"the tenant is {facts.tenant}" if facts.tenant in rule.tenants else None
-            case BudgetRule():
-                if chosen := _affordable(rule, facts, models):
-                    return Decision(chosen[0], f"rule {number}: {chosen[1]}")
-                continue
-        if reason is not None:
-            return Decision(rule.model, f"rule {number}: {reason}")
-    if embed is not None and spec.classifier is not None:
-        decision = _nearest(embed("\n".join(facts.texts)), spec.classifier.min_margin)
+        if isinstance(rule, BudgetRule):
+            choice = _affordable(rule, request, models)
+        else:
+            reason = _reason(rule, request)
+            choice = None if reason is None else (rule.model, reason)
+        if choice is not None:
+            return Decision(choice[0], f"rule {number}: {choice[1]}")
+    if similarity is not None and spec.classifier is not None:
+        decision = _nearest(similarity("\n".join(request.texts)), spec.classifier.min_margin)
         if decision is not None:
             return decision
     return Decision(spec.default or models[0], "default")
 
 
-def _length(rule: LengthRule, facts: RoutingInput) -> str | None:
-    above = rule.max_chars is not None and facts.chars > rule.max_chars
-    return None if above or facts.chars < rule.min_chars else f"{facts.chars} characters"
+def _reason(
+    rule: LengthRule | CodeRule | LanguageRule | TenantRule, request: RoutingInput
+) -> str | None:
+    """Return why a rule applies; None if it does not."""
+    match rule:
+        case LengthRule():
+            too_long = rule.max_chars is not None and request.chars > rule.max_chars
+            too_short = request.chars < rule.min_chars
+            return None if too_long or too_short else f"{request.chars} characters"
+        case CodeRule():
+            return "the request contains code" if any(map(contains_code, request.texts)) else None
+        case LanguageRule():
+            name = language(request.texts[-1] if request.texts else "")
+            return f"the language is {name}" if name in rule.languages else None
+        case TenantRule():
+            return f"the tenant is {request.tenant}" if request.tenant in rule.tenants else None
 
 
 def _affordable(
-    rule: BudgetRule, facts: RoutingInput, models: Iterable[str]
+    rule: BudgetRule, request: RoutingInput, models: Iterable[str]
 ) -> tuple[str, str] | None:
-    budget = _number(facts.budget) or rule.usd_per_request
+    """Return the first model within the budget, else the cheapest, and the reason."""
+    budget = _parse_amount(request.budget) or rule.usd_per_request
     if budget is None:
         return None
-    tokens = facts.chars / CHARS_PER_TOKEN + (facts.max_tokens or rule.default_max_tokens)
+    tokens = request.chars / CHARS_PER_TOKEN + (request.max_tokens or rule.default_max_tokens)
     prices = rule.usd_per_million_tokens
     costs = {model: tokens * prices[model] / 1e6 for model in models if model in prices}
     within = [model for model, cost in costs.items() if cost <= budget]
-    model = within[0] if within else min(costs, key=lambda one: costs[one])
+    model = within[0] if within else min(costs, key=costs.__getitem__)
     relation = "within" if within else "the cheapest, above"
     return model, f"${costs[model]:.3g} is {relation} the budget of ${budget:.3g}"
 
 
-def _number(text: str | None) -> float | None:
-    """A positive number in a header; None for anything else."""
+def _parse_amount(text: str | None) -> float | None:
+    """Parse a positive number in a header; None for anything else."""
     if text is None or not re.fullmatch(r"\d{0,9}(\.\d{0,12})?(e-?\d{1,2})?", text.strip() or "x"):
         return None
     try:
@@ -104,8 +124,9 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _nearest(similarity: Mapping[str, float], min_margin: float) -> Decision | None:
-    (model, best), (_, second) = sorted(similarity.items(), key=lambda one: -one[1])[:2]
+def _nearest(similarities: Mapping[str, float], min_margin: float) -> Decision | None:
+    ranked = sorted(similarities.items(), key=lambda item: -item[1])
+    (model, best), (_, second) = ranked[:2]
     if best - second < min_margin:
         return None
     return Decision(model, f"classifier: similarity {best:.2f}, ahead by {best - second:.2f}")
@@ -124,8 +145,8 @@ _CODE = re.compile(
 )
 
 
-def holds_code(text: str) -> bool:
-    """Whether a text holds program code: a fenced block, or a line that begins as code does."""
+def contains_code(text: str) -> bool:
+    """Return whether a text has program code: a fenced block, or a line that looks like code."""
     return _CODE.search(text) is not None
 
 
@@ -140,28 +161,31 @@ _SCRIPTS = {
     "hi": r"[\u0900-\u097f]",
     "th": r"[\u0e00-\u0e7f]",
 }
-"""Languages told by their script alone; Japanese before Chinese, whose characters it uses too."""
+"""Languages known by their script; Japanese before Chinese, whose characters it uses too."""
 _LATIN = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl", "tr")
 
 
 def language(text: str) -> str | None:
-    """A text's language (ISO 639-1), by its script or its commonest words; None if neither tells.
+    """Return a text's language (ISO 639-1), by its script or its most common words.
 
-    The commonest words are spaCy's stop words, which come with it and need no model.
+    The most common words are spaCy's stop words, which are installed with it and need no model.
+
+    Returns:
+        The language; None if neither shows it.
     """
     for name, script in _SCRIPTS.items():
         if len(re.findall(script, text)) > 0.1 * len(text):
             return name
     words = re.findall(r"[^\W\d_]+", text.lower())
-    known = _stop_words()
-    counts = {name: sum(word in known[name] for word in words) for name in known}
-    best = max(counts, key=lambda name: counts[name])
+    stop_words = _stop_words()
+    counts = {name: sum(word in stop_words[name] for word in words) for name in stop_words}
+    best = max(counts, key=counts.__getitem__)
     return best if counts[best] else None
 
 
 @cache
 def _stop_words() -> dict[str, frozenset[str]]:
-    """Each language's stop words, read without importing spaCy itself (seconds of a core)."""
+    """Return each language's stop words, read without importing spaCy, which takes seconds."""
     import ast
     from importlib.util import find_spec
     from pathlib import Path
@@ -169,13 +193,13 @@ def _stop_words() -> dict[str, frozenset[str]]:
     package = find_spec("spacy")
     if package is None or package.origin is None:
         return {"en": frozenset({"the", "of", "and", "to", "a", "is", "what", "how"})}
-    found = {}
+    stop_words = {}
     for name in _LATIN:
         source = Path(package.origin).parent / "lang" / name / "stop_words.py"
-        texts = [
+        strings = [
             node.value
             for node in ast.walk(ast.parse(source.read_text()))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
-        found[name] = frozenset(word for text in texts for word in text.split())
-    return found
+        stop_words[name] = frozenset(word for string in strings for word in string.split())
+    return stop_words

@@ -1,8 +1,8 @@
-"""Quotas over all gates of a service: one book, from which the gates lease. Pure; clocks passed in.
+"""The ledger of a service: every tenant's quota, from which its gates lease. Pure.
 
-Requests and places for concurrent requests are leased, so that all gates together never admit more
-than the quota. Tokens are known only when an answer has ended: a request reserves what it may cost,
-is charged what it did cost, and a debt is paid off before the next one is admitted.
+Requests and slots for concurrent requests are leased, so that all gates together never admit more
+than the quota. Tokens are known only when an answer has ended: a request reserves what it may cost
+and is charged what it did cost, and a debt is paid off before the next request is admitted.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ LEASE_SHARE = 20
 """A gate beside others leases a twentieth of a minute's requests at once."""
 
 FORGET_S = 5.0
-"""A gate not heard of for so long is gone: its reservations and places are free again."""
+"""After this silence a gate counts as gone, and its reservations and slots are free again."""
 
 
 @dataclass
 class TokenBucket:
-    """A minute's quota that refills evenly and never holds more; below zero it is in debt."""
+    """A quota per minute that refills evenly up to ``capacity``; below zero it is in debt."""
 
     capacity: float
-    at: float
+    updated_at: float
     level: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.level = self.capacity
 
     def refill(self, now: float) -> None:
-        """Add what has come in since the last time."""
-        gained = (now - self.at) * self.capacity / 60
-        self.level, self.at = min(self.capacity, self.level + gained), now
+        """Add what has accrued since the last refill."""
+        gained = (now - self.updated_at) * self.capacity / 60
+        self.level, self.updated_at = min(self.capacity, self.level + gained), now
 
     def resize(self, capacity: float) -> None:
-        """A changed quota: what was spent stays spent."""
+        """Change the quota; what was spent stays spent."""
         self.level, self.capacity = self.level + capacity - self.capacity, capacity
 
     def wait_s(self, amount: float) -> float:
-        """Seconds until ``amount`` is there; a full bucket is enough for any."""
+        """Return the seconds until ``amount`` is there; a full bucket is enough for any amount."""
         return max(0.0, min(amount, self.capacity) - self.level) * 60 / self.capacity
 
 
 @dataclass
 class Usage:
-    """What one tenant has used, in counts since the service began."""
+    """What one tenant has used since the service started, as counts."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -57,45 +57,55 @@ class Usage:
     errors: int = 0
 
     def add(self, other: Usage) -> None:
-        """Count another record into this one."""
+        """Add the counts of another record."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class UsageReport:
-    """One gate's account of one tenant.
+    """What one gate reports about one tenant.
 
-    Totals since it joined, except ``unused_requests``: a lost answer does no harm.
+    All are totals since the gate joined, except ``unused_requests``, which are handed back; a lost
+    reply does no harm.
     """
 
     wants_request: bool = False
-    wants_place: bool = False
+    wants_slot: bool = False
     unused_requests: int = 0
-    places: int = 0
+    slots: int = 0
     reserved_tokens: int = 0
-    spent_tokens: int = 0
+    used_tokens: int = 0
     usage: Usage = field(default_factory=Usage)
 
 
 @dataclass
 class LeaseGrant:
-    """The book's answer: what is leased, and how the tenant stands."""
+    """The ledger's reply to a report.
+
+    Attributes:
+        requests: Requests leased by this reply.
+        slots: Slots leased by this reply.
+        spare_slots: Slots that the gate may keep beyond those in use.
+        only_gate: Whether the service has no other gate.
+        requests_left: Requests that remain in the ledger.
+        tokens_left: Tokens that remain after the reservations of other gates.
+    """
 
     requests: int = 0
-    places: int = 0
-    keep_places: int = 0
-    alone: bool = True
+    slots: int = 0
+    spare_slots: int = 0
+    only_gate: bool = True
     requests_left: float = 0.0
     tokens_left: float = 0.0
 
 
 @dataclass
-class _Gate:
-    """What the book knows of one gate's dealings with one tenant."""
+class _Holding:
+    """What one gate holds of one tenant's quota."""
 
-    places: int = 0
-    reserved: int = 0
+    slots: int = 0
+    reserved_tokens: int = 0
 
 
 class _Account:
@@ -105,28 +115,27 @@ class _Account:
         self.tenant = tenant
         self.requests = _bucket(tenant.requests_per_minute, None, now)
         self.tokens = _bucket(tenant.tokens_per_minute, None, now)
-        self.gates: dict[str, _Gate] = {}
-        self.spent: dict[str, int] = {}
+        self.holdings: dict[str, _Holding] = {}
+        self.used_tokens: dict[str, int] = {}
 
     def change(self, tenant: Tenant, now: float) -> None:
+        """Apply changed quotas."""
         self.tenant = tenant
         self.requests = _bucket(tenant.requests_per_minute, self.requests, now)
         self.tokens = _bucket(tenant.tokens_per_minute, self.tokens, now)
 
-    def deal(self, gate: str, report: UsageReport, gates: int, now: float) -> LeaseGrant:
-        held = self.gates.setdefault(gate, _Gate())
-        held.places, held.reserved = report.places, report.reserved_tokens
-        grant = LeaseGrant(alone=gates == 1)
+    def renew(self, gate: str, report: UsageReport, gates: int, now: float) -> LeaseGrant:
+        """Take one gate's report, and lease what it asks for; ``gates`` is their number."""
+        holding = self.holdings.setdefault(gate, _Holding())
+        holding.slots, holding.reserved_tokens = report.slots, report.reserved_tokens
+        grant = LeaseGrant(only_gate=gates == 1)
         if self.requests is not None:
             self._lease_requests(self.requests, report, grant, now)
         if self.tokens is not None:
-            self.tokens.refill(now)
-            self.tokens.level -= report.spent_tokens - self.spent.get(gate, 0)
-            others = sum(one.reserved for name, one in self.gates.items() if name != gate)
-            grant.tokens_left = self.tokens.level - others
-        self.spent[gate] = report.spent_tokens
+            grant.tokens_left = self._charge_tokens(self.tokens, gate, report, now)
+        self.used_tokens[gate] = report.used_tokens
         if self.tenant.max_concurrent_requests is not None:
-            self._lease_places(self.tenant.max_concurrent_requests, held, report, grant, gates)
+            self._lease_slots(self.tenant.max_concurrent_requests, holding, report, grant, gates)
         return grant
 
     def _lease_requests(
@@ -135,20 +144,28 @@ class _Account:
         bucket.refill(now)
         bucket.level = min(bucket.capacity, bucket.level + report.unused_requests)
         if report.wants_request:
-            share = bucket.level if grant.alone else max(1, bucket.capacity // LEASE_SHARE)
+            share = bucket.level if grant.only_gate else max(1, bucket.capacity // LEASE_SHARE)
             grant.requests = max(0, int(min(bucket.level, share)))
             bucket.level -= grant.requests
         grant.requests_left = bucket.level
 
-    def _lease_places(
-        self, limit: int, held: _Gate, report: UsageReport, grant: LeaseGrant, gates: int
+    def _charge_tokens(
+        self, bucket: TokenBucket, gate: str, report: UsageReport, now: float
+    ) -> float:
+        bucket.refill(now)
+        bucket.level -= report.used_tokens - self.used_tokens.get(gate, 0)
+        others = (holding for name, holding in self.holdings.items() if name != gate)
+        return bucket.level - sum(holding.reserved_tokens for holding in others)
+
+    def _lease_slots(
+        self, limit: int, holding: _Holding, report: UsageReport, grant: LeaseGrant, gates: int
     ) -> None:
         share = limit if gates == 1 else limit // (4 * gates)
-        grant.keep_places = share
-        if report.wants_place:
-            free = limit - sum(one.places for one in self.gates.values())
-            grant.places = max(0, min(free, max(1, share)))
-            held.places += grant.places
+        grant.spare_slots = share
+        if report.wants_slot:
+            free = limit - sum(each.slots for each in self.holdings.values())
+            grant.slots = max(0, min(free, max(1, share)))
+            holding.slots += grant.slots
 
 
 def _bucket(quota: int | None, old: TokenBucket | None, now: float) -> TokenBucket | None:
@@ -162,21 +179,25 @@ def _bucket(quota: int | None, old: TokenBucket | None, now: float) -> TokenBuck
 
 
 class QuotaLedger:
-    """The one account of every tenant's quota and usage."""
+    """The quotas and usage of all tenants of one service.
+
+    Gates call it in their own process, or as a Ray actor (:mod:`serving.quotas.actor`). ``join``
+    and ``renew`` are coroutines so that both look the same to a gate; they never wait.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._seen: dict[str, float] = {}
+        self._seen_at: dict[str, float] = {}
         self._usage: dict[str, dict[str, Usage]] = {}
 
-    def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
-        """A gate begins, or its tenants have changed; the last word holds for every gate.
+    async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
+        """Register a gate, or a change of its tenants; the latest tenants apply to every gate.
 
-        From here on its spent tokens count from zero.
+        From here on the gate's used tokens count from zero.
         """
         now = self._clock()
-        self._seen[gate] = now
+        self._seen_at[gate] = now
         wanted = {tenant.name: tenant for tenant in tenants}
         for name in self._accounts.keys() - wanted.keys():
             del self._accounts[name]
@@ -185,33 +206,39 @@ class QuotaLedger:
                 self._accounts[name].change(tenant, now)
             else:
                 self._accounts[name] = _Account(tenant, now)
-            self._accounts[name].spent.pop(gate, None)
+            self._accounts[name].used_tokens.pop(gate, None)
 
-    def deal(self, gate: str, reports: dict[str, UsageReport]) -> dict[str, LeaseGrant] | None:
-        """Take one gate's reports and answer each; None asks it to join (again) first."""
+    async def renew(
+        self, gate: str, reports: dict[str, UsageReport]
+    ) -> dict[str, LeaseGrant] | None:
+        """Take one gate's reports and reply to each, by tenant's name.
+
+        Returns:
+            The grants; None if the gate must join (again) first.
+        """
         now = self._clock()
-        if gate not in self._seen:
+        if gate not in self._seen_at:
             return None
-        self._seen[gate] = now
-        self._forget(now)
+        self._seen_at[gate] = now
+        self._forget_silent_gates(now)
         grants = {}
         for name, report in reports.items():
             self._usage.setdefault(gate, {})[name] = report.usage
             if name in self._accounts:
                 account = self._accounts[name]
-                grants[name] = account.deal(gate, report, len(self._seen), now)
+                grants[name] = account.renew(gate, report, len(self._seen_at), now)
         return grants
 
     def usage(self) -> dict[str, Usage]:
-        """What each tenant has used through every gate there ever was."""
+        """Return what each tenant has used through all gates, past ones included."""
         totals: dict[str, Usage] = {}
         for tenants in self._usage.values():
             for name, usage in tenants.items():
                 totals.setdefault(name, Usage()).add(usage)
         return totals
 
-    def _forget(self, now: float) -> None:
-        for gate in [name for name, seen in self._seen.items() if now - seen > FORGET_S]:
-            del self._seen[gate]
+    def _forget_silent_gates(self, now: float) -> None:
+        for gate in [name for name, at in self._seen_at.items() if now - at > FORGET_S]:
+            del self._seen_at[gate]
             for account in self._accounts.values():
-                account.gates.pop(gate, None)
+                account.holdings.pop(gate, None)

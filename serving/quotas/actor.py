@@ -1,4 +1,4 @@
-"""The book of quotas and usage as a small Ray actor, one a service, that outlives its replicas."""
+"""The quota ledger as a small Ray actor, one per service, that outlives the service's replicas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from serving.quotas.accounts import LeaseGrant, QuotaLedger, UsageReport
+from serving.quotas.accounts import LeaseGrant, QuotaLedger, Usage, UsageReport
 from serving.spec.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -15,55 +15,36 @@ if TYPE_CHECKING:
 NAMESPACE = "llm-workbench"
 
 
-class QuotaActor:
-    """A book that gates of other processes reach."""
-
-    def __init__(self) -> None:
-        self._book = QuotaLedger()
-
-    def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
-        """A gate begins, or its tenants have changed."""
-        self._book.join(gate, tenants)
-
-    def deal(self, gate: str, reports: dict[str, UsageReport]) -> dict[str, LeaseGrant] | None:
-        """Take one gate's reports, and answer each."""
-        return self._book.deal(gate, reports)
-
-    def usage(self) -> dict[str, dict[str, int]]:
-        """What each tenant has used, by tenant's name."""
-        return {name: asdict(usage) for name, usage in self._book.usage().items()}
-
-
 class ActorLedger:
-    """The ledger of a service as a gate uses it; the actor is started by whoever comes first."""
+    """The ledger of a service, as its gates call it; the first gate starts the actor."""
 
     def __init__(self, service: str) -> None:
         self._service = service
         self._actor: ActorHandle[Any] | None = None
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
-        """See :meth:`Book.join`."""
-        self._actor = start(self._service)
+        """Register a gate; see :meth:`QuotaLedger.join`."""
+        self._actor = start_ledger(self._service)
         await self._actor.join.remote(gate, tuple(tenants))
 
-    async def deal(
+    async def renew(
         self, gate: str, reports: dict[str, UsageReport]
     ) -> dict[str, LeaseGrant] | None:
-        """See :meth:`Book.deal`."""
+        """Report and lease; see :meth:`QuotaLedger.renew`."""
         if self._actor is None:
             return None
-        grants: dict[str, LeaseGrant] | None = await self._actor.deal.remote(gate, reports)
+        grants: dict[str, LeaseGrant] | None = await self._actor.renew.remote(gate, reports)
         return grants
 
 
-def start(service: str) -> ActorHandle[Any]:
-    """The service's ledger, started if it does not run; returns without waiting for it."""
+def start_ledger(service: str) -> ActorHandle[Any]:
+    """Start the service's ledger unless it runs; return its handle without waiting for it."""
     import ray
 
     actor: ActorHandle[Any] = (
-        ray.remote(QuotaActor)
+        ray.remote(QuotaLedger)
         .options(
-            name=_name(service),
+            name=_actor_name(service),
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -75,23 +56,23 @@ def start(service: str) -> ActorHandle[Any]:
     return actor
 
 
-def usage(service: str) -> dict[str, dict[str, int]]:
-    """What each tenant of the service has used; empty where nobody has called yet."""
+def usage_by_tenant(service: str) -> dict[str, dict[str, int]]:
+    """Return the counts of :class:`Usage` by tenant's name; empty before the first request."""
     import ray
 
-    found: dict[str, dict[str, int]] = ray.get(start(service).usage.remote())
-    return found
+    usage: dict[str, Usage] = ray.get(start_ledger(service).usage.remote())
+    return {name: asdict(counts) for name, counts in usage.items()}
 
 
-def end(service: str) -> None:
-    """End the service's ledger, and its record with it."""
+def end_ledger(service: str) -> None:
+    """End the service's ledger, if it runs; its record is lost."""
     import ray
 
     try:
-        ray.kill(ray.get_actor(_name(service), namespace=NAMESPACE))
+        ray.kill(ray.get_actor(_actor_name(service), namespace=NAMESPACE))
     except ValueError:
-        return  # there is none
+        return  # it does not run
 
 
-def _name(service: str) -> str:
+def _actor_name(service: str) -> str:
     return f"ledger:{service}"

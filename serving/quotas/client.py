@@ -1,12 +1,12 @@
-"""A gate's share of every tenant's quota: leased ahead, so that a request rarely waits for it.
+"""A gate's share of every tenant's quota, leased ahead so that a request rarely waits for it.
 
-While a lease lasts, a request costs no call to the book. With one gate the lease is all there is;
-beside others it is a share (``quotas.LEASE_SHARE``), and what stays unused goes back after a
-second. So all gates together never admit more requests a minute, or more at once, than the quota;
-they may admit less by one share a gate for a second. Tokens are charged when known: a tenant can
+While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota; a
+gate beside others leases a share (``accounts.LEASE_SHARE``), and hands back what is unused after a
+second. So all gates together never admit more requests per minute, or more at once, than the quota;
+they may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
 overdraw by what its requests in progress cost beyond their reservation, plus what other gates admit
-within ``STALE_S``, and pays it off before its next request. While the book cannot be reached each
-gate holds the whole quota alone.
+within ``GRANT_MAX_AGE_S``, and pays it off before its next request. While the ledger cannot be
+reached, each gate enforces the whole quota by itself.
 """
 
 from __future__ import annotations
@@ -24,230 +24,238 @@ from serving.spec.tenants import Tenant
 
 SYNC_S = 0.25
 HEARTBEAT_S = 1.0
-ANSWER_S = 1.0
-"""A book that takes longer counts as out of reach."""
-AWAY_S = 5.0
-"""So long a gate goes on alone before it tries again."""
-STALE_S = 1.0
-"""What a gate knows of a tenant is asked anew after so long; of one that calls it is kept fresh."""
+LEDGER_TIMEOUT_S = 1.0
+"""A ledger that takes longer to reply counts as unreachable."""
+LEDGER_RETRY_S = 5.0
+"""How long a gate goes on by itself before it tries an unreachable ledger again."""
+GRANT_MAX_AGE_S = 1.0
+"""Age at which a grant is renewed before a request is admitted."""
 RETRIES, RETRY_S = 3, 0.02
-"""What another gate just freed is on its way back."""
+"""For a slot that another gate has just freed, which is still on its way to the ledger."""
 
-log = logging.getLogger("serving.quotas.client")
-
-
-class RemoteBook(Protocol):
-    """Where the book is, in this process or another."""
-
-    async def join(self, gate: str, tenants: Iterable[Tenant]) -> None: ...
-
-    async def deal(
-        self, gate: str, reports: dict[str, UsageReport]
-    ) -> dict[str, LeaseGrant] | None: ...
+logger = logging.getLogger(__name__)
 
 
-class LocalBook:
-    """A book in this process."""
-
-    def __init__(self, book: QuotaLedger | None = None) -> None:
-        self.book = book or QuotaLedger()
+class Ledger(Protocol):
+    """A :class:`QuotaLedger` in this process or in another one."""
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
-        self.book.join(gate, tenants)
+        """Register a gate, or a change of its tenants."""
 
-    async def deal(
+    async def renew(
         self, gate: str, reports: dict[str, UsageReport]
     ) -> dict[str, LeaseGrant] | None:
-        return self.book.deal(gate, reports)
+        """Report what was used, and lease; None if the gate must join first."""
 
 
 class OverQuotaError(Exception):
-    """A quota is used up: which one, its size, and the seconds until the next request fits."""
+    """A quota is used up.
+
+    Args:
+        quota: Which one: ``requests``, ``tokens`` or ``concurrent requests``.
+        limit: Its size.
+        retry_s: Seconds until the next request fits.
+    """
 
     def __init__(self, quota: str, limit: int, retry_s: float) -> None:
         super().__init__(quota)
         self.quota, self.limit, self.retry_s = quota, limit, retry_s
 
 
-class QuotaClients:
-    """Every tenant's purse at one gate, kept in step with the book."""
+class QuotaClient:
+    """Every tenant's lease at one gate, kept in sync with the ledger.
+
+    Args:
+        gate: The gate's unique id.
+        ledger: The ledger shared by the service's gates.
+        tenants: Returns the tenants that the gate knows now.
+        clock: Monotonic time in seconds.
+    """
 
     def __init__(
         self,
         gate: str,
-        book: RemoteBook,
+        ledger: Ledger,
         tenants: Callable[[], tuple[Tenant, ...]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._gate, self._book, self._current, self._clock = gate, book, tenants, clock
-        self._alone = LocalBook(QuotaLedger(clock))
-        self._purses: dict[str, QuotaLease] = {}
+        self._gate, self._ledger, self._clock = gate, ledger, clock
+        self._current_tenants = tenants
+        self._fallback = QuotaLedger(clock)
+        self._leases: dict[str, QuotaLease] = {}
         self._tenants: tuple[Tenant, ...] = ()
-        self._at: RemoteBook | None = None
-        self._away_until = float("-inf")
+        self._joined: Ledger | None = None
+        self._unreachable_until = float("-inf")
         self._lock = asyncio.Lock()
-        self._soon = asyncio.Event()
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def purse(self, tenant: Tenant) -> QuotaLease:
-        """The tenant's purse at this gate."""
-        purse = self._purses.setdefault(tenant.name, QuotaLease(tenant))
-        purse.tenant = tenant
-        return purse
+    def lease(self, tenant: Tenant) -> QuotaLease:
+        """Return the tenant's lease at this gate."""
+        lease = self._leases.setdefault(tenant.name, QuotaLease(tenant))
+        lease.tenant = tenant
+        return lease
 
     def start(self) -> None:
-        """Follow the tenants that hold now, and keep in step with the book, from here on."""
-        self._follow()
+        """Apply a change of tenants, and start to sync with the ledger in the background."""
+        self._update_tenants()
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._keep_in_step())
+            self._task = asyncio.get_running_loop().create_task(self._sync_forever())
 
-    def _follow(self) -> None:
-        tenants = self._current()
+    def _update_tenants(self) -> None:
+        tenants = self._current_tenants()
         if tenants is not self._tenants:
-            self._tenants, self._at = tenants, None
+            self._tenants, self._joined = tenants, None
             for tenant in tenants:
-                self.purse(tenant).refused_until = 0.0
+                self.lease(tenant).refused_until = 0.0
 
     def close(self) -> None:
-        """Stop keeping in step with the book."""
+        """Stop syncing."""
         if self._task is not None:
             self._task.cancel()
 
-    async def admit(self, purse: QuotaLease, tokens: int) -> None:
-        """Take one request and one place, and reserve ``tokens``.
+    async def admit(self, lease: QuotaLease, tokens: int) -> None:
+        """Take one request and one slot, and reserve ``tokens``.
 
         Raises:
-            OverQuotaError: one of the quotas is used up.
+            OverQuotaError: One of the quotas is used up.
         """
-        if purse.limited:
-            if self._at is None or self._clock() - purse.synced_at > STALE_S:
-                await self._ask(purse)
-            self._check_tokens(purse, tokens)
-            await self._need_place(purse)
-        purse.running += 1  # at once: while we await, another would take the same place
+        if lease.limited:
+            if self._joined is None or self._clock() - lease.synced_at > GRANT_MAX_AGE_S:
+                await self._ask(lease)
+            self._check_tokens(lease, tokens)
+            await self._ensure_slot(lease)
+        lease.running += 1  # before the next await, or another request would take the same slot
         try:
-            await self._need_request(purse)
-            # Nothing is awaited from here on, so what was there is still there.
-            self._check_tokens(purse, tokens)
+            await self._ensure_request(lease)
+            # Nothing is awaited from here on, so the checks above stay true.
+            self._check_tokens(lease, tokens)
         except BaseException:
-            purse.running -= 1
+            lease.running -= 1
             raise
-        purse.used_at = self._clock()
-        if purse.limited:
-            purse.requests -= purse.tenant.requests_per_minute is not None
-            purse.reserved += tokens if purse.tenant.tokens_per_minute else 0
-            self._fetch_ahead(purse)
+        lease.last_request_at = self._clock()
+        if lease.limited:
+            lease.requests -= lease.tenant.requests_per_minute is not None
+            lease.reserved_tokens += tokens if lease.tenant.tokens_per_minute else 0
+            self._prefetch(lease)
 
-    def leave(self, purse: QuotaLease, reserved: int, spent: int) -> None:
-        """One request has ended: what was reserved for it, and what it cost."""
-        purse.running -= 1
-        purse.dirty = True
-        if purse.tenant.tokens_per_minute:
-            purse.reserved -= reserved
-            purse.spent += spent
-        idle = purse.places - purse.running
-        if purse.tenant.max_concurrent_requests and idle > purse.grant.keep_places:
-            self._soon.set()  # another gate may be waiting for the place
+    def release(self, lease: QuotaLease, reserved: int, used: int) -> None:
+        """End an admitted request: free its slot and its reserved tokens, charge the used ones."""
+        lease.running -= 1
+        lease.dirty = True
+        if lease.tenant.tokens_per_minute:
+            lease.reserved_tokens -= reserved
+            lease.used_tokens += used
+        idle = lease.slots - lease.running
+        if lease.tenant.max_concurrent_requests and idle > lease.grant.spare_slots:
+            self._wake.set()  # another gate may be waiting for the slot
 
-    def give_back(self, purse: QuotaLease) -> None:
-        """The request that was admitted last was not served."""
-        purse.requests += purse.tenant.requests_per_minute is not None
+    def refund(self, lease: QuotaLease) -> None:
+        """Give one request back: the one admitted last was not served."""
+        lease.requests += lease.tenant.requests_per_minute is not None
 
-    def _check_tokens(self, purse: QuotaLease, tokens: int) -> None:
-        quota = purse.tenant.tokens_per_minute
+    def _check_tokens(self, lease: QuotaLease, tokens: int) -> None:
+        quota = lease.tenant.tokens_per_minute
         if quota is None:
             return
-        left, needed = purse.tokens(self._clock()), min(max(1, tokens), quota)
+        left, needed = lease.tokens_left(self._clock()), min(max(1, tokens), quota)
         if left < needed - 1e-6:
             raise OverQuotaError("tokens", quota, (needed - left) * 60 / quota)
 
-    async def _need_place(self, purse: QuotaLease) -> None:
-        limit = purse.tenant.max_concurrent_requests
+    async def _ensure_slot(self, lease: QuotaLease) -> None:
+        limit = lease.tenant.max_concurrent_requests
         if limit is None:
             return
-        for tried in range(RETRIES + 1):
-            if purse.running < purse.places:
+        for attempt in range(RETRIES + 1):
+            if lease.running < lease.slots:
                 return
-            if tried:
+            if attempt:
                 await asyncio.sleep(RETRY_S)
-            await self._ask(purse, place=True, request=purse.requests < 1)
-            if purse.grant.alone:
+            await self._ask(lease, slot=True, request=lease.requests < 1)
+            if lease.grant.only_gate:
                 break
-        if purse.running >= purse.places:
+        if lease.running >= lease.slots:
             raise OverQuotaError("concurrent requests", limit, 1.0)
 
-    async def _need_request(self, purse: QuotaLease) -> None:
-        quota = purse.tenant.requests_per_minute
-        if quota is None or purse.requests >= 1:
+    async def _ensure_request(self, lease: QuotaLease) -> None:
+        quota = lease.tenant.requests_per_minute
+        if quota is None or lease.requests >= 1:
             return
-        if self._clock() >= purse.refused_until:
-            await self._ask(purse, request=True)
-        if purse.requests < 1:
+        if self._clock() >= lease.refused_until:
+            await self._ask(lease, request=True)
+        if lease.requests < 1:
             now = self._clock()
-            wait = max(RETRY_S, (1 - purse.requests_left(now)) * 60 / quota)
-            if now >= purse.refused_until:
-                # A flood is refused here; the book is asked again when there may be something.
-                purse.refused_until = now + min(IDLE_S, wait)
-            raise OverQuotaError("requests", quota, wait)
+            wait_s = max(RETRY_S, (1 - lease.requests_left(now)) * 60 / quota)
+            if now >= lease.refused_until:
+                # Refuse a flood here; ask the ledger again once it may have something.
+                lease.refused_until = now + min(IDLE_S, wait_s)
+            raise OverQuotaError("requests", quota, wait_s)
 
-    def _fetch_ahead(self, purse: QuotaLease) -> None:
-        if purse.tenant.requests_per_minute and purse.requests < purse.lease // 4:
-            purse.wants_request = True
-            self._soon.set()
+    def _prefetch(self, lease: QuotaLease) -> None:
+        if lease.tenant.requests_per_minute and lease.requests < lease.lease_size // 4:
+            lease.wants_request = True
+            self._wake.set()
 
-    async def _ask(self, purse: QuotaLease, *, request: bool = False, place: bool = False) -> None:
-        """Ask the book now, unless what we want came while another request asked."""
+    async def _ask(self, lease: QuotaLease, *, request: bool = False, slot: bool = False) -> None:
+        """Ask the ledger now, unless another request's call has just brought what is wanted."""
         async with self._lock:
-            if (request and purse.requests >= 1) or (place and purse.running < purse.places):
+            if (request and lease.requests >= 1) or (slot and lease.running < lease.slots):
                 return
-            purse.wants_request |= request and purse.tenant.requests_per_minute is not None
-            purse.wants_place |= place
-            purse.dirty = True
+            lease.wants_request |= request and lease.tenant.requests_per_minute is not None
+            lease.wants_slot |= slot
+            lease.dirty = True
             await self._sync()
 
     async def _sync(self) -> None:
-        if self._clock() >= self._away_until:
-            wants = [(p, p.wants_request, p.wants_place) for p in self._purses.values()]
+        if self._clock() >= self._unreachable_until:
+            wants = [(e, e.wants_request, e.wants_slot) for e in self._leases.values()]
             try:
-                return await asyncio.wait_for(self._deal(self._book), ANSWER_S)
+                return await asyncio.wait_for(self._renew(self._ledger), LEDGER_TIMEOUT_S)
             except Exception as error:
-                log.warning("quotas: the book is out of reach (%s)", type(error).__name__)
-            self._away_until = self._clock() + AWAY_S
-            for purse, request, place in wants:
-                purse.wants_request, purse.wants_place, purse.dirty = request, place, True
-        await self._deal(self._alone)
+                logger.warning(
+                    "quotas: the ledger cannot be reached (%s); this gate enforces them by itself",
+                    type(error).__name__,
+                )
+            self._unreachable_until = self._clock() + LEDGER_RETRY_S
+            for lease, request, slot in wants:
+                lease.wants_request, lease.wants_slot, lease.dirty = request, slot, True
+        await self._renew(self._fallback)
 
-    async def _deal(self, book: RemoteBook) -> None:
-        if self._at is not book:
-            self._at = None
-            await book.join(self._gate, self._tenants)
-            for purse in self._purses.values():
-                purse.spent, purse.told, purse.dirty = purse.spent - purse.told, 0, True
-            self._at = book
+    async def _renew(self, ledger: Ledger) -> None:
+        if self._joined is not ledger:
+            await self._join(ledger)
         now = self._clock()
-        purses = [purse for purse in self._purses.values() if purse.to_tell(now)]
-        told = {purse.tenant.name: purse.spent for purse in purses}
-        reports = {purse.tenant.name: purse.report(now) for purse in purses}
-        grants = await book.deal(self._gate, reports)
-        self._at = self._at if grants is not None else None
+        leases = [lease for lease in self._leases.values() if lease.needs_sync(now)]
+        used = {lease.tenant.name: lease.used_tokens for lease in leases}
+        reports = {lease.tenant.name: lease.report(now) for lease in leases}
+        grants = await ledger.renew(self._gate, reports)
+        self._joined = self._joined if grants is not None else None
         for name, grant in (grants or {}).items():
-            self._purses[name].take(grant, told[name], self._clock())
+            self._leases[name].apply_grant(grant, used[name], self._clock())
 
-    async def _keep_in_step(self) -> None:
-        """Tell the book what was used, fetch what comes in, hand back what lies idle."""
-        beat = self._clock()
+    async def _join(self, ledger: Ledger) -> None:
+        self._joined = None
+        await ledger.join(self._gate, self._tenants)
+        for lease in self._leases.values():
+            lease.used_tokens -= lease.reported_tokens  # the ledger now counts from zero
+            lease.reported_tokens, lease.dirty = 0, True
+        self._joined = ledger
+
+    async def _sync_forever(self) -> None:
+        """Report what was used, fetch what has accrued, and hand back what is idle."""
+        last_sync = self._clock()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), SYNC_S)
-            self._soon.clear()
-            self._follow()
+                await asyncio.wait_for(self._wake.wait(), SYNC_S)
+            self._wake.clear()
+            self._update_tenants()
             now = self._clock()
-            busy = [purse for purse in self._purses.values() if purse.to_tell(now)]
-            if not busy and self._at is not None and now - beat < HEARTBEAT_S:
+            pending = [lease for lease in self._leases.values() if lease.needs_sync(now)]
+            if not pending and self._joined is not None and now - last_sync < HEARTBEAT_S:
                 continue
-            beat = now
-            for purse in busy:
-                quota = purse.tenant.requests_per_minute or 0
-                purse.wants_request |= purse.grant.alone and purse.requests < quota // 4
+            last_sync = now
+            for lease in pending:
+                quota = lease.tenant.requests_per_minute or 0
+                lease.wants_request |= lease.grant.only_gate and lease.requests < quota // 4
             async with self._lock:
                 await self._sync()

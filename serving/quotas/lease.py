@@ -9,88 +9,124 @@ from serving.quotas.accounts import LeaseGrant, Usage, UsageReport
 from serving.spec.tenants import Tenant
 
 IDLE_S = 1.0
-"""What lies unused for so long goes back, where there are other gates."""
-LATELY_S = 4.0
-"""A tenant that called within this time is kept in step with the book."""
+"""Where there are other gates, what is unused for so long goes back."""
+ACTIVE_S = 4.0
+"""A tenant that called within this time is kept in sync with the ledger."""
 
 
 @dataclass
 class QuotaLease:
-    """What this gate holds of one tenant's quota, and what the tenant has used here."""
+    """One tenant's quota at one gate.
+
+    Attributes:
+        tenant: Whose quota this is.
+        requests: Leased requests that are not used yet.
+        slots: Leased slots for concurrent requests.
+        running: Requests in progress.
+        reserved_tokens: Tokens reserved for requests in progress.
+        used_tokens: Tokens used since the gate joined the ledger.
+        reported_tokens: The part of ``used_tokens`` that the ledger has acknowledged.
+        last_request_at: When the tenant's last request was admitted, in seconds.
+        synced_at: When the last grant arrived, in seconds.
+        lease_size: Requests of the last grant that had any.
+        refused_until: Until when requests are refused without asking the ledger.
+        wants_request: Whether to ask the ledger for requests.
+        wants_slot: Whether to ask the ledger for a slot.
+        dirty: Whether there is something to report.
+        grant: The ledger's last reply.
+        usage: Counts of this tenant at this gate.
+    """
 
     tenant: Tenant
     requests: int = 0
-    places: int = 0
+    slots: int = 0
     running: int = 0
-    reserved: int = 0
-    spent: int = 0
-    told: int = 0
-    used_at: float = 0.0
+    reserved_tokens: int = 0
+    used_tokens: int = 0
+    reported_tokens: int = 0
+    last_request_at: float = 0.0
     synced_at: float = float("-inf")
-    lease: int = 0
+    lease_size: int = 0
     refused_until: float = 0.0
     wants_request: bool = False
-    wants_place: bool = False
+    wants_slot: bool = False
     dirty: bool = False
     grant: LeaseGrant = field(default_factory=LeaseGrant)
     usage: Usage = field(default_factory=Usage)
 
-    def tokens(self, now: float) -> float:
-        """Tokens left by this gate's knowledge: the book's word, and what has happened since."""
+    def tokens_left(self, now: float) -> float:
+        """Return the tokens left: the ledger's count, and what has happened here since."""
         quota = self.tenant.tokens_per_minute or 0
-        grown = self.grant.tokens_left + self._since(now) * quota / 60
-        return min(quota, grown) - self.reserved - (self.spent - self.told)
+        accrued = self.grant.tokens_left + self._since_sync_s(now) * quota / 60
+        unreported = self.used_tokens - self.reported_tokens
+        return min(quota, accrued) - self.reserved_tokens - unreported
 
     def requests_left(self, now: float) -> float:
-        """Requests left in this minute's quota, by this gate's knowledge."""
+        """Return the requests left in this minute's quota, as far as this gate knows."""
         quota = self.tenant.requests_per_minute or 0
-        grown = self.grant.requests_left + self._since(now) * quota / 60
-        return min(float(quota), self.requests + max(0.0, grown))
+        accrued = self.grant.requests_left + self._since_sync_s(now) * quota / 60
+        return min(float(quota), self.requests + max(0.0, accrued))
 
-    def _since(self, now: float) -> float:
+    def _since_sync_s(self, now: float) -> float:
         return min(60.0, now - self.synced_at)
 
     @property
     def limited(self) -> bool:
-        """Whether any quota holds."""
+        """Whether the tenant has any quota."""
         t = self.tenant
         return any((t.requests_per_minute, t.tokens_per_minute, t.max_concurrent_requests))
 
-    def to_tell(self, now: float) -> bool:
-        """Whether the book should hear of this purse."""
-        if self.dirty or self.wants_request or self.wants_place:
+    def needs_sync(self, now: float) -> bool:
+        """Whether the ledger needs a report of this lease."""
+        if self.dirty or self.wants_request or self.wants_slot:
             return True
-        lately = now - self.used_at < LATELY_S
-        return self.limited and (lately or self.requests > 0 or self.places > 0)
+        active = now - self.last_request_at < ACTIVE_S
+        return self.limited and (active or self.requests > 0 or self.slots > 0)
 
     def report(self, now: float) -> UsageReport:
-        """What the book is told; unused requests and places go with it."""
-        idle = not self.grant.alone and now - self.used_at > IDLE_S
+        """Return the report for the ledger, handing back unused requests and slots."""
+        idle = not self.grant.only_gate and now - self.last_request_at > IDLE_S
         unused, self.requests = (self.requests, 0) if idle else (0, self.requests)
-        if not self.wants_place:
-            keep = self.running + (0 if idle else self.grant.keep_places)
-            self.places = min(self.places, keep)
-        asked = self.wants_request, self.wants_place
-        self.wants_request = self.wants_place = self.dirty = False
-        return UsageReport(*asked, unused, self.places, self.reserved, self.spent, self.usage)
+        if not self.wants_slot:
+            spare = 0 if idle else self.grant.spare_slots
+            self.slots = min(self.slots, self.running + spare)
+        report = UsageReport(
+            wants_request=self.wants_request,
+            wants_slot=self.wants_slot,
+            unused_requests=unused,
+            slots=self.slots,
+            reserved_tokens=self.reserved_tokens,
+            used_tokens=self.used_tokens,
+            usage=self.usage,
+        )
+        self.wants_request = self.wants_slot = self.dirty = False
+        return report
 
-    def count(self, what: Literal["shed", "refused"]) -> None:
-        """Count a request that was not served, and why."""
+    def count(self, outcome: Literal["shed", "refused"]) -> None:
+        """Count a request that was not served."""
         self.dirty = True
         self.usage.requests += 1
-        setattr(self.usage, what, getattr(self.usage, what) + 1)
+        setattr(self.usage, outcome, getattr(self.usage, outcome) + 1)
 
     def charge(self, tokens: tuple[int, int], *, failed: bool) -> int:
-        """Count one request that was served, or failed; returns its tokens."""
+        """Count a request that was served or failed.
+
+        Args:
+            tokens: Tokens of the prompt and of the answer.
+            failed: Whether it ended with a server error.
+
+        Returns:
+            All its tokens.
+        """
         self.usage.requests += 1
         self.usage.errors += failed
         self.usage.prompt_tokens += tokens[0]
         self.usage.output_tokens += tokens[1]
         return sum(tokens)
 
-    def take(self, grant: LeaseGrant, told: int, now: float) -> None:
-        """Enter the book's answer."""
-        self.grant, self.told, self.synced_at = grant, told, now
+    def apply_grant(self, grant: LeaseGrant, reported_tokens: int, now: float) -> None:
+        """Apply the ledger's reply to a report with these used tokens."""
+        self.grant, self.reported_tokens, self.synced_at = grant, reported_tokens, now
         self.requests += grant.requests
-        self.places += grant.places
-        self.lease = grant.requests or self.lease
+        self.slots += grant.slots
+        self.lease_size = grant.requests or self.lease_size

@@ -1,6 +1,6 @@
-"""A pipeline of two models, a guardrail and a router, deployed at a route of its own.
+"""A pipeline of two models, a guardrail and a model router, deployed at its own route.
 
-Truth: the answers of the direct path, Serve's own account of replicas, and the logs on disk.
+Ground truth: the answers of the direct path, Serve's status of replicas, and the logs on disk.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def pipeline(deployed: Deployed) -> Iterator[Endpoint]:
         yield endpoint
 
 
-def raw(endpoint: Endpoint, text: str, model: str = "auto", **more: Any) -> Any:
-    options: dict[str, Any] = {"max_tokens": 24, "temperature": 0} | more
+def raw(endpoint: Endpoint, text: str, model: str = "auto", **fields: Any) -> Any:
+    options: dict[str, Any] = {"max_tokens": 24, "temperature": 0} | fields
     return endpoint.client.chat.completions.with_raw_response.create(
         model=model, messages=[{"role": "user", "content": text}], **options
     )
 
 
-def said(endpoint: Endpoint, text: str, model: str) -> str:
-    """The whole answer as a stream gives it."""
+def streamed_text(endpoint: Endpoint, text: str, model: str) -> str:
+    """Return the whole text of a streamed answer."""
     stream = endpoint.client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": text}],
@@ -83,27 +83,27 @@ def test_one_endpoint_lists_its_models_and_auto(pipeline: Endpoint) -> None:
     assert pipeline.model_ids == [LARGE, SMALL, "auto"]
     deployments = pipeline.status().deployments
     assert set(deployments) == {LARGE, SMALL, "guardrail", "router", "ingress"}
-    assert all(one.running == 1 for one in deployments.values())
+    assert all(deployment.running == 1 for deployment in deployments.values())
 
 
 class TestRouting:
-    def test_a_name_wins_and_auto_goes_by_rule(self, pipeline: Endpoint) -> None:
-        for model, text, answers, why in (
+    def test_a_named_model_answers_and_auto_follows_the_rules(self, pipeline: Endpoint) -> None:
+        for model, text, routed, reason in (
             (SMALL, "```\nx = 1\n```", SMALL, "named"),
             (LARGE, QUESTION, LARGE, "named"),
             ("auto", QUESTION, SMALL, "default"),
-            ("auto", "```\nx = 1\n```", LARGE, "rule 1: the request holds code"),
+            ("auto", "```\nx = 1\n```", LARGE, "rule 1: the request contains code"),
         ):
             answer = raw(pipeline, text, model)
-            assert answer.headers["x-routed-model"] == answers
-            assert answer.headers["x-routed-reason"] == why
-            assert answer.parse().model == answers
+            assert answer.headers["x-routed-model"] == routed
+            assert answer.headers["x-routed-reason"] == reason
+            assert answer.parse().model == routed
 
     def test_an_unknown_name_is_not_found(self, pipeline: Endpoint) -> None:
         with pytest.raises(NotFoundError):
             raw(pipeline, QUESTION, "no-such-model")
 
-    def test_a_saturated_model_is_stood_in_for_and_says_so(self, pipeline: Endpoint) -> None:
+    def test_another_model_answers_for_a_saturated_one(self, pipeline: Endpoint) -> None:
         async def run() -> Any:
             client = pipeline.async_client
             body: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}]}
@@ -124,33 +124,33 @@ class TestRouting:
         assert int(shed.response.headers["retry-after"]) >= 1
 
 
-class TestTheGuardrail:
-    def test_what_is_blocked_is_a_400_that_names_the_type(self, pipeline: Endpoint) -> None:
+class TestGuardrail:
+    def test_a_blocked_prompt_is_a_400_that_names_the_type(self, pipeline: Endpoint) -> None:
         with pytest.raises(BadRequestError) as caught:
             raw(pipeline, f"Charge {CARD} please")
         assert caught.value.code == "content_blocked"
         assert "CREDIT_CARD" in str(caught.value)
         assert "4111" not in str(caught.value)
 
-    def test_what_is_redacted_never_reaches_the_model(self, pipeline: Endpoint) -> None:
+    def test_redacted_text_never_reaches_the_model(self, pipeline: Endpoint) -> None:
         plain = raw(pipeline, f"<EMAIL_ADDRESS> {QUESTION}", SMALL).parse()
-        found = raw(pipeline, f"{EMAIL} {QUESTION}", SMALL)
-        told = found.headers["x-guardrail"].split(", ")
-        assert "EMAIL_ADDRESS;action=redact;count=1" in told
-        assert found.parse().usage.prompt_tokens == plain.usage.prompt_tokens
+        redacted = raw(pipeline, f"{EMAIL} {QUESTION}", SMALL)
+        findings = redacted.headers["x-guardrail"].split(", ")
+        assert "EMAIL_ADDRESS;action=redact;count=1" in findings
+        assert redacted.parse().usage.prompt_tokens == plain.usage.prompt_tokens
 
-    def test_an_answer_is_looked_at_streamed_or_whole(
+    def test_streamed_and_whole_answers_are_checked(
         self, pipeline: Endpoint, endpoint: Endpoint
     ) -> None:
-        truth = said(endpoint, QUESTION, endpoint.model_id)
-        assert "attention keys" in truth, "the glossary's own words, over several tokens"
-        wanted = truth.replace("attention keys", "<CACHE_WORD>")
-        assert said(pipeline, QUESTION, LARGE) == wanted
+        truth = streamed_text(endpoint, QUESTION, endpoint.model_id)
+        assert "attention keys" in truth, "words of the glossary that take several tokens"
+        expected = truth.replace("attention keys", "<CACHE_WORD>")
+        assert streamed_text(pipeline, QUESTION, LARGE) == expected
         answer = raw(pipeline, QUESTION, LARGE, max_tokens=60)
-        assert answer.parse().choices[0].message.content == wanted
+        assert answer.parse().choices[0].message.content == expected
         assert answer.headers["x-guardrail"] == "CACHE_WORD;action=redact;count=1"
 
-    def test_the_stream_comes_in_parts(self, pipeline: Endpoint) -> None:
+    def test_the_stream_arrives_in_parts(self, pipeline: Endpoint) -> None:
         async def run() -> wb.RequestRecord:
             return await wb.stream_chat(
                 pipeline.async_client,
@@ -169,7 +169,7 @@ class TestTheGuardrail:
         assert record.end_s is not None
         assert record.first_token_s < record.end_s
 
-    def test_what_would_get_past_it_is_refused(self, pipeline: Endpoint) -> None:
+    def test_requests_that_bypass_it_are_refused(self, pipeline: Endpoint) -> None:
         for options in ({"logprobs": True}, {"extra_body": {"return_token_ids": True}}):
             with pytest.raises(BadRequestError, match="guardrail"):
                 raw(pipeline, QUESTION, **options)
@@ -177,13 +177,13 @@ class TestTheGuardrail:
             pipeline.client.completions.create(model=SMALL, prompt=[5, 6, 7], max_tokens=1)
         root = pipeline.base_url.removesuffix("/v1")
         headers = {"Authorization": f"Bearer {pipeline.api_key.get_secret_value()}"}
-        asked = httpx.post(f"{root}/tokenize", json={"prompt": EMAIL}, headers=headers)
-        assert asked.status_code == 404
-        assert asked.json()["error"]["message"]
+        response = httpx.post(f"{root}/tokenize", json={"prompt": EMAIL}, headers=headers)
+        assert response.status_code == 404
+        assert response.json()["error"]["message"]
 
 
 class TestStages:
-    def test_a_stream_ends_with_all_of_them(self, pipeline: Endpoint) -> None:
+    def test_a_stream_ends_with_all_stages(self, pipeline: Endpoint) -> None:
         async def run() -> wb.RequestRecord:
             return await wb.stream_chat(
                 pipeline.async_client,
@@ -200,16 +200,18 @@ class TestStages:
         assert all(ms is not None and ms >= 0 for ms in record.stages.values())
         assert record.end_s is not None
         assert record.sent_s is not None
-        alone = sum(ms or 0 for name, ms in record.stages.items() if name != "guardrail_out")
-        assert alone <= (record.end_s - record.sent_s) * 1e3, "no stage lasts longer than the whole"
+        total_ms = sum(ms or 0 for name, ms in record.stages.items() if name != "guardrail_out")
+        assert total_ms <= (record.end_s - record.sent_s) * 1e3, (
+            "the stages take no longer than the request"
+        )
 
-    def test_a_whole_answer_has_them_in_its_header(self, pipeline: Endpoint) -> None:
+    def test_a_whole_answer_has_all_stages_in_its_header(self, pipeline: Endpoint) -> None:
         timing = raw(pipeline, QUESTION, SMALL).headers["server-timing"]
         assert [part.split(";")[0] for part in timing.split(", ")] == list(STAGES)
 
-    def test_usage_comes_only_where_it_was_asked_for(self, pipeline: Endpoint) -> None:
+    def test_usage_is_sent_only_if_requested(self, pipeline: Endpoint) -> None:
         create = pipeline.client.chat.completions.create
-        for options, wanted in (({}, 0), ({"stream_options": {"include_usage": True}}, 1)):
+        for options, expected in (({}, 0), ({"stream_options": {"include_usage": True}}, 1)):
             stream: Any = create(
                 model=SMALL,
                 messages=[{"role": "user", "content": QUESTION}],
@@ -217,7 +219,7 @@ class TestStages:
                 stream=True,
                 **options,
             )
-            assert sum(chunk.usage is not None for chunk in stream) == wanted
+            assert sum(chunk.usage is not None for chunk in stream) == expected
 
 
 def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
@@ -234,7 +236,7 @@ def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
         with pytest.raises(BadRequestError, match="EMAIL_ADDRESS"):
             raw(pipeline, f"{EMAIL} {QUESTION}")
         with pytest.raises(APIError, match="CACHE_WORD"):
-            said(pipeline, QUESTION, LARGE)
+            streamed_text(pipeline, QUESTION, LARGE)
         assert raw(pipeline, "hi").headers["x-routed-reason"] == "rule 1: 2 characters"
         assert replicas(pipeline) == before
     finally:
@@ -244,53 +246,57 @@ def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
 def replicas(endpoint: Endpoint) -> set[str]:
     from serving.deploy.status import details
 
-    found = details()["applications"][endpoint.spec.name]["deployments"]
-    return {one["replica_id"] for name in found for one in found[name]["replicas"]}
+    deployments = details()["applications"][endpoint.spec.name]["deployments"]
+    return {
+        replica["replica_id"]
+        for deployment in deployments.values()
+        for replica in deployment["replicas"]
+    }
 
 
-def test_a_model_that_is_killed_is_stood_in_for(pipeline: Endpoint) -> None:
-    """The small model's replica ends; requests for auto go on, at the other model."""
+def test_another_model_answers_for_a_killed_one(pipeline: Endpoint) -> None:
+    """Requests for auto continue at the other model after the small model's replica is killed."""
     import ray
 
     from serving.deploy.status import details
 
-    found = details()["applications"]["pipeline"]["deployments"][SMALL]["replicas"][0]
-    ray.kill(ray.get_actor(found["actor_name"], namespace="serve"))
+    replica = details()["applications"]["pipeline"]["deployments"][SMALL]["replicas"][0]
+    ray.kill(ray.get_actor(replica["actor_name"], namespace="serve"))
     answer = raw(pipeline, QUESTION)
     assert answer.headers["x-routed-model"] == LARGE
     assert answer.headers["x-routed-fallback"].startswith(f"{SMALL}: ")
 
 
 @pytest.mark.slow
-def test_a_guard_model_in_a_deployment_of_its_own_judges(deployed: Deployed) -> None:
-    """The embedded model as a classifier: what it knows an entry for is called unsafe."""
-    verdict = wb.GuardAnswerFormat(
+def test_a_guard_model_in_its_own_deployment(deployed: Deployed) -> None:
+    """Use the embedded model as a classifier: questions that it can answer count as unsafe."""
+    answer_format = wb.GuardAnswerFormat(
         safe="small demonstration model", unsafe="^The KV cache", categories="attention keys"
     )
     guard = wb.GuardModel(
         model=wb.ModelSpec(source="nano", id="guard", max_model_len=512),
-        verdict=verdict,
+        verdict=answer_format,
         template="<|user|>{text}<|end|>\n<|assistant|>",
         max_tokens=24,
     )
     spec = wb.PipelineSpec(
-        name="judged",
-        route_prefix="/judged",
+        name="guarded",
+        route_prefix="/guarded",
         port=0,
         models=(wb.ModelSpec(source="nano", id=SMALL, max_model_len=512),),
         guardrail=guard,
     )
-    with wb.deploy(spec, progress=lambda line: None) as judged:
-        assert set(judged.status().deployments) == {SMALL, "guard", "ingress"}
-        with pytest.raises(BadRequestError, match="prompt: it holds attention keys"):
-            raw(judged, QUESTION, SMALL)
-        answer = raw(judged, "What is the capital of Norway?", SMALL).parse()
+    with wb.deploy(spec, progress=lambda line: None) as guarded:
+        assert set(guarded.status().deployments) == {SMALL, "guard", "ingress"}
+        with pytest.raises(BadRequestError, match="prompt: it contains attention keys"):
+            raw(guarded, QUESTION, SMALL)
+        answer = raw(guarded, "What is the capital of Norway?", SMALL).parse()
         assert "small demonstration model" in answer.choices[0].message.content
         with pytest.raises(NotFoundError):
-            raw(judged, "What is the capital of Norway?", "guard")
+            raw(guarded, "What is the capital of Norway?", "guard")
 
 
-def test_no_log_holds_a_text(pipeline: Endpoint) -> None:
+def test_no_log_contains_a_text(pipeline: Endpoint) -> None:
     with pytest.raises(BadRequestError):
         raw(pipeline, f"{SECRET} {CARD}")
     raw(pipeline, f"{SECRET} {EMAIL}", LARGE)

@@ -210,7 +210,7 @@ def test_notebook_07_lets_everything_in_and_then_what_fits(finished: Finished) -
     assert statuses["finite"]["shed"] > 0
     assert statuses["finite"]["ok"] >= 12, "what the limit lets in at once was answered"
     outputs = output_text(executed)
-    assert "Rate limit reached for ada: 20 requests a minute" in outputs
+    assert "Rate limit reached for ada: 20 requests per minute" in outputs
     assert "3 answered after" in outputs
     assert "retry-after" in outputs
     report_of(sides["finite"])

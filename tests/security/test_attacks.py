@@ -1,6 +1,6 @@
-"""Attacks on the gate over raw sockets: each is refused, costs nothing, and the next is answered.
+"""Attacks on the gate over raw sockets: each is refused, and the next request is answered.
 
-What only an engine can show (that it stops, that it lives, that no log tells) is in
+What only an engine can show (that it stops, that it survives, that logs hold no text) is in
 ``test_attacks_engine.py``.
 """
 
@@ -18,30 +18,39 @@ from typing import Any
 
 import httpx
 import pytest
-from support.gate_server import ACCESS, GOOD, KEY, WRONG, ScriptedApp, Served, Server, wait_until
+from support.gate_server import (
+    AUTHORIZED,
+    CONFIG,
+    KEY,
+    WRONG_KEY,
+    ScriptedApp,
+    ServedGate,
+    Server,
+    wait_until,
+)
 
 from serving.gateway.asgi import Receive, Scope, Send
-from serving.gateway.body import POST_ROUTES
-from serving.gateway.gate import GateConfig
+from serving.gateway.config import GateConfig
+from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash
 
-ADA, BOB, ENDED = (f"sk-the-key-of-{name}-in-the-tests" for name in ("ada", "bob", "ended"))
+ADA, BOB, EXPIRED = (f"sk-the-key-of-{name}-in-the-tests" for name in ("ada", "bob", "expired"))
 COMPLETIONS = "/v1/completions"
 
 
 def tenants(**fields: Any) -> tuple[Tenant, ...]:
-    """Ada with these quotas, Bob without any, and one whose key has ended."""
-    ended = datetime.now(UTC) - timedelta(seconds=1)
+    """Ada with these quotas, Bob without any, and a tenant whose key has expired."""
+    expired_at = datetime.now(UTC) - timedelta(seconds=1)
     return (
-        *ACCESS.tenants,
+        *CONFIG.tenants,
         Tenant(name="ada", key_hash=key_hash(ADA), **fields),
         Tenant(name="bob", key_hash=key_hash(BOB)),
-        Tenant(name="ended", key_hash=key_hash(ENDED), expires_at=ended),
+        Tenant(name="expired", key_hash=key_hash(EXPIRED), expires_at=expired_at),
     )
 
 
-def access(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
+def gate_config(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
     return GateConfig(
         tenants=tenants(**quotas),
         limits=Limits(**(limits or {})),
@@ -52,9 +61,9 @@ def access(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
 
 
 @pytest.fixture
-def served(server: Server) -> Iterator[Served]:
+def served(server: Server) -> Iterator[ServedGate]:
     with server.serving() as gate:
-        gate.access = access()
+        gate.config = gate_config()
         yield gate
 
 
@@ -62,8 +71,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def raw(served: Served, text: bytes, timeout_s: float = 10) -> bytes:
-    """What comes back for these bytes, until the server closes or says no more."""
+def raw(served: ServedGate, text: bytes, timeout_s: float = 10) -> bytes:
+    """Send these bytes, and return the response's head."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=timeout_s) as client:
         client.sendall(text)
         answer = b""
@@ -82,11 +91,11 @@ def head(length: str = "2", key: str = KEY, extra: str = "") -> bytes:
     ).encode("latin-1")
 
 
-def next_one_is_answered(served: Served) -> None:
-    with served.http(GOOD) as client:
-        assert client.post(COMPLETIONS, json={"prompt": "good"}).status_code == 200
-    assert served.app.log[-1].label == "good"
-    # A slot is free a moment after its answer has arrived.
+def assert_next_is_answered(served: ServedGate) -> None:
+    with served.http(AUTHORIZED) as client:
+        assert client.post(COMPLETIONS, json={"prompt": "valid"}).status_code == 200
+    assert served.app.log[-1].label == "valid"
+    # A slot is freed a moment after its answer has arrived.
     wait_until(lambda: served.gate.slots.running + served.gate.slots.queued == 0)
     wait_until(lambda: served.gate._held_bytes == 0)
 
@@ -108,22 +117,24 @@ class TestBodies:
         ],
         ids=range(10),
     )
-    def test_one_that_no_client_means_is_400_unseen(self, served: Served, body: bytes) -> None:
-        with served.http(GOOD) as client:
+    def test_a_malicious_body_is_400_and_never_reaches_the_application(
+        self, served: ServedGate, body: bytes
+    ) -> None:
+        with served.http(AUTHORIZED) as client:
             reply = client.post(COMPLETIONS, content=body)
         assert reply.status_code == 400
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
         assert served.app.log == []
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
-    def test_thousands_of_messages_are_400(self, served: Served) -> None:
+    def test_thousands_of_messages_are_400(self, served: ServedGate) -> None:
         messages = [{"role": "user", "content": "a"}] * 5000
-        with served.http(GOOD) as client:
+        with served.http(AUTHORIZED) as client:
             reply = client.post("/v1/chat/completions", json={"messages": messages})
         assert reply.json()["error"]["code"] == "too_many_messages"
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
-    def test_a_hundred_megabytes_are_413_and_never_in_memory(self, served: Served) -> None:
+    def test_a_hundred_megabytes_are_413_and_never_held_in_memory(self, served: ServedGate) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert b" 413 " in raw(served, head(str(100 * 2**20)))
         block = b"x" * 2**20
@@ -132,33 +143,33 @@ class TestBodies:
             for _ in range(100):
                 yield block
 
-        with served.http(GOOD) as client, contextlib.suppress(httpx.HTTPError):
+        with served.http(AUTHORIZED) as client, contextlib.suppress(httpx.HTTPError):
             assert client.post(COMPLETIONS, content=blocks()).status_code == 413
         grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown_mib < 40
         assert served.app.log == []
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
-    def test_many_large_ones_at_once_are_shed_before_they_fill_memory(
-        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    def test_many_large_bodies_are_shed_before_they_fill_memory(
+        self, served: ServedGate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("serving.gateway.gate.HELD_BYTES", 3_000_000)
         with contextlib.ExitStack() as stack:
             for _ in range(3):
-                client = socket.create_connection(("127.0.0.1", served.port))
-                stack.enter_context(client)
-                client.sendall(head("1000001") + b"x" * 999_990)
+                flood = socket.create_connection(("127.0.0.1", served.port))
+                stack.enter_context(flood)
+                flood.sendall(head("1000001") + b"x" * 999_990)
             wait_until(lambda: served.gate._held_bytes > 2_900_000)
             body = json.dumps({"prompt": "x" * 100_000}).encode()
-            with served.http(GOOD) as one:
-                assert one.post(COMPLETIONS, content=body).status_code == 429
+            with served.http(AUTHORIZED) as client:
+                assert client.post(COMPLETIONS, content=body).status_code == 429
         wait_until(lambda: served.gate._held_bytes == 0)
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
 
-class TestTime:
-    def test_a_body_that_trickles_is_408_and_holds_no_slot(self, served: Served) -> None:
-        served.access = access({"body_timeout_s": 0.3})
+class TestTimeouts:
+    def test_a_slow_body_is_408_and_holds_no_slot(self, served: ServedGate) -> None:
+        served.config = gate_config({"body_timeout_s": 0.3})
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
             client.sendall(head("50"))
             began = time.monotonic()
@@ -171,23 +182,21 @@ class TestTime:
                 assert served.gate.slots.running == 0
         assert answer.startswith(b"HTTP/1.1 408")
         assert served.app.log == []
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
-    def test_an_answer_that_takes_too_long_is_504_and_ends(self, server: Server) -> None:
+    def test_a_slow_answer_is_504_and_cancelled(self, server: Server) -> None:
         with server.serving(held=True) as served:
-            served.access = access({"max_seconds": 0.2})
-            with served.http(GOOD) as client:
+            served.config = gate_config({"max_seconds": 0.2})
+            with served.http(AUTHORIZED) as client:
                 reply = client.post(COMPLETIONS, json={"prompt": "a"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
             wait_until(lambda: served.app.log[0].end == "cancelled")
 
-    def test_a_stream_that_takes_too_long_ends_with_an_error_the_client_raises(
-        self, server: Server
-    ) -> None:
+    def test_a_slow_stream_ends_with_an_error_event(self, server: Server) -> None:
         with server.serving() as served:
             served.gate._app = endless
-            served.access = access({"max_seconds": 0.3})
-            with served.http(GOOD) as client:
+            served.config = gate_config({"max_seconds": 0.3})
+            with served.http(AUTHORIZED) as client:
                 text = client.post(COMPLETIONS, json={"prompt": "a", "stream": True}).text
             last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
             assert last["error"]["code"] == "request_timeout"
@@ -195,8 +204,8 @@ class TestTime:
 
 async def endless(scope: Scope, receive: Receive, send: Send) -> None:
     await receive()
-    kind = [(b"content-type", b"text/event-stream")]
-    await send({"type": "http.response.start", "status": 200, "headers": kind})
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     while True:
         event = b'data: {"choices":[{"index":0,"text":"a"}]}\n\n'
         await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -204,18 +213,18 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class TestKeys:
-    def test_one_that_has_ended_is_told_to_its_holder_alone(self, served: Served) -> None:
+    def test_only_who_has_a_key_learns_that_it_has_expired(self, served: ServedGate) -> None:
         with served.http() as client:
             codes = {
                 key: client.post(COMPLETIONS, json={}, headers=bearer(key)).json()["error"]["code"]
-                for key in (ENDED, ENDED + "x", WRONG, BOB[:-1])
+                for key in (EXPIRED, EXPIRED + "x", WRONG_KEY, BOB[:-1])
             }
-        assert codes.pop(ENDED) == "expired_api_key"
+        assert codes.pop(EXPIRED) == "expired_api_key"
         assert set(codes.values()) == {"invalid_api_key"}
         assert served.app.log == []
 
-    def test_a_model_that_is_another_tenants_is_403(self, served: Served) -> None:
-        served.access = access(models=("small",))
+    def test_a_model_of_another_tenant_is_403(self, served: ServedGate) -> None:
+        served.config = gate_config(models=("small",))
         with served.http() as client:
             for body in ({"prompt": "a", "model": "large"}, {"prompt": "a"}):
                 reply = client.post(COMPLETIONS, json=body, headers=bearer(ADA))
@@ -227,22 +236,22 @@ class TestKeys:
             assert client.post(COMPLETIONS, json=small, headers=bearer(ADA)).status_code == 200
             large = {"prompt": "b", "model": "large"}
             assert client.post(COMPLETIONS, json=large, headers=bearer(BOB)).status_code == 200
-        assert [seen.label for seen in served.app.log] == ["a", "b"]
+        assert [request.label for request in served.app.log] == ["a", "b"]
 
-    def test_a_key_ends_at_the_gate(self, served: Served) -> None:
-        seen: list[Scope] = []
+    def test_a_key_does_not_pass_the_gate(self, served: ServedGate) -> None:
+        scopes: list[Scope] = []
 
-        async def telling(scope: Scope, receive: Receive, send: Send) -> None:
-            seen.append(scope)
+        async def recording(scope: Scope, receive: Receive, send: Send) -> None:
+            scopes.append(scope)
             await ScriptedApp()(scope, receive, send)
 
-        served.gate._app = telling
+        served.gate._app = recording
         extra = {"x-data-parallel-rank": "7", "x-request-id": "a", "priority": "-9", "cookie": KEY}
-        with served.http(GOOD | extra) as client:
+        with served.http(AUTHORIZED | extra) as client:
             client.post(COMPLETIONS, json={"prompt": "a"})
             client.get("/v1/models")
-        assert len(seen) == 2
-        for scope in seen:
+        assert len(scopes) == 2
+        for scope in scopes:
             names = {name for name, _ in scope["headers"]}
             assert not names & {b"authorization", b"cookie", *(name.encode() for name in extra)}
             assert KEY not in repr(scope["headers"])
@@ -261,19 +270,17 @@ class TestHeaders:
         ],
         ids=range(6),
     )
-    def test_strange_ones_never_reach_the_application_twice(
-        self, served: Served, extra: str
+    def test_strange_headers_never_reach_the_application_twice(
+        self, served: ServedGate, extra: str
     ) -> None:
         answer = raw(served, head("2", extra=extra) + b"{}", timeout_s=2)
         assert b" 500 " not in answer.split(b"\r\n")[0]
         assert len(served.app.log) <= 1
-        next_one_is_answered(served)
+        assert_next_is_answered(served)
 
     @pytest.mark.parametrize("name", ["serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"])
-    def test_one_by_which_serve_would_load_an_adapter_is_400(
-        self, served: Served, name: str
-    ) -> None:
-        with served.http(GOOD | {name: "a"}) as client:
+    def test_the_header_that_loads_an_adapter_is_400(self, served: ServedGate, name: str) -> None:
+        with served.http(AUTHORIZED | {name: "a"}) as client:
             assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 400
             assert client.get("/v1/models").status_code == 400
         assert served.app.log == []
@@ -281,29 +288,29 @@ class TestHeaders:
     @pytest.mark.parametrize(
         "value", ["a\r\nx-injected: 1", "a\nx-injected: 1", "%0d%0ax-injected: 1"]
     )
-    def test_no_value_of_a_request_becomes_a_header_of_the_answer(
-        self, served: Served, value: str
+    def test_request_values_never_become_response_headers(
+        self, served: ServedGate, value: str
     ) -> None:
         body = json.dumps({"prompt": "a", "model": value, "user": value}).encode()
-        with served.http(GOOD) as client:
+        with served.http(AUTHORIZED) as client:
             reply = client.post(COMPLETIONS, content=body)
         assert "x-injected" not in reply.headers
         assert served.app.log[0].body
 
 
-CLOSED = """
+CLOSED_ROUTES = """
 /sleep /wake_up /is_sleeping /collective_rpc /reset_prefix_cache /reset_mm_cache
 /reset_encoder_cache /v1/load_lora_adapter /v1/unload_lora_adapter /scale_elastic_ep
 /is_scaling_elastic_ep /start_profile /stop_profile /server_info /abort_requests /pause /resume
 /update_weights /init_weight_transfer_engine /fault_tolerance/apply /inference/v1/generate
 /invocations /v1/responses /v1/messages /pooling /v1/audio/transcriptions /v1/completions/render
 /v1/chat/completions/batch /cohere/v2/chat
-""".split()  # noqa: SIM905 - one a word is one a route
+""".split()  # noqa: SIM905 - one word per route
 
 
-def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: Served) -> None:
+def test_engine_management_cannot_be_reached_with_any_key(served: ServedGate) -> None:
     with served.http() as client:
-        for path in CLOSED:
+        for path in CLOSED_ROUTES:
             for key, method in ((KEY, "GET"), (BOB, "POST"), (KEY, "POST"), (BOB, "DELETE")):
                 reply = client.request(method, path, headers=bearer(key), json={})
                 assert reply.status_code in (404, 405), (method, path)
@@ -311,26 +318,26 @@ def test_what_manages_the_engine_cannot_be_reached_with_any_key(served: Served) 
     assert served.app.log == []
 
 
-def test_a_route_that_takes_a_body_answers_no_other_method(served: Served) -> None:
-    with served.http(GOOD) as client:
+def test_post_routes_accept_no_other_method(served: ServedGate) -> None:
+    with served.http(AUTHORIZED) as client:
         for path in POST_ROUTES:
             assert client.get(path).status_code == 405
         assert client.delete("/v1/models/a").status_code == 405
     assert served.app.log == []
 
 
-def test_what_all_tenants_do_together_is_the_owners_to_read(served: Served) -> None:
-    owner = Tenant(name="owner", key_hash=key_hash(WRONG))
-    served.access = GateConfig(**{**access().model_dump(), "tenants": (*tenants(), owner)})
+def test_only_the_owner_can_read_what_all_tenants_do(served: ServedGate) -> None:
+    owner = Tenant(name="owner", key_hash=key_hash(WRONG_KEY))
+    served.config = GateConfig(**{**gate_config().model_dump(), "tenants": (*tenants(), owner)})
     with served.http() as client:
         for path in ("/metrics", "/load", "/docs"):
             assert client.get(path, headers=bearer(BOB)).status_code == 404
-            assert client.get(path, headers=bearer(WRONG)).status_code == 200
+            assert client.get(path, headers=bearer(WRONG_KEY)).status_code == 200
 
 
 class TestQuotas:
-    def test_requests_beyond_the_quota_are_429_with_all_headers(self, served: Served) -> None:
-        served.access = access(requests_per_minute=3, tokens_per_minute=100_000)
+    def test_requests_beyond_the_quota_are_429_with_all_headers(self, served: ServedGate) -> None:
+        served.config = gate_config(requests_per_minute=3, tokens_per_minute=100_000)
         with served.http(bearer(ADA)) as client:
             replies = [client.post(COMPLETIONS, json={"prompt": "a"}) for _ in range(5)]
             other = client.post(COMPLETIONS, json={"prompt": "a"}, headers=bearer(BOB))
@@ -350,22 +357,22 @@ class TestQuotas:
         assert other.status_code == 200
         assert not [name for name in other.headers if name.startswith("x-ratelimit")]
 
-    def test_more_at_once_than_allowed_are_429(self, server: Server) -> None:
+    def test_more_concurrent_requests_than_allowed_are_429(self, server: Server) -> None:
         with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
-            served.access = access(max_concurrent_requests=1)
+            served.config = gate_config(max_concurrent_requests=1)
             with socket.create_connection(("127.0.0.1", served.port)) as first:
                 body = b'{"prompt": "a"}'
                 first.sendall(head(str(len(body)), ADA) + body)
                 wait_until(lambda: len(served.app.turns) == 1)
                 assert client.post(COMPLETIONS, json={"prompt": "b"}).status_code == 429
-                served.release()
+                served.answer_all()
                 assert first.recv(100).startswith(b"HTTP/1.1 200")
             assert client.post(COMPLETIONS, json={"prompt": "c"}).status_code == 200
 
-    def test_one_that_is_shed_costs_no_request_of_the_quota(self, server: Server) -> None:
+    def test_shed_requests_do_not_count_against_the_quota(self, server: Server) -> None:
         with server.serving(held=True) as served, served.http(bearer(ADA)) as client:
-            full = GateConfig(**{**access(requests_per_minute=2).model_dump(), **FULL})
-            served.access = full
+            full = GateConfig(**{**gate_config(requests_per_minute=2).model_dump(), **FULL})
+            served.config = full
             with socket.create_connection(("127.0.0.1", served.port)) as first:
                 body = b'{"prompt": "a"}'
                 first.sendall(head(str(len(body)), BOB) + body)
@@ -373,19 +380,19 @@ class TestQuotas:
                 for _ in range(5):
                     reply = client.post(COMPLETIONS, json={"prompt": "b"})
                     assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
-                served.release()
+                served.answer_all()
                 first.recv(100)
             wait_until(lambda: served.gate.slots.running == 0)
             codes = [client.post(COMPLETIONS, json={"prompt": "c"}).status_code for _ in range(3)]
             assert codes == [200, 200, 429]
 
-    def test_a_change_reaches_a_running_gate(self, served: Served) -> None:
-        served.access = access(requests_per_minute=1)
+    def test_changed_quotas_reach_a_running_gate(self, served: ServedGate) -> None:
+        served.config = gate_config(requests_per_minute=1)
         with served.http(bearer(ADA)) as client:
             codes = [client.post(COMPLETIONS, json={}).status_code for _ in range(2)]
-            served.access = access(requests_per_minute=10)
+            served.config = gate_config(requests_per_minute=10)
             codes += [client.post(COMPLETIONS, json={}).status_code for _ in range(3)]
-            served.access = ACCESS
+            served.config = CONFIG
             codes += [client.post(COMPLETIONS, json={}).status_code]
         assert codes == [200, 429, 200, 200, 200, 401]
 
@@ -394,56 +401,54 @@ FULL = {"max_ongoing_requests": 1, "max_queued_requests": 0}
 
 
 class TestUsage:
-    def test_streams_are_counted_by_the_servers_usage_which_stays_hidden(
-        self, server: Server
-    ) -> None:
-        asked: list[Any] = []
+    def test_streams_are_counted_by_the_hidden_usage_event(self, server: Server) -> None:
+        stream_options: list[Any] = []
 
         async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
             message = await receive()
             fields = json.loads(message["body"])
-            asked.append(fields.get("stream_options"))
-            kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 200, "headers": kind})
-            said = json.dumps({"choices": [{"text": 'so "usage":{"prompt_tokens":9e9} says'}]})
+            stream_options.append(fields.get("stream_options"))
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            text = json.dumps({"choices": [{"text": 'so "usage":{"prompt_tokens":9e9} says'}]})
             usage = {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 22}}
-            for event in (said, said, json.dumps(usage, separators=(",", ":")), "[DONE]"):
+            for event in (text, text, json.dumps(usage, separators=(",", ":")), "[DONE]"):
                 body = f"data: {event}\n\n".encode()
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
         with server.serving() as served, served.http(bearer(BOB)) as client:
-            served.access = access()
+            served.config = gate_config()
             served.gate._app = streaming
             hidden = client.post(COMPLETIONS, json={"prompt": "a", "stream": True})
-            own = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
-            shown = client.post(COMPLETIONS, json=own)
-            assert asked == [{"include_usage": True}] * 2
+            asking = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
+            shown = client.post(COMPLETIONS, json=asking)
+            assert stream_options == [{"include_usage": True}] * 2
             assert hidden.text.count("data: ") == 3
             assert '"choices":[]' not in hidden.text
             assert hidden.text.endswith("data: [DONE]\n\n")
             assert '"completion_tokens":22' in shown.text
-            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+            usage = served.gate.quotas.lease(served.config.tenants[2]).usage
             wait_until(lambda: usage.requests == 2)
             assert (usage.prompt_tokens, usage.output_tokens, usage.errors) == (22, 44, 0)
 
-    def test_a_stream_whose_client_leaves_is_counted_by_its_events(self, server: Server) -> None:
+    def test_a_cancelled_stream_is_counted_by_its_events(self, server: Server) -> None:
         with server.serving() as served:
-            served.access = access()
+            served.config = gate_config()
             served.gate._app = endless
             body = b'{"prompt": "0123456789", "stream": true}'
             with socket.create_connection(("127.0.0.1", served.port)) as client:
                 client.sendall(head(str(len(body)), BOB) + body)
-                got = b""
-                while got.count(b"data:") < 10:
-                    got += client.recv(4096)
-            usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+                received = b""
+                while received.count(b"data:") < 10:
+                    received += client.recv(4096)
+            usage = served.gate.quotas.lease(served.config.tenants[2]).usage
             wait_until(lambda: usage.requests == 1)
             assert usage.output_tokens >= 10
             assert 3 <= usage.prompt_tokens <= 10
             assert usage.errors == 0
 
-    def test_each_is_counted_for_what_became_of_it(self, served: Served) -> None:
+    def test_requests_are_counted_by_outcome(self, served: ServedGate) -> None:
         async def failing(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
             await send({"type": "http.response.start", "status": 500, "headers": []})
@@ -454,5 +459,5 @@ class TestUsage:
             client.post(COMPLETIONS, json={"priority": 1})
             served.gate._app = failing
             client.post(COMPLETIONS, json={"prompt": "a"})
-        usage = served.gate.allowances.purse(served.access.tenants[2]).usage
+        usage = served.gate.quotas.lease(served.config.tenants[2]).usage
         assert (usage.requests, usage.refused, usage.errors, usage.shed) == (3, 1, 1, 0)

@@ -1,4 +1,4 @@
-"""Attacks on a real engine behind its gate: it stops when told, lives on, and no log tells."""
+"""Attacks on a real engine behind its gate: it stops, it survives, and logs hold no text."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replicas(name: str) -> set[str]:
 
 
 def memory_mib() -> float:
-    """Of all engines and replicas below this process's cluster."""
+    """Resident memory in MiB of all engines and replicas of this cluster."""
     total = 0
     for process in psutil.process_iter(["cmdline", "memory_info"]):
         command = " ".join(process.info["cmdline"] or ())
@@ -60,22 +60,22 @@ def memory_mib() -> float:
 
 @pytest.fixture(scope="module")
 def tenants(deployed: Deployed) -> Iterator[Endpoint]:
-    """The shared endpoint with tenants beside its owner, and without them again at the end."""
+    """The shared endpoint with further tenants, which are removed again at the end."""
     shared = deployed.endpoint
-    asked = [
+    further = [
         Tenant(name="few", requests_per_minute=4),
         Tenant(name="one", max_concurrent_requests=1),
         Tenant(name="words", tokens_per_minute=300),
         Tenant(name="elsewhere", models=("another-model",)),
     ]
     before = replicas("shared")
-    yield deploy(shared.spec, tenants=asked, progress=lambda _: None)
+    yield deploy(shared.spec, tenants=further, progress=lambda _: None)
     deploy(shared.spec, progress=lambda _: None)
     assert replicas("shared") == before, "a change of tenants replaced a replica"
 
 
 class TestQuotas:
-    def test_tenants_come_without_a_new_replica_and_each_meets_its_quota(
+    def test_tenants_are_added_without_a_new_replica_and_have_quotas(
         self, tenants: Endpoint
     ) -> None:
         few = tenants.as_tenant("few")
@@ -88,7 +88,7 @@ class TestQuotas:
         assert ask(tenants.as_tenant("elsewhere")).status_code == 403
         assert ask(tenants).status_code == 200
 
-    def test_the_record_is_the_engines_own_count(self, tenants: Endpoint) -> None:
+    def test_usage_is_the_engines_own_count(self, tenants: Endpoint) -> None:
         words = tenants.as_tenant("words")
         whole = ask(words, max_tokens=20, ignore_eos=True).json()["usage"]
         stream = ask(words, max_tokens=30, ignore_eos=True, stream=True)
@@ -101,7 +101,7 @@ class TestQuotas:
         assert row["usd"] == pytest.approx((row["prompt_tokens"] + 100) / 1e6)
         assert ask(words, max_tokens=280).status_code == 429
 
-    def test_the_openai_client_waits_as_it_is_told(self, tenants: Endpoint) -> None:
+    def test_the_openai_client_obeys_retry_after(self, tenants: Endpoint) -> None:
         one = tenants.as_tenant("one")
         with httpx.stream(
             "POST",
@@ -110,7 +110,7 @@ class TestQuotas:
             headers=bearer(one),
             timeout=60,
         ) as first:
-            parts = first.iter_raw()  # let go of, it would close the stream
+            parts = first.iter_raw()  # without a reference the stream would be closed
             next(parts)
             assert ask(one).status_code == 429
         client = one.client.with_options(max_retries=5)
@@ -118,7 +118,7 @@ class TestQuotas:
 
 
 def running(endpoint: Endpoint, seconds: float) -> list[float]:
-    """The engine's own count of running requests, as its metrics tell it over some time."""
+    """Sample the engine's own count of running requests for some seconds."""
     rows: list[Any] = []
     began = time.monotonic()
     with wb.Telemetry(endpoint, lambda: time.monotonic() - began, rows.append, 0.5):
@@ -127,12 +127,12 @@ def running(endpoint: Endpoint, seconds: float) -> list[float]:
     return [row.running_requests for row in replica_rows if row.running_requests is not None]
 
 
-def test_the_engine_stops_when_clients_leave_in_mid_stream(endpoint: Endpoint) -> None:
+def test_the_engine_stops_when_clients_disconnect(endpoint: Endpoint) -> None:
     body = json.dumps({"model": endpoint.model_id, "prompt": "a"} | LONG).encode()
     port = int(root(endpoint).rsplit(":", 1)[1])
     lines = [f"{name}: {value}" for name, value in bearer(endpoint).items()]
     lines += ["host: a", "content-type: application/json", f"content-length: {len(body)}"]
-    # Ray Serve lets a client ask not to be listened to; it must not keep the engine busy so.
+    # Ray Serve lets a client disable disconnects; that must not keep the engine busy.
     lines += ["x-request-disconnect-disabled: ?1"]
     with contextlib.ExitStack() as stack:
         clients = [
@@ -142,9 +142,9 @@ def test_the_engine_stops_when_clients_leave_in_mid_stream(endpoint: Endpoint) -
             head = "POST /v1/completions HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n"
             client.sendall(head.encode() + body)
             client.recv(200)
-    left = time.monotonic()
+    disconnected = time.monotonic()
     while any(running(endpoint, 1.5)[-1:]):
-        assert time.monotonic() - left < 20, "the engine still generates for nobody"
+        assert time.monotonic() - disconnected < 20, "the engine still generates without clients"
     assert ask(endpoint).status_code == 200
 
 
@@ -224,9 +224,9 @@ HEADERS = [
 ]
 
 
-def test_no_argument_and_no_header_breaks_the_engine_or_leaves_a_trace(endpoint: Endpoint) -> None:
+def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: Endpoint) -> None:
     canary = f"zebra{secrets.token_hex(8)}"
-    before, at_first = memory_mib(), replicas("shared")
+    memory_before, replicas_before = memory_mib(), replicas("shared")
     broken = [
         (fields, reply.status_code, reply.text[:200])
         for fields in ARGUMENTS
@@ -243,27 +243,29 @@ def test_no_argument_and_no_header_breaks_the_engine_or_leaves_a_trace(endpoint:
     for path, key in (("/v1/models", "api_key"), ("/v1/completions", canary)):
         httpx.get(f"{root(endpoint)}{path}", params={key: canary})
     assert broken == []
-    # Ray Serve's own reading of this header, before the gate, answers what is no UTF-8 with a 503.
+    # Ray Serve reads this header before the gate, and answers 503 if it is not UTF-8.
     garbled = {"x-request-id": b"a\xff", "content-type": b"application/json"}
     httpx.post(f"{endpoint.base_url}/completions", content=body, headers=bearer(endpoint) | garbled)
     assert ask(endpoint).status_code == 200
-    assert replicas("shared") == at_first
-    assert memory_mib() < before + 200
+    assert replicas("shared") == replicas_before
+    assert memory_mib() < memory_before + 200
     time.sleep(1)
     logs = str(Path("/tmp/ray/session_latest/logs").resolve())
     for secret in (canary, endpoint.api_key.get_secret_value()):
-        found = subprocess.run(["grep", "-rlaF", secret, logs], capture_output=True, text=True)
-        assert found.stdout == ""
+        grep = subprocess.run(["grep", "-rlaF", secret, logs], capture_output=True, text=True)
+        assert grep.stdout == ""
 
 
 @pytest.mark.slow
-def test_nothing_its_openapi_document_allows_is_a_5xx(endpoint: Endpoint) -> None:
+def test_no_request_that_openapi_allows_is_a_5xx(endpoint: Endpoint) -> None:
     import schemathesis
 
     document = httpx.get(f"{root(endpoint)}/openapi.json", headers=bearer(endpoint)).json()
     schema = schemathesis.openapi.from_dict(document)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert {"/v1/chat/completions", "/v1/completions"} <= {one.path for one in operations}
+    assert {"/v1/chat/completions", "/v1/completions"} <= {
+        operation.path for operation in operations
+    }
     for operation in operations:
 
         @settings(max_examples=15, database=None, suppress_health_check=[*HealthCheck])

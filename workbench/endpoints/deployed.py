@@ -140,7 +140,7 @@ class Endpoint(Remote):
 
         self.status()
         frame = DataFrame.from_dict(
-            actor.usage(self.spec.name), orient="index", columns=list(vars(Usage()))
+            actor.usage_by_tenant(self.spec.name), orient="index", columns=list(vars(Usage()))
         )
         frame = frame.rename_axis("tenant").sort_index()
         prompt, output = usd_per_million_prompt_tokens, usd_per_million_output_tokens

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
-from serving.gateway.stages import HEADER
+from serving.gateway.stages import TIMING_HEADER
 from workbench.clock import Clock
 from workbench.loadgen.outcome import ends_request, redact_error
 from workbench.loadgen.sse import outcome, parse, stages
@@ -144,7 +144,7 @@ async def _call(
         model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
-        stages=stages(answer, headers.get(HEADER)),
+        stages=stages(answer, headers.get(TIMING_HEADER)),
     )
     if on_record is not None:
         on_record(record)

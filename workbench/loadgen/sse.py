@@ -17,12 +17,12 @@ from typing import Any
 
 import pydantic_core
 
-from serving.gateway.stages import COMMENT, StageTimings
+from serving.gateway.stages import TIMING_COMMENT, StageTimings
 from workbench.loadgen.outcome import classify_failure
 from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
-_STAGES = re.compile(rb"^" + re.escape(COMMENT.encode()) + rb"([^\r\n]*)", re.MULTILINE)
+_STAGES = re.compile(rb"^" + re.escape(TIMING_COMMENT.encode()) + rb"([^\r\n]*)", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -114,8 +114,8 @@ def stages(answer: Answer, header: str | None) -> dict[str, float | None] | None
     if answer.stages is not None:
         return dict(answer.stages)
     found = StageTimings()
-    found.read(header or "")
+    found.read_header(header or "")
     if answer.metrics:
-        found.engine(answer.metrics)
+        found.set_engine_metrics(answer.metrics)
     ms = {name: None if value is None else round(value, 3) for name, value in found.ms.items()}
     return ms if any(value is not None for value in ms.values()) else None

@@ -22,7 +22,7 @@ from serving.deploy.app import build
 from serving.deploy.deployments import autoscaling, user_config
 from serving.engine.engine_args import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
-from serving.gateway.gate import GateConfig
+from serving.gateway.config import GateConfig
 from serving.spec.limits import Limits
 from serving.spec.model import ModelSpec, deployment_name
 from serving.spec.scaling import ScalingSpec
@@ -285,8 +285,8 @@ class TestParts:
         ends = datetime(2031, 5, 6, tzinfo=UTC)
         tenant = Tenant(name="one", key_hash=HASH, models=("a",), expires_at=ends)
         config = json.loads(json.dumps(user_config(ServiceSpec(), (tenant,))))
-        assert GateConfig(**config["access"]).holder(KEY) == tenant
-        assert GateConfig(**config["access"]).holder(HASH) is None
+        assert GateConfig(**config["access"]).authenticate(KEY) == tenant
+        assert GateConfig(**config["access"]).authenticate(HASH) is None
 
     @pytest.mark.parametrize(
         ("model_id", "name"), [("a", "a"), ("org/Model-1.5", "org--Model-1_5")]

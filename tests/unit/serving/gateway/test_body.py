@@ -1,4 +1,4 @@
-"""What a request may ask for: each bound from both sides, and nothing private in a refusal."""
+"""The check of a request's body: each limit from both sides, and nothing private in an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.asgi import ApiError
-from serving.gateway.body import MAX_DEPTH, POST_ROUTES, check
+from serving.gateway.body_checks import MAX_DEPTH, check_body
+from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -28,14 +29,14 @@ LIMITS = Limits(
 
 
 def accepted(fields: dict[str, Any], route: str = COMPLETIONS) -> dict[str, Any]:
-    body = check(route, json.dumps(fields).encode(), LIMITS)
-    told: dict[str, Any] = json.loads(body.encoded())
-    return told
+    body = check_body(route, json.dumps(fields).encode(), LIMITS)
+    encoded: dict[str, Any] = json.loads(body.encoded())
+    return encoded
 
 
 def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        check(route, raw, limits).encoded()
+        check_body(route, raw, limits).encoded()
     assert caught.value.status == 400
     return caught.value
 
@@ -64,36 +65,36 @@ def refused(raw: bytes, route: str = COMPLETIONS, limits: Limits = LIMITS) -> Ap
         b"\xef\xbb\xbf{}",
     ],
 )
-def test_what_is_no_body_is_refused(raw: bytes) -> None:
+def test_invalid_bodies_are_refused(raw: bytes) -> None:
     assert refused(raw).code in ("invalid_json", "invalid_number")
 
 
 @pytest.mark.parametrize(
-    ("name", "most"),
+    ("name", "limit"),
     [("max_tokens", 50), ("min_tokens", 50), ("n", 4)],
 )
-def test_a_number_up_to_its_limit_passes(name: str, most: int) -> None:
-    assert accepted({"prompt": "a", name: most})[name] == most
-    assert str(most) in refused(json.dumps({"prompt": "a", name: most + 1}).encode()).message
+def test_numbers_up_to_their_limit_pass(name: str, limit: int) -> None:
+    assert accepted({"prompt": "a", name: limit})[name] == limit
+    assert str(limit) in refused(json.dumps({"prompt": "a", name: limit + 1}).encode()).message
     for wrong in ("1", 1.5, True, [1], {}):
         assert name in refused(json.dumps({"prompt": "a", name: wrong}).encode()).message
 
 
-def test_answers_are_counted_for_every_prompt() -> None:
+def test_the_number_of_answers_includes_all_prompts() -> None:
     accepted({"prompt": ["a", "b"], "n": 2})
     accepted({"prompt": [1, 2, 3, 4, 5, 6]})
     assert refused(b'{"prompt": ["a", "b", "c"], "n": 2}').code == "too_many_choices"
     assert refused(b'{"prompt": [[1], [2], [3], [4], [5]]}').code == "too_many_choices"
 
 
-def test_stop_strings_have_a_number_and_a_length() -> None:
+def test_stop_strings_are_limited_in_number_and_length() -> None:
     accepted({"prompt": "a", "stop": ["12345", "b"]})
     assert refused(b'{"prompt": "a", "stop": ["a", "b", "c"]}').code == "too_many_stops"
     assert refused(b'{"prompt": "a", "stop": "123456"}').code == "stop_too_long"
     assert refused(b'{"prompt": "a", "stop": {"a": 1}}').code == "invalid_type"
 
 
-def test_a_prompt_has_a_length_wherever_its_text_stands() -> None:
+def test_prompt_length_counts_all_texts() -> None:
     accepted({"prompt": "a" * 80})
     assert refused(b'{"prompt": "' + b"a" * 101 + b'"}').code == "prompt_too_long"
     assert refused(b'{"prompt": [' + b"1," * 101 + b"1]}").code == "prompt_too_long"
@@ -102,20 +103,22 @@ def test_a_prompt_has_a_length_wherever_its_text_stands() -> None:
     assert refused(raw, CHAT).code == "prompt_too_long"
 
 
-def test_messages_have_a_number() -> None:
-    one = {"role": "user", "content": "a"}
-    accepted({"messages": [one] * 3}, CHAT)
-    assert refused(json.dumps({"messages": [one] * 4}).encode(), CHAT).code == "too_many_messages"
+def test_messages_are_limited_in_number() -> None:
+    message = {"role": "user", "content": "a"}
+    accepted({"messages": [message] * 3}, CHAT)
+    assert (
+        refused(json.dumps({"messages": [message] * 4}).encode(), CHAT).code == "too_many_messages"
+    )
 
 
 @pytest.mark.parametrize("url", ["http://a/b", "https://a", "file:///etc/passwd", {"url": "ftp:"}])
-def test_media_come_in_the_request_and_are_not_fetched(url: Any) -> None:
+def test_media_must_be_in_the_request_and_are_never_fetched(url: Any) -> None:
     limits = Limits()
     message = {"role": "user", "content": [{"type": "image_url", "image_url": url}]}
     raw = json.dumps({"messages": [message]}).encode()
     assert refused(raw, CHAT, limits).code == "remote_media"
     message["content"][0]["image_url"] = {"url": "data:image/png;base64,AAAA"}  # type: ignore[index]
-    check(CHAT, json.dumps({"messages": [message]}).encode(), limits)
+    check_body(CHAT, json.dumps({"messages": [message]}).encode(), limits)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +146,14 @@ def test_media_come_in_the_request_and_are_not_fetched(url: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("route", POST_ROUTES)
-def test_an_argument_of_the_engine_is_refused_by_name(route: str, name: str) -> None:
-    refusal = refused(json.dumps({name: 1}).encode(), route)
-    assert refusal.code == "unknown_parameter"
-    assert len(refusal.message) < 200
+def test_engine_arguments_are_refused_by_name(route: str, name: str) -> None:
+    error = refused(json.dumps({name: 1}).encode(), route)
+    assert error.code == "unknown_parameter"
+    assert len(error.message) < 200
 
 
-def test_every_allowed_field_is_one_of_vllms_or_openais() -> None:
-    """Read from vLLM's own request models, so that a field it drops is not kept open here."""
+def test_every_allowed_field_belongs_to_vllm_or_openai() -> None:
+    """Compare with vLLM's own request models, so that a field it drops does not stay open here."""
     package = find_spec("vllm")
     assert package is not None
     assert package.origin is not None
@@ -170,13 +173,13 @@ def test_every_allowed_field_is_one_of_vllms_or_openais() -> None:
         assert known - POST_ROUTES[route] >= {"priority", "vllm_xargs", "kv_transfer_params"}
 
 
-def test_of_a_field_given_twice_the_engine_sees_the_one_that_was_checked() -> None:
+def test_the_engine_gets_the_checked_value_of_a_duplicate_field() -> None:
     raw = b'{"prompt": "a", "n": 100, "n": 2}'
-    assert check(COMPLETIONS, raw, LIMITS).encoded() == b'{"prompt":"a","n":2}'
+    assert check_body(COMPLETIONS, raw, LIMITS).encoded() == b'{"prompt":"a","n":2}'
     refused(b'{"prompt": "a", "n": 2, "n": 100}')
 
 
-def test_a_refusal_repeats_no_value() -> None:
+def test_errors_never_repeat_a_value() -> None:
     secret = "my-secret-value"
     for fields in (
         {secret + " x": 1},
@@ -189,24 +192,24 @@ def test_a_refusal_repeats_no_value() -> None:
     assert secret not in refused(f'{{"prompt": "{secret}", }}'.encode()).message
 
 
-def test_only_a_stream_that_hides_it_is_asked_for_its_usage() -> None:
-    plain = check(COMPLETIONS, b'{"prompt": "a"}', LIMITS)
-    plain.ask_for_usage()
+def test_usage_is_requested_and_hidden_unless_the_client_asked_for_it() -> None:
+    plain = check_body(COMPLETIONS, b'{"prompt": "a"}', LIMITS)
+    plain.request_usage()
     assert (plain.hide_usage, "stream_options" in plain.fields) == (False, False)
-    stream = check(COMPLETIONS, b'{"prompt": "a", "stream": true}', LIMITS)
-    stream.ask_for_usage()
+    stream = check_body(COMPLETIONS, b'{"prompt": "a", "stream": true}', LIMITS)
+    stream.request_usage()
     assert stream.hide_usage
     assert stream.fields["stream_options"] == {"include_usage": True}
     asked = b'{"stream": true, "stream_options": {"include_usage": true, "x": 1}}'
-    told = check(COMPLETIONS, asked, LIMITS)
-    told.ask_for_usage()
-    assert (told.hide_usage, told.fields["stream_options"]["x"]) == (False, 1)
+    shown = check_body(COMPLETIONS, asked, LIMITS)
+    shown.request_usage()
+    assert (shown.hide_usage, shown.fields["stream_options"]["x"]) == (False, 1)
 
 
-def test_what_a_request_may_cost() -> None:
+def test_reserved_tokens() -> None:
     raw = b'{"prompt": "aaaaaaaa", "max_tokens": 10, "n": 3}'
     chars = sum(map(len, ("prompt", "aaaaaaaa", "max_tokens", "n"))) + 2
-    assert check(COMPLETIONS, raw, LIMITS).reserved_tokens == -(-chars // 4) + 30
+    assert check_body(COMPLETIONS, raw, LIMITS).reserved_tokens == -(-chars // 4) + 30
 
 
 VALUES = st.recursive(
@@ -221,12 +224,10 @@ FIELDS = sorted(set().union(*POST_ROUTES.values()))
 @given(
     fields=st.dictionaries(st.sampled_from(FIELDS), VALUES), route=st.sampled_from([*POST_ROUTES])
 )
-def test_whatever_comes_it_is_refused_or_passed_on_as_json(
-    fields: dict[str, Any], route: str
-) -> None:
+def test_any_fields_are_refused_or_encoded_as_json(fields: dict[str, Any], route: str) -> None:
     try:
-        body = check(route, json.dumps(fields).encode(), Limits())
-        body.ask_for_usage()
+        body = check_body(route, json.dumps(fields).encode(), Limits())
+        body.request_usage()
         encoded = body.encoded()
     except ApiError:
         return
@@ -236,17 +237,17 @@ def test_whatever_comes_it_is_refused_or_passed_on_as_json(
 
 @settings(max_examples=100)
 @given(raw=st.binary(max_size=200))
-def test_whatever_bytes_come_they_are_refused(raw: bytes) -> None:
+def test_any_bytes_are_refused_or_a_json_object(raw: bytes) -> None:
     try:
-        check(CHAT, raw, Limits())
+        check_body(CHAT, raw, Limits())
     except ApiError:
         return
     assert isinstance(json.loads(raw), dict)
 
 
-def test_depth_up_to_the_limit_passes() -> None:
+def test_nesting_up_to_the_limit_passes() -> None:
     deep: Any = 1
     for _ in range(MAX_DEPTH - 1):
         deep = [deep]
-    check(CHAT, json.dumps({"metadata": deep}).encode(), Limits())
+    check_body(CHAT, json.dumps({"metadata": deep}).encode(), Limits())
     refused(json.dumps({"metadata": [[deep]]}).encode(), CHAT)

@@ -1,4 +1,4 @@
-"""Which model answers: by rule, by classifier, and by who is up. Truth: hand-made requests."""
+"""Which model answers: by rule, by classifier, and by health. Ground truth: handmade requests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from serving.guardrail.guard import RefusedError
-from serving.pipeline.config import PipelineConfig, choose
-from serving.pipeline.dispatcher import STALE_S, Dispatcher, Health
-from serving.pipeline.router_rules import Decision, RoutingInput, decide, holds_code, language
+from serving.guardrail.texts import RequestTexts
+from serving.pipeline.config import PipelineConfig, pick_model
+from serving.pipeline.dispatcher import HEALTH_MAX_AGE_S, Dispatcher, ModelHealth
+from serving.pipeline.router_rules import Decision, RoutingInput, contains_code, decide, language
 from serving.spec.router import (
     BudgetRule,
     CodeRule,
@@ -23,32 +24,33 @@ from serving.spec.router import (
 from serving.spec.tenants import Tenant
 
 MODELS = ("large", "small")
+ANYONE = Tenant(name="anyone")
 
 
-def facts(*texts: str, **more: Any) -> RoutingInput:
-    usual: dict[str, Any] = {"max_tokens": None, "tenant": None, "budget": None}
-    return RoutingInput(texts=texts, **(usual | more))
+def routing_input(*texts: str, **fields: Any) -> RoutingInput:
+    defaults: dict[str, Any] = {"max_tokens": None, "tenant": None, "budget": None}
+    return RoutingInput(texts=texts, **(defaults | fields))
 
 
-def decided(*rules: Any, of: RoutingInput, **more: Any) -> Decision:
-    return decide(of, RouterSpec(rules=rules, **more), MODELS)
+def decided(*rules: Any, of: RoutingInput, **fields: Any) -> Decision:
+    return decide(of, RouterSpec(rules=rules, **fields), MODELS)
 
 
 class TestRules:
-    def test_without_one_the_default_answers(self) -> None:
-        assert decided(of=facts("x")) == ("large", "default")
-        assert decided(of=facts("x"), default="small") == ("small", "default")
+    def test_without_rules_the_default_answers(self) -> None:
+        assert decided(of=routing_input("x")) == ("large", "default")
+        assert decided(of=routing_input("x"), default="small") == ("small", "default")
 
     @pytest.mark.parametrize(("chars", "model"), [(0, "large"), (9, "large"), (10, "small"),
                                                    (20, "small"), (21, "large")])  # fmt: skip
-    def test_length_counts_every_text_and_both_bounds_are_within(
+    def test_length_counts_every_text_and_includes_both_bounds(
         self, chars: int, model: str
     ) -> None:
         rule = LengthRule(model="small", min_chars=10, max_chars=20)
-        made = decided(rule, of=facts("x" * (chars // 2), "x" * (chars - chars // 2)))
-        assert made.model == model
+        decision = decided(rule, of=routing_input("x" * (chars // 2), "x" * (chars - chars // 2)))
+        assert decision.model == model
         if model == "small":
-            assert made.reason == f"rule 1: {chars} characters"
+            assert decision.reason == f"rule 1: {chars} characters"
 
     @pytest.mark.parametrize(
         "text",
@@ -65,9 +67,9 @@ class TestRules:
         ],
     )
     def test_code(self, text: str) -> None:
-        assert holds_code(text)
-        made = decided(CodeRule(model="small"), of=facts(text))
-        assert made == ("small", "rule 1: the request holds code")
+        assert contains_code(text)
+        decision = decided(CodeRule(model="small"), of=routing_input(text))
+        assert decision == ("small", "rule 1: the request contains code")
 
     @pytest.mark.parametrize(
         "text",
@@ -79,8 +81,8 @@ class TestRules:
             "The class of the function was public.",
         ],
     )
-    def test_prose_is_no_code(self, text: str) -> None:
-        assert not holds_code(text)
+    def test_prose_is_not_code(self, text: str) -> None:
+        assert not contains_code(text)
 
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -101,22 +103,26 @@ class TestRules:
     def test_language(self, text: str, name: str | None) -> None:
         assert language(text) == name
 
-    def test_language_is_that_of_the_last_text(self) -> None:
+    def test_the_last_text_decides_the_language(self) -> None:
         rule = LanguageRule(model="small", languages=("de", "fr"))
         german, english = "Was ist denn das?", "What is this and that?"
-        assert decided(rule, of=facts(english, german)).reason == "rule 1: the language is de"
-        assert decided(rule, of=facts(german, english)).model == "large"
+        assert (
+            decided(rule, of=routing_input(english, german)).reason == "rule 1: the language is de"
+        )
+        assert decided(rule, of=routing_input(german, english)).model == "large"
 
     def test_tenant(self) -> None:
         rule = TenantRule(model="small", tenants=("class-a",))
-        assert decided(rule, of=facts("x", tenant="class-a")).model == "small"
-        assert decided(rule, of=facts("x", tenant="other")).model == "large"
-        assert decided(rule, of=facts("x")).model == "large"
+        assert decided(rule, of=routing_input("x", tenant="class-a")).model == "small"
+        assert decided(rule, of=routing_input("x", tenant="other")).model == "large"
+        assert decided(rule, of=routing_input("x")).model == "large"
 
-    def test_the_first_rule_that_holds_decides(self) -> None:
+    def test_the_first_rule_that_applies_decides(self) -> None:
         rules = (LengthRule(model="large", min_chars=100), CodeRule(model="small"))
-        assert decided(*rules, of=facts("def f():\n pass")).reason.startswith("rule 2: ")
-        assert decided(*rules, of=facts("def f():\n pass\n" * 20)).reason.startswith("rule 1: ")
+        assert decided(*rules, of=routing_input("def f():\n pass")).reason.startswith("rule 2: ")
+        assert decided(*rules, of=routing_input("def f():\n pass\n" * 20)).reason.startswith(
+            "rule 1: "
+        )
 
 
 PRICES = {"large": 10.0, "small": 1.0}
@@ -128,28 +134,30 @@ class TestBudgets:
         [("0.01", "large", "within"), ("0.0009", "small", "the cheapest, above"),
          ("0.005", "small", "within")],
     )  # fmt: skip
-    def test_the_first_model_that_the_request_can_pay(
+    def test_the_first_model_within_the_budget_answers(
         self, budget: str, model: str, relation: str
     ) -> None:
-        # 400 characters are 100 tokens; with 900 of the answer, $0.01 or $0.001.
-        asked = facts("x" * 400, max_tokens=900, budget=budget)
-        made = decided(BudgetRule(usd_per_million_tokens=PRICES), of=asked)
-        assert made.model == model
-        assert relation in made.reason
+        # 400 characters are 100 tokens; with 900 tokens of the answer, $0.01 or $0.001.
+        asked = routing_input("x" * 400, max_tokens=900, budget=budget)
+        decision = decided(BudgetRule(usd_per_million_tokens=PRICES), of=asked)
+        assert decision.model == model
+        assert relation in decision.reason
 
-    def test_without_a_budget_the_next_rule_is_asked(self) -> None:
+    def test_without_a_budget_the_next_rule_applies(self) -> None:
         rule = BudgetRule(usd_per_million_tokens=PRICES)
-        assert decided(rule, LengthRule(model="small"), of=facts("x")).reason.startswith("rule 2")
+        assert decided(rule, LengthRule(model="small"), of=routing_input("x")).reason.startswith(
+            "rule 2"
+        )
         own = BudgetRule(usd_per_million_tokens=PRICES, usd_per_request=1e-9)
-        assert decided(own, of=facts("x")).model == "small"
+        assert decided(own, of=routing_input("x")).model == "small"
 
     @pytest.mark.parametrize("header", ["", "-1", "nan", "inf", "1e999", "x\r\nset-cookie: a", "0"])
-    def test_what_is_no_amount_is_no_budget(self, header: str) -> None:
-        asked = facts("x", budget=header)
+    def test_an_invalid_amount_is_ignored(self, header: str) -> None:
+        asked = routing_input("x", budget=header)
         assert decided(BudgetRule(usd_per_million_tokens=PRICES), of=asked).reason == "default"
 
 
-class TestTheClassifier:
+class TestClassifier:
     SPEC = RouterSpec(
         rules=(LengthRule(model="large", min_chars=1000),),
         classifier=EmbeddingClassifier(
@@ -157,76 +165,80 @@ class TestTheClassifier:
         ),
     )
 
-    def test_decides_where_no_rule_does_and_only_with_a_lead(self) -> None:
+    def test_the_classifier_decides_without_a_rule_and_only_with_a_margin(self) -> None:
         near = {"large": 0.2, "small": 0.9}
-        made = decide(facts("x"), self.SPEC, MODELS, lambda text: near)
-        assert made == ("small", "classifier: similarity 0.90, ahead by 0.70")
+        decision = decide(routing_input("x"), self.SPEC, MODELS, lambda text: near)
+        assert decision == ("small", "classifier: similarity 0.90, ahead by 0.70")
         close = {"large": 0.85, "small": 0.9}
-        assert decide(facts("x"), self.SPEC, MODELS, lambda text: close).reason == "default"
-        long = decide(facts("x" * 1000), self.SPEC, MODELS, lambda text: near)
+        assert decide(routing_input("x"), self.SPEC, MODELS, lambda text: close).reason == "default"
+        long = decide(routing_input("x" * 1000), self.SPEC, MODELS, lambda text: near)
         assert long.reason.startswith("rule 1")
 
 
 class Handle:
-    """The router's handle: answers a decision, or fails."""
+    """A scripted handle of the router: returns a decision, or fails."""
 
     def __init__(self, answer: Decision | Exception) -> None:
         self.answer, self.asked = answer, []
         self.decide = self
 
-    async def remote(self, of: RoutingInput) -> Decision:
-        self.asked.append(of)
+    async def remote(self, routing_input: RoutingInput) -> Decision:
+        self.asked.append(routing_input)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
 class Chat:
-    def __init__(self, *texts: str, **more: Any) -> None:
+    def __init__(self, *texts: str, **fields: Any) -> None:
         self.messages = [{"role": "user", "content": text} for text in texts]
-        self.__dict__ |= more
+        self.__dict__ |= fields
 
 
-def composition(**router: Any) -> PipelineConfig:
-    three = {"a": 2, "b": 2, "c": 2}
+def pipeline_config(**router: Any) -> PipelineConfig:
+    capacity = {"a": 2, "b": 2, "c": 2}
     return PipelineConfig(
-        router=RouterSpec(**router), capacity=three, deployments={name: name for name in three}
+        router=RouterSpec(**router),
+        capacity=capacity,
+        deployments={name: name for name in capacity},
     )
 
 
 def chosen(
-    handle: Handle, tenant: Tenant | None = None, body: Any = None, **router: Any
+    handle: Handle, tenant: Tenant = ANYONE, body: Any = None, **router: Any
 ) -> tuple[tuple[str, ...], str]:
     headers = {"x-budget-usd": "1", "authorization": "Bearer secret"}
     body = body or Chat("one", "two", max_tokens=7)
-    return asyncio.run(choose(composition(**router), handle, body, headers, tenant))
+    return asyncio.run(
+        pick_model(pipeline_config(**router), handle, RequestTexts(body), headers, tenant)
+    )
 
 
-class TestChoosing:
-    def test_the_others_stand_in_in_the_specs_order(self) -> None:
+class TestPickModel:
+    def test_the_other_models_follow_in_the_specs_order(self) -> None:
         assert chosen(Handle(Decision("b", "why"))) == (("b", "c", "a"), "why")
         assert chosen(Handle(Decision("b", "why")), fallback=False) == (("b",), "why")
 
-    def test_the_router_is_told_no_more_than_it_needs(self) -> None:
+    def test_the_router_gets_only_what_it_needs(self) -> None:
         handle = Handle(Decision("a", ""))
         chosen(handle, Tenant(name="t"))
         (asked,) = handle.asked
-        assert asked == facts("one", "two", max_tokens=7, tenant="t", budget="1")
+        assert asked == routing_input("one", "two", max_tokens=7, tenant="t", budget="1")
 
-    def test_a_router_that_does_not_answer_leaves_the_default(self) -> None:
+    def test_without_a_response_of_the_router_the_default_answers(self) -> None:
         models, reason = chosen(Handle(ConnectionError("secret")), default="c")
         assert models == ("c", "a", "b")
-        assert reason == "default: the router does not answer (ConnectionError)"
+        assert reason == "default: the router does not respond (ConnectionError)"
 
-    def test_only_models_that_the_key_may_use(self) -> None:
+    def test_only_models_that_the_key_may_use_are_returned(self) -> None:
         tenant = Tenant(name="t", models=("a", "c", "auto"))
         models, reason = chosen(Handle(Decision("b", "why")), tenant)
         assert models == ("c", "a")
-        assert reason == "why; b is not this key's to use"
+        assert reason == "why; this key may not use b"
 
 
 class Response:
-    """Serve's response generator, scripted: what comes first, or that nothing does."""
+    """A scripted response generator: gives a first packet, raises, or never responds."""
 
     def __init__(self, first: Any) -> None:
         self.first, self.cancelled = first, False
@@ -244,7 +256,7 @@ class Response:
 
 def dispatcher(down: set[str] | None = None, **capacity: int) -> Dispatcher:
     states = {name: name in (down or set()) for name in ("a", "b")}
-    return Dispatcher({"a": 1, "b": 1} | capacity, Health(lambda: states), retry_after_s=3)
+    return Dispatcher({"a": 1, "b": 1} | capacity, ModelHealth(lambda: states), retry_after_s=3)
 
 
 class TestFallback:
@@ -256,51 +268,51 @@ class TestFallback:
         answer = self.sent(dispatcher(), "a", "b", a="hello")
         assert (answer.model, answer.first, answer.skipped) == ("a", "hello", [])
 
-    def test_a_saturated_model_is_passed_over_until_one_ends(self) -> None:
+    def test_a_saturated_model_is_skipped_until_a_request_ends(self) -> None:
         to = dispatcher()
         assert self.sent(to, "a", "b", a="x").model == "a"
         answer = self.sent(to, "a", "b", b="x")
         assert (answer.model, answer.skipped) == ("b", ["a: saturated"])
-        to.ended("a")
+        to.finish("a")
         assert self.sent(to, "a", "b", a="x").model == "a"
 
-    def test_a_full_service_sheds_with_429(self) -> None:
+    def test_a_full_service_responds_429(self) -> None:
         to = dispatcher(a=0, b=0)
         with pytest.raises(RefusedError, match="Try again in 3 s") as caught:
             self.sent(to, "a", "b")
         assert (caught.value.status, caught.value.kind) == (429, "rate_limit_error")
         assert caught.value.headers == {"retry-after": "3"}
 
-    def test_a_model_that_is_down_is_passed_over(self) -> None:
+    def test_a_model_that_is_down_is_skipped(self) -> None:
         answer = self.sent(dispatcher(down={"a"}), "a", "b", b="x")
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
 
-    def test_one_that_goes_down_while_it_is_waited_for_is_given_up(self) -> None:
+    def test_a_model_that_goes_down_meanwhile_is_skipped(self) -> None:
         states = iter([{"a": False}, {"a": True}])
-        to = Dispatcher({"a": 1, "b": 1}, Health(lambda: next(states)), 1)
+        to = Dispatcher({"a": 1, "b": 1}, ModelHealth(lambda: next(states)), 1)
         answer = self.sent(to, "a", "b", a=None, b="x")
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
         assert self.responses["a"].cancelled
         assert to.running == {"a": 0, "b": 1}
 
-    def test_the_only_candidate_is_waited_for_whatever_is_said_of_it(self) -> None:
+    def test_the_only_candidate_is_tried_even_if_it_is_down(self) -> None:
         assert self.sent(dispatcher(down={"a"}), "a", a="x").model == "a"
 
-    def test_a_failure_before_the_first_packet_is_another_models_chance(self) -> None:
+    def test_after_a_failure_before_the_first_packet_another_model_answers(self) -> None:
         from ray.exceptions import RayActorError, RayTaskError
         from ray.serve.exceptions import BackPressureError
 
         full = BackPressureError(num_queued_requests=1, max_queued_requests=1)
         bug = RayTaskError("f", "trace of a prompt", ValueError("a prompt"))
-        for failure, said in (
+        for failure, reason in (
             (full, "a: saturated"),
             (RayActorError(), "a: failed (RayActorError)"),
             (bug, "a: failed (RayTaskError)"),
         ):
             answer = self.sent(dispatcher(), "a", "b", a=failure, b="x")
-            assert (answer.model, answer.skipped) == ("b", [said])
+            assert (answer.model, answer.skipped) == ("b", [reason])
 
-    def test_the_last_candidates_own_failure_is_raised(self) -> None:
+    def test_the_last_candidates_failure_is_raised(self) -> None:
         from ray.exceptions import RayActorError, RayTaskError
 
         with pytest.raises(RefusedError, match=r"b: failed \(RayActorError\)") as caught:
@@ -309,7 +321,7 @@ class TestFallback:
         with pytest.raises(RayTaskError):
             self.sent(dispatcher(), "a", a=RayTaskError("f", "trace", ValueError("x")))
 
-    def test_an_account_of_the_replicas_is_kept_for_a_while(self) -> None:
+    def test_health_is_cached(self) -> None:
         asked = []
 
         def states() -> dict[str, bool]:
@@ -317,10 +329,10 @@ class TestFallback:
             raise ConnectionError
 
         async def run() -> None:
-            health = Health(states)
+            health = ModelHealth(states)
             for _ in range(5):
-                assert not await health.down("a")
+                assert not await health.is_down("a")
 
         asyncio.run(run())
         assert len(asked) == 1
-        assert STALE_S <= 2
+        assert HEALTH_MAX_AGE_S <= 2

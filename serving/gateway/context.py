@@ -1,0 +1,42 @@
+"""The state of one request, passed from the gate to the application behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.gateway.asgi import Scope
+from serving.gateway.config import GateConfig
+from serving.gateway.stages import StageTimings
+from serving.spec.tenants import Tenant
+
+SCOPE_KEY = "workbench"
+"""Key of the context in the ASGI scope; set by the gate, read by :meth:`RequestContext.of`."""
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What the gate knows about an authenticated request.
+
+    Attributes:
+        path: Path below the route prefix.
+        config: The limits that were in force when the request arrived.
+        tenant: Who is calling.
+        timings: Time spent per stage; the application adds its own stages.
+        constrained: Whether a grammar set by the client restricts the answer's tokens.
+    """
+
+    path: str
+    config: GateConfig
+    tenant: Tenant
+    timings: StageTimings
+    constrained: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> RequestContext:
+        """Return the context of a request that has passed a gate.
+
+        Raises:
+            LookupError: The request did not pass a gate.
+        """
+        context: RequestContext = scope[SCOPE_KEY]
+        return context

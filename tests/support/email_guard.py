@@ -1,0 +1,35 @@
+"""A guardrail that finds one e-mail address, and chat requests for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from serving.guardrail.findings import Finding
+from serving.guardrail.guard import Guard
+from serving.spec.guardrail import PresidioGuardrail, Side
+
+EMAIL = "jane.roe@example.com"
+
+
+def find_email(text: str) -> list[Finding]:
+    """Find the one e-mail address, wherever it is."""
+    start = text.find(EMAIL)
+    return [] if start < 0 else [Finding(start, start + len(EMAIL), "EMAIL_ADDRESS", 1.0, "redact")]
+
+
+async def finds_emails(side: Side, texts: Sequence[str]) -> list[list[Finding]]:
+    return [find_email(text) for text in texts]
+
+
+async def blocks_emails(side: Side, texts: Sequence[str]) -> list[list[Finding]]:
+    return [[finding._replace(action="block") for finding in find_email(text)] for text in texts]
+
+
+GUARD = Guard(PresidioGuardrail(hold_back_chars=24, step_chars=8), finds_emails)
+
+
+def chat(*contents: Any, **fields: Any) -> Any:
+    messages = [{"role": "user", "content": content} for content in contents]
+    return SimpleNamespace(messages=messages, **fields)
