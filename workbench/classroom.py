@@ -188,7 +188,7 @@ class Seat:
         return endpoint
 
     def _admit(self, model: ModelSpec) -> None:
-        bundle: Mapping[str, float] = model.bundle
+        bundle: Mapping[str, float] = model.worker_resources
         size = {
             "cpus": bundle.get("CPU", 0.0) * model.workers,
             "gpus": bundle.get("GPU", 0.0) * model.workers,

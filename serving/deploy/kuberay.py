@@ -37,8 +37,8 @@ def ray_service(
     variables = [{"name": name, "value": value} for name, value in environment.items()]
     variables += secrets(spec.name, keys_from_secret)
     groups = [worker_group(model, image, variables) for model in spec.engines]
-    if spec.helpers_cpus:
-        groups.append(helper_group(spec.helpers_cpus, image, variables))
+    if spec.auxiliary_cpus:
+        groups.append(helper_group(spec.auxiliary_cpus, image, variables))
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",

@@ -43,7 +43,7 @@ from serving.quotas.lease import QuotaLease
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
 from serving.spec.router import AUTO
-from serving.spec.tenants import Tenant, check_tenants, holder
+from serving.spec.tenants import Tenant, authenticate, check_tenants
 
 HELD_BYTES = 64 * 2**20
 """Bodies held at one gate, all together; a flood of large ones must not fill memory."""
@@ -62,7 +62,7 @@ class GateConfig(Strict):
 
     def holder(self, presented: str) -> Tenant | None:
         """Whose key was presented, if anyone's; takes the same time whichever it is."""
-        return holder(presented, self.tenants)
+        return authenticate(presented, self.tenants)
 
     @model_validator(mode="after")
     def _everyone_has_a_key_of_their_own(self) -> Self:

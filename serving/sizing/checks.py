@@ -44,7 +44,7 @@ def sizes_of(model: ModelSpec) -> Sizes:
     """The types that the spec gives to weights and KV cache."""
     given = model.engine_kwargs
     return Sizes(
-        model.number_type,
+        model.resolved_dtype,
         str(given.get("kv_cache_dtype", "auto")),
         given.get("quantization") or None,
     )
