@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,7 +35,7 @@ class FakeApplications:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Replace Ray's key-value store by a dictionary, and let the manager update quickly."""
+    """Replace Ray's key-value store by a dictionary, and let the test call the updates."""
     values: dict[str, bytes] = {}
 
     def put(key: str, value: bytes, overwrite: bool) -> None:
@@ -45,7 +44,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     monkeypatch.setattr(internal_kv, "_internal_kv_put", put)
     monkeypatch.setattr(internal_kv, "_internal_kv_get", values.get)
     monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key: values.pop(key, None))
-    monkeypatch.setattr(manager, "UPDATE_S", 0.01)
+    monkeypatch.setattr(LeaseManager, "_run", lambda self: None)
     return values
 
 
@@ -53,13 +52,6 @@ def lease(seconds: float, **fields: Any) -> dict[str, Any]:
     tenant = Tenant(name="ada", key_hash=key_hash(ADA_KEY))
     ends_at = datetime.now(UTC) + timedelta(seconds=seconds)
     return Lease(tenant=tenant, ends_at=ends_at, **fields).model_dump(mode="json")
-
-
-def wait_until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not done():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
 
 
 def start(fake: FakeApplications, *leases: dict[str, Any]) -> LeaseManager:
@@ -72,10 +64,14 @@ def test_application_is_deleted_when_its_lease_ends() -> None:
     fake.running = {"class-ada": 1, "other": 2}
     actor = start(fake, lease(0.2))
     asyncio.run(actor.admit("ada", ADA_KEY, 1, {"cpus": 2.0, "gpus": 0.0}))
-    wait_until(lambda: "class-ada" not in fake.running)
+    actor._update()
+    assert fake.running == {"class-ada": 1, "other": 2}
+    time.sleep(0.25)
+    actor._update()
     assert fake.running == {"other": 2}
     (row,) = asyncio.run(actor.table(INSTRUCTOR_KEY))
     assert row["deleted"] == "the lease ended"
+    assert row["replica_s"] >= 0.2
     assert row["cpu_s"] == pytest.approx(2 * row["replica_s"], abs=0.11)  # both are rounded
     state = asyncio.run(actor.lease("ada", ADA_KEY))
     assert state["messages"][-1] == "the lease ended"
@@ -88,8 +84,8 @@ def test_restarted_manager_restores_leases_usage_and_messages(store: dict[str, b
     asyncio.run(first.stop(INSTRUCTOR_KEY, "ada"))
     longer = lease(7200, max_replicas=3)
     asyncio.run(first.set_lease(INSTRUCTOR_KEY, longer))
-    wait_until(lambda: b"stopped by the instructor" in store[manager.ACTOR_NAME])
-    wait_until(lambda: b'"max_replicas": 3' in store[manager.ACTOR_NAME])
+    first._update()
+    assert set(store) == {manager.ACTOR_NAME}
     second = start(fake)
     state = asyncio.run(second.lease("ada", ADA_KEY))
     assert state["messages"] == ["stopped by the instructor"]
@@ -104,5 +100,5 @@ def test_closing_deletes_the_tenants_applications_and_the_state(store: dict[str,
         asyncio.run(actor.close(ADA_KEY))
     asyncio.run(actor.close(INSTRUCTOR_KEY))
     assert fake.running == {"other": 2}
-    time.sleep(0.1)  # further updates must not save the state again
+    actor._update()  # must not save the state again
     assert store == {}
