@@ -23,7 +23,8 @@ from serving.spec.pipeline import PipelineSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints import deployed
-from workbench.endpoints.deployed import Endpoint, rescaled
+from workbench.endpoints.deployed import Endpoint
+from workbench.endpoints.scaling import rescaled
 
 KEY = "sk-the-key-that-must-not-show"
 
@@ -232,7 +233,7 @@ class TestRescaling:
         [
             ({"max_replica": 3}, "max_replica is not a field, got 3"),
             ({"max_replicas": 0}, "max_replicas must .*got 0"),
-            ({"min_replicas": 0}, "deploy it anew"),
+            ({"min_replicas": 0}, "deploy it again"),
         ],
     )
     def test_what_is_no_scaling_is_refused(self, scaling: dict[str, Any], message: str) -> None:
