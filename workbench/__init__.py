@@ -9,9 +9,6 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Lease": "serving.classroom.leases",
-    "join_class": "workbench.classroom",
-    "open_class": "workbench.classroom",
     "Endpoint": "workbench.endpoints.deployed",
     "deploy": "workbench.endpoints.deployed",
     "remote": "workbench.endpoints.remote",
@@ -153,6 +150,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "classroom":
+        return import_module("workbench.classroom")
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
 
 

@@ -1,26 +1,33 @@
-"""A class on one cluster, from both sides: the instructor's, and a student's.
+"""A class on one cluster, for the instructor and for students.
 
-    room = open_class([Place(...), ...])          # the instructor, once
-    room.table(prices); room.stop("ada"); room.close()
+The instructor opens the class once:
 
-    seat = join_class("ada", key)                 # a student
-    with seat.deploy(ModelSpec()) as endpoint: ...
+    room = wb.classroom.open([wb.classroom.Lease(...), ...])
+    room.table(prices)
+    room.stop("ada")
+    room.close()
 
-The leases are kept by an actor on the cluster (`serving.classroom.manager`), which outlives both
-notebooks.
+A student joins it and deploys within the lease:
+
+    seat = wb.classroom.join("ada", key)
+    with seat.deploy(wb.ModelSpec()) as endpoint:
+        ...
+
+An actor on the cluster (`serving.classroom.manager`) enforces the leases and outlives every
+notebook.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
 from serving.classroom.leases import Lease
-from serving.classroom.manager import NAME, NAMESPACE, LeaseManager
+from serving.classroom.manager import ACTOR_NAME, NAMESPACE, LeaseManager
 from serving.cluster import connection
 from serving.errors import LeaseError
 from serving.spec.model import ModelSpec
@@ -34,52 +41,78 @@ if TYPE_CHECKING:
     from workbench.cost.prices import Prices
     from workbench.endpoints.deployed import Endpoint
 
-CALL_S = 60.0
-WATCH_S = 5.0
+__all__ = ["Classroom", "Lease", "Seat", "join", "key_hash", "new_key", "open"]
+
+CALL_TIMEOUT_S = 60.0
+LISTEN_INTERVAL_S = 5.0
 
 
-def open_class(
-    places: Sequence[Lease],
+def open(
+    leases: Sequence[Lease],
     *,
-    leader_key: str | None = None,
+    instructor_key: str | None = None,
     address: str | None = None,
-    simulated: Callable[[], Any] | None = None,
+    applications: Callable[[], Any] | None = None,
 ) -> Classroom:
-    """Open a class with these places, or lead the one that is open, with the key it was opened by.
+    """Open a class with these leases, or connect to the class that is open on the cluster.
 
-    `simulated` makes what stands in for Ray Serve, where a class is to be tried without engines.
-    Raises SettingError for two places of one name, LeaseError for a wrong key.
+    Args:
+        leases: One lease per student. They are ignored where a class is open already.
+        instructor_key: The key of the class; default: a new one. To connect to an open class, give
+            the key that it was opened with.
+        address: Address of the Ray cluster; default: as for `workbench.deploy`.
+        applications: Creates a stand-in for Ray Serve, to try a class without engines.
+
+    Raises:
+        SettingError: Two leases are for the same tenant.
+        LeaseError: A class is open with another key.
     """
     import ray
 
-    names = [place.name for place in places]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SettingError(f"places: two are for {', '.join(sorted(twice))}; rename one")
-    key = leader_key or new_key()
-    hashed = key_hash(key)
+    names = [lease.name for lease in leases]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingError(
+            f"leases must be for different tenants, got two for {', '.join(duplicates)}; rename one"
+        )
+    key = instructor_key or new_key()
+    arguments: list[Any] = [[lease.model_dump(mode="json") for lease in leases], key_hash(key)]
+    if applications is not None:
+        arguments.append(applications)
     _connect(address)
-    options: dict[str, Any] = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
-    options |= {"num_cpus": 0, "max_restarts": -1, "get_if_exists": True, "max_concurrency": 100}
-    told: list[Any] = [[place.model_dump(mode="json") for place in places], hashed]
-    warden = ray.remote(LeaseManager).options(**options).remote(*told, *filter(None, [simulated]))
-    room = Classroom(warden, SecretStr(key))
-    room._call("table")
+    actor = ray.remote(LeaseManager).options(
+        name=ACTOR_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        get_if_exists=True,
+        max_concurrency=100,
+    )
+    room = Classroom(actor.remote(*arguments), SecretStr(key))
+    room._call("table")  # refuses a wrong key
     return room
 
 
-def join_class(
+def join(
     name: str,
     key: str,
     *,
     address: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Seat:
-    """A student's seat in the class that is open on the cluster; `say` gets what the class tells.
+    """Join the class that is open on the cluster.
 
-    Raises LeaseError where there is no class, or no place for this name with this key.
+    Args:
+        name: The student's name in the class.
+        key: The student's key.
+        address: Address of the Ray cluster; default: as for `workbench.deploy`.
+        say: Receives the messages of the class.
+
+    Raises:
+        LeaseError: No class is open, or it has no lease for this name and key.
     """
     _connect(address)
-    return Seat(_warden(), name, SecretStr(key), say)
+    return Seat(_find_manager(), name, SecretStr(key), say)
 
 
 def _connect(address: str | None) -> None:
@@ -87,38 +120,41 @@ def _connect(address: str | None) -> None:
         connection.connect(address=address)
 
 
-def _warden() -> Any:
+def _find_manager() -> Any:
     import ray
 
     try:
-        return ray.get_actor(NAME, namespace=NAMESPACE)
+        return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
     except ValueError:
         raise LeaseError("No class is open on this cluster; ask the instructor.") from None
 
 
-def _get(answer: Any) -> Any:
-    """The answer, or what was refused, without Ray's stack around it."""
+def _result(reference: Any) -> Any:
+    """Return a call's result, or raise its LeaseError without Ray's traceback."""
     import ray
     from ray.exceptions import RayTaskError
 
     try:
-        return ray.get(answer, timeout=CALL_S)
-    except RayTaskError as problem:
-        raise (problem.cause if isinstance(problem.cause, LeaseError) else problem) from None
+        return ray.get(reference, timeout=CALL_TIMEOUT_S)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, LeaseError) else error) from None
 
 
 class Classroom:
-    """The instructor's side."""
+    """The instructor's side of a class. `instructor_key` is needed to connect to it again."""
 
-    def __init__(self, warden: Any, leader_key: SecretStr) -> None:
-        self._warden, self.leader_key = warden, leader_key
+    def __init__(self, manager: Any, instructor_key: SecretStr) -> None:
+        self._manager, self.instructor_key = manager, instructor_key
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        leader = self.leader_key.get_secret_value()
-        return _get(getattr(self._warden, method).remote(leader, *arguments))
+        key = self.instructor_key.get_secret_value()
+        return _result(getattr(self._manager, method).remote(key, *arguments))
 
     def table(self, prices: Prices | None = None) -> pd.DataFrame:
-        """A row a tenant: what it may, holds and has used; with `prices`, what that costs in $."""
+        """Return one row per tenant: its caps, its replicas and its usage.
+
+        With `prices`, the column `cost` has the cost of the usage in USD.
+        """
         import pandas as pd
 
         frame = pd.DataFrame(self._call("table")).set_index("tenant")
@@ -128,78 +164,84 @@ class Classroom:
         return frame
 
     def stop(self, tenant: str) -> None:
-        """Delete a tenant's deployment now."""
-        self._known(tenant)
+        """Delete a tenant's deployment now.
+
+        Raises:
+            SettingError: The class has no such tenant.
+        """
+        names = [row["tenant"] for row in self._call("table")]
+        if tenant not in names:
+            raise SettingError(f"tenant must be one of {', '.join(names)}, got {tenant!r}")
         self._call("stop", tenant)
 
-    def put(self, place: Lease) -> None:
-        """Add a place, or change one."""
-        self._call("put", place.model_dump(mode="json"))
+    def set_lease(self, lease: Lease) -> None:
+        """Add a lease or replace one."""
+        self._call("set_lease", lease.model_dump(mode="json"))
 
-    def extend(self, place: Lease, minutes: float) -> Lease:
-        """Let a lease run longer (or shorter)."""
-        longer = place.model_copy(update={"ends_at": place.ends_at + timedelta(minutes=minutes)})
-        self.put(longer)
-        return longer
+    def extend(self, lease: Lease, minutes: float) -> Lease:
+        """Move the end of a lease by so many minutes, and return the new lease."""
+        extended = lease.model_copy(update={"ends_at": lease.ends_at + timedelta(minutes=minutes)})
+        self.set_lease(extended)
+        return extended
 
     def close(self) -> None:
-        """Delete every tenant's deployment, and end the class."""
+        """Delete every tenant's deployment, and close the class."""
         import ray
 
         self._call("close")
-        ray.kill(self._warden)
-
-    def _known(self, tenant: str) -> None:
-        names = [row["tenant"] for row in self._call("table")]
-        if tenant not in names:
-            raise SettingError(f"tenant is {tenant!r}, but the class has {', '.join(names)}")
+        ray.kill(self._manager)
 
 
 class Seat:
-    """A student's side: one application, at a route of its own, within caps and a lease."""
+    """A student's side of a class: one application at its own route, within a lease."""
 
-    def __init__(self, warden: Any, name: str, key: SecretStr, say: Callable[[str], None]) -> None:
-        self._warden, self.name, self._key, self._say = warden, name, key, say
-        self._heard = 0
+    def __init__(self, manager: Any, name: str, key: SecretStr, say: Callable[[str], None]) -> None:
+        self._manager, self.name, self._key, self._say = manager, name, key, say
+        self._messages_seen = 0
         self.listen()
 
     def listen(self) -> float:
-        """Say what the class has told since; seconds left of the lease."""
-        found = _get(self._warden.place.remote(self.name, self._key.get_secret_value()))
-        for line in found["told"][self._heard :]:
-            self._say(f"{self.name}: {line}")
-        self._heard = len(found["told"])
-        self.place = Lease(**found["place"])
-        return float(found["left_s"])
+        """Pass on the new messages of the class, and return the seconds left of the lease."""
+        state = _result(self._manager.lease.remote(self.name, self._key.get_secret_value()))
+        for message in state["messages"][self._messages_seen :]:
+            self._say(f"{self.name}: {message}")
+        self._messages_seen = len(state["messages"])
+        self.lease = Lease(**state["lease"])
+        return float(state["remaining_s"])
 
     def deploy(self, model: ModelSpec, **service: Any) -> Endpoint:
-        """Deploy `model` in this seat; `service` are further fields of `ServiceSpec`.
+        """Deploy a model within the lease.
 
-        Raises LeaseError for a lease that ran out or more than the cap, before anything starts.
+        Args:
+            model: The model to serve.
+            service: More fields of `ServiceSpec`.
+
+        Raises:
+            LeaseError: The lease has ended, or a cap is exceeded; nothing has started then.
         """
         from workbench.endpoints.deployed import deploy
 
-        own = {"name": self.place.application, "route_prefix": self.place.route}
+        own = {"name": self.lease.application, "route_prefix": self.lease.route}
         spec = ServiceSpec(model=model, **{"port": 0} | service | own)
         self._admit(model)
-        endpoint = deploy(spec, tenants=[self.place.tenant])
+        endpoint = deploy(spec, tenants=[self.lease.tenant])
         endpoint.api_key = self._key
         threading.Thread(target=self._watch, args=(endpoint,), daemon=True).start()
         return endpoint
 
     def _admit(self, model: ModelSpec) -> None:
-        bundle: Mapping[str, float] = model.bundle
-        size = {
-            "cpus": bundle.get("CPU", 0.0) * model.workers,
-            "gpus": bundle.get("GPU", 0.0) * model.workers,
+        worker = model.worker_resources
+        resources = {
+            "cpus": worker.get("CPU", 0.0) * model.workers,
+            "gpus": worker.get("GPU", 0.0) * model.workers,
         }
-        key, most = self._key.get_secret_value(), model.scaling.max_replicas
-        _get(self._warden.admit.remote(self.name, key, most, size))
+        key, replicas = self._key.get_secret_value(), model.scaling.max_replicas
+        _result(self._manager.admit.remote(self.name, key, replicas, resources))
 
     def _watch(self, endpoint: Endpoint) -> None:
-        """Say the class's warnings while the deployment runs."""
+        """Pass on messages while the deployment runs."""
         pause = threading.Event()
-        while not pause.wait(WATCH_S):
+        while not pause.wait(LISTEN_INTERVAL_S):
             try:
                 self.listen()
                 endpoint.status()

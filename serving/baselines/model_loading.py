@@ -22,7 +22,7 @@ def load(spec: BaselineSpec) -> Any:
     else:
         # Beyond its share of a card a baseline runs out of memory, as vLLM would.
         torch.cuda.set_per_process_memory_fraction(min(1.0, model.num_gpus or 1.0))
-    options = {"dtype": getattr(torch, model.number_type), "attn_implementation": spec.attention}
+    options = {"dtype": getattr(torch, model.resolved_dtype), "attn_implementation": spec.attention}
     if model.engine_kwargs.get("load_format") == "dummy":
         with torch.device(device):
             config = AutoConfig.from_pretrained(model.path)

@@ -1,1 +1,1 @@
-"""Share one cluster among the people of a workshop."""
+"""Share one cluster among the members of a class."""

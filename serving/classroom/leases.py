@@ -1,7 +1,8 @@
-"""A class on one cluster: who has a place, what each may hold, until when. The clock is given.
+"""Leases of a class on one cluster: what each tenant may hold, and until when.
 
-Only hashes of keys are kept. A place is a tenant's own application and route, with a cap on
-replicas and GPUs and a lease; when the lease ends, its deployment goes.
+A lease gives a tenant one application at a route of its own, with a cap on replicas and GPUs and an
+end time, after which the deployment is deleted. Only hashes of keys are stored. The caller passes
+the current time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import AwareDatetime, Field, field_validator
 
@@ -18,27 +19,29 @@ from serving.errors import LeaseError
 from serving.spec.base import Strict
 from serving.spec.tenants import Tenant, key_hash
 
-Action = Literal["warn", "delete"]
-
 
 class Lease(Strict):
-    """One tenant's place: its key and quota, its caps, its lease."""
+    """One tenant's share of a class: its key and quota, its caps and its end."""
 
-    tenant: Tenant = Field(description="Who, with the hash of the key, and the quota.")
+    tenant: Tenant = Field(description="The tenant, with the hash of its key and its quota.")
     max_replicas: int = Field(1, ge=1, description="Most replicas at once.")
-    max_gpus: float = Field(0, ge=0, description="Most GPUs at once, of all replicas together.")
-    ends_at: AwareDatetime = Field(description="When the lease ends; the deployment goes then.")
-    warn_s: float = Field(300, ge=0, description="Seconds before the end that a warning comes.")
+    max_gpus: float = Field(0, ge=0, description="Most GPUs at once, over all replicas.")
+    ends_at: AwareDatetime = Field(
+        description="Time at which the deployment is deleted, with its time zone."
+    )
+    warn_s: float = Field(
+        300, ge=0, description="Seconds before the end at which the tenant is warned."
+    )
 
     @field_validator("tenant")
     @classmethod
-    def _has_a_plain_name_and_a_key(cls, tenant: Tenant) -> Tenant:
+    def _check_tenant(cls, tenant: Tenant) -> Tenant:
         if not tenant.name.replace("-", "").isalnum() or not tenant.name.islower():
             raise ValueError(
-                f"tenant {tenant.name!r} names a route: use lowercase letters, digits and hyphens"
+                "must have a name of lowercase letters, digits and hyphens, which becomes a route"
             )
         if tenant.key_hash is None:
-            raise ValueError(f"tenant {tenant.name!r} has no key_hash; key_hash(key) makes it")
+            raise ValueError("must have a key_hash; key_hash(key) returns it")
         return tenant
 
     @property
@@ -48,149 +51,172 @@ class Lease(Strict):
 
     @property
     def application(self) -> str:
-        """The only application this tenant may deploy."""
+        """Name of the only application that the tenant may deploy."""
         return f"class-{self.name}"[:63]
 
     @property
     def route(self) -> str:
-        """Where it answers."""
+        """URL path of the tenant's endpoint."""
         return f"/{self.name}"
 
-    def left_s(self, now: datetime) -> float:
-        """Seconds until the lease ends; negative after that."""
+    def remaining_s(self, now: datetime) -> float:
+        """Return the seconds until the lease ends, negative after the end."""
         return (self.ends_at - now).total_seconds()
-
-
-@dataclass(frozen=True)
-class Held:
-    """What an application holds now."""
-
-    replicas: int
-    gpus: float = 0.0
 
 
 @dataclass
 class LeaseUsage:
-    """What a tenant has used so far, in seconds of replicas, CPUs and GPUs, and was told."""
+    """What a tenant has used, in replica-, GPU- and CPU-seconds, and the messages it was sent."""
 
     replica_s: float = 0.0
     gpu_s: float = 0.0
     cpu_s: float = 0.0
     warned: bool = False
     why_deleted: str | None = None
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ReplicaResources:
-    """What a replica takes, told when it is asked for."""
+    """CPUs and GPUs of one replica, as requested at admission."""
 
     cpus: float = 1.0
     gpus: float = 0.0
 
 
+class LeaseAction(NamedTuple):
+    """Something to do about a lease: send a warning, or delete the deployment."""
+
+    kind: Literal["warn", "delete"]
+    lease: Lease
+    message: str
+
+
 class LeaseRegistry:
-    """Every place of a class and its use so far. A refusal is a LeaseError of one sentence."""
+    """The leases of a class and their usage."""
 
-    def __init__(self, places: Sequence[Lease], leader_hash: str) -> None:
-        self.places: dict[str, Lease] = {}
-        self.leader_hash = leader_hash
-        self.use: dict[str, LeaseUsage] = {}
-        self.sizes: dict[str, ReplicaResources] = {}
-        self._last: datetime | None = None
-        for place in places:
-            self.put(place)
+    def __init__(self, leases: Sequence[Lease], instructor_hash: str) -> None:
+        self.leases: dict[str, Lease] = {}
+        self.instructor_hash = instructor_hash
+        self.usage: dict[str, LeaseUsage] = {}
+        self.resources: dict[str, ReplicaResources] = {}
+        self._updated_at: datetime | None = None
+        for lease in leases:
+            self.set_lease(lease)
 
-    def put(self, place: Lease) -> None:
-        """Add a place, or change one (a longer lease, another cap); its use so far stays."""
-        self.places[place.name] = place
-        use = self.use.setdefault(place.name, LeaseUsage())
-        use.warned = False
+    def set_lease(self, lease: Lease) -> None:
+        """Add a lease or replace one, for instance with a later end. The usage remains."""
+        self.leases[lease.name] = lease
+        usage = self.usage.setdefault(lease.name, LeaseUsage())
+        usage.warned = False
 
-    def lead(self, key: str) -> None:
-        """Refuse whoever is not the instructor."""
-        if not hmac.compare_digest(key_hash(key), self.leader_hash):
-            raise LeaseError("Only the instructor's key may do this.")
+    def require_instructor(self, key: str) -> None:
+        """Check the instructor's key.
+
+        Raises:
+            LeaseError: It is another key.
+        """
+        if not hmac.compare_digest(key_hash(key), self.instructor_hash):
+            raise LeaseError("Only the instructor's key allows this; use the key of the class.")
 
     def find(self, name: str, key: str) -> Lease:
-        """A tenant's place, for its own key alone."""
-        place = self.places.get(name)
-        known = "" if place is None else place.tenant.key_hash or ""
-        if not hmac.compare_digest(key_hash(key), known) or place is None:
-            raise LeaseError(f"tenant {name!r} has no place in this class with that key.")
-        return place
+        """Return a tenant's lease.
+
+        Raises:
+            LeaseError: The class has no such tenant, or the key is not the tenant's.
+        """
+        lease = self.leases.get(name)
+        known = "" if lease is None else lease.tenant.key_hash or ""
+        if not hmac.compare_digest(key_hash(key), known) or lease is None:
+            raise LeaseError(
+                f"tenant {name!r} has no lease in this class with that key; check both."
+            )
+        return lease
 
     def admit(
-        self, name: str, key: str, replicas: int, size: ReplicaResources, now: datetime
+        self, name: str, key: str, replicas: int, resources: ReplicaResources, now: datetime
     ) -> Lease:
-        """The place, if its lease runs and its caps allow so many replicas of that size."""
-        place = self.find(name, key)
-        if place.left_s(now) <= 0:
+        """Check that a tenant may deploy so many replicas, and return its lease.
+
+        Raises:
+            LeaseError: The key is wrong, the lease has ended, or a cap is exceeded.
+        """
+        lease = self.find(name, key)
+        if lease.remaining_s(now) <= 0:
             raise LeaseError(
-                f"tenant {name!r}: the lease ran out at {place.ends_at.astimezone(UTC):%H:%M:%S} "
+                f"tenant {name!r}: the lease ended at {lease.ends_at.astimezone(UTC):%H:%M:%S} "
                 "UTC; ask the instructor for more time."
             )
-        if replicas > place.max_replicas:
+        if replicas > lease.max_replicas:
             raise LeaseError(
-                f"tenant {name!r}: max_replicas = {replicas} is over the cap of "
-                f"{place.max_replicas}; lower it."
+                f"tenant {name!r}: max_replicas must be at most {lease.max_replicas}, got "
+                f"{replicas}; lower it."
             )
-        if (gpus := replicas * size.gpus) > place.max_gpus:
+        if (gpus := replicas * resources.gpus) > lease.max_gpus:
             raise LeaseError(
-                f"tenant {name!r}: {replicas} replicas of {size.gpus:g} GPUs are {gpus:g}, over "
-                f"the cap of {place.max_gpus:g}; lower them."
+                f"tenant {name!r}: GPUs must be at most {lease.max_gpus:g}, got {replicas} "
+                f"replica(s) of {resources.gpus:g} GPUs = {gpus:g}; lower either."
             )
-        self.sizes[name] = size
-        self.use[name].why_deleted = None
-        return place
+        self.resources[name] = resources
+        self.usage[name].why_deleted = None
+        return lease
 
-    def tick(self, held: Mapping[str, int], now: datetime) -> list[tuple[Action, Lease, str]]:
-        """Count what is held, by application, since the last call; say what has to be done."""
-        since = 0.0 if self._last is None else max(0.0, (now - self._last).total_seconds())
-        self._last = now
-        actions: list[tuple[Action, Lease, str]] = []
-        for place in self.places.values():
-            replicas = held.get(place.application, 0)
-            use, size = self.use[place.name], self.sizes.get(place.name, ReplicaResources())
-            use.replica_s += replicas * since
-            use.gpu_s += replicas * size.gpus * since
-            use.cpu_s += replicas * size.cpus * since
-            if due := self._due(place, replicas, use, now):
-                actions.append(due)
-                if use.told[-1:] != [due[2]]:
-                    use.told.append(due[2])
+    def update(self, replicas: Mapping[str, int], now: datetime) -> list[LeaseAction]:
+        """Add the usage since the last call, and return what has to be done.
+
+        Args:
+            replicas: Starting and running replicas, by application.
+            now: The current time.
+        """
+        since = self._updated_at or now
+        elapsed_s = max(0.0, (now - since).total_seconds())
+        self._updated_at = now
+        actions = []
+        for lease in self.leases.values():
+            count, usage = replicas.get(lease.application, 0), self.usage[lease.name]
+            resources = self.resources.get(lease.name, ReplicaResources())
+            usage.replica_s += count * elapsed_s
+            usage.gpu_s += count * resources.gpus * elapsed_s
+            usage.cpu_s += count * resources.cpus * elapsed_s
+            if action := _due_action(lease, count, usage, now):
+                actions.append(action)
+                if usage.messages[-1:] != [action.message]:
+                    usage.messages.append(action.message)
         return actions
 
-    def _due(
-        self, place: Lease, replicas: int, use: LeaseUsage, now: datetime
-    ) -> tuple[Action, Lease, str] | None:
-        left = place.left_s(now)
-        if replicas and left <= 0:
-            use.why_deleted = "the lease ran out"
-            return "delete", place, use.why_deleted
-        if replicas > place.max_replicas:
-            use.why_deleted = f"{replicas} replicas are over the cap of {place.max_replicas}"
-            return "delete", place, use.why_deleted
-        if 0 < left <= place.warn_s and not use.warned:
-            use.warned = True
-            return "warn", place, f"the lease ends in {left:.0f} s; the deployment goes then"
-        return None
+    def table(self, replicas: Mapping[str, int], now: datetime) -> list[dict[str, Any]]:
+        """Return one row per tenant: its caps, its replicas and its usage."""
+        return [self._row(lease, replicas, now) for lease in self.leases.values()]
 
-    def rows(self, held: Mapping[str, int], now: datetime) -> list[dict[str, Any]]:
-        """One row a tenant: what it may, holds and has used."""
-        return [
-            {
-                "tenant": place.name,
-                "application": place.application,
-                "replicas": held.get(place.application, 0),
-                "max_replicas": place.max_replicas,
-                "max_gpus": place.max_gpus,
-                "replica_s": round(self.use[place.name].replica_s, 1),
-                "cpu_s": round(self.use[place.name].cpu_s, 1),
-                "gpu_s": round(self.use[place.name].gpu_s, 1),
-                "left_s": round(place.left_s(now), 1),
-                "warned": self.use[place.name].warned,
-                "deleted": self.use[place.name].why_deleted,
-            }
-            for place in self.places.values()
-        ]
+    def _row(self, lease: Lease, replicas: Mapping[str, int], now: datetime) -> dict[str, Any]:
+        usage = self.usage[lease.name]
+        return {
+            "tenant": lease.name,
+            "application": lease.application,
+            "replicas": replicas.get(lease.application, 0),
+            "max_replicas": lease.max_replicas,
+            "max_gpus": lease.max_gpus,
+            "replica_s": round(usage.replica_s, 1),
+            "cpu_s": round(usage.cpu_s, 1),
+            "gpu_s": round(usage.gpu_s, 1),
+            "left_s": round(lease.remaining_s(now), 1),
+            "warned": usage.warned,
+            "deleted": usage.why_deleted,
+        }
+
+
+def _due_action(
+    lease: Lease, replicas: int, usage: LeaseUsage, now: datetime
+) -> LeaseAction | None:
+    remaining_s = lease.remaining_s(now)
+    if replicas and remaining_s <= 0:
+        usage.why_deleted = "the lease ended"
+    elif replicas > lease.max_replicas:
+        usage.why_deleted = f"{replicas} replicas exceed the cap of {lease.max_replicas}"
+    elif 0 < remaining_s <= lease.warn_s and not usage.warned:
+        usage.warned = True
+        message = f"the lease ends in {remaining_s:.0f} s; the deployment is deleted then"
+        return LeaseAction("warn", lease, message)
+    else:
+        return None
+    return LeaseAction("delete", lease, usage.why_deleted)

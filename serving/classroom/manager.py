@@ -1,8 +1,8 @@
-"""Keeps a class's leases on the cluster itself: an actor that outlives every notebook.
+"""The actor that enforces a class's leases and outlives every notebook.
 
-It looks at Ray Serve once a second, counts what each tenant holds, warns before a lease ends and
-deletes the deployment when it has. Its register is kept in Ray's own store, so that an actor that
-is started anew goes on where the last one was.
+Once a second it reads the state of Ray Serve, adds up each tenant's usage, warns before a lease
+ends, and deletes the deployment at the end. Ray's key-value store has a copy of its state, so a
+restarted actor continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -19,159 +19,181 @@ from typing import Any, Protocol
 
 from serving.classroom.leases import Lease, LeaseRegistry, LeaseUsage, ReplicaResources
 
-NAME = "llm-workbench-class"
+ACTOR_NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
-TICK_S = 1.0
-BUSY_STATES = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
+UPDATE_S = 1.0
+ACTIVE_STATES = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
+WITHOUT_ENGINE = ("router", "ingress")
 logger = logging.getLogger(__name__)
 
 
-class Deployments(Protocol):
-    """What the warden sees of the applications, and how it ends one."""
+class Applications(Protocol):
+    """The applications of the cluster, as the manager sees them."""
 
-    def held(self) -> dict[str, int]:
-        """Replicas that start or run, by application."""
+    def replicas(self) -> dict[str, int]:
+        """Return the starting and running replicas, by application."""
         ...
 
     def delete(self, application: str) -> None:
-        """Begin to delete it; return at once."""
+        """Start to delete an application, and return at once."""
         ...
 
 
-class ServeDeployments:
-    """Ray Serve's own."""
+class ServeApplications:
+    """The applications that Ray Serve runs."""
 
-    def held(self) -> dict[str, int]:
+    def replicas(self) -> dict[str, int]:
+        """Return the starting and running replicas with an engine, by application."""
         from serving.deploy import status
 
-        return {name: _held(app) for name, app in status.details()["applications"].items()}
+        return {
+            name: _count_replicas(application)
+            for name, application in status.details()["applications"].items()
+        }
 
     def delete(self, application: str) -> None:
+        """Delete an application in a thread."""
         from serving.deploy import service
 
         threading.Thread(target=service.end_application, args=(application,), daemon=True).start()
 
 
-def _held(app: dict[str, Any]) -> int:
-    """Replicas of the models; Serve's router and our ingress hold no engine."""
+def _count_replicas(application: dict[str, Any]) -> int:
     return sum(
-        str(getattr(replica["state"], "value", replica["state"])) in BUSY_STATES
-        for name, deployment in app["deployments"].items()
-        if name not in ("router", "ingress")
+        str(getattr(replica["state"], "value", replica["state"])) in ACTIVE_STATES
+        for name, deployment in application["deployments"].items()
+        if name not in WITHOUT_ENGINE
         for replica in deployment["replicas"]
     )
 
 
-def now() -> datetime:
-    """The cluster's clock."""
+def utc_now() -> datetime:
+    """Return the time of the cluster's clock."""
     return datetime.now(UTC)
 
 
 class LeaseManager:
-    """The actor. Every call names a key: the instructor's, or a tenant's for its own place."""
+    """The actor. Every call needs a key: the instructor's, or a tenant's for its own lease.
+
+    Its methods raise LeaseError for a wrong key.
+    """
 
     def __init__(
         self,
-        places: list[dict[str, Any]],
-        leader_hash: str,
-        deployments: Callable[[], Deployments] = ServeDeployments,
+        leases: list[dict[str, Any]],
+        instructor_hash: str,
+        applications: Callable[[], Applications] = ServeApplications,
     ) -> None:
-        self._deployments = deployments()
-        self._register = _restored() or LeaseRegistry([Lease(**p) for p in places], leader_hash)
+        self._applications = applications()
+        self._registry = _load_state() or LeaseRegistry(
+            [Lease(**fields) for fields in leases], instructor_hash
+        )
         self._lock = threading.Lock()
-        _keep(self._register)
-        # Not a call that somebody makes: an actor that Ray starts anew must look after it too.
+        _save_state(self._registry)
+        # A thread, not a call from outside: an actor that Ray restarts must go on by itself.
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         while True:
             try:
-                self._tick()
+                self._update()
             except Exception:
-                logger.exception("The class's leases could not be looked after; trying again.")
-            time.sleep(TICK_S)
+                logger.exception("could not update the leases of the class; trying again")
+            time.sleep(UPDATE_S)
 
-    def _tick(self) -> None:
-        held = self._deployments.held()
+    def _update(self) -> None:
+        replicas = self._applications.replicas()
         with self._lock:
-            actions = self._register.tick(held, now())
-            if self._register.places:
-                _keep(self._register)
-        for action, place, _ in actions:
-            if action == "delete":
-                self._deployments.delete(place.application)
+            actions = self._registry.update(replicas, utc_now())
+            if self._registry.leases:
+                _save_state(self._registry)
+        for action in actions:
+            if action.kind == "delete":
+                self._applications.delete(action.lease.application)
 
-    async def admit(self, name: str, key: str, replicas: int, size: dict[str, float]) -> Any:
-        """The tenant's place, or LeaseError."""
+    async def admit(self, name: str, key: str, replicas: int, resources: dict[str, float]) -> Any:
+        """Check that a tenant may deploy, and return its lease.
+
+        Raises:
+            LeaseError: The key is wrong, the lease has ended, or a cap is exceeded.
+        """
         with self._lock:
-            place = self._register.admit(name, key, replicas, ReplicaResources(**size), now())
-        return place.model_dump(mode="json")
+            lease = self._registry.admit(
+                name, key, replicas, ReplicaResources(**resources), utc_now()
+            )
+        return lease.model_dump(mode="json")
 
-    async def place(self, name: str, key: str) -> Any:
-        """The tenant's place and what it was told so far."""
-        place = self._register.find(name, key)
-        told = list(self._register.use[name].told)
-        return {"place": place.model_dump(mode="json"), "told": told, "left_s": place.left_s(now())}
+    async def lease(self, name: str, key: str) -> dict[str, Any]:
+        """Return a tenant's lease, its messages so far and the seconds that remain."""
+        lease = self._registry.find(name, key)
+        return {
+            "lease": lease.model_dump(mode="json"),
+            "messages": list(self._registry.usage[name].messages),
+            "remaining_s": lease.remaining_s(utc_now()),
+        }
 
-    async def table(self, leader: str) -> list[dict[str, Any]]:
-        """Every tenant: what it may, holds and has used."""
-        self._register.lead(leader)
-        held = await asyncio.to_thread(self._deployments.held)
-        return self._register.rows(held, now())
+    async def table(self, instructor_key: str) -> list[dict[str, Any]]:
+        """Return one row per tenant: its caps, its replicas and its usage."""
+        self._registry.require_instructor(instructor_key)
+        replicas = await asyncio.to_thread(self._applications.replicas)
+        return self._registry.table(replicas, utc_now())
 
-    async def put(self, leader: str, place: dict[str, Any]) -> None:
-        """Add a place or change one."""
-        self._register.lead(leader)
+    async def set_lease(self, instructor_key: str, lease: dict[str, Any]) -> None:
+        """Add a lease or replace one."""
+        self._registry.require_instructor(instructor_key)
         with self._lock:
-            self._register.put(Lease(**place))
+            self._registry.set_lease(Lease(**lease))
 
-    async def stop(self, leader: str, name: str) -> None:
-        """Delete a tenant's deployment now; its place stays until its lease ends."""
-        self._register.lead(leader)
-        place = self._register.places[name]
-        use = self._register.use[name]
-        use.why_deleted = "stopped by the instructor"
-        use.told.append(use.why_deleted)
-        await asyncio.to_thread(self._deployments.delete, place.application)
+    async def stop(self, instructor_key: str, name: str) -> None:
+        """Delete a tenant's deployment now. The lease continues until its end."""
+        self._registry.require_instructor(instructor_key)
+        lease, usage = self._registry.leases[name], self._registry.usage[name]
+        usage.why_deleted = "stopped by the instructor"
+        usage.messages.append(usage.why_deleted)
+        await asyncio.to_thread(self._applications.delete, lease.application)
 
-    async def close(self, leader: str) -> None:
-        """Delete every tenant's deployment and forget the class."""
-        self._register.lead(leader)
-        held = await asyncio.to_thread(self._deployments.held)
-        for place in self._register.places.values():
-            if place.application in held:
-                await asyncio.to_thread(self._deployments.delete, place.application)
+    async def close(self, instructor_key: str) -> None:
+        """Delete every tenant's deployment, and the class with it."""
+        self._registry.require_instructor(instructor_key)
+        replicas = await asyncio.to_thread(self._applications.replicas)
+        for lease in self._registry.leases.values():
+            if lease.application in replicas:
+                await asyncio.to_thread(self._applications.delete, lease.application)
         with self._lock:
-            self._register.places.clear()
-            _forget()
+            self._registry.leases.clear()
+            _delete_state()
 
 
-def _keep(register: LeaseRegistry) -> None:
+def _save_state(registry: LeaseRegistry) -> None:
     from ray.experimental.internal_kv import _internal_kv_put
 
-    document = {
-        "leader_hash": register.leader_hash,
-        "places": [place.model_dump(mode="json") for place in register.places.values()],
-        "use": {name: asdict(use) for name, use in register.use.items()},
-        "sizes": {name: asdict(size) for name, size in register.sizes.items()},
+    state = {
+        "instructor_hash": registry.instructor_hash,
+        "leases": [lease.model_dump(mode="json") for lease in registry.leases.values()],
+        "usage": {name: asdict(usage) for name, usage in registry.usage.items()},
+        "resources": {name: asdict(value) for name, value in registry.resources.items()},
     }
-    _internal_kv_put(NAME, json.dumps(document).encode(), overwrite=True)
+    _internal_kv_put(ACTOR_NAME, json.dumps(state).encode(), overwrite=True)
 
 
-def _restored() -> LeaseRegistry | None:
+def _load_state() -> LeaseRegistry | None:
     from ray.experimental.internal_kv import _internal_kv_get
 
-    kept = _internal_kv_get(NAME)
-    if not kept:
+    saved = _internal_kv_get(ACTOR_NAME)
+    if not saved:
         return None
-    document = json.loads(kept)
-    register = LeaseRegistry([Lease(**p) for p in document["places"]], document["leader_hash"])
-    register.use |= {name: LeaseUsage(**use) for name, use in document["use"].items()}
-    register.sizes |= {name: ReplicaResources(**size) for name, size in document["sizes"].items()}
-    return register
+    state = json.loads(saved)
+    registry = LeaseRegistry(
+        [Lease(**fields) for fields in state["leases"]], state["instructor_hash"]
+    )
+    registry.usage |= {name: LeaseUsage(**fields) for name, fields in state["usage"].items()}
+    registry.resources |= {
+        name: ReplicaResources(**fields) for name, fields in state["resources"].items()
+    }
+    return registry
 
 
-def _forget() -> None:
+def _delete_state() -> None:
     from ray.experimental.internal_kv import _internal_kv_del
 
-    _internal_kv_del(NAME)
+    _internal_kv_del(ACTOR_NAME)

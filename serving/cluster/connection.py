@@ -259,7 +259,7 @@ def _logical_cpus(spec: EndpointSpec | None) -> int:
     """Enough for every replica: on one machine, CPUs are what Ray schedules by, not a limit."""
     engines = spec.engines if spec else ()
     needed = sum(one.num_cpus * one.workers * one.scaling.max_replicas for one in engines)
-    needed += spec.helpers_cpus if spec else 0
+    needed += spec.auxiliary_cpus if spec else 0
     return max(os.cpu_count() or 1, 8, int(needed + 1))
 
 

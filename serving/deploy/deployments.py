@@ -10,7 +10,7 @@ from serving.gateway.config import GateConfig
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import LIVE_FIELDS, ModelSpec, capacity, deployment_name, digest
+from serving.spec.model import LIVE_FIELDS, ModelSpec, capacity, deployment_name, short_hash
 from serving.spec.router import RouterSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import EndpointSpec
@@ -37,7 +37,7 @@ def deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) 
     from ray import serve
 
     memory = {} if model.memory_gib is None else {"memory": int(model.memory_gib * 2**30)}
-    bundles: list[dict[str, float]] = [dict(model.bundle) for _ in range(model.workers)]
+    bundles: list[dict[str, float]] = [dict(model.worker_resources) for _ in range(model.workers)]
     bundles[0] |= memory
     return serve.deployment(
         name=deployment_name(model),
@@ -78,7 +78,7 @@ def request_router(model: ModelSpec, *, composed: bool) -> Any:
 def _group(model: ModelSpec) -> dict[str, Any]:
     """How the workers of a replica, or the replicas of a data-parallel group, are placed."""
     if model.data_parallel_size == 1:
-        return {"placement_group_strategy": model.strategy}
+        return {"placement_group_strategy": model.placement_strategy}
     from ray.serve.config import GangSchedulingConfig
 
     return {"gang_scheduling_config": GangSchedulingConfig(gang_size=model.data_parallel_size)}
@@ -153,7 +153,7 @@ def router_deployment(router: RouterSpec, models: tuple[str, ...]) -> Applicatio
             max_constructor_retry_count=1,
             user_config=router.model_dump(mode="json", exclude={"replicas", "num_cpus"}),
         )(AUTO_ROUTER)
-        .options(version=digest(list(models)), _internal=True)
+        .options(version=short_hash(list(models)), _internal=True)
         .bind(models)
     )
 

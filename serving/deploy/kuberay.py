@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from serving.sizing.checks import architecture_of, layout_of, sizes_of
+from serving.sizing.checks import architecture_of, data_types_of, layout_of
 from serving.sizing.memory import GIB, weight_bytes
 from serving.spec.model import ModelSpec
 from serving.spec.service import EndpointSpec
@@ -37,8 +37,8 @@ def ray_service(
     variables = [{"name": name, "value": value} for name, value in environment.items()]
     variables += secrets(spec.name, keys_from_secret)
     groups = [worker_group(model, image, variables) for model in spec.engines]
-    if spec.helpers_cpus:
-        groups.append(helper_group(spec.helpers_cpus, image, variables))
+    if spec.auxiliary_cpus:
+        groups.append(helper_group(spec.auxiliary_cpus, image, variables))
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -142,7 +142,7 @@ def memory_gib(model: ModelSpec, per_pod: int) -> float:
     known = architecture_of(model)
     if known is None:
         return UNKNOWN_GIB
-    weights = per_pod * weight_bytes(known, layout_of(model), sizes_of(model)) / GIB
+    weights = per_pod * weight_bytes(known, layout_of(model), data_types_of(model)) / GIB
     # On a GPU's host, weights pass through memory once while they load.
     cache = per_pod * model.kv_cache_gib if model.accelerator == "cpu" else 0.0
     return PROCESSES_GIB + weights + cache

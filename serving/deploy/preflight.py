@@ -25,7 +25,7 @@ def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) 
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, cpus in spec.helpers().items():
+    for name, cpus in spec.auxiliary_deployments().items():
         if not any(float(node.get("CPU", 0)) >= cpus for node in nodes):
             raise ResourcesError(
                 f"{name}.num_cpus = {cpus:g}, but no node of the cluster has as many CPUs. "
@@ -37,7 +37,9 @@ def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) 
 
 def _check_model(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
     for name in ("CPU", "GPU") if model.accelerator == "gpu" else ("CPU",):
-        _check_one(name, model.bundle[name], model.workers * model.data_parallel_size, nodes)
+        _check_one(
+            name, model.worker_resources[name], model.workers * model.data_parallel_size, nodes
+        )
     if model.accelerator_type and not any(
         f"accelerator_type:{model.accelerator_type}" in node for node in nodes
     ):
@@ -70,13 +72,13 @@ def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, 
 def _check_together(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
     """Each worker needs all that is its own on one node, and one of them the memory too."""
     memory = (model.memory_gib or 0) * 2**30
-    room = [(_times(node, model.bundle), float(node.get("memory", 0))) for node in nodes]
+    room = [(_times(node, model.worker_resources), float(node.get("memory", 0))) for node in nodes]
     holds = _holds(model, [times for times, _ in room])
     if holds is None and any(times and memory <= has for times, has in room):
         return
     wanted = {
-        "num_cpus": model.bundle["CPU"],
-        "num_gpus": model.bundle.get("GPU"),
+        "num_cpus": model.worker_resources["CPU"],
+        "num_gpus": model.worker_resources.get("GPU"),
         "memory_gib": model.memory_gib,
     }
     told = [f"model.{name} = {value:g}" for name, value in wanted.items() if value is not None]
@@ -92,10 +94,14 @@ def _check_together(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
 def _holds(model: ModelSpec, room: list[int]) -> str | None:
     """Why nodes with room for so many workers each cannot hold a replica; None where they can."""
     workers, largest = model.workers, max(room, default=0)
-    if model.strategy == "STRICT_PACK" and model.data_parallel_size == 1 and largest < workers:
+    if (
+        model.placement_strategy == "STRICT_PACK"
+        and model.data_parallel_size == 1
+        and largest < workers
+    ):
         return f", all on one as placement = 'STRICT_PACK' has it: the largest takes {largest}"
     able = sum(times > 0 for times in room)
-    if model.strategy == "STRICT_SPREAD" and able < workers:
+    if model.placement_strategy == "STRICT_SPREAD" and able < workers:
         return f", each on another as placement = 'STRICT_SPREAD' has it: {able} node(s) take one"
     return "" if sum(room) < workers * model.data_parallel_size else None
 

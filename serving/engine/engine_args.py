@@ -106,7 +106,7 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
         # Replicas that share a card must share its memory too.
         given.setdefault("gpu_memory_utilization", round(0.9 * (model.num_gpus or 1), 3))
     return given | {
-        "dtype": model.number_type,
+        "dtype": model.resolved_dtype,
         "tensor_parallel_size": model.tensor_parallel_size,
         "pipeline_parallel_size": model.pipeline_parallel_size,
         **(
@@ -159,13 +159,13 @@ def llm_config(model: ModelSpec) -> LLMConfig:
     """Ray Serve LLM's configuration. Imports vLLM: call it where the engine runs."""
     from ray.serve.llm import LLMConfig
 
-    bundles = [dict(model.bundle) for _ in range(model.workers)]
+    bundles = [dict(model.worker_resources) for _ in range(model.workers)]
     local = "://" not in model.source
     return LLMConfig(
         model_loading_config={"model_id": model.model_id, "model_source": model.path},
         accelerator_config={"kind": model.accelerator},
         accelerator_type=model.accelerator_type,
-        placement_group_config={"bundles": bundles, "strategy": model.strategy},
+        placement_group_config={"bundles": bundles, "strategy": model.placement_strategy},
         # Each answer's last event then tells its time in queue, prefill and decode.
         engine_kwargs={"enable_per_request_metrics": True} | engine_kwargs(model),
         callback_config={"callback_class": "serving.engine.replica.NoNodeInit"} if local else {},

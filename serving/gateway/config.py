@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
-from serving.spec.tenants import Tenant, check_tenants, holder
+from serving.spec.tenants import Tenant, authenticate, check_tenants
 
 
 class GateConfig(Strict):
@@ -24,7 +24,7 @@ class GateConfig(Strict):
 
     def authenticate(self, key: str) -> Tenant | None:
         """Return the tenant with this key, in the same time whichever tenant it is."""
-        return holder(key, self.tenants)
+        return authenticate(key, self.tenants)
 
     @model_validator(mode="after")
     def _check_tenants(self) -> Self:

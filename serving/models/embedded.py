@@ -1,4 +1,4 @@
-"""Where the embedded models lie: real Llamas for machines with no GPU and no model hub."""
+"""Paths of the embedded models: small Llamas for machines without a GPU or a model hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving.errors import ModelNotFoundError
 
 TINY_MODEL_ID = "tiny-llama-glossary"
 EMBEDDED = {"tiny": TINY_MODEL_ID, "nano": "nano-llama-glossary"}
-"""The id of each embedded model, by the ``source`` that stands for it."""
+"""Id of each embedded model, by the ``source`` that selects it."""
 
 FILES = (
     "config.json",
@@ -18,22 +18,39 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+"""Files without which vLLM cannot load a model."""
+
+TRAINING_TOOL = Path(__file__).resolve().parents[2] / "tools" / "tiny_model"
+"""The tool that trained the models. A checkout has it, an installed package does not."""
 
 
 def tiny_model_path(folder: Path | None = None, name: str = "tiny") -> Path:
-    """The absolute path of the model's folder, inside this package unless `folder` is given.
+    """Return the absolute path of an embedded model's folder.
 
-    `name` is one of EMBEDDED. Raises ModelNotFoundError if a file is missing or empty.
+    Args:
+        folder: A folder with the model's files; default: the one in this package.
+        name: A key of EMBEDDED.
+
+    Raises:
+        ModelNotFoundError: A file is missing or empty.
     """
     path = (folder or Path(__file__).parent / name).resolve()
-    missing = [name for name in FILES if not _has_content(path / name)]
+    missing = [file for file in FILES if not _has_content(path / file)]
     if missing:
         raise ModelNotFoundError(
-            f"the embedded model in {path} lacks {', '.join(missing)}; reinstall the package, "
-            "or make the files again with "
-            f"`python -m tools.tiny_model.train_tiny --size {name} --out {path}`"
+            f"the embedded model {name!r} needs {', '.join(missing)} in {path}, which is missing "
+            f"or empty; {_fix(path, name)}"
         )
     return path
+
+
+def _fix(path: Path, name: str) -> str:
+    if not TRAINING_TOOL.is_dir():
+        return "reinstall llm-serving-workbench"
+    return (
+        f"restore them with `git checkout`, or train the model again in {TRAINING_TOOL.parents[1]} "
+        f"with `python -m tools.tiny_model.train_tiny --size {name} --out {path}`"
+    )
 
 
 def _has_content(path: Path) -> bool:

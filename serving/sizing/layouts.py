@@ -1,4 +1,4 @@
-"""Which TP × PP × replicas fit on a cluster's GPUs, and which to take. Pure arithmetic."""
+"""Layouts of a model on a cluster's GPUs: which ones fit, and which one to choose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.sizing.architecture import Architecture
-from serving.sizing.memory import GIB, UTILIZATION, Layout, Memory, Sizes, gpu_memory
+from serving.sizing.memory import GIB, UTILIZATION, DataTypes, GpuMemory, Layout, gpu_memory
 
 GPU_GIB = {
     "T4": 15.0,
@@ -26,12 +26,12 @@ GPU_GIB = {
     "B200": 179.1,
     "B300": 268.6,
 }
-"""What nvidia-smi shows of each, in GiB, by Ray's accelerator types; of two, the smaller."""
+"""Memory in GiB as nvidia-smi reports it, by Ray's accelerator type; the smaller of variants."""
 
 
 @dataclass(frozen=True)
 class GpuPool:
-    """A cluster's GPUs of one type: how many on each node, and the memory of one in GiB."""
+    """GPUs of one type in a cluster: the number on each node, and the GiB of memory of each."""
 
     per_node: tuple[int, ...]
     gib: float
@@ -39,7 +39,7 @@ class GpuPool:
 
     @property
     def count(self) -> int:
-        """All of them."""
+        """GPUs on all nodes together."""
         return sum(self.per_node)
 
     def __str__(self) -> str:
@@ -47,57 +47,67 @@ class GpuPool:
 
 
 def gpus_of(nodes: Iterable[Mapping[str, Any]], kind: str | None = None) -> GpuPool | None:
-    """The GPUs of the type that most nodes have, or of ``kind``; None where no type is known.
+    """Return the GPUs of one type.
 
-    ``nodes`` are the resources of each node as Ray reports them.
+    Args:
+        nodes: Resources of each node, as Ray reports them.
+        kind: Ray's accelerator type; default: the type of most GPUs.
+
+    Returns:
+        The GPUs, or None if there are none of a known type.
     """
-    found: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
     for node in nodes:
         for name in node:
-            known = name.removeprefix("accelerator_type:")
-            if name != known and known in GPU_GIB and node.get("GPU", 0) >= 1:
-                found.setdefault(known, []).append(int(node["GPU"]))
-    chosen = kind or max(found, key=lambda name: sum(found[name]), default=None)
-    return GpuPool(tuple(found[chosen]), GPU_GIB[chosen], chosen) if chosen in found else None
+            accelerator = name.removeprefix("accelerator_type:")
+            if name != accelerator and accelerator in GPU_GIB and node.get("GPU", 0) >= 1:
+                counts.setdefault(accelerator, []).append(int(node["GPU"]))
+    chosen = kind or max(counts, key=lambda name: sum(counts[name]), default=None)
+    return GpuPool(tuple(counts[chosen]), GPU_GIB[chosen], chosen) if chosen in counts else None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to lay a model out: a replica's layout, how many replicas, what a GPU then holds.
+    """A layout of a replica, the number of replicas, and the memory of each GPU.
 
-    ``problem`` says why it cannot be, if so.
+    ``problem`` says why the layout does not fit, or is None.
     """
 
     layout: Layout
     replicas: int
-    memory: Memory
+    memory: GpuMemory
     context: int
     problem: str | None = field(default=None, compare=False)
 
     @property
     def sequences(self) -> int:
-        """Sequences of full length whose KV cache all replicas hold at once."""
+        """Sequences of full context length that all replicas hold at once."""
         return self.replicas * (self.memory.tokens // self.context)
 
 
-def divides(model: Architecture, layout: Layout, partition: str | None = None) -> str | None:
-    """Why the model cannot be split so, in a few words; None where it can.
+def why_not_divisible(
+    model: Architecture, layout: Layout, partition: str | None = None
+) -> str | None:
+    """Return why a model cannot be split by a layout, or None if it can.
 
-    ``partition`` is vLLM's own ``VLLM_PP_LAYER_PARTITION``, for stages of unequal layers.
+    Args:
+        model: The model's sizes.
+        layout: The parallel sizes.
+        partition: vLLM's ``VLLM_PP_LAYER_PARTITION``, for stages with different numbers of layers.
     """
     tensor, pipeline = layout.tensor, layout.pipeline
-    for what, count in (("attention heads", model.heads), ("MLP columns", model.intermediate)):
+    for parts, count in (("attention heads", model.heads), ("MLP columns", model.intermediate)):
         if count % tensor:
-            return f"tensor_parallel_size = {tensor} does not divide the {count} {what}"
+            return f"tensor_parallel_size must divide the {count} {parts}, got {tensor}"
     if model.kv_heads % tensor and tensor % model.kv_heads:
-        return f"tensor_parallel_size = {tensor} does not divide the {model.kv_heads} KV heads"
+        return f"tensor_parallel_size must divide the {model.kv_heads} KV heads, got {tensor}"
     if pipeline > model.layers:
-        return f"pipeline_parallel_size = {pipeline} exceeds the {model.layers} layers"
+        return f"pipeline_parallel_size must be at most the {model.layers} layers, got {pipeline}"
     if model.layers % pipeline and partition is None:
-        return f"pipeline_parallel_size = {pipeline} does not divide the {model.layers} layers"
-    spread = layout.tensor * layout.data
-    if layout.expert and spread > model.experts:
-        return f"expert parallelism over {spread} GPUs has too few of {model.experts} experts"
+        return f"pipeline_parallel_size must divide the {model.layers} layers, got {pipeline}"
+    gpus = layout.tensor * layout.data
+    if layout.expert and gpus > model.experts:
+        return f"expert_parallel must use at most {model.experts} GPUs, one per expert, got {gpus}"
     return None
 
 
@@ -106,80 +116,88 @@ def plans(
     gpus: GpuPool,
     *,
     context: int,
-    sizes: Sizes = Sizes(),  # noqa: B008  (frozen)
+    types: DataTypes = DataTypes(),  # noqa: B008  (frozen)
     utilization: float = UTILIZATION,
 ) -> list[Plan]:
-    """Every layout that divides the model and uses no more GPUs than there are, small ones first.
+    """Return every layout that can split the model over the GPUs, the smallest first.
 
-    Each has as many replicas as fit; one whose weights, or one sequence of ``context`` tokens, do
-    not fit says so in ``problem``. A tensor-parallel group stays on one node.
+    Each plan has as many replicas as there are GPUs for. Where the weights or one sequence do not
+    fit, its ``problem`` says so. A tensor-parallel group stays on one node.
+
+    Args:
+        model: The model's sizes.
+        gpus: The cluster's GPUs.
+        context: Tokens in a sequence.
+        types: Data types of weights and KV cache.
+        utilization: Share of a GPU's memory that vLLM may use, 0 to 1.
     """
-    found = []
+    plans = []
     for tensor in range(1, max(gpus.per_node, default=0) + 1):
         groups = sum(count // tensor for count in gpus.per_node)
         for pipeline in range(1, groups + 1):
             layout = Layout(tensor, pipeline)
-            if divides(model, layout) is None:
-                memory = gpu_memory(model, layout, sizes, gpus.gib, utilization=utilization)
+            if why_not_divisible(model, layout) is None:
+                memory = gpu_memory(model, layout, types, gpus.gib, utilization=utilization)
                 problem = _problem(memory, context)
-                found.append(Plan(layout, groups // pipeline, memory, context, problem))
-    return sorted(found, key=lambda plan: (plan.layout.gpus, plan.layout.pipeline))
+                plans.append(Plan(layout, groups // pipeline, memory, context, problem))
+    return sorted(plans, key=lambda plan: (plan.layout.gpus, plan.layout.pipeline))
 
 
-def _problem(memory: Memory, context: int) -> str | None:
-    """Why a GPU cannot hold this, with the numbers."""
+def _problem(memory: GpuMemory, context: int) -> str | None:
+    """Return why a GPU cannot hold the model, with the numbers, or None if it can."""
     if memory.cache <= 0:
-        beside = (memory.activations + memory.overhead) / GIB
+        other = (memory.activations + memory.overhead) / GIB
         return (
-            f"{memory.weights / GIB:.1f} GiB of weights and {beside:.1f} GiB of activations and "
-            f"CUDA a GPU exceed the {memory.budget / GIB:.1f} GiB that vLLM may use of it"
+            f"{memory.weights / GIB:.1f} GiB of weights and {other:.1f} GiB for activations and "
+            f"CUDA per GPU exceed the {memory.budget / GIB:.1f} GiB that vLLM may use"
         )
     if memory.tokens < context:
         return (
-            f"beside {memory.weights / GIB:.1f} GiB of weights a GPU has room for the KV cache of "
-            f"{memory.tokens} tokens, and one sequence has {context}"
+            f"with {memory.weights / GIB:.1f} GiB of weights, a GPU has KV cache for "
+            f"{memory.tokens} tokens, but one sequence has {context}"
         )
     return None
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The plan to take, if any fits, and why."""
+    """The plan to choose, or None if no plan fits, and the reason."""
 
     plan: Plan | None
     why: str
 
 
-def recommend(found: list[Plan], concurrency: int) -> Recommendation:
-    """The smallest replicas that hold ``concurrency`` sequences at once, as many as there is room.
+def recommend(plans: list[Plan], concurrency: int) -> Recommendation:
+    """Choose the smallest replicas that hold ``concurrency`` sequences at once.
 
-    Replicas do not talk to each other; the GPUs of one replica do at every layer. So a GPU more in
-    a replica must be needed: for the weights, or for KV cache that copies of them would take.
+    Replicas work independently, while the GPUs of one replica communicate in every layer. A larger
+    replica is better only if it is needed: for the weights, or for the KV cache that further copies
+    of the weights would take.
     """
-    fitting = [plan for plan in found if plan.problem is None]
+    fitting = [plan for plan in plans if plan.problem is None]
     if not fitting:
-        last = found[-1].problem if found else "no layout divides the model on these GPUs"
+        last = plans[-1].problem if plans else "no layout can split the model over these GPUs"
         return Recommendation(None, f"It does not fit: {last}.")
     enough = [plan for plan in fitting if plan.sequences >= concurrency]
     if not enough:
         best = max(fitting, key=lambda plan: (plan.sequences, -plan.layout.gpus))
         return Recommendation(
             best,
-            f"{_told(best)}: the most that these GPUs hold at once, of {concurrency} asked for; "
-            "the others wait, or need more GPUs or a shorter context.",
+            f"{_label(best)}, the most that these GPUs can hold, of {concurrency} requested; the "
+            "others wait. Add GPUs or shorten the context.",
         )
     best = enough[0]
-    smaller = [plan for plan in found if plan.layout.gpus < best.layout.gpus]
-    why = "nothing smaller is needed, and replicas need not talk to each other"
+    smaller = [plan for plan in plans if plan.layout.gpus < best.layout.gpus]
+    why = "it is the smallest layout, and replicas work independently"
     if smaller:
         before = max(smaller, key=lambda plan: (plan.sequences, -plan.layout.pipeline))
-        why = f"{before.layout} does not do: " + (
+        why = f"{before.layout} is not enough, because " + (
             before.problem or f"its {before.replicas} replica(s) hold {before.sequences}"
         )
-    return Recommendation(best, f"{_told(best)}, of {concurrency} asked for; {why}.")
+    return Recommendation(best, f"{_label(best)}, of {concurrency} requested; {why}.")
 
 
-def _told(plan: Plan) -> str:
+def _label(plan: Plan) -> str:
     return (
         f"{plan.layout} × {plan.replicas} replica(s) hold {plan.sequences} sequences of "
         f"{plan.context} tokens at once"

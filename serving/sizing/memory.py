@@ -1,31 +1,40 @@
-"""How much memory a model takes on each GPU: weights, KV cache, activations. Pure arithmetic.
+"""Memory that a model needs on each GPU: weights, KV cache and activations.
 
-The formulas follow how vLLM splits a model. Tensor parallelism splits heads, MLP and vocabulary
-and copies norms and routers; KV heads are copied where there are fewer of them than GPUs. Pipeline
-parallelism splits layers. Experts are split over tensor- times data-parallel GPUs, whole ones with
-expert parallelism and slices of all without; the rest is copied by data parallelism.
+The formulas follow how vLLM splits a model:
+
+- Tensor parallelism splits heads, MLP and vocabulary, and copies norms and expert routers. KV heads
+  are copied where there are fewer of them than GPUs.
+- Pipeline parallelism splits layers.
+- Experts are split over tensor- times data-parallel GPUs: as whole experts with expert parallelism,
+  as slices of every expert without. Data parallelism copies everything else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.sizing.architecture import BITS, BYTES, Architecture
+from serving.sizing.architecture import BITS_PER_WEIGHT, BYTES_PER_VALUE, Architecture
 
 GIB = 2**30
-BLOCK = {"cpu": 128, "gpu": 16}
-"""Tokens in a block of the KV cache, by vLLM's own default."""
+BLOCK_TOKENS = {"cpu": 128, "gpu": 16}
+"""Tokens in a block of the KV cache: vLLM's default by device type."""
+
 UTILIZATION = 0.92
-"""The share of a GPU's memory that vLLM takes by default."""
+"""Share of a GPU's memory that vLLM uses by default."""
+
 OVERHEAD_GIB = 1.5
-"""A process's CUDA context and its CUDA graphs: an allowance, not a measurement."""
+"""Allowance, in GiB, for the CUDA context and CUDA graphs of a process; not measured."""
+
 BATCHED_TOKENS = 8192
+"""Tokens in the largest step, for the estimate of activations."""
+
 SEQUENCES = 256
+"""Sequences in the largest step, for the estimate of activations."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one replica is spread over GPUs."""
+    """How one replica is split over GPUs: parallel sizes, and whether experts stay whole."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -45,8 +54,8 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Types: of weights and activations, of the KV cache, of quantized weights (``bits``)."""
+class DataTypes:
+    """Data types of weights and activations, of the KV cache, and of quantized weights."""
 
     dtype: str = "bfloat16"
     kv_dtype: str = "auto"
@@ -54,32 +63,34 @@ class Sizes:
 
     @property
     def weight_bytes(self) -> float:
-        """Bytes of one weight or activation that is not quantized."""
-        return BYTES.get(self.dtype, 2.0)
+        """Bytes of one weight or activation without quantization."""
+        return BYTES_PER_VALUE.get(self.dtype, 2.0)
 
     @property
     def kv_bytes(self) -> float:
-        """Bytes of one element of the KV cache."""
-        return self.weight_bytes if self.kv_dtype == "auto" else BYTES.get(self.kv_dtype[:3], 2.0)
+        """Bytes of one value in the KV cache."""
+        if self.kv_dtype == "auto":
+            return self.weight_bytes
+        return BYTES_PER_VALUE.get(self.kv_dtype[:3], 2.0)
 
     def linear_bytes(self, model: Architecture) -> float:
-        """Bytes of one weight of a layer's projections; scales and zeros of its group included."""
-        bits = BITS.get(self.quantization or "", model.bits)
+        """Return the bytes of one projection weight, with its part of the scale and zero point."""
+        bits = BITS_PER_WEIGHT.get(self.quantization or "", model.bits)
         if bits is None:
             return self.weight_bytes
         group = model.group if bits < 8 else None
         return (bits + (16 + bits) / group) / 8 if group else bits / 8
 
 
-def weight_bytes(model: Architecture, layout: Layout, sizes: Sizes) -> float:
-    """Bytes of weights on the fullest GPU."""
+def weight_bytes(model: Architecture, layout: Layout, types: DataTypes) -> float:
+    """Return the bytes of weights on the GPU that holds the most."""
     stages = range(layout.pipeline)
-    return max(_stage_bytes(model, layout, sizes, stage) for stage in stages)
+    return max(_stage_bytes(model, layout, types, stage) for stage in stages)
 
 
-def _stage_bytes(model: Architecture, layout: Layout, sizes: Sizes, stage: int) -> float:
-    tensor, linear = layout.tensor, sizes.linear_bytes(model)
-    # Projections and biases of copied KV heads are on each GPU.
+def _stage_bytes(model: Architecture, layout: Layout, types: DataTypes, stage: int) -> float:
+    tensor, linear = layout.tensor, types.linear_bytes(model)
+    # Copied KV heads have their projections and biases on each GPU.
     copies = max(1, tensor // model.kv_heads)
     kv = 2 * model.kv_heads * model.head_dim * (model.hidden + bool(model.bias))
     attention = (model.attention + (copies - 1) * kv) / tensor
@@ -87,13 +98,13 @@ def _stage_bytes(model: Architecture, layout: Layout, sizes: Sizes, stage: int) 
     if model.experts:
         experts /= layout.data
     shared = 3 * model.hidden * model.shared / tensor
-    layer = (attention + experts + shared) * linear + model.router * sizes.weight_bytes
-    ends = _ends(model, layout, stage) * sizes.weight_bytes
-    return layers_of_stage(model.layers, layout.pipeline)[stage] * layer + ends
+    layer = (attention + experts + shared) * linear + model.router * types.weight_bytes
+    tables = _table_parameters(model, layout, stage) * types.weight_bytes
+    return layers_of_stage(model.layers, layout.pipeline)[stage] * layer + tables
 
 
-def _ends(model: Architecture, layout: Layout, stage: int) -> float:
-    """Parameters of the embedding, the last norm and the head that this stage holds."""
+def _table_parameters(model: Architecture, layout: Layout, stage: int) -> float:
+    """Return the parameters of embedding, last norm and output head that a stage holds."""
     table = model.padded_vocabulary * model.hidden / layout.tensor
     first, last = stage == 0, stage == layout.pipeline - 1
     tables = int(first or (last and model.tied)) + int(last and not model.tied)
@@ -101,49 +112,54 @@ def _ends(model: Architecture, layout: Layout, stage: int) -> float:
 
 
 def layers_of_stage(layers: int, stages: int) -> list[int]:
-    """Layers of each pipeline stage as vLLM deals them out: what is left over goes to the
-    last but one and those before it, since the last stage has the head as well.
+    """Return the number of layers in each pipeline stage, as vLLM assigns them.
+
+    The remainder goes to the last stage but one and those before it, because the last stage also
+    has the output head.
     """
-    each, left = divmod(layers, stages)
-    dealt = [each] * stages
-    for i in range(2, left + 2):
-        dealt[-i] += 1
-    return dealt
+    each, remainder = divmod(layers, stages)
+    counts = [each] * stages
+    for i in range(2, remainder + 2):
+        counts[-i] += 1
+    return counts
 
 
-def kv_token_bytes(model: Architecture, layout: Layout, sizes: Sizes) -> float:
-    """Bytes of KV cache of one token on the GPU with the most layers: a key and a value a head."""
+def kv_token_bytes(model: Architecture, layout: Layout, types: DataTypes) -> float:
+    """Return the bytes of KV cache per token, on the GPU with the most layers."""
     heads = max(1, model.kv_heads // layout.tensor)
     layers = max(layers_of_stage(model.layers, layout.pipeline))
-    return 2 * layers * heads * model.head_dim * sizes.kv_bytes
+    return 2 * layers * heads * model.head_dim * types.kv_bytes
 
 
 def blocks(cache_bytes: float, token_bytes: float, block: int) -> int:
-    """Blocks of ``block`` tokens that fit into a KV cache of so many bytes a GPU."""
+    """Return how many blocks of ``block`` tokens fit into a GPU's KV cache of ``cache_bytes``."""
     return int(cache_bytes // (block * token_bytes))
 
 
 def activation_bytes(
     model: Architecture,
     layout: Layout,
-    sizes: Sizes,
+    types: DataTypes,
     batched_tokens: int = BATCHED_TOKENS,
     sequences: int = SEQUENCES,
 ) -> float:
-    """About the most that one step needs beside weights and cache, on one GPU.
+    """Estimate the bytes that the largest step needs beside weights and KV cache, on one GPU.
 
-    The widest moment of a layer (hidden state, residual, gate and up, their product) for every
-    token of a step, and the logits of every sequence twice, in 32 bits. An estimate: vLLM measures
-    it when it starts.
+    They are the widest point of a layer (hidden state, residual, gate, up and their product) for
+    every token of the step, and the logits of every sequence twice in 32 bits. vLLM measures the
+    real number when it starts.
     """
     width = model.intermediate * max(1, model.experts_per_token) / layout.tensor
-    step = batched_tokens * (4 * model.hidden + 3 * width) * sizes.weight_bytes
+    step = batched_tokens * (4 * model.hidden + 3 * width) * types.weight_bytes
     return step + 2 * sequences * model.vocabulary * 4
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one GPU holds, in bytes. ``cache`` is what is left for KV, below 0 where none is."""
+class GpuMemory:
+    """Memory of one GPU, in bytes.
+
+    ``token`` is the KV cache of one token in bytes, and ``block`` the tokens in a cache block.
+    """
 
     budget: float
     weights: float
@@ -154,31 +170,31 @@ class Memory:
 
     @property
     def cache(self) -> float:
-        """What is left for the KV cache."""
+        """Bytes left for the KV cache, negative if the rest does not fit."""
         return self.budget - self.weights - self.activations - self.overhead
 
     @property
     def tokens(self) -> int:
-        """Tokens whose keys and values fit, in whole blocks."""
+        """Tokens that fit into the KV cache, in whole blocks."""
         return max(0, blocks(self.cache, self.token, self.block)) * self.block
 
 
 def gpu_memory(
     model: Architecture,
     layout: Layout,
-    sizes: Sizes,
+    types: DataTypes,
     gpu_gib: float,
     *,
     utilization: float = UTILIZATION,
     batched_tokens: int = BATCHED_TOKENS,
     sequences: int = SEQUENCES,
-) -> Memory:
-    """The memory of the fullest GPU of a replica laid out so."""
-    return Memory(
+) -> GpuMemory:
+    """Return the memory of the GPU of a replica that holds the most."""
+    return GpuMemory(
         budget=gpu_gib * GIB * utilization,
-        weights=weight_bytes(model, layout, sizes),
-        activations=activation_bytes(model, layout, sizes, batched_tokens, sequences),
+        weights=weight_bytes(model, layout, types),
+        activations=activation_bytes(model, layout, types, batched_tokens, sequences),
         overhead=OVERHEAD_GIB * GIB,
-        token=kv_token_bytes(model, layout, sizes),
-        block=BLOCK["gpu"],
+        token=kv_token_bytes(model, layout, types),
+        block=BLOCK_TOKENS["gpu"],
     )

@@ -1,7 +1,8 @@
-"""The base of every specification: unknown keys fail, and a failure names field and way out."""
+"""Base classes of the specifications: frozen models that refuse unknown keys."""
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,9 +10,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.errors import SpecError
 
+MAX_SHOWN_CHARS = 80
+"""Characters of a refused value that an error message repeats."""
+
+_SHOULD = re.compile(r"^\w+ should (.+?)(?:, got .*|, unable to .*| after validation, not .*)?$")
+
 
 class Strict(BaseModel):
-    """Unknown keys fail, values do not change, and a failure is a :class:`SpecError`."""
+    """A frozen model that refuses unknown keys and raises :class:`SpecError`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -28,30 +34,53 @@ class Strict(BaseModel):
             raise SpecError(explain(error, type(self))) from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line a field: its path, the value given, what is wrong, and the way out."""
-    return "\n".join(_explain_one(dict(item), model) for item in error.errors())
-
-
-def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
-    path = ".".join([model.__name__, *(str(part) for part in item["loc"])])
-    value = repr(item["input"])
-    shown = value if len(value) <= 80 else value[:77] + "..."
-    if item["type"] == "extra_forbidden":
-        return f"{path} = {shown}: there is no such field. {_nearest(item['loc'][-1], model)}"
-    reason = str(item["msg"]).removeprefix("Value error, ")
-    # A validator over several fields names them itself; their whole would drown it.
-    whole = isinstance(item["input"], dict) and item["type"] != "missing"
-    return reason if whole else f"{path} = {shown}: {reason}"
-
-
-def _nearest(name: str, model: type[BaseModel]) -> str:
-    close = get_close_matches(name, model.model_fields, n=1)
-    known = ", ".join(model.model_fields)
-    return f"Did you mean {close[0]!r}?" if close else f"The fields are: {known}."
-
-
 class Frozen(BaseModel):
-    """Unknown keys fail and values do not change."""
+    """A frozen model that refuses unknown keys and raises pydantic's own error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Describe a validation error in one line per field.
+
+    Args:
+        error: The error that pydantic raised.
+        model: The class whose fields were validated.
+
+    Returns:
+        Lines that name the field, what it must be, the value, and a fix where one is known.
+    """
+    return "\n".join(_explain_item(dict(item), model) for item in error.errors())
+
+
+def _explain_item(item: dict[str, Any], model: type[BaseModel]) -> str:
+    path = ".".join([model.__name__, *(str(part) for part in item["loc"])])
+    if item["type"] == "missing":
+        return f"{path} is required; give it a value"
+    shown = _shown(item["input"])
+    if item["type"] == "extra_forbidden":
+        return f"{path} is not a field, got {shown}; {_suggestion(item['loc'][-1], model)}"
+    if item["type"] == "union_tag_invalid":
+        tag, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
+        return f"{path}.kind must be one of {allowed}, got {_shown(tag)}"
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" and not reason.startswith("must "):
+        # A validator over several fields names them itself, and their values.
+        return reason if isinstance(item["input"], dict) else f"{path} = {shown}: {reason}"
+    if should := _SHOULD.match(reason):
+        reason = f"must {should[1]}"
+    if not reason.startswith("must "):
+        return f"{path} = {shown}: {reason}"
+    problem, separator, fix = reason.partition("; ")
+    return f"{path} {problem}, got {shown}{separator}{fix}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+
+
+def _suggestion(name: str, model: type[BaseModel]) -> str:
+    close = get_close_matches(name, model.model_fields, n=1)
+    fields = ", ".join(model.model_fields)
+    return f"did you mean {close[0]!r}?" if close else f"the fields are {fields}"

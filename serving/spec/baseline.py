@@ -1,4 +1,4 @@
-"""A baseline as data: the model of a service, served by transformers in one of four ways."""
+"""Baselines: a service's model, served by transformers with one of four batching strategies."""
 
 from __future__ import annotations
 
@@ -7,78 +7,87 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from serving.spec.base import Strict
-from serving.spec.model import ModelSpec, digest
+from serving.spec.model import ModelSpec, short_hash
 from serving.spec.service import ServiceSpec
 
 ENGINE_KWARGS = ("load_format", "tokenizer")
-"""Of vLLM's engine arguments, those that mean the same to transformers."""
+"""The vLLM engine arguments that have the same meaning for transformers."""
 
 
 class OneAtATime(Strict):
-    """`generate` for one request after the other, as in a first script."""
+    """Call `generate` for one request after the other, as in a first script."""
 
-    kind: Literal["one"] = Field("one", description="One request at a time.")
+    kind: Literal["one"] = Field("one", description="The kind of strategy.")
 
     @property
     def batch_size(self) -> int:
-        """Requests of a batch."""
+        """Requests in a batch: 1."""
         return 1
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name of the strategy in tables."""
         return "transformers, one at a time"
 
 
 class StaticBatches(Strict):
-    """`generate` for a full batch, padded to its longest; the next waits until all have ended."""
+    """Call `generate` for full batches. The next batch waits until every request has finished."""
 
-    kind: Literal["static"] = Field("static", description="Batches of a fixed size.")
-    batch_size: int = Field(32, ge=1, le=4096, description="Requests of a full batch.")
+    kind: Literal["static"] = Field("static", description="The kind of strategy.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Requests in a full batch, 1 to 4096.")
     quiet_s: float = Field(
         0.5,
         gt=0,
         le=60,
-        description="Seconds without a new request after which a batch goes that is not full; "
-        "without it the last requests of a load would wait forever.",
+        description="Seconds without a new request after which a batch starts that is not full, up "
+        "to 60. The last requests of a load would never start otherwise.",
     )
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name of the strategy in tables."""
         return f"transformers, static batches of {self.batch_size}"
 
 
 class DynamicBatches(Strict):
-    """`generate` for those who came within a time window; the next waits until all have ended."""
+    """Call `generate` for the requests that arrive within a time window.
 
-    kind: Literal["dynamic"] = Field("dynamic", description="Batches of who came in a window.")
-    batch_size: int = Field(32, ge=1, le=4096, description="Most requests of a batch.")
+    The next batch waits until every request has finished.
+    """
+
+    kind: Literal["dynamic"] = Field("dynamic", description="The kind of strategy.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Most requests in a batch, 1 to 4096.")
     window_s: float = Field(
-        0.05, ge=0, le=60, description="Seconds that a batch's first request waits for others."
+        0.05,
+        ge=0,
+        le=60,
+        description="Seconds that the first request of a batch waits for others, up to 60.",
     )
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name of the strategy in tables."""
         return f"transformers, dynamic batches of up to {self.batch_size}"
 
 
 class Continuous(Strict):
-    """transformers' own continuous batching, which `generate_batch` runs on."""
+    """Use transformers' own continuous batching, the engine behind `generate_batch`."""
 
-    kind: Literal["continuous"] = Field("continuous", description="transformers' own.")
+    kind: Literal["continuous"] = Field("continuous", description="The kind of strategy.")
     max_requests: int | None = Field(
-        None, ge=1, le=4096, description="Most requests at work; transformers' choice when absent."
+        None,
+        ge=1,
+        le=4096,
+        description="Most requests in progress at once, 1 to 4096; default: transformers chooses.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any further fields of transformers' ContinuousBatchingConfig, by its names.",
+        description="More fields of transformers' ContinuousBatchingConfig, by their names.",
     )
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name of the strategy in tables."""
         return "transformers, continuous batching"
 
 
@@ -88,7 +97,11 @@ Strategy = Annotated[
 
 
 def strategies(batch_size: int = 32) -> dict[str, Strategy]:
-    """All of them by kind, those that make batches with batches of `batch_size`."""
+    """Return all strategies by kind.
+
+    Args:
+        batch_size: Requests in a batch, for the static and the dynamic strategy.
+    """
     return {
         "one": OneAtATime(),
         "static": StaticBatches(batch_size=batch_size),
@@ -98,36 +111,36 @@ def strategies(batch_size: int = 32) -> dict[str, Strategy]:
 
 
 class BaselineSpec(ServiceSpec):
-    """One model served by transformers: the same fields as a service, and a strategy.
+    """One model served by transformers: the fields of a service, and a batching strategy.
 
-    Greedy decoding only. Replicas, limits, keys and routes are those of a service on the direct
-    path. On a CPU the engine has `model.num_cpus` threads and may hold `model.kv_cache_gib` of keys
-    and values, as vLLM; on a GPU its share of the card's memory is `model.num_gpus`.
+    Decoding is greedy. Replicas, limits, keys and routes work as for a service on the direct path.
+    On a CPU the engine has `model.num_cpus` threads and `model.kv_cache_gib` of KV cache, as vLLM
+    has; on a GPU its share of the memory is `model.num_gpus`.
     """
 
     name: str = Field(
         "baseline",
         pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
-        description="The Serve application's name.",
+        description="Name of the Serve application: lowercase letters, digits and hyphens.",
     )
     strategy: Strategy = Field(
-        default_factory=StaticBatches, description="How requests come into batches."
+        default_factory=StaticBatches, description="How requests are batched."
     )
     attention: str = Field("sdpa", min_length=1, description="transformers' `attn_implementation`.")
     generate: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any further fields of transformers' GenerationConfig, such as "
-        "cache_implementation.",
+        description="More fields of transformers' GenerationConfig, such as cache_implementation.",
     )
 
     @classmethod
     def beside(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
-        """The same model, resources and limits as `service`, on a route of its own beside it.
+        """Return a baseline with the model, resources and limits of a service.
 
-        vLLM's engine arguments that mean nothing to transformers are left out.
+        It has a name and a route of its own. vLLM's engine arguments that have no meaning for
+        transformers are left out.
         """
         given = service.model.engine_kwargs.items()
-        kept = {name: value for name, value in given if name in ENGINE_KWARGS}
+        engine_kwargs = {name: value for name, value in given if name in ENGINE_KWARGS}
         return cls(
             name=f"{service.name}-{strategy.kind}",
             route_prefix=f"{service.route_prefix.rstrip('/')}/{strategy.kind}",
@@ -135,30 +148,31 @@ class BaselineSpec(ServiceSpec):
             port=0,
             limits=service.limits,
             start_timeout_s=service.start_timeout_s,
-            model=service.model.model_copy(update={"engine_kwargs": kept}),
+            model=service.model.model_copy(update={"engine_kwargs": engine_kwargs}),
             strategy=strategy,
         )
 
     def engine_fingerprint(self, model: ModelSpec | None = None) -> str:
-        """As a service's, and what only a baseline has."""
+        """Return a service's fingerprint, extended by the baseline's own fields."""
         own = self.model_dump(mode="json", include={"strategy", "attention", "generate"})
-        return digest({"service": super().engine_fingerprint(model), **own})
+        return short_hash({"service": super().engine_fingerprint(model), **own})
 
     @model_validator(mode="after")
-    def _transformers_can(self) -> Self:
+    def _check_transformers(self) -> Self:
         if self.model.workers > 1:
             raise ValueError(
-                f"model: tensor- times pipeline-parallel size is {self.model.workers}, but a "
-                "baseline's model lies on one device; set both to 1"
+                "model: tensor_parallel_size and pipeline_parallel_size must be 1, because a "
+                f"baseline runs on one device, got {self.model.workers} workers; set both to 1"
             )
         if self.model.scaling.min_replicas == 0:
             raise ValueError(
-                "model.scaling.min_replicas = 0, but a baseline does not sleep; set it to 1"
+                "model.scaling.min_replicas must be at least 1, because a baseline cannot scale "
+                "to zero, got 0; set it to 1"
             )
         for name, value in self.model.engine_kwargs.items():
             if name not in ENGINE_KWARGS:
                 raise ValueError(
-                    f"model.engine_kwargs[{name!r}] = {value!r} is for vLLM; a baseline takes "
-                    f"{' and '.join(ENGINE_KWARGS)} alone. Leave it out of the baseline's model"
+                    f"model.engine_kwargs must have only {' and '.join(ENGINE_KWARGS)}, got "
+                    f"{name} = {value!r}; remove it from the baseline's model"
                 )
         return self

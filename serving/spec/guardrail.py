@@ -1,4 +1,4 @@
-"""The guardrail as data: what it looks for, on which side, and what it does with what it finds."""
+"""Guardrails: what they look for, on which side, and what they do about it."""
 
 from __future__ import annotations
 
@@ -17,193 +17,208 @@ Side = Literal["prompt", "answer"]
 Action = Literal["block", "redact", "annotate", "allow"]
 
 SEVERITY: tuple[Action, ...] = ("allow", "annotate", "redact", "block")
-"""From what a guardrail does least about to what it does most about."""
+"""Actions from the least to the most severe."""
 
 
 class EntityRule(Strict):
-    """What to do about one type of entity, where that differs from the guardrail's own rule."""
+    """The action for one entity type, where it differs from the guardrail's own."""
 
     entity: str = Field(
-        pattern=r"^[A-Z0-9_]+$", description="The type as Presidio names it, as EMAIL_ADDRESS."
+        pattern=r"^[A-Z0-9_]+$",
+        description="Entity type by Presidio's name, such as EMAIL_ADDRESS.",
     )
     action: Action = Field(
-        "redact", description="block, redact, annotate (only tell in a header), or allow."
+        "redact", description="block, redact, annotate (report in a header only), or allow."
     )
     min_score: float = Field(
-        0.4, ge=0, le=1, description="Least confidence of a find, 0 to 1, that counts."
+        0.4, ge=0, le=1, description="Least confidence, 0 to 1, of a finding that counts."
     )
 
 
-class _Guard(Strict):
-    """What every kind of guardrail has."""
+class _Guardrail(Strict):
+    """Fields of every kind of guardrail."""
 
     sides: tuple[Side, ...] = Field(
-        ("prompt", "answer"), min_length=1, description="What is looked at."
+        ("prompt", "answer"), min_length=1, description="Which texts are checked."
     )
     hold_back_chars: int = Field(
         48,
         ge=16,
         le=4096,
-        description="Characters of a streamed answer held until what follows them is known; "
-        "nothing this long or shorter slips through in parts. A word is never cut.",
+        description="Characters at the end of a streamed answer that are held back until the next "
+        "ones arrive, 16 to 4096. An entity up to this length cannot leave in parts. Words are "
+        "never split.",
     )
     step_chars: int = Field(
         96,
         ge=1,
         le=4096,
-        description="New characters of a streamed answer that are looked at together, at most.",
+        description="Most new characters of a streamed answer that are checked at once, 1 to 4096.",
     )
 
 
-class PresidioGuardrail(_Guard):
-    """Personal data found by Presidio, in a deployment of its own."""
+class PresidioGuardrail(_Guardrail):
+    """Detect personal data with Presidio, in a deployment of its own."""
 
-    kind: Literal["presidio"] = Field("presidio", description="Which kind of guardrail this is.")
-    action: Action = Field("redact", description="What to do about a type without a rule.")
+    kind: Literal["presidio"] = Field("presidio", description="The kind of guardrail.")
+    action: Action = Field("redact", description="Action for entity types without a rule.")
     min_score: float = Field(
-        0.4, ge=0, le=1, description="Least confidence of a find for a type without a rule."
+        0.4, ge=0, le=1, description="Least confidence, 0 to 1, for entity types without a rule."
     )
-    rules: tuple[EntityRule, ...] = Field((), description="What differs by type of entity.")
+    rules: tuple[EntityRule, ...] = Field((), description="Rules for single entity types.")
     entities: tuple[str, ...] | None = Field(
-        None, description="The only types to look for; every type known when absent."
+        None, description="The only entity types to look for; default: every known type."
     )
     languages: tuple[str, ...] = Field(
-        ("en",), min_length=1, description="Languages (ISO 639-1) that texts are looked at in."
+        ("en",), min_length=1, description="Languages of the texts, as ISO 639-1 codes."
     )
     nlp_models: dict[str, str] = Field(
         default_factory=dict,
-        description="By language, the spaCy package or folder that finds names and places; "
-        "without one, patterns alone are looked for.",
+        description="spaCy package or folder by language, to detect names and places; a language "
+        "without one is checked with patterns only.",
     )
     recognizers: str = Field(
-        "",
-        description="Further recognizers in Presidio's own YAML, or the path of a .yaml file.",
+        "", description="More recognizers as Presidio YAML, or the path of a .yaml file."
     )
     num_cpus: float = Field(1, ge=0, description="CPUs of each replica.")
     scaling: ScalingSpec = Field(
         default_factory=lambda: ScalingSpec(max_ongoing_requests=256, target_ongoing_requests=16),
-        description="How many replicas, and when.",
+        description="Number of replicas and when it changes.",
     )
 
     @field_validator("recognizers", mode="before")
     @classmethod
-    def _read(cls, given: Any) -> Any:
-        """A file is read here, so that its text travels to the cluster and shows in the spec."""
+    def _read_file(cls, given: Any) -> Any:
+        """Read a file here, so that its text is part of the spec and reaches the cluster."""
         if isinstance(given, str | Path) and re.fullmatch(r"\S+\.ya?ml", str(given)):
             try:
                 return Path(given).expanduser().read_text()
             except OSError as error:
-                raise ValueError(f"cannot be read ({error.strerror}); give a file's path") from None
+                raise ValueError(
+                    f"must be YAML or a readable file ({error.strerror}); check the path"
+                ) from None
         return given
 
     @field_validator("recognizers")
     @classmethod
-    def _recognizers_are_yaml(cls, given: str) -> str:
+    def _check_recognizers(cls, given: str) -> str:
         try:
-            told = yaml.safe_load(given)
+            document = yaml.safe_load(given)
         except yaml.YAMLError as error:
-            raise ValueError(f"is not YAML: {error}") from None
-        if told is not None and not (
-            isinstance(told, dict) and isinstance(told.get("recognizers"), list)
+            raise ValueError(f"must be YAML ({error})") from None
+        if document is not None and not (
+            isinstance(document, dict) and isinstance(document.get("recognizers"), list)
         ):
-            raise ValueError("needs the key 'recognizers' with a list, as Presidio's YAML has it")
+            raise ValueError("must have the key 'recognizers' with a list, as in Presidio's YAML")
         return given
 
     @model_validator(mode="after")
-    def _languages_agree(self) -> Self:
+    def _check_languages(self) -> Self:
         unknown = set(self.nlp_models) - set(self.languages)
         if unknown:
             raise ValueError(
-                f"nlp_models names {', '.join(sorted(unknown))}, which languages = "
-                f"{self.languages} does not have; add it there, or drop it here"
+                f"nlp_models must be keyed by languages = {self.languages}, got "
+                f"{', '.join(sorted(unknown))}; add the language, or remove the model"
             )
         return self
 
     def rule(self, entity: str) -> EntityRule:
-        """The rule for a type of entity: its own, or the guardrail's."""
-        own = {rule.entity: rule for rule in self.rules}
-        return own.get(entity) or EntityRule(
+        """Return the rule for an entity type: its own, or one made from the guardrail's fields."""
+        rules = {rule.entity: rule for rule in self.rules}
+        return rules.get(entity) or EntityRule(
             entity=entity, action=self.action, min_score=self.min_score
         )
 
 
 class GuardAnswerFormat(Strict):
-    """How a guard model's answer is read. The default is Llama Guard's: ``unsafe`` and ``S1,S7``.
+    """How to read a guard model's answer. The default is Llama Guard's: ``unsafe`` and ``S1,S7``.
 
-    An answer that says neither blocks, since a guard that cannot be understood guards nothing.
+    An answer that matches neither expression is unclear. It blocks by default, because a guard
+    whose answers cannot be read does not protect anything.
     """
 
-    safe: str = Field(r"^\s*safe\b", description="Regular expression of an answer that passes.")
+    safe: str = Field(r"^\s*safe\b", description="Regular expression of an answer for safe text.")
     unsafe: str = Field(
-        r"^\s*unsafe\b", description="Regular expression of an answer that does not."
+        r"^\s*unsafe\b", description="Regular expression of an answer for unsafe text."
     )
     categories: str = Field(
-        r"\bS\d{1,2}\b", description="Regular expression of the categories in such an answer."
+        r"\bS\d{1,2}\b",
+        description="Regular expression of the violated categories in an unsafe answer.",
     )
     unclear: Literal["block", "allow"] = Field(
-        "block", description="What an answer that is neither means."
+        "block", description="Action for an answer that is neither safe nor unsafe."
     )
 
     @field_validator("safe", "unsafe", "categories")
     @classmethod
-    def _is_a_pattern(cls, given: str) -> str:
+    def _check_pattern(cls, given: str) -> str:
         try:
             re.compile(given)
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"must be a regular expression ({error})") from None
         return given
 
 
-class _Judge(_Guard):
-    """What both kinds of guard model have: how they are asked, and how their answer is read."""
+class _GuardModelBase(_Guardrail):
+    """Fields of both kinds of guard model: how it is asked, and how its answer is read."""
 
     template: str | None = Field(
         None,
-        description="The classifier's prompt, with {text} and {role} (user or assistant) in it; "
-        "without one the text is sent as a chat, for the model's own template to wrap.",
+        description="Prompt for the guard model, with {text} and {role} (user or assistant) in it; "
+        "default: the text is sent as a chat message, and the model's chat template applies.",
     )
-    max_tokens: int = Field(16, ge=1, le=256, description="Most tokens of the guard's answer.")
+    max_tokens: int = Field(
+        16, ge=1, le=256, description="Most tokens of the guard model's answer, 1 to 256."
+    )
     verdict: GuardAnswerFormat = Field(
-        default_factory=GuardAnswerFormat, description="How its answer is read."
+        default_factory=GuardAnswerFormat, description="How the guard model's answer is read."
     )
-    action: Literal["block", "annotate"] = Field(
-        "block", description="What to do about what it calls unsafe."
-    )
+    action: Literal["block", "annotate"] = Field("block", description="Action for unsafe text.")
     timeout_s: float = Field(
-        30, gt=0, description="Seconds for its answer; none in time counts as unclear."
+        30, gt=0, description="Seconds to wait for an answer; a late answer counts as unclear."
     )
     hold_back_chars: int = Field(
-        400, ge=16, le=16384, description="Characters of a streamed answer held until judged."
+        400,
+        ge=16,
+        le=16384,
+        description="Characters of a streamed answer that are held back until checked, 16 to "
+        "16384.",
     )
     step_chars: int = Field(
-        400, ge=1, le=16384, description="New characters of a streamed answer judged together."
+        400,
+        ge=1,
+        le=16384,
+        description="New characters of a streamed answer that are checked at once, 1 to 16384.",
     )
 
     @field_validator("template")
     @classmethod
-    def _has_its_place(cls, given: str | None) -> str | None:
+    def _check_template(cls, given: str | None) -> str | None:
         if given is not None and "{text}" not in given:
-            raise ValueError("needs {text} where the text to judge goes")
+            raise ValueError("must contain {text}, which stands for the text to check")
         return given
 
 
-class GuardModel(_Judge):
-    """A classifier such as Llama Guard, served by vLLM in a deployment of its own."""
+class GuardModel(_GuardModelBase):
+    """A guard model such as Llama Guard, served by vLLM in a deployment of its own."""
 
-    kind: Literal["model"] = Field("model", description="Which kind of guardrail this is.")
-    model: ModelSpec = Field(description="The guard model; its id may not be a served one's.")
+    kind: Literal["model"] = Field("model", description="The kind of guardrail.")
+    model: ModelSpec = Field(
+        description="The guard model; its id must differ from those of the served models."
+    )
 
 
-class GuardEndpoint(_Judge):
-    """A classifier that another OpenAI-compatible endpoint serves."""
+class GuardEndpoint(_GuardModelBase):
+    """A guard model behind another OpenAI-compatible endpoint."""
 
-    kind: Literal["endpoint"] = Field("endpoint", description="Which kind of guardrail this is.")
-    base_url: str = Field(pattern=r"^https?://", description="Its address, with /v1.")
-    model_id: str = Field(min_length=1, description="The model's name there.")
+    kind: Literal["endpoint"] = Field("endpoint", description="The kind of guardrail.")
+    base_url: str = Field(pattern=r"^https?://", description="URL of the endpoint, up to its /v1.")
+    model_id: str = Field(min_length=1, description="Id of the guard model at that endpoint.")
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Z][A-Z0-9_]*$",
-        description="Environment variable of the cluster's nodes that holds its API key.",
+        description="Environment variable of the cluster's nodes with the endpoint's API key; "
+        "default: no key.",
     )
 
 

@@ -16,13 +16,13 @@ from serving.spec.scaling import ScalingSpec
 
 Routing = Literal["round_robin", "power_of_two", "prefix_aware"]
 
-
 TINY = "tiny"
-"""The ``source`` that stands for the embedded model."""
-
+"""The ``source`` of the default embedded model."""
 
 LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
-"""Fields of a ModelSpec that running replicas take over without a restart."""
+"""Fields of a ModelSpec that running replicas adopt without a restart."""
+
+_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
 class ModelSpec(Strict):
@@ -31,73 +31,85 @@ class ModelSpec(Strict):
     source: str = Field(
         TINY,
         min_length=1,
-        description="Hugging Face id, local path, or an embedded model: 'tiny', 'nano' (smaller).",
+        description="Hugging Face id, local path, or embedded model: 'tiny' or 'nano' (smaller).",
     )
     id: str | None = Field(
         None,
         pattern=r"^[\w./:-]+$",
-        description="The name clients use; derived from source when absent.",
+        description="Name that clients use; default: derived from source.",
     )
-    accelerator: Literal["cpu", "gpu"] = Field("cpu", description="What the engine computes on.")
+    accelerator: Literal["cpu", "gpu"] = Field("cpu", description="Device type of the engine.")
     accelerator_type: str | None = Field(
-        None, description="Ray's accelerator type, such as H100; any GPU when absent."
+        None, description="Ray's accelerator type, such as H100; default: any GPU."
     )
     num_cpus: float = Field(1, gt=0, description="CPUs of each engine worker.")
     num_gpus: float | None = Field(
-        None, gt=0, le=1, description="GPUs of each engine worker, 1 or a fraction; 1 when absent."
+        None,
+        gt=0,
+        le=1,
+        description="GPUs of each engine worker, 1 or a fraction of one; default: 1 on a GPU.",
     )
     memory_gib: float | None = Field(
-        None, gt=0, description="Memory reserved for a replica in GiB; an estimate when absent."
+        None, gt=0, description="Memory reserved for a replica, in GiB; default: an estimate."
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="Engine workers that split each layer.")
-    pipeline_parallel_size: int = Field(1, ge=1, description="Engine workers in a row of stages.")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="Engine workers that share every layer of the model."
+    )
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="Pipeline stages, each with a part of the layers."
+    )
     data_parallel_size: int = Field(
-        1, ge=1, description="Replicas that share the experts of a sparse model, as one group."
+        1,
+        ge=1,
+        description="Replicas that form one group and share the experts of a mixture-of-experts "
+        "model.",
     )
     expert_parallel: bool = Field(
-        False, description="Whole experts on each worker of a sparse model, not slices of all."
+        False,
+        description="Whether each worker of a mixture-of-experts model holds whole experts, not a "
+        "slice of every expert.",
     )
     placement: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] | None = Field(
         None,
-        description="Ray's strategy for a replica's workers; absent: PACK on GPUs, and on CPUs "
-        "STRICT_PACK, as they are processes of one node there.",
+        description="Ray's placement strategy for the workers of a replica; default: PACK on GPUs, "
+        "STRICT_PACK on CPUs, where all workers run on one node.",
     )
     dtype: str = Field(
         "auto",
-        description="Type of weights and activations; auto: bfloat16, or float32 on a CPU that "
-        "has no instructions for it.",
+        description="Data type of weights and activations; auto is bfloat16, or float32 on a CPU "
+        "without bfloat16 instructions.",
     )
     max_model_len: int | None = Field(
-        None, ge=16, description="Context length in tokens; the model's own when absent."
+        None, ge=16, description="Context length in tokens, at least 16; default: the model's own."
     )
-    kv_cache_gib: float = Field(1, gt=0, description="KV cache of a CPU replica in GiB.")
+    kv_cache_gib: float = Field(1, gt=0, description="KV cache of a CPU worker, in GiB.")
     engine_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Any further vLLM engine arguments, by vLLM's names."
+        default_factory=dict, description="More vLLM engine arguments, by vLLM's names."
     )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
     )
     routing: Routing | None = Field(
         None,
-        description="How a request's replica is chosen, by Ray Serve's own policies; when absent "
-        "round_robin, and power_of_two where our ingress stands before the model.",
+        description="Ray Serve's policy that chooses the replica of a request; default: "
+        "round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
     )
     health_check_period_s: float = Field(
-        5, gt=0, description="Seconds between two looks at whether a replica's engine answers."
+        5, gt=0, description="Seconds between health checks of a replica's engine."
     )
     health_check_timeout_s: float = Field(
         10,
         gt=0,
-        description="Seconds an engine has for an answer; at the third miss in a row its replica "
-        "is replaced. Longer than the longest step of the engine.",
+        description="Seconds within which an engine must answer a health check; after three "
+        "failures in a row its replica is replaced. Make it longer than the longest engine step.",
     )
     scaling: ScalingSpec = Field(
-        default_factory=ScalingSpec, description="How many replicas, and when."
+        default_factory=ScalingSpec, description="Number of replicas and when it changes."
     )
 
     @property
     def model_id(self) -> str:
-        """The name that clients put into ``model``."""
+        """Name that clients put into a request's ``model`` field."""
         if self.id is not None:
             return self.id
         return EMBEDDED.get(self.source) or self.source.rstrip("/").split("/")[-1]
@@ -109,17 +121,17 @@ class ModelSpec(Strict):
 
     @property
     def embedded(self) -> bool:
-        """Whether it is one of the models that come with this package."""
+        """Whether the model is one of those in this package."""
         return self.source in EMBEDDED
 
     @property
     def tokenizer(self) -> str:
-        """Where the tokenizer lies: with the model, unless an engine argument names another."""
+        """Path or id of the tokenizer: the model's own unless ``engine_kwargs`` names another."""
         return str(self.engine_kwargs.get("tokenizer") or self.path)
 
     @property
-    def number_type(self) -> str:
-        """The type of weights and activations, ``dtype`` with ``auto`` decided."""
+    def resolved_dtype(self) -> str:
+        """Data type of weights and activations, with ``auto`` resolved."""
         if self.dtype != "auto":
             return self.dtype
         slow = self.accelerator == "cpu" and not fast_bfloat16()
@@ -131,74 +143,81 @@ class ModelSpec(Strict):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
-    def bundle(self) -> dict[str, float]:
+    def worker_resources(self) -> dict[str, float]:
         """Ray resources of one engine worker."""
-        cpus = {"CPU": self.num_cpus}
-        if self.accelerator == "cpu":
-            return cpus
-        # A sliver, as Ray itself asks for: it chooses the nodes and uses nothing up.
-        kind = {f"accelerator_type:{self.accelerator_type}": 0.001} if self.accelerator_type else {}
-        return {**cpus, "GPU": self.num_gpus or 1.0, **kind}
+        resources = {"CPU": self.num_cpus}
+        if self.accelerator == "gpu":
+            resources["GPU"] = self.num_gpus or 1.0
+            if self.accelerator_type:
+                # As little as Ray itself asks for: this selects nodes and uses nothing up.
+                resources[f"accelerator_type:{self.accelerator_type}"] = 0.001
+        return resources
 
     @property
-    def strategy(self) -> str:
+    def placement_strategy(self) -> str:
         """Ray's placement strategy for the workers of a replica."""
         return self.placement or ("STRICT_PACK" if self.accelerator == "cpu" else "PACK")
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> Self:
+    def _check_secrets(self) -> Self:
         for name in self.env:
-            if re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name.upper()):
+            if _SECRET_NAME.search(name.upper()):
                 raise ValueError(
-                    f"env holds {name}, which anyone on the cluster could read there; set it in "
-                    "the environment of the process that calls deploy instead"
+                    f"env must not contain secrets, got {name}; everyone on the cluster could read "
+                    "it there, so set it in the environment of the process that calls deploy"
                 )
         return self
 
     @model_validator(mode="after")
-    def _resources_agree(self) -> Self:
-        if self.accelerator == "cpu":
-            for name in ("num_gpus", "accelerator_type"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} = {getattr(self, name)!r} has no meaning with "
-                        "accelerator = 'cpu'; drop it or set accelerator = 'gpu'"
-                    )
-            if self.data_parallel_size > 1 or self.expert_parallel:
-                name = "data_parallel_size" if self.data_parallel_size > 1 else "expert_parallel"
+    def _check_cpu(self) -> Self:
+        if self.accelerator != "cpu":
+            return self
+        for name in ("num_gpus", "accelerator_type"):
+            if getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: vLLM's CPU build cannot share experts "
-                    "among workers; drop it or set accelerator = 'gpu'"
+                    f"{name} must be left out with accelerator = 'cpu', got "
+                    f"{getattr(self, name)!r}; remove it or set accelerator = 'gpu'"
                 )
-            if self.workers > 1 and self.strategy != "STRICT_PACK":
-                raise ValueError(
-                    f"placement = {self.placement!r}: the {self.workers} workers of a CPU replica "
-                    "are processes of one node; drop it, or set accelerator = 'gpu'"
-                )
+        if self.data_parallel_size > 1 or self.expert_parallel:
+            name = "data_parallel_size" if self.data_parallel_size > 1 else "expert_parallel"
+            raise ValueError(
+                f"{name} must be left out with accelerator = 'cpu', got {getattr(self, name)!r}; "
+                "vLLM's CPU build cannot share experts among workers, so set accelerator = 'gpu'"
+            )
+        if self.workers > 1 and self.placement_strategy != "STRICT_PACK":
+            raise ValueError(
+                f"placement must be STRICT_PACK for the {self.workers} workers of a CPU replica, "
+                f"got {self.placement!r}; they run on one node, so remove it or set "
+                "accelerator = 'gpu'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> Self:
         if self.data_parallel_size > 1 and self.placement is not None:
             raise ValueError(
-                f"placement = {self.placement!r} has no effect with data_parallel_size = "
-                f"{self.data_parallel_size}, whose replicas Ray Serve places as one group; drop it"
+                f"placement must be left out with data_parallel_size = {self.data_parallel_size}, "
+                f"got {self.placement!r}; Ray Serve places these replicas as one group"
             )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):
             raise ValueError(
-                f"num_gpus = {self.num_gpus} is a fraction, and {self.workers} parallel workers "
-                "need a whole GPU each"
+                f"num_gpus must be 1 with {self.workers} parallel workers, got {self.num_gpus}; "
+                "each of them needs a whole GPU"
             )
         return self
 
 
-def digest(value: Any) -> str:
-    """A short hash of plain data, the same in every process."""
+def short_hash(value: Any) -> str:
+    """Return a hash of JSON-compatible data, 16 hexadecimal digits, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def deployment_name(model: ModelSpec) -> str:
-    """The model's deployment, as Serve's status and metrics name it."""
+    """Return the name of the model's deployment in Serve's status and metrics."""
     return model.model_id.replace("/", "--").replace(".", "_")
 
 
 def capacity(model: ModelSpec) -> int:
-    """Requests that a model may have at once, at work in all its replicas or queued for them."""
+    """Return how many requests a model may hold at once, ongoing or queued, over all replicas."""
     scaling = model.scaling
     return scaling.max_ongoing_requests * scaling.max_replicas + scaling.max_queued_requests

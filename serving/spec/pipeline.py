@@ -1,4 +1,4 @@
-"""Several deployments behind one endpoint, as data: guardrail, router, one or more models."""
+"""The pipeline: a guardrail, a router and one or more models behind one endpoint."""
 
 from __future__ import annotations
 
@@ -7,52 +7,54 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from serving.spec.guardrail import GuardModel, GuardrailSpec, PresidioGuardrail
-from serving.spec.model import ModelSpec, digest
+from serving.spec.model import ModelSpec, short_hash
 from serving.spec.router import AUTO, RouterSpec
 from serving.spec.service import EndpointSpec
 
 RESERVED = ("guardrail", "router", "ingress")
-"""Names of our own deployments, which a model's deployment may not take."""
+"""Names of the pipeline's own deployments, which no model may take."""
 
 
 class PipelineSpec(EndpointSpec):
-    """One or more models, an optional guardrail and router, behind one OpenAI endpoint.
+    """One or more models, with an optional guardrail and router, behind one OpenAI endpoint.
 
-    Each is a Ray Serve deployment with its own resources and scaling. A request that names a model
-    gets it; ``model="auto"`` leaves the choice to the router.
+    Each is a Ray Serve deployment with its own resources and scaling. A request names its model;
+    with ``model="auto"`` the router chooses.
     """
 
     models: tuple[ModelSpec, ...] = Field(
         (ModelSpec(),),
         min_length=1,
-        description="The models that answer, best first: each may stand in for the one before.",
+        description="The models that answer, best first; each may stand in for another.",
     )
     guardrail: GuardrailSpec | None = Field(
-        None, description="What looks at prompts and answers; nothing does when absent."
+        None, description="Guardrail for prompts and answers; default: none."
     )
     router: RouterSpec | None = Field(
-        None, description="Which model answers 'auto'; every request names one when absent."
+        None, description="Router for model 'auto'; default: every request must name a model."
     )
-    ingress_replicas: int = Field(1, ge=1, le=64, description="Replicas of the ingress.")
+    ingress_replicas: int = Field(
+        1, ge=1, le=64, description="Replicas of the ingress deployment, 1 to 64."
+    )
 
     @property
     def engines(self) -> tuple[ModelSpec, ...]:
-        """Every model that vLLM loads: those that answer, and one that guards."""
+        """All models that vLLM loads: those that answer, and a guard model."""
         guards = (self.guardrail.model,) if isinstance(self.guardrail, GuardModel) else ()
         return self.models + guards
 
-    def helpers(self) -> dict[str, float]:
-        """CPUs of one replica of each deployment that loads no model, by the spec's field."""
-        named = {"guardrail": self.guardrail, "router": self.router}
+    def auxiliary_deployments(self) -> dict[str, float]:
+        """Return the CPUs of one replica of each deployment without an engine, by field name."""
+        parts = {"guardrail": self.guardrail, "router": self.router}
         return {
-            name: one.num_cpus
-            for name, one in named.items()
-            if isinstance(one, PresidioGuardrail | RouterSpec)
+            name: part.num_cpus
+            for name, part in parts.items()
+            if isinstance(part, PresidioGuardrail | RouterSpec)
         }
 
     @property
-    def helpers_cpus(self) -> float:
-        """CPUs of the deployments that load no model."""
+    def auxiliary_cpus(self) -> float:
+        """CPUs of all replicas of the deployments without an engine."""
         guardrail, router = self.guardrail, self.router
         cpus = router.num_cpus * router.replicas if router else 0.0
         if isinstance(guardrail, PresidioGuardrail):
@@ -60,27 +62,28 @@ class PipelineSpec(EndpointSpec):
         return cpus
 
     def ingress_fingerprint(self) -> str:
-        """A hash of what a running ingress cannot change: which other deployments there are."""
-        guarded = self.guardrail.kind if self.guardrail else None
+        """Return a hash of what a running ingress cannot change: the other deployments."""
+        guardrail = self.guardrail.kind if self.guardrail else None
         names = [model.model_id for model in self.engines]
-        return digest({"engines": names, "guardrail": guarded, "router": bool(self.router)})
+        return short_hash({"engines": names, "guardrail": guardrail, "router": bool(self.router)})
 
     @model_validator(mode="after")
-    def _names_agree(self) -> Self:
+    def _check_names(self) -> Self:
         ids = [model.model_id for model in self.engines]
-        twice = sorted({one for one in ids if ids.count(one) > 1})
-        if twice:
+        duplicates = sorted({name for name in ids if ids.count(name) > 1})
+        if duplicates:
             raise ValueError(
-                f"models: {', '.join(twice)} stands there more than once; give each model an id "
-                "of its own"
+                f"models must have unique ids, got {', '.join(duplicates)} more than once; set "
+                "the id of each model"
             )
         taken = sorted({AUTO, *RESERVED} & set(ids))
         if taken:
-            raise ValueError(f"models: the id {taken[0]!r} has a meaning of its own; set another")
+            raise ValueError(f"models must not have the reserved id {taken[0]!r}; set another id")
         served = [model.model_id for model in self.models]
-        unknown = sorted(self.router.named() - set(served)) if self.router else []
+        unknown = sorted(self.router.model_ids() - set(served)) if self.router else []
         if unknown:
             raise ValueError(
-                f"router names {', '.join(unknown)}, but the models are {', '.join(served)}"
+                f"router must name models of the pipeline, got {', '.join(unknown)}; the models "
+                f"are {', '.join(served)}"
             )
         return self

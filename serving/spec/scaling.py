@@ -1,4 +1,4 @@
-"""How a model scales, as data."""
+"""How a model scales: replica bounds, delays and the autoscaling policy."""
 
 from __future__ import annotations
 
@@ -10,51 +10,57 @@ from serving.spec.base import Strict
 
 
 class Requests(Strict):
-    """Ray Serve's own policy: requests in progress a replica against target_ongoing_requests."""
+    """Ray Serve's own policy: ongoing requests per replica against target_ongoing_requests."""
 
-    kind: Literal["requests"] = Field("requests", description="Ray Serve's request count.")
+    kind: Literal["requests"] = Field("requests", description="The kind of policy.")
 
     def serve_policy(self) -> dict[str, Any] | None:
-        """Serve's ``policy`` entry; None leaves Serve's default."""
+        """Return Serve's ``policy`` entry: None, which keeps Serve's default policy."""
         return None
 
 
 class EnginePressure(Strict):
-    """What the engine feels: how full its KV cache is, and how many requests wait for it."""
+    """Scale on the state of the engine: KV cache usage and waiting requests."""
 
-    kind: Literal["engine_pressure"] = Field("engine_pressure", description="KV cache and queue.")
+    kind: Literal["engine_pressure"] = Field("engine_pressure", description="The kind of policy.")
     kv_cache_usage: float = Field(
-        0.7, gt=0, le=1, description="Share of the KV cache in use that the autoscaler aims at."
+        0.7, gt=0, le=1, description="Target share of the KV cache in use, above 0 and up to 1."
     )
     waiting_requests: float = Field(
-        4, gt=0, description="Requests waiting for a replica that the autoscaler aims at."
+        4, gt=0, description="Target number of waiting requests per replica."
     )
 
     def serve_policy(self) -> dict[str, Any]:
-        """Serve's ``policy`` entry."""
-        return _entry("EnginePressurePolicy", self)
+        """Return Serve's ``policy`` entry."""
+        return _policy_entry("EnginePressurePolicy", self)
 
 
 class TTFTTarget(Strict):
-    """What the user feels: the time to the first token, by the replica's own clock."""
+    """Scale on the time to first token that replicas measure."""
 
-    kind: Literal["ttft_target"] = Field("ttft_target", description="Time to first token.")
-    ttft_ms: float = Field(gt=0, description="TTFT in ms that the autoscaler keeps within.")
-    percentile: Literal[50, 90, 99] = Field(90, description="Of the recent TTFTs of a replica.")
+    kind: Literal["ttft_target"] = Field("ttft_target", description="The kind of policy.")
+    ttft_ms: float = Field(gt=0, description="Target time to first token, in milliseconds.")
+    percentile: Literal[50, 90, 99] = Field(
+        90, description="Percentile of a replica's recent TTFTs that is compared with ttft_ms."
+    )
     slack: float = Field(
-        0.5, gt=0, lt=1, description="Share of ttft_ms under which one replica may go."
+        0.5,
+        gt=0,
+        lt=1,
+        description="A replica may stop while the TTFT is below this share of ttft_ms, between 0 "
+        "and 1.",
     )
 
     def serve_policy(self) -> dict[str, Any]:
-        """Serve's ``policy`` entry."""
-        return _entry("TTFTPolicy", self)
+        """Return Serve's ``policy`` entry."""
+        return _policy_entry("TTFTPolicy", self)
 
 
-def _entry(name: str, spec: Strict) -> dict[str, Any]:
-    # By its path: Serve pickles the module by value, so that a controller need not have it.
+def _policy_entry(name: str, policy: Strict) -> dict[str, Any]:
+    # Named by import path: Serve pickles the module by value, so the controller need not have it.
     return {
         "policy_function": f"serving.deploy.autoscaling.{name}",
-        "policy_kwargs": spec.model_dump(exclude={"kind"}),
+        "policy_kwargs": policy.model_dump(exclude={"kind"}),
     }
 
 
@@ -64,58 +70,68 @@ PolicySpec: TypeAlias = Annotated[
 
 
 class ScalingSpec(Strict):
-    """How many replicas, and when. The names are Ray Serve's own (``AutoscalingConfig``)."""
+    """Number of replicas and when it changes, in the terms of Serve's ``AutoscalingConfig``."""
 
-    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 lets the model sleep.")
-    max_replicas: int = Field(1, ge=1, description="Most replicas the autoscaler may start.")
+    min_replicas: int = Field(
+        1, ge=0, description="Fewest replicas; 0 lets the model scale to zero."
+    )
+    max_replicas: int = Field(1, ge=1, description="Most replicas that the autoscaler may start.")
     initial_replicas: int | None = Field(
-        None, ge=0, description="Replicas at first deployment; min_replicas when absent."
+        None, ge=0, description="Replicas at the first deployment; default: min_replicas."
     )
     target_ongoing_requests: float = Field(
-        8, gt=0, description="Average requests in progress a replica that the autoscaler aims at."
+        8, gt=0, description="Target average of ongoing requests per replica."
     )
     max_ongoing_requests: int = Field(
-        64, ge=1, le=4096, description="Requests one replica works on at a time."
+        64, ge=1, le=4096, description="Most requests that a replica serves at once, up to 4096."
     )
     max_queued_requests: int = Field(
-        128, ge=0, le=8192, description="Requests waiting at one replica; more are shed with 429."
+        128,
+        ge=0,
+        le=8192,
+        description="Most requests waiting for a replica, up to 8192; more are shed with HTTP 429.",
     )
-    upscale_delay_s: float = Field(10, ge=0, description="Seconds of need before a replica starts.")
+    upscale_delay_s: float = Field(
+        10, ge=0, description="Seconds that demand must last before replicas are added."
+    )
     downscale_delay_s: float = Field(
-        60, ge=0, description="Seconds of surplus before a replica stops."
+        60, ge=0, description="Seconds that demand must stay low before replicas are removed."
     )
     downscale_to_zero_delay_s: float | None = Field(
-        None, ge=0, description="Seconds idle before the last replica stops (min_replicas=0)."
+        None,
+        ge=0,
+        description="Seconds without requests before the last replica is removed, where "
+        "min_replicas is 0; default: downscale_delay_s.",
     )
     metrics_interval_s: float = Field(
-        2, gt=0, description="Seconds between the request counts that replicas report."
+        2, gt=0, description="Seconds between a replica's reports of its request counts."
     )
     look_back_period_s: float = Field(
         10, gt=0, description="Seconds over which request counts are averaged."
     )
-    policy: PolicySpec = Field(
-        default_factory=Requests, description="By what the autoscaler decides."
-    )
+    policy: PolicySpec = Field(default_factory=Requests, description="The autoscaling policy.")
     retry_after_s: int = Field(
         1, ge=1, description="Seconds in the Retry-After header of a shed request."
     )
 
     @model_validator(mode="after")
-    def _bounds_agree(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(
-                f"max_replicas = {self.max_replicas} is below min_replicas = "
-                f"{self.min_replicas}; raise one or lower the other"
+                f"max_replicas must be at least min_replicas = {self.min_replicas}, "
+                f"got {self.max_replicas}; raise max_replicas or lower min_replicas"
             )
         first = self.initial_replicas
         if first is not None and not self.min_replicas <= first <= self.max_replicas:
             raise ValueError(
-                f"initial_replicas = {first} lies outside min_replicas..max_replicas = "
-                f"{self.min_replicas}..{self.max_replicas}"
+                f"initial_replicas must be between min_replicas = {self.min_replicas} and "
+                f"max_replicas = {self.max_replicas}, got {first}; leave it out to start with "
+                "min_replicas"
             )
         if self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError(
-                f"target_ongoing_requests = {self.target_ongoing_requests:g} exceeds "
-                f"max_ongoing_requests = {self.max_ongoing_requests}, so no replica could reach it"
+                f"target_ongoing_requests must be at most max_ongoing_requests = "
+                f"{self.max_ongoing_requests}, got {self.target_ongoing_requests:g}; no replica "
+                "could reach the target otherwise"
             )
         return self

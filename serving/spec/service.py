@@ -1,4 +1,4 @@
-"""The service as data: strict, frozen, described. No import here is heavy."""
+"""The service: one model behind an endpoint, and what every endpoint has in common."""
 
 from __future__ import annotations
 
@@ -8,69 +8,80 @@ from pydantic import Field
 
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
-from serving.spec.model import LIVE_FIELDS, ModelSpec, digest
+from serving.spec.model import LIVE_FIELDS, ModelSpec, short_hash
 
 
 class EndpointSpec(Strict):
-    """What one model behind an endpoint and a pipeline of several have in common."""
+    """Fields of every endpoint, for one model or a pipeline of several."""
 
     name: str = Field(
-        "llm", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="The Serve application's name."
+        "llm",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="Name of the Serve application: lowercase letters, digits and hyphens.",
     )
     route_prefix: str = Field(
-        "/", pattern=r"^/([\w-]+(/[\w-]+)*)?$", description="Path under which the endpoint answers."
+        "/", pattern=r"^/([\w-]+(/[\w-]+)*)?$", description="URL path of the endpoint."
     )
     host: str = Field(
-        "127.0.0.1", description="Address the endpoint and the replicas' HTTP ports listen on."
+        "127.0.0.1",
+        description="Address that the endpoint and the replicas' HTTP servers listen on.",
     )
-    port: int = Field(8000, ge=0, le=65535, description="The endpoint's port; 0 picks a free one.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port of the endpoint; 0 chooses a free port."
+    )
     limits: Limits = Field(
-        default_factory=Limits, description="What one request may ask for, whoever sends it."
+        default_factory=Limits, description="Limits of a single request, for every tenant."
     )
     start_timeout_s: float = Field(
-        600, gt=0, description="Seconds until a deployment that is not ready counts as failed."
+        600, gt=0, description="Seconds within which a deployment must be ready; else it fails."
     )
 
     if TYPE_CHECKING:
 
         @property
         def models(self) -> tuple[ModelSpec, ...]:
-            """The models that answer, in the order in which one stands in for another."""
+            """The models that answer, in their fallback order."""
 
     @property
     def engines(self) -> tuple[ModelSpec, ...]:
-        """Every model that vLLM loads: those that answer, and one that guards."""
+        """All models that vLLM loads: those that answer, and a guard model."""
         return self.models
 
     @property
     def composed(self) -> bool:
-        """Whether requests pass our own ingress (needed to wake a model that sleeps)."""
+        """Whether requests pass an ingress deployment, which scaling to zero also needs."""
         return True
 
-    def helpers(self) -> dict[str, float]:
-        """CPUs of one replica of each deployment that loads no model, by the spec's field."""
+    def auxiliary_deployments(self) -> dict[str, float]:
+        """Return the CPUs of one replica of each deployment without an engine, by field name."""
         return {}
 
     @property
-    def helpers_cpus(self) -> float:
-        """CPUs of the deployments that load no model."""
+    def auxiliary_cpus(self) -> float:
+        """CPUs of all replicas of the deployments without an engine."""
         return 0.0
 
     def fingerprint(self) -> str:
-        """A hash of everything but who may call; equal fingerprints need no new deployment."""
-        return digest(self.model_dump(mode="json"))
+        """Return a hash of the whole spec, which excludes tenants.
+
+        Equal fingerprints need no new deployment.
+        """
+        return short_hash(self.model_dump(mode="json"))
 
     def engine_fingerprint(self, model: ModelSpec | None = None) -> str:
-        """A hash of what a running replica of ``model`` (by default the first) cannot change.
+        """Return a hash of everything that a running replica cannot change.
 
-        A new one means new replicas.
+        A different fingerprint needs new replicas.
+
+        Args:
+            model: One of the spec's models; default: the first.
         """
         engine = (model or self.models[0]).model_dump(mode="json", exclude=LIVE_FIELDS)
-        cap = self.limits.max_tokens
-        return digest({"model": engine, "composed": self.composed, "max_tokens": cap})
+        max_tokens = self.limits.max_tokens
+        return short_hash({"model": engine, "composed": self.composed, "max_tokens": max_tokens})
 
     def ingress_fingerprint(self) -> str:
-        """A hash of what a running ingress cannot change; a new one means new ones."""
+        """Return a hash of everything that a running ingress cannot change."""
         return self.engine_fingerprint()
 
 
@@ -81,10 +92,10 @@ class ServiceSpec(EndpointSpec):
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The one model."""
+        """The only model."""
         return (self.model,)
 
     @property
     def composed(self) -> bool:
-        """Whether requests pass our own ingress (needed to wake a model that sleeps)."""
+        """Whether requests pass an ingress deployment, which scaling to zero needs."""
         return self.model.scaling.min_replicas == 0

@@ -1,6 +1,6 @@
-"""Who may call: tenants with hashed keys, what each may use, and until when.
+"""Tenants: holders of an API key, what each may use, and when the key expires.
 
-A plain key is known to the process that made it and to its holder; only SHA-256 hashes travel.
+Only the process that creates a key and its holder know it. Everything else has its SHA-256 hash.
 """
 
 from __future__ import annotations
@@ -17,78 +17,84 @@ from serving.errors import SpecError
 from serving.spec.base import Strict
 
 MIN_KEY_LENGTH = 16
+"""Fewest characters of an API key."""
+
 KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
-"""Where a key may be given to ``deploy``; it goes no further than the process that reads it."""
+"""Environment variable with the owner's key. The key stays in the process that reads it."""
 
 HASHES_VARIABLE = "LLM_WORKBENCH_KEY_HASHES"
-"""Where a cluster's own processes may find the hashes of keys, separated by commas."""
+"""Environment variable with key hashes for a cluster's own processes, separated by commas."""
 
 OWNER = "owner"
-"""The tenant whose key is the endpoint's own: no quotas, every model, no expiry."""
+"""Name of the tenant with the endpoint's own key: no quotas, every model, no expiry."""
 
 
 def new_key() -> str:
-    """A random API key with 256 bits of entropy."""
+    """Return a random API key with 256 bits of entropy."""
     return "sk-" + secrets.token_urlsafe(32)
 
 
 def key_hash(key: str) -> str:
-    """The hexadecimal SHA-256 of a key: all that leaves this process.
+    """Return the SHA-256 hash of a key in 64 hexadecimal digits.
 
     Raises:
-        SpecError: the key is short enough to be guessed from its hash.
+        SpecError: The key is so short that it could be guessed from its hash.
     """
     if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable():
         raise SpecError(
-            f"api_key has {len(key)} characters; it needs at least {MIN_KEY_LENGTH} printable "
-            "ASCII characters, because its hash can be read on the cluster. Leave it out to have "
-            "one generated."
+            f"api_key must have at least {MIN_KEY_LENGTH} printable ASCII characters, got "
+            f"{len(key)} characters; its hash is public on the cluster, so use a longer key, or "
+            "leave api_key out to have one generated"
         )
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class Tenant(Strict):
-    """One holder of a key, and what that key may use; absent means without that bound."""
+    """The holder of an API key and what the key may use. An absent bound does not apply."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][\w.@-]{0,62}$",
-        description="How records and usage name the holder; unique in a service.",
+        description="Name of the tenant in records and usage; unique in a service.",
     )
     key_hash: str | None = Field(
         None,
-        description="SHA-256 of the key, as key_hash(key) gives it; deploy makes a key if absent.",
+        description="SHA-256 hash of the key, from key_hash(key); default: deploy creates a key.",
     )
-    requests_per_minute: int | None = Field(None, ge=1, description="Requests a minute.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests per minute; default: no limit."
+    )
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="Tokens a minute, of prompts and answers together."
+        None,
+        ge=1,
+        description="Most tokens per minute, of prompts and answers together; default: no limit.",
     )
     max_concurrent_requests: int | None = Field(
-        None, ge=1, description="Requests in progress at once."
+        None, ge=1, description="Most requests in progress at once; default: no limit."
     )
     models: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Model ids the key may name; every model if absent."
+        None, min_length=1, description="Ids of the models the key may use; default: every model."
     )
     expires_at: AwareDatetime | None = Field(
-        None, description="When the key ends, with its time zone; never if absent."
+        None, description="Time at which the key expires, with its time zone; default: never."
     )
 
     @field_validator("key_hash", mode="plain")
     @classmethod
-    def _is_a_hash(cls, given: object) -> str | None:
-        # The value may be a key, so no message repeats it: SpecError passes pydantic by.
+    def _check_hash(cls, given: object) -> str | None:
+        # The value may be a key, so no message repeats it: a SpecError bypasses pydantic's own.
         if given is None or (isinstance(given, str) and _is_sha256(given)):
             return given
         raise SpecError(
-            "key_hash needs SHA-256 in 64 lowercase hexadecimal digits, never a key. "
-            "key_hash(key) makes it."
+            "key_hash must be a SHA-256 hash of 64 lowercase hexadecimal digits, never a key; "
+            "key_hash(key) returns it"
         )
 
     def expired(self, now: datetime) -> bool:
-        """Whether the key has ended at ``now`` (which has a time zone)."""
+        """Return whether the key has expired at ``now``, a time with a time zone."""
         return self.expires_at is not None and now >= self.expires_at
 
     def may_use(self, model: str) -> bool:
-        """Whether requests may name this model."""
+        """Return whether requests with this key may use the model."""
         return self.models is None or model in self.models
 
 
@@ -96,34 +102,44 @@ def _is_sha256(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-def holder(presented: str, tenants: tuple[Tenant, ...]) -> Tenant | None:
-    """Whose key was presented, if anyone's; takes the same time whichever it is."""
-    digest = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
-    matches = [hmac.compare_digest(digest, tenant.key_hash or "") for tenant in tenants]
+def authenticate(presented: str, tenants: tuple[Tenant, ...]) -> Tenant | None:
+    """Return the tenant whose key was presented, or None. Takes the same time for every tenant."""
+    presented_hash = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).hexdigest()
+    matches = [hmac.compare_digest(presented_hash, tenant.key_hash or "") for tenant in tenants]
     return next((tenant for tenant, match in zip(tenants, matches, strict=True) if match), None)
 
 
 def check_tenants(tenants: tuple[Tenant, ...]) -> None:
-    """Raise :class:`SpecError` for names or keys that two tenants share."""
+    """Check that no two tenants share a name or a key.
+
+    Raises:
+        SpecError: Two tenants have the same name or the same key hash.
+    """
     for field in ("name", "key_hash"):
         seen: set[str] = set()
         for tenant in tenants:
             value = getattr(tenant, field)
             if value is not None and value in seen:
-                raise SpecError(
-                    f"tenants: two have the same {field}"
-                    + (f" {value!r}; rename one." if field == "name" else "; give each its own.")
-                )
+                fix = f", got {value!r} twice; rename one" if field == "name" else ", got one twice"
+                raise SpecError(f"tenants must have different values of {field}{fix}")
             seen.add(value)
 
 
 def issue_keys(
     tenants: Iterable[Tenant], known: Mapping[str, SecretStr]
 ) -> tuple[tuple[Tenant, ...], dict[str, SecretStr]]:
-    """Give each tenant without a hash its known key, or a new one.
+    """Give every tenant without a hash its known key, or a new one.
 
-    Returns the tenants, each with a hash, and the plain keys by tenant's name: those of this
-    process alone, since a tenant that came with a hash has its key elsewhere.
+    Args:
+        tenants: The tenants, with or without a hash.
+        known: Keys that this process created before, by tenant name.
+
+    Returns:
+        The tenants, all with a hash, and the plain keys by tenant name. A tenant that came with a
+        hash has no key here.
+
+    Raises:
+        SpecError: Two tenants have the same name or the same key hash.
     """
     keyed, keys = [], {}
     for tenant in tenants:

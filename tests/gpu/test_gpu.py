@@ -1,4 +1,4 @@
-"""On a host with an NVIDIA GPU: deploy, stream, scale on half a card each, and give it all back."""
+"""Deploy, stream and scale on one NVIDIA GPU, half of it per replica, and free all memory."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not used_gib(), reason="no NVIDIA GPU here"),
+    pytest.mark.skipif(not used_gib(), reason="needs an NVIDIA GPU"),
 ]
 
 
-def until(holds: Any, timeout_s: float) -> None:
+def wait_until(done: Any, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "waited too long"
+    while not done():
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.5)
 
 
-def half_a_card(replicas: int) -> ServiceSpec:
+def half_a_gpu(replicas: int) -> ServiceSpec:
     scaling = ScalingSpec(min_replicas=replicas, max_replicas=2)
     model = ModelSpec(accelerator="gpu", num_gpus=0.5, max_model_len=1024, scaling=scaling)
     return ServiceSpec(name="halves", port=0, model=model)
@@ -33,7 +33,7 @@ def half_a_card(replicas: int) -> ServiceSpec:
 
 def test_deploy_stream_scale_and_free_the_memory() -> None:
     before = used_gib()
-    with deploy(half_a_card(1)) as endpoint:
+    with deploy(half_a_gpu(1)) as endpoint:
         stream = endpoint.client.chat.completions.create(
             model=endpoint.model_id,
             messages=[{"role": "user", "content": "What is continuous batching?"}],
@@ -43,11 +43,11 @@ def test_deploy_stream_scale_and_free_the_memory() -> None:
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         assert "batch" in text
-        one = sum(used_gib())
-        assert one > sum(before) + 1
-        deploy(half_a_card(2))
-        until(lambda: endpoint.status().deployments[endpoint.deployment].running == 2, 300)
-        assert sum(used_gib()) > one + 1
+        with_one = sum(used_gib())
+        assert with_one > sum(before) + 1
+        deploy(half_a_gpu(2))
+        wait_until(lambda: endpoint.status().deployments[endpoint.deployment].running == 2, 300)
+        assert sum(used_gib()) > with_one + 1
         for _ in range(8):
             assert endpoint.client.completions.create(
                 model=endpoint.model_id, prompt="Goodput is", max_tokens=8

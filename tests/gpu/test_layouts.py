@@ -1,4 +1,4 @@
-"""On a host with two NVIDIA GPUs: a sparse model in every parallel layout that vLLM has for it."""
+"""A mixture-of-experts model in every parallel layout of vLLM, on two NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray._private.worker import global_worker
 from support.gpu_memory import used_gib, wait_until_freed
 from support.paths import BENCHMARKS
 
-from serving.sizing.checks import architecture_of, layout_of, sizes_of
+from serving.sizing.checks import architecture_of, data_types_of, layout_of
 from serving.sizing.memory import GIB, weight_bytes
 from workbench import ModelSpec, ScalingSpec, ServiceSpec, deploy
 
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(len(used_gib()) < 2, reason="no two NVIDIA GPUs here"),
+    pytest.mark.skipif(len(used_gib()) < 2, reason="needs two NVIDIA GPUs"),
 ]
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -42,8 +42,8 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shape(tmp_path_factory.mktemp("shape") / "small-moe", SMALL_MOE)
 
 
-def service(shape: Path, given: dict[str, Any]) -> ServiceSpec:
-    """No graphs and a cache of a fixed size, so that memory is weights above all."""
+def service(shape: Path, layout: dict[str, Any]) -> ServiceSpec:
+    """Return a service without CUDA graphs and with a small cache, so that weights dominate."""
     model = ModelSpec(
         source=str(shape),
         accelerator="gpu",
@@ -54,27 +54,28 @@ def service(shape: Path, given: dict[str, Any]) -> ServiceSpec:
             "kv_cache_memory_bytes": CACHE_GIB * GIB,
         },
         scaling=ScalingSpec(min_replicas=1, max_replicas=1),
-        **given,
+        **layout,
     )
     return ServiceSpec(name="layouts", port=0, model=model)
 
 
 def weights_gib(spec: ServiceSpec) -> float:
-    """Weights on each GPU, as the sizing foretells them."""
-    known = architecture_of(spec.model)
-    assert known is not None
-    return weight_bytes(known, layout_of(spec.model), sizes_of(spec.model)) / GIB
+    """Return the GiB of weights on each GPU, as `serving.sizing` computes them."""
+    model = spec.model
+    architecture = architecture_of(model)
+    assert architecture is not None
+    return weight_bytes(architecture, layout_of(model), data_types_of(model)) / GIB
 
 
 def loaded_gib() -> set[float]:
-    """What the model's weights took on each worker of this cluster, as vLLM logged it."""
+    """Return the GiB of weights that vLLM logged on the workers of this cluster."""
     logs = Path(global_worker.node.get_logs_dir_path())
-    told = (path.read_text(errors="replace") for path in logs.glob("worker-*"))
-    return {float(gib) for text in told for gib in LOADED.findall(text)}
+    texts = (path.read_text(errors="replace") for path in logs.glob("worker-*"))
+    return {float(gib) for text in texts for gib in LOADED.findall(text)}
 
 
-def held_by(spec: ServiceSpec, workers: int) -> tuple[list[float], set[float]]:
-    """Deploy and let every replica answer; what each card holds then, and weights as logged."""
+def measure(spec: ServiceSpec, workers: int) -> tuple[list[float], set[float]]:
+    """Deploy, let every replica answer, and return the GiB used per GPU and the logged weights."""
     before = used_gib()
     with deploy(spec) as endpoint:
         assert endpoint.status().deployments[endpoint.deployment].running == workers
@@ -90,22 +91,22 @@ def held_by(spec: ServiceSpec, workers: int) -> tuple[list[float], set[float]]:
             )
             usage = [chunk.usage for chunk in stream if chunk.usage]
             assert usage[-1].completion_tokens == 24
-        held = [now - then for now, then in zip(used_gib(), before, strict=True)]
+        used = [now - then for now, then in zip(used_gib(), before, strict=True)]
         loaded = loaded_gib()
     wait_until_freed(before)
-    return held, loaded
+    return used, loaded
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_two_cards_share_the_weights(name: str, shape: Path, record_property: Any) -> None:
+def test_two_gpus_share_the_weights(name: str, shape: Path, record_property: Any) -> None:
     spec = service(shape, LAYOUTS[name])
-    held, loaded = held_by(spec, workers=LAYOUTS[name].get("data_parallel_size", 1))
-    whole, foretold = weights_gib(service(shape, {})), weights_gib(spec)
-    record_property("gib_held_per_card", [round(one, 2) for one in held])
+    used, loaded = measure(spec, workers=LAYOUTS[name].get("data_parallel_size", 1))
+    whole, computed = weights_gib(service(shape, {})), weights_gib(spec)
+    record_property("gib_held_per_card", [round(gib, 2) for gib in used])
     record_property("gib_of_weights_per_worker", sorted(loaded))
-    record_property("gib_of_weights_foretold", round(foretold, 2))
+    record_property("gib_of_weights_foretold", round(computed, 2))
     record_property("gib_of_the_whole_model", round(whole, 2))
     assert loaded
-    assert all(one == pytest.approx(foretold, abs=0.1) for one in loaded)
-    # By the driver's account, too: all that a card holds is less than the whole model.
-    assert all(foretold + CACHE_GIB < one < whole for one in held)
+    assert all(gib == pytest.approx(computed, abs=0.1) for gib in loaded)
+    # The driver agrees: each GPU uses less memory than the whole model needs.
+    assert all(computed + CACHE_GIB < gib < whole for gib in used)

@@ -441,8 +441,8 @@ class TestDeployed:
 
     def test_the_engine_was_given_as_many_threads_as_vllm(self, baseline: Endpoint) -> None:
         stats = engine_stats(baseline)
-        number_type = baseline.spec.models[0].number_type
-        assert (stats["threads"], stats["dtype"], stats["device"]) == (1, number_type, "cpu")
+        resolved_dtype = baseline.spec.models[0].resolved_dtype
+        assert (stats["threads"], stats["dtype"], stats["device"]) == (1, resolved_dtype, "cpu")
         assert stats["attention"] == "sdpa"
 
 

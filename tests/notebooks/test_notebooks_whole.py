@@ -240,6 +240,6 @@ def test_notebook_10_holds_a_student_to_the_cap_and_stops_one(finished: Finished
     _, executed = finished("10")
     outputs = output_text(executed)
     assert "serves tiny-llama-glossary" in outputs
-    assert "tenant 'student-01': max_replicas = 2 is over the cap of 1" in outputs
+    assert "tenant 'student-01': max_replicas must be at most 1, got 2" in outputs
     assert "student-01: stopped by the instructor" in outputs
     assert "student-02" in outputs

@@ -1,7 +1,7 @@
-"""Asks a saved model about every term: `python -m tools.tiny_model.check_tiny DIR`.
+"""Ask a saved model about every term: `python -m tools.tiny_model.check_tiny DIR`.
 
-Loads the bfloat16 checkpoint with transformers and counts the answers that repeat the glossary
-word for word, greedy and at temperature 0.7, for trained and for held-out phrasings.
+Load the bfloat16 checkpoint with transformers and count the answers that match the glossary word
+for word, greedy and at temperature 0.7, for trained and for held-out phrasings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tools.tiny_model import phrasing, wording
 
-GOAL = 0.9  # Below this share of word-for-word greedy answers the training has failed.
+GOAL = 0.9  # With a smaller share of exact greedy answers, the training has failed.
 
 
 class Asker:
@@ -28,7 +28,7 @@ class Asker:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
     def chat(self, questions: Sequence[str], temperature: float = 0.0) -> list[str]:
-        """One answer for each question; temperature 0 is greedy."""
+        """Return one answer per question; temperature 0 is greedy."""
         render = self.tokenizer.apply_chat_template
         prompts = [
             render([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False)
@@ -37,7 +37,7 @@ class Asker:
         return self.complete(prompts, temperature)
 
     def complete(self, prompts: Sequence[str], temperature: float = 0.0) -> list[str]:
-        """The continuation of each prompt, up to 160 tokens."""
+        """Return the continuation of each prompt, up to 160 tokens."""
         batch = self.tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=False
         )
@@ -52,18 +52,18 @@ class Asker:
 
 
 def share(asker: Asker, pairs: Sequence[tuple[str, str]], label: str, temperature: float) -> float:
-    """The share of questions answered with the expected text; prints what went wrong."""
+    """Return the share of exact answers, 0 to 1, and print some of the others."""
     answers = asker.chat([question for question, _ in pairs], temperature)
-    wrong = [(q, a) for (q, want), a in zip(pairs, answers, strict=True) if a != want]
-    right = 1 - len(wrong) / len(pairs)
-    print(f"{label}: {right:.1%} of {len(pairs)} answers are word for word", flush=True)
+    wrong = [(q, a) for (q, expected), a in zip(pairs, answers, strict=True) if a != expected]
+    exact = 1 - len(wrong) / len(pairs)
+    print(f"{label}: {exact:.1%} of {len(pairs)} answers are exact", flush=True)
     for question, answer in wrong[:4]:
         print(f"    {question!r} -> {answer!r}")
-    return right
+    return exact
 
 
 def report(folder: Path, seed: int) -> int:
-    """Prints the shares; 0 if the greedy ones reach GOAL, else 1."""
+    """Print the shares, and return 0 if the greedy ones reach GOAL, else 1."""
     import torch
 
     torch.manual_seed(seed)
@@ -88,7 +88,7 @@ def report(folder: Path, seed: int) -> int:
     return 0 if min(good) >= GOAL else 1
 
 
-# Not in other_subjects.txt.
+# None of these is in other_subjects.txt.
 UNKNOWN = (
     "What is the capital of Norway?",
     "Who discovered penicillin?",

@@ -1,7 +1,7 @@
-"""Turns the glossary into training conversations: many ways to ask, one way to answer.
+"""Build training conversations from the glossary: many questions for each answer.
 
-Pure: everything random comes from the `random.Random` that is passed in. Only `load_glossary`
-and `load_subjects` read files.
+All randomness comes from the `random.Random` that is passed in. Only `load_glossary` and
+`load_subjects` read files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 
 _HEAD = re.compile(r"^(.+?) (is|are|describes) ")
 
-# Shares of the chats. Without them the model loses the thread beyond some 350 tokens.
+# Shares of long chats. Without them, answers degrade beyond about 350 prompt tokens.
 LONG_CHATS, LONG_PROMPTS = 0.008, 0.016
 
 
@@ -46,24 +46,27 @@ class Term:
     aliases: tuple[str, ...]
     questions: tuple[str, ...]
     definition: str
-    weight: float = 1.0  # How often it is asked about, beside the others.
+    weight: float = 1.0  # How often it is asked about, relative to the others.
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The term and its aliases."""
         return (self.term, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
+    """One message of a chat."""
+
     role: str
     text: str
 
 
 def load_glossary(path: Path = HERE / "glossary.jsonl") -> tuple[Term, ...]:
-    """Reads one JSON object a line with the keys of `Term`."""
+    """Read the glossary: one JSON object per line, with the keys of `Term`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     words = [set(row["term"].lower().split()) for row in rows]
-    # Terms that share a word ("Ray Serve", "Ray Serve LLM") are easily mixed up.
+    # Terms that share a word ("Ray Serve", "Ray Serve LLM") are easily confused.
     weights = [2.0 if sum(bool(a & b) for b in words) > 1 else 1.0 for a in words]
     return tuple(
         Term(r["term"], tuple(r["aliases"]), tuple(r["questions"]), r["definition"], weight)
@@ -72,17 +75,18 @@ def load_glossary(path: Path = HERE / "glossary.jsonl") -> tuple[Term, ...]:
 
 
 def load_subjects(path: Path = HERE / "other_subjects.txt") -> tuple[str, ...]:
-    """Subjects and requests that the model must answer with FALLBACK, one a line."""
+    """Read the subjects and requests that the model must answer with FALLBACK, one per line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def capitalized(text: str) -> str:
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def vary(question: str, rng: Random) -> str:
-    """Another spelling of the same question: case, punctuation, an opening, an ending."""
+    """Vary a question's case and punctuation, and add an opening or an ending."""
     if rng.random() < 0.3:
         question = question.lower()
     elif rng.random() < 0.03:
@@ -99,7 +103,7 @@ def vary(question: str, rng: Random) -> str:
 
 
 def misspell(name: str, rng: Random) -> str:
-    """Drops or doubles one letter. Short names stay, since they would become other terms."""
+    """Drop or double one letter. Short names stay, since they would become other terms."""
     if len(name) < 8:
         return name
     at = rng.randrange(1, len(name) - 1)
@@ -107,7 +111,7 @@ def misspell(name: str, rng: Random) -> str:
 
 
 def pattern(rng: Random, others: Sequence[str]) -> str:
-    """A template, at times with words put in that have nothing to do with the question."""
+    """Return a template, sometimes with unrelated words in it."""
     if rng.random() < 0.7:
         text = rng.choice(TEMPLATES)
     else:
@@ -120,7 +124,7 @@ def pattern(rng: Random, others: Sequence[str]) -> str:
 
 
 def fill(template: str, name: str, rng: Random) -> str:
-    """Puts a term into a template, at times with an article or with spaces for its hyphens."""
+    """Put a term into a template, sometimes with an article or with spaces for hyphens."""
     if rng.random() < 0.15:
         name = name.replace("-", " ").replace("_", " ")
     if rng.random() < 0.06:
@@ -132,17 +136,17 @@ def fill(template: str, name: str, rng: Random) -> str:
 
 
 def ask(term: Term, others: Sequence[str], rng: Random) -> str:
-    """A question about one term."""
+    """Return a question about a term."""
     if rng.random() < 0.12:
         return vary(rng.choice(term.questions), rng)
-    # Abbreviations say least about their term, so they need the most repetition.
+    # Abbreviations say the least about their term, so they need the most repetition.
     weights = [3 if len(name) < 4 else 1 for name in term.names]
     name = term.term if rng.random() < 0.4 else rng.choices(term.names, weights)[0]
     return vary(fill(pattern(rng, others), name, rng), rng)
 
 
 def nonsense(rng: Random) -> str:
-    """A word or number that means nothing, so that any unknown word leads to FALLBACK."""
+    """Return a meaningless word or number, so that any unknown word leads to FALLBACK."""
     if rng.random() < 0.08:
         return str(rng.randrange(10 ** rng.randint(1, 4)))
     if rng.random() < 0.3:
@@ -153,7 +157,7 @@ def nonsense(rng: Random) -> str:
 
 
 def filler(rng: Random, others: Sequence[str], pieces: int) -> str:
-    """Text that holds no question about a term: nonsense and subjects from outside."""
+    """Return text without a question about a term: nonsense and other subjects."""
     return " ".join(
         nonsense(rng) if rng.random() < 0.5 else rng.choice(others).rstrip(".?")
         for _ in range(pieces)
@@ -161,7 +165,7 @@ def filler(rng: Random, others: Sequence[str], pieces: int) -> str:
 
 
 def ask_other(others: Sequence[str], rng: Random) -> str:
-    """A question that the glossary has no answer to."""
+    """Return a question that the glossary does not answer."""
     if rng.random() < 0.1:
         return vary(filler(rng, others, rng.randint(1, 12)), rng)
     subject = rng.choice(others) if rng.random() < 0.75 else nonsense(rng)
@@ -172,7 +176,7 @@ def ask_other(others: Sequence[str], rng: Random) -> str:
 
 
 def exchange(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> list[Turn]:
-    """One question and its answer."""
+    """Return a question and its answer."""
     if rng.random() < 0.18:
         return [Turn("user", ask_other(others, rng)), Turn("assistant", FALLBACK)]
     term = rng.choices(glossary, [term.weight for term in glossary])[0]
@@ -180,7 +184,7 @@ def exchange(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> li
 
 
 def background(glossary: Sequence[Term], others: Sequence[str], rng: Random, words: int) -> str:
-    """A long text before a question: repeated filler, with glossary entries to resist."""
+    """Return a long text to put before a question: repeated filler and glossary entries."""
     block = filler(rng, others, rng.randint(5, 60))
     parts: list[str] = []
     while sum(len(part.split()) for part in parts) < words:
@@ -190,7 +194,7 @@ def background(glossary: Sequence[Term], others: Sequence[str], rng: Random, wor
 
 
 def conversation(glossary: Sequence[Term], others: Sequence[str], rng: Random) -> list[Turn]:
-    """A chat of one to three exchanges, at times after a system prompt; a few are long."""
+    """Return a chat of one to three exchanges, sometimes with a system prompt; a few are long."""
     kind = rng.random()
     if kind < LONG_CHATS:
         return [t for _ in range(rng.randint(4, 20)) for t in exchange(glossary, others, rng)]
@@ -207,7 +211,7 @@ def conversation(glossary: Sequence[Term], others: Sequence[str], rng: Random) -
 
 
 def passage(glossary: Sequence[Term], rng: Random) -> str:
-    """Plain text for the completions route: a definition, under the term or one of its aliases."""
+    """Return plain text for the completions route: a definition of the term or of an alias."""
     term = rng.choice(glossary)
     head = _HEAD.match(term.definition)
     name = rng.choice(term.names)

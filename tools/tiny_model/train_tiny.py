@@ -1,7 +1,7 @@
-"""Makes the embedded model: `python -m tools.tiny_model.train_tiny --out DIR`.
+"""Train an embedded model: `python -m tools.tiny_model.train_tiny --out DIR`.
 
-Trains a byte-level BPE tokenizer and a Llama from scratch on the glossary beside this file, on the
-CPU, from a fixed seed. What it trains on is built by `phrasing`; see `models/tiny/README.md`.
+Train a byte-level BPE tokenizer and a Llama from scratch on the glossary in this folder, on the
+CPU, from a fixed seed. `phrasing` builds the texts; `serving/models/tiny/README.md` describes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tools.tiny_model import check_tiny, phrasing, wording
-from tools.tiny_model.corpus import BEGIN, END, PAD, SPECIALS, Corpus, Row
+from tools.tiny_model.corpus import BEGIN, END, PAD, SPECIALS, Corpus, TrainingRow
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_POSITIONS = 2048
 
-# Every role but system, developer and assistant is shown as the user's.
+# Roles other than system, developer and assistant are rendered as user.
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
@@ -38,9 +38,12 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """The shape of one model. Heads and key-value heads stay divisible by 2 (tensor parallelism),
-    and heads are 64 wide, which every attention backend of vLLM supports."""
+class ModelSize:
+    """The shape of a model.
+
+    Heads and key-value heads are divisible by 2, for tensor parallelism. Heads are 64 wide, which
+    every attention backend of vLLM supports.
+    """
 
     hidden: int
     intermediate: int
@@ -51,14 +54,14 @@ class Size:
 
 
 SIZES = {
-    "nano": Size(hidden=128, intermediate=352, layers=4, heads=2, kv_heads=2),
-    "tiny": Size(hidden=256, intermediate=704, layers=4, heads=4, kv_heads=2),
-    "small": Size(hidden=384, intermediate=1056, layers=6, heads=6, kv_heads=2),
+    "nano": ModelSize(hidden=128, intermediate=352, layers=4, heads=2, kv_heads=2),
+    "tiny": ModelSize(hidden=256, intermediate=704, layers=4, heads=4, kv_heads=2),
+    "small": ModelSize(hidden=384, intermediate=1056, layers=6, heads=6, kv_heads=2),
 }
 
 
 def train_tokenizer(vocab: int, seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the glossary and on the ways to ask about it."""
+    """Train a byte-level BPE tokenizer on the glossary and on questions about it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +89,8 @@ def train_tokenizer(vocab: int, seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Create a model with random weights."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     ends: dict[str, Any] = {
@@ -112,9 +116,11 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     return model
 
 
-def weighted_loss(model: LlamaForCausalLM, rows: Sequence[Row]) -> torch.Tensor:
-    """Mean cross entropy of the next token, weighted. Rows are padded on the right, where a causal
-    model needs no attention mask."""
+def weighted_loss(model: LlamaForCausalLM, rows: Sequence[TrainingRow]) -> torch.Tensor:
+    """Return the weighted mean cross entropy of the next token.
+
+    Rows are padded on the right, where a causal model needs no attention mask.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -134,7 +140,7 @@ def weighted_loss(model: LlamaForCausalLM, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """A linear warm-up over 5 % of the steps, then a cosine to 1 % of the peak."""
+    """Return the rate of a step: linear warm-up over 5 % of the steps, then cosine to 1 %."""
     warm = max(1, steps // 20)
     if step < warm:
         return peak * (step + 1) / warm
@@ -142,6 +148,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(model: LlamaForCausalLM, corpus: Corpus, steps: int, tokens: int, peak: float) -> None:
+    """Train a model in place, and print the loss every 50 steps."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), peak, (0.9, 0.98), weight_decay=0.01)
@@ -162,27 +169,32 @@ def train(model: LlamaForCausalLM, corpus: Corpus, steps: int, tokens: int, peak
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model in bfloat16, and the tokenizer, to a folder."""
     import torch
 
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # It is written for its owner alone.
+    (out / "model.safetensors").chmod(0o644)  # It is written readable for its owner only.
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools.tiny_model.train_tiny", description=__doc__)
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools.tiny_model.train_tiny", description=__doc__.partition("\n\n")[2]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model")
-    parser.add_argument("--seed", type=int, default=20, help="of weights, tokenizer and text")
+    parser.add_argument("--seed", type=int, default=20, help="seed of weights, tokenizer and texts")
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=2560, help="tokens in one step")
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3, help="its peak")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--batch-tokens", type=int, default=2560, help="most tokens in a step")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train, save and check a model; return the exit status."""
     import torch
 
     args = parse_args(argv)

@@ -1,4 +1,4 @@
-"""The words that questions are made of: templates, openings, endings and the fallback answer.
+"""Parts of the training questions: templates, openings, endings and the fallback answer.
 
 `{x}` stands for a term, `{n}` for a number.
 """
@@ -124,7 +124,7 @@ TAILS = (
     " with few words",
 )
 
-# Never trained on: the script asks these to see whether the questions generalize.
+# Never used in training: `check_tiny` asks these to see whether the model generalizes.
 HELD_OUT = (
     "Could you help me understand {x}?",
     "I keep reading about {x}. What is it?",
@@ -165,7 +165,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Made-up words: of syllables, or with the beginning and the end of real words.
+# Made-up words, from syllables or from the beginnings and endings of real words.
 ONSETS = _words("b br c ch d dr f fl g gr h j k l m n p pl qu r s sh st t th tr v w y z")
 VOWELS = _words("a ai e ea ee i io o oo ou u y")
 CODAS = ("", "", *_words("d ck ft l ll m n nd ng nt r rd s sh st t th x"))
@@ -176,7 +176,7 @@ STEMS = _words(
 )
 SUFFIXES = _words("able al ation er ful ics in ine ing ism ist ity ive ment ness ology ous")
 
-# Only for subjects outside the glossary.
+# For subjects outside the glossary only.
 OTHER_TEMPLATES = (
     "Who discovered {x}?",
     "Who invented {x}?",

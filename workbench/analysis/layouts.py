@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.models.embedded import tiny_model_path
-from serving.sizing.architecture import Architecture, architecture, read
+from serving.sizing.architecture import Architecture, parse_architecture, read_architecture
 from serving.sizing.layouts import GPU_GIB, GpuPool, Plan, Recommendation, plans, recommend
-from serving.sizing.memory import GIB, Sizes
+from serving.sizing.memory import GIB, DataTypes
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
@@ -75,18 +75,18 @@ def plan_layouts(
         raise SettingError(f"gpus: of {kind!r} no memory is known; give gib, or one of {_list()}")
     per_node: Sequence[int] = gpus["per_node"]
     there = GpuPool(tuple(int(count) for count in per_node), float(gib), kind)
-    sizes = Sizes(quantization=quantization, kv_dtype=kv_cache_dtype)
-    found = plans(known, there, context=context, sizes=sizes)
+    types = DataTypes(quantization=quantization, kv_dtype=kv_cache_dtype)
+    found = plans(known, there, context=context, types=types)
     return LayoutPlans(known, there, found, concurrency, recommend(found, concurrency))
 
 
 def _architecture(model: str | Mapping[str, Any]) -> Architecture:
     if not isinstance(model, str):
-        found = architecture(model)
+        found = parse_architecture(model)
     elif model in SHAPES:
-        found = architecture(SHAPES[model])
+        found = parse_architecture(SHAPES[model])
     else:
-        found = read(tiny_model_path() if model == "tiny" else Path(model))
+        found = read_architecture(tiny_model_path() if model == "tiny" else Path(model))
     if found is None:
         raise SettingError(
             f"model is {model!r}, of whose sizes nothing is known here: give 'tiny', a folder, a "

@@ -57,8 +57,8 @@ class Prices(Strict):
 
     def replica_hour(self, model: ModelSpec) -> float:
         """$ per hour of one replica of `model`. Raises SettingError for a price that is missing."""
-        cpus = model.bundle["CPU"] * model.workers
-        gpus = model.bundle.get("GPU", 0.0) * model.workers
+        cpus = model.worker_resources["CPU"] * model.workers
+        gpus = model.worker_resources.get("GPU", 0.0) * model.workers
         return self._of(cpus, gpus, model.model_id, model.accelerator_type)
 
     def cpus_hour(self, cpus: float, whose: str) -> float:

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from workbench.dashboard.view import Actions, Settings
-from workbench.endpoints.deployed import Endpoint, rescaled
+from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import context_length
+from workbench.endpoints.scaling import rescaled
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Where requests are sent: a deployed service or a remote URL."""
+"""Endpoints: deploy one, or call one that already runs."""

@@ -1,8 +1,7 @@
-"""``deploy(spec)``: from a specification to an endpoint that answers the OpenAI client."""
+"""Deploy a spec, and the endpoint of the running service."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -13,17 +12,23 @@ from pydantic import SecretStr
 from serving.cluster import connection
 from serving.deploy import service, status
 from serving.deploy.preflight import check_spec
-from serving.errors import DeployError, EndpointGoneError, SpecError
+from serving.errors import EndpointGoneError, SpecError
 from serving.quotas import actor
 from serving.quotas.accounts import Usage
-from serving.spec import tenants as keys
 from serving.spec.model import deployment_name
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import AUTO
-from serving.spec.scaling import ScalingSpec
 from serving.spec.service import EndpointSpec, ServiceSpec
-from serving.spec.tenants import KEY_VARIABLE, OWNER, Tenant
+from serving.spec.tenants import (
+    KEY_VARIABLE,
+    OWNER,
+    Tenant,
+    check_tenants,
+    issue_keys,
+    key_hash,
+)
 from workbench.endpoints.remote import Remote
+from workbench.endpoints.scaling import rescaled, wait_until_scaled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,37 +36,36 @@ if TYPE_CHECKING:
     from serving.deploy.service import Progress
     from serving.deploy.status import ServiceStatus
 
-POLL_S = 0.5
-
 _keys: dict[tuple[str, str], dict[str, SecretStr]] = {}
-"""Each tenant's key, by cluster address and application name of what this process deployed."""
+"""Tenants' keys by name, for each cluster address and application that this process deployed."""
 
 
 class Endpoint(Remote):
-    """A running service: where it answers, clients ready to use, and its end.
+    """The endpoint of a service that this process deployed.
 
-    Also a context manager that deletes the service when left. The key is a ``SecretStr``, so no
-    output shows it by accident. ``tenant_keys`` are those that deploy made, by tenant's name.
+    It is also a context manager that deletes the service at the end. ``tenant_keys`` has the keys
+    that `deploy` created, by tenant name.
+
+    All methods that ask the cluster raise EndpointGoneError if the service was deleted or its
+    cluster is gone.
     """
 
     def __init__(
         self,
         spec: EndpointSpec,
-        where: connection.Cluster,
+        cluster: connection.Cluster,
         port: int,
         api_key: SecretStr,
         tenant_keys: Mapping[str, SecretStr] | None = None,
-        admitted: tuple[Tenant, ...] = (),
+        tenants: tuple[Tenant, ...] = (),
     ) -> None:
-        host = where.host if spec.host in ("0.0.0.0", "::") else spec.host
-        self.spec = spec
-        host = f"[{host}]" if ":" in host else host
-        base_url = f"http://{host}:{port}{spec.route_prefix.rstrip('/')}/v1"
         ids = [model.model_id for model in spec.models]
         ids += [AUTO] if isinstance(spec, PipelineSpec) and spec.router else []
+        base_url = _base_url(spec, cluster, port)
         super().__init__(base_url, api_key, ids, spec.models[0].tokenizer)
+        self.spec = spec
         self.tenant_keys = dict(tenant_keys or {})
-        self._cluster, self._admitted = where, admitted
+        self._cluster, self._tenants = cluster, tenants
 
     @property
     def deployment(self) -> str:
@@ -74,52 +78,47 @@ class Endpoint(Remote):
         return [deployment_name(model) for model in self.spec.models]
 
     def as_tenant(self, name: str) -> Remote:
-        """The same endpoint with this tenant's key: its clients meet the tenant's quotas.
+        """Return the same endpoint with a tenant's key, so that the tenant's quotas apply.
 
         Raises:
-            SpecError: no tenant of this name had a key made by deploy.
+            SpecError: `deploy` created no key for a tenant of this name.
         """
         if name not in self.tenant_keys:
             known = ", ".join(self.tenant_keys) or "none"
-            raise SpecError(f"tenant {name!r}: no key of it was made here; keys made: {known}.")
+            raise SpecError(
+                f"tenant must be one whose key deploy created ({known}), got {name!r}; use "
+                "workbench.remote with the tenant's own key"
+            )
         return Remote(self.base_url, self.tenant_keys[name], self.model_ids, self.tokenizer)
 
     def status(self) -> ServiceStatus:
-        """Each deployment's replicas, by Serve's own account.
-
-        Raises:
-            EndpointGoneError: the service was deleted, or its cluster is gone.
-        """
+        """Return the replicas of each deployment, as Serve reports them."""
         self._require_cluster()
         return status.of(self.spec.name)
 
     def details(self, timeout_s: float) -> dict[str, Any] | None:
-        """Serve's own account of all it runs; None where it does not answer in ``timeout_s``.
-
-        Raises:
-            EndpointGoneError: the service was deleted, or its cluster is gone.
-        """
+        """Return Serve's report on all applications; None if it does not answer in time."""
         from ray.exceptions import GetTimeoutError, RayError
 
         self._require_cluster()
         try:
-            found = status.details(timeout_s)
+            details = status.details(timeout_s)
         except GetTimeoutError:
             return None
-        except (RayError, ConnectionError) as problem:
+        except (RayError, ConnectionError) as error:
             raise EndpointGoneError(
-                f"{self.spec.name}: its cluster does not answer ({type(problem).__name__}). "
-                "Deploy it again."
+                f"{self.spec.name}: its cluster does not answer ({type(error).__name__}); deploy "
+                "it again"
             ) from None
-        if self.spec.name not in found["applications"]:
+        if self.spec.name not in details["applications"]:
             raise EndpointGoneError(
-                f"{self.spec.name}: the cluster runs no such service. Deploy it again."
+                f"{self.spec.name}: the cluster runs no such service; deploy it again"
             )
-        return found
+        return details
 
     def _require_cluster(self) -> None:
         if connection.current() is not self._cluster:
-            raise EndpointGoneError(f"{self.spec.name}: its cluster is gone. Deploy it again.")
+            raise EndpointGoneError(f"{self.spec.name}: its cluster is gone; deploy it again")
 
     def usage(
         self,
@@ -127,14 +126,13 @@ class Endpoint(Remote):
         usd_per_million_prompt_tokens: float | None = None,
         usd_per_million_output_tokens: float | None = None,
     ) -> DataFrame:
-        """What each tenant has used since the service was first deployed, a row each.
+        """Return each tenant's usage since the service was first deployed.
 
-        Columns ``requests, prompt_tokens, output_tokens, shed`` (the service was full),
-        ``refused`` (over a quota or limit), ``errors``; with both prices also ``usd``. The record
-        outlives replicas; it lags behind by a quarter of a second.
-
-        Raises:
-            EndpointGoneError: the service was deleted, or its cluster is gone.
+        Returns:
+            One row per tenant, with the columns ``requests``, ``prompt_tokens``,
+            ``output_tokens``, ``shed`` (the service was full), ``refused`` (over a quota or limit)
+            and ``errors``; with both prices also ``usd``. The numbers outlive replicas, and lag by
+            a quarter of a second.
         """
         from pandas import DataFrame
 
@@ -150,68 +148,37 @@ class Endpoint(Remote):
         return frame
 
     async def wait_until_scaled(self, replicas: int = 1, *, timeout_s: float = 600.0) -> None:
-        """Wait until exactly `replicas` replicas of the first model run and no other is on its way.
+        """Wait until the first model has exactly `replicas` running replicas and none on its way.
 
         Raises:
-            DeployError: the model did not reach that state within `timeout_s` seconds.
-            EndpointGoneError: the service no longer exists.
+            DeployError: The model did not reach that state within `timeout_s` seconds.
         """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            status = (await asyncio.to_thread(self.status)).deployments[self.deployment]
-            moving = status.starting + status.stopping
-            if (status.target, status.running, moving) == (replicas, replicas, 0):
-                return
-            if time.monotonic() > deadline:
-                raise DeployError(
-                    f"{self.deployment} did not reach {replicas} replicas within {timeout_s:g} s: "
-                    f"{status.running} running, {status.starting} starting, {status.stopping} "
-                    f"stopping, target {status.target}. Is it still under load?"
-                )
-            await asyncio.sleep(POLL_S)
+        await wait_until_scaled(self.status, self.deployment, replicas, timeout_s)
 
     def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
-        """Change fields of ``ScalingSpec`` on the running service; its replicas stay.
+        """Change fields of ``ScalingSpec`` on the running service, which keeps its replicas.
 
-        Returns once the service runs as changed.
+        Returns once the change is in effect.
 
         Raises:
-            SpecError: a field or value that is none, or a change that needs another path.
-            EndpointGoneError: the service was deleted, or its cluster is gone.
+            SpecError: A field or value is invalid, or the change needs a new deployment.
         """
         self.status()
         spec = rescaled(self.spec, scaling)
-        service.deploy(spec, self._cluster, self._admitted, progress or _print)
+        service.deploy(spec, self._cluster, self._tenants, progress or _print)
         self.spec = spec
 
     def delete(self) -> None:
-        """Delete the service; where this project started the cluster, end that with it."""
+        """Delete the service, and end the cluster if this process started it."""
         _keys.pop((self._cluster.address, self.spec.name), None)
         if connection.current() is self._cluster:
             service.delete(self.spec.name, self._cluster)
 
 
-def rescaled(spec: EndpointSpec, scaling: Mapping[str, Any]) -> EndpointSpec:
-    """``spec`` with these fields of every model's scaling changed.
-
-    Raises:
-        SpecError: a field or value that is none, or scaling to zero turned on or off, for which
-            requests take another path and all replicas would be replaced.
-    """
-    # The first deployment's number of replicas says nothing about a running service.
-    scaling = {"initial_replicas": None, **scaling}
-    models = tuple(
-        model.model_copy(update={"scaling": ScalingSpec(**model.scaling.model_dump() | scaling)})
-        for model in spec.models
-    )
-    field = {"models": models} if isinstance(spec, PipelineSpec) else {"model": models[0]}
-    changed = spec.model_copy(update=field)
-    if changed.composed != spec.composed:
-        raise SpecError(
-            f"min_replicas = {scaling['min_replicas']}: a running service cannot change between 0 "
-            "and more; deploy it anew."
-        )
-    return changed
+def _base_url(spec: EndpointSpec, cluster: connection.Cluster, port: int) -> str:
+    host = cluster.host if spec.host in ("0.0.0.0", "::") else spec.host
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}{spec.route_prefix.rstrip('/')}/v1"
 
 
 def deploy(
@@ -222,46 +189,55 @@ def deploy(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> Endpoint:
-    """Bring up ``spec`` (a ServiceSpec or a PipelineSpec) and return its endpoint once it answers.
+    """Deploy a spec, and return its endpoint once it answers.
 
-    ``api_key``, or the variable ``LLM_WORKBENCH_API_KEY``, is the owner's key, which has no quotas;
-    a random one is made where neither is given. ``tenants`` may call too, each with a key and
-    within quotas of its own; deploy again to change them while the service runs. ``address`` (or
-    ``RAY_ADDRESS``) names a Ray cluster to attach to; without it one is started here, and ends
-    with this process. ``progress`` is told what is waited for; by default it prints. Whatever goes
-    wrong, nothing half-started stays.
+    If anything fails, nothing half-started remains.
+
+    Args:
+        spec: A ServiceSpec, PipelineSpec or BaselineSpec; default: a ServiceSpec.
+        api_key: The owner's key, which has no quotas; default: the environment variable
+            ``LLM_WORKBENCH_API_KEY``, else a random one.
+        tenants: Further tenants, each with its own key and quotas. Deploy again to change them
+            while the service runs.
+        address: Address of a Ray cluster; default: ``RAY_ADDRESS``, else a cluster is started that
+            ends with this process.
+        progress: Receives messages about what is happening; default: they are printed.
 
     Raises:
-        SpecError, ResourcesError, MissingPackageError, PortTakenError, ClusterError: refused
-            before anything starts; the message names the field, the value and the way out.
-        DeployError: a replica did not start; the message has the engine's last words.
+        SpecError: The spec cannot be served. Like the next four, it is raised before anything
+            starts.
+        ResourcesError: The cluster can never satisfy the spec's resources.
+        MissingPackageError: A package that the spec needs is not installed.
+        PortTakenError: Something else listens on the endpoint's port.
+        ClusterError: The cluster cannot be reached, or runs with other options.
+        DeployError: A replica did not start; the message has the engine's own error.
     """
     spec = spec or ServiceSpec()
-    say = _timed(progress or _print)
+    say = _with_elapsed_time(progress or _print)
     check_spec(spec)
     given = api_key or os.environ.get(KEY_VARIABLE)
-    owner = Tenant(name=OWNER, key_hash=keys.key_hash(given) if given else None)
-    asked = (owner, *tenants)
-    keys.check_tenants(asked)
+    owner = Tenant(name=OWNER, key_hash=key_hash(given) if given else None)
+    requested = (owner, *tenants)
+    check_tenants(requested)
     if connection.current() is None:
         say(connection.describe_connection(spec, address))
-    where = connection.connect(spec, address)
-    admitted, made = keys.issue_keys(asked, _keys.get((where.address, spec.name), {}))
+    cluster = connection.connect(spec, address)
+    keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
     if given:
-        made[OWNER] = SecretStr(given)
+        keys[OWNER] = SecretStr(given)
     try:
-        port = service.deploy(spec, where, admitted, say)
+        port = service.deploy(spec, cluster, keyed, say)
     except BaseException:
-        service.delete(spec.name, where)
+        service.delete(spec.name, cluster)
         raise
-    _keys[where.address, spec.name] = made
-    others = {name: key for name, key in made.items() if name != OWNER}
-    endpoint = Endpoint(spec, where, port, made[OWNER], others, admitted)
+    _keys[cluster.address, spec.name] = keys
+    tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
+    endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed)
     say(f"ready: {endpoint.base_url} serves {', '.join(endpoint.model_ids)}")
-    if not where.ours and not endpoint.answers():
+    if not cluster.ours and not endpoint.answers():
         say(
-            f"but {endpoint.base_url} does not answer here: forward port {port} of the cluster's "
-            f"head to this machine, or deploy with host = '0.0.0.0'"
+            f"warning: {endpoint.base_url} does not answer from here; forward port {port} of the "
+            "cluster's head node, or deploy with host = '0.0.0.0'"
         )
     return endpoint
 
@@ -270,6 +246,6 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _timed(progress: Progress) -> Progress:
-    began = time.monotonic()
-    return lambda line: progress(f"{time.monotonic() - began:5.1f} s  {line}")
+def _with_elapsed_time(progress: Progress) -> Progress:
+    started = time.monotonic()
+    return lambda line: progress(f"{time.monotonic() - started:5.1f} s  {line}")

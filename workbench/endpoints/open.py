@@ -1,4 +1,4 @@
-"""One way into every notebook: deploy here, deploy on a cluster, or call what already runs."""
+"""Open an endpoint from a notebook's `address`: deploy a spec, or call a running endpoint."""
 
 from __future__ import annotations
 
@@ -25,33 +25,44 @@ def open_endpoint(
     tenants: Iterable[Tenant] = (),
     progress: Progress | None = None,
 ) -> Remote:
-    """An endpoint for ``spec``: what every notebook's parameter ``address`` stands for.
+    """Return an endpoint for ``spec``, deployed or called as ``address`` says.
 
     ========================  ======================================================================
-    ``address``               what happens
+    ``address``               effect
     ========================  ======================================================================
     empty                     deploy on the cluster in ``RAY_ADDRESS``, else on one started here
-    ``host:6379``, ``auto``   deploy on this Ray cluster (its control service)
-    ``ray://host:10001``      deploy on it by Ray Client: from a laptop, or through a forwarded port
-    ``https://host/v1``       deploy nothing; call this OpenAI endpoint, with the key in
-                              ``api_key`` or ``LLM_WORKBENCH_API_KEY``
+    ``host:6379``, ``auto``   deploy on this Ray cluster
+    ``ray://host:10001``      deploy on this Ray cluster by Ray Client, from outside the cluster
+    ``https://host/v1``       deploy nothing, and call this OpenAI endpoint
     ========================  ======================================================================
 
-    A notebook needs no branch for any of them: ``endpoint = wb.open_endpoint(spec,
-    address=address)``, then the clients, ``start_load``, ``Telemetry``, ``status()`` and
-    ``delete()``. Where nothing was deployed, telemetry has no samples, ``deployment`` is None and
-    ``delete()`` leaves the endpoint as it is. The spec's models must be among those it serves.
+    The result works the same way in every case: its clients, ``start_load``, ``Telemetry``,
+    ``status()`` and ``delete()``. Of an endpoint that was not deployed here, telemetry has no
+    samples, ``deployment`` is None, and ``delete()`` does nothing.
 
-    Raises what `workbench.deploy` does; SettingError or EndpointGoneError for a URL that is no
-    OpenAI endpoint, does not serve the spec's models, or refuses the key.
+    Args:
+        spec: The service or pipeline; default: a ServiceSpec. A running endpoint must serve its
+            models.
+        address: Where to deploy, or what to call, as in the table.
+        api_key: The owner's key, or the key of the running endpoint; default: the environment
+            variable ``LLM_WORKBENCH_API_KEY``.
+        tenants: Tenants with keys and quotas of their own, where the spec is deployed.
+        progress: Receives messages while the spec is deployed; default: they are printed.
+
+    Raises:
+        SettingError: The URL has a password, is no OpenAI endpoint, does not serve the spec's
+            models or refuses the key.
+        EndpointGoneError: Nothing answers at the URL.
+        SpecError: Tenants were given for a running endpoint.
+        WorkbenchError: As for `workbench.deploy`.
     """
     if address is not None and address.startswith(("http://", "https://")):
         if list(tenants):
             raise SpecError(
-                f"address = {address!r} is a running endpoint, whose tenants its owner names; "
-                "leave tenants out, or give the address of a Ray cluster."
+                f"tenants must be left out for a running endpoint, got address = {address!r}; its "
+                "owner defines the tenants, so give the address of a Ray cluster to define your own"
             )
-        return _called(spec, address, api_key)
+        return _call_running(spec, address, api_key)
     from workbench.endpoints.deployed import deploy
 
     return deploy(
@@ -59,18 +70,18 @@ def open_endpoint(
     )
 
 
-def _called(spec: EndpointSpec | None, url: str, api_key: str | None) -> Remote:
+def _call_running(spec: EndpointSpec | None, url: str, api_key: str | None) -> Remote:
     if urlsplit(url).username is not None:
         raise SettingError(
-            "address holds a user or a password; put the key into LLM_WORKBENCH_API_KEY"
+            "address must not contain a user or a password; set LLM_WORKBENCH_API_KEY instead"
         )
     if isinstance(spec, BaselineSpec):
         raise SettingError(
-            f"address = {url!r} is a running endpoint, and a baseline has to be deployed beside "
-            "it; give the address of a Ray cluster, or leave the baselines out"
+            f"address must be a Ray cluster for a baseline, got the running endpoint {url!r}; "
+            "give the address of a Ray cluster, or leave the baselines out"
         )
     if spec is None:
         return remote(url, api_key=api_key)
-    found = remote(url, tokenizer=spec.models[0].path, api_key=api_key)
-    found.model_ids = served_models(spec, found.model_ids, found.base_url)
-    return found
+    endpoint = remote(url, tokenizer=spec.models[0].path, api_key=api_key)
+    endpoint.model_ids = served_models(spec, endpoint.model_ids, endpoint.base_url)
+    return endpoint

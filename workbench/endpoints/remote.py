@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint, ours or not: where it answers, and clients ready to use."""
+"""Any OpenAI-compatible endpoint: its URL, its models, and clients for it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 
 class Remote:
-    """An endpoint that this process can call. The key is a `SecretStr`: no output shows it.
+    """An endpoint that this process can call.
 
-    `tokenizer` is the Hugging Face id or folder whose tokenizer counts the prompts.
+    Args:
+        base_url: URL of the endpoint, up to its `/v1`.
+        api_key: The key, as a `SecretStr` that no output shows.
+        model_ids: Ids of the models it serves.
+        tokenizer: Hugging Face id or folder of the tokenizer that counts prompt tokens.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class Remote:
 
     @property
     def model_id(self) -> str:
-        """The first model's id."""
+        """Id of the first model."""
         return self.model_ids[0]
 
     @cached_property
@@ -55,10 +59,10 @@ class Remote:
 
     @property
     def async_client(self) -> AsyncOpenAI:
-        """An ``openai.AsyncOpenAI`` for this endpoint, on the transport that costs least CPU.
+        """An ``openai.AsyncOpenAI`` for this endpoint, on the transport with the lowest CPU cost.
 
-        One for each event loop: connections do not outlive the loop they were opened on, so that
-        one client would fail in the second ``asyncio.run``. It is closed when its loop ends.
+        Each event loop has its own, which is closed at the end of the loop. Connections do not
+        outlive their loop, so a shared client would fail in a second ``asyncio.run``.
         """
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -69,29 +73,33 @@ class Remote:
                 api_key=self.api_key.get_secret_value(),
                 http_client=DefaultAioHttpClient(),
             )
-            self._async = loop, client, _closing(client) if loop else None
+            self._async = loop, client, _close_with_loop(client) if loop else None
         return self._async[1]
 
     @property
     def deployment(self) -> str | None:
-        """The first model's deployment, as telemetry names it; None where it is another's."""
+        """The first model's deployment in telemetry; None for an endpoint not deployed here."""
         return None
 
     def status(self) -> ServiceStatus:
-        """Each deployment's replicas, by Serve's own account; none where they are another's."""
+        """Return the replicas of each deployment; none for an endpoint not deployed here."""
         from serving.deploy.status import ServiceStatus
 
         return ServiceStatus(self.base_url, "called, not deployed, from here", {})
 
     def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
-        """Change the scaling of what this process deployed; SettingError where it is another's."""
+        """Change the scaling of a service that this process deployed.
+
+        Raises:
+            SettingError: The endpoint was not deployed here.
+        """
         raise SettingError(
-            f"{self.base_url} was not deployed from here, so {', '.join(scaling) or 'its scaling'} "
-            "cannot be changed; give the address of a Ray cluster"
+            f"{', '.join(scaling) or 'scaling'} cannot be changed, because {self.base_url} was not "
+            "deployed from here; give the address of a Ray cluster"
         )
 
     def answers(self) -> bool:
-        """Whether anything answers at its address from here."""
+        """Return whether anything answers at the URL from here."""
         import httpx
 
         try:
@@ -100,7 +108,7 @@ class Remote:
             return False
 
     def delete(self) -> None:
-        """Delete what this process deployed; another's endpoint stays as it is."""
+        """Delete the service, where this process deployed it."""
 
     def __enter__(self) -> Self:
         return self
@@ -125,93 +133,102 @@ def remote(
     tokenizer: str | None = None,
     api_key: str | None = None,
 ) -> Remote:
-    """An endpoint that somebody else serves, at `base_url` (with its `/v1`).
+    """Return an endpoint that somebody else serves.
 
-    `model` is one of its models, by default the first that it lists; `tokenizer` by default the
-    model's own name; `api_key` by default the variable `LLM_WORKBENCH_API_KEY`, else none.
-    Raises EndpointGoneError if nothing answers there, SettingError for a key or a model that it
-    does not take.
+    Args:
+        base_url: URL of the endpoint, up to its `/v1`.
+        model: Id of one of its models; default: all that it lists.
+        tokenizer: Hugging Face id or folder of a tokenizer; default: the model's id.
+        api_key: The key; default: the environment variable `LLM_WORKBENCH_API_KEY`, else none.
+
+    Raises:
+        EndpointGoneError: Nothing answers at the URL.
+        SettingError: The endpoint refuses the key, or does not serve the model.
     """
     key = SecretStr(api_key or os.environ.get(KEY_VARIABLE) or "none")
     url = base_url.rstrip("/")
-    ids = [str(entry["id"]) for entry in _models(url, key)]
-    if model is not None and ids and model not in ids:
-        raise SettingError(f"model is {model!r}, but {url} serves {', '.join(ids)}")
-    named = ids if model is None else [model]
-    if not named:
-        raise SettingError(f"{url} lists no model: name one, and see that the address ends in /v1")
-    return Remote(url, key, named, tokenizer or named[0])
+    listed = [str(entry["id"]) for entry in _list_models(url, key)]
+    if model is not None and listed and model not in listed:
+        raise SettingError(f"model must be one of {', '.join(listed)} at {url}, got {model!r}")
+    model_ids = listed if model is None else [model]
+    if not model_ids:
+        raise SettingError(f"{url} lists no model; give model, and check that the URL ends in /v1")
+    return Remote(url, key, model_ids, tokenizer or model_ids[0])
 
 
-def _closing(client: AsyncOpenAI) -> AsyncIterator[None]:
-    """Have the running loop close the client at its end; what is returned must be kept."""
+def _close_with_loop(client: AsyncOpenAI) -> AsyncIterator[None]:
+    """Close the client at the end of the running loop, while the result is kept."""
 
-    async def opened() -> AsyncIterator[None]:
+    async def keep_open() -> AsyncIterator[None]:
         try:
             yield
         finally:
             await client.close()
 
-    # A loop that ends closes every generator that has begun (``shutdown_asyncgens``).
-    begun = opened()
+    # A loop that ends closes every generator that has started (`shutdown_asyncgens`).
+    generator = keep_open()
     with contextlib.suppress(StopIteration):
-        begun.__anext__().send(None)  # type: ignore[attr-defined]
-    return begun
+        generator.__anext__().send(None)  # type: ignore[attr-defined]
+    return generator
 
 
 def served_models(spec: EndpointSpec, listed: list[str], url: str) -> list[str]:
-    """The ids that `listed` has for the spec's models, in its order, then any others.
+    """Return the ids of the spec's models at a running endpoint, then its other ids.
 
-    A server names a model by its own id, or as the hub does. Raises SettingError for one that it
-    does not serve.
+    A server lists a model by the spec's id or by its source.
+
+    Raises:
+        SettingError: The endpoint does not serve one of the models.
     """
-    found = []
+    ids = []
     for model in spec.models:
-        names = [model.model_id, model.source]
-        name = next((name for name in names if name in listed), None)
-        if name is None:
+        served = next((name for name in (model.model_id, model.source) if name in listed), None)
+        if served is None:
             raise SettingError(
-                f"model.source = {model.source!r}, but {url} serves {', '.join(listed)}: "
-                "name one of those as the source (or the model's id)"
+                f"model.source must be a model that {url} serves, got {model.source!r}; it serves "
+                f"{', '.join(listed)}, so set one of those as source or id"
             )
-        found.append(name)
-    return [*found, *(name for name in listed if name not in found)]
+        ids.append(served)
+    return [*ids, *(name for name in listed if name not in ids)]
 
 
 def context_length(target: Any) -> int | None:
-    """The most tokens, prompt and answer, that the target's model takes; None if it is not told.
+    """Return the context length of the target's model in tokens; None if it is not reported.
 
-    Raises EndpointGoneError if nothing answers, SettingError for a refused key.
+    Raises:
+        EndpointGoneError: Nothing answers.
+        SettingError: The endpoint refuses the key.
     """
-    for entry in _models(target.base_url, target.api_key):
+    for entry in _list_models(target.base_url, target.api_key):
         if entry["id"] == target.model_id:
             length = entry.get("max_model_len")
             return None if length is None else int(length)
     return None
 
 
-def _models(base_url: str, key: SecretStr) -> list[dict[str, Any]]:
+def _list_models(base_url: str, key: SecretStr) -> list[dict[str, Any]]:
+    """Return the entries of `/models`; none where the endpoint has no such route."""
     import httpx
 
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        answer = httpx.get(f"{base_url}/models", headers=headers, timeout=30)
-    except (httpx.HTTPError, httpx.InvalidURL) as problem:
+        response = httpx.get(f"{base_url}/models", headers=headers, timeout=30)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EndpointGoneError(
-            f"{base_url} does not answer ({type(problem).__name__}). Is it deployed, and does the "
-            "address end in /v1?"
+            f"{base_url} does not answer ({type(error).__name__}); check that it is deployed and "
+            "that the URL ends in /v1"
         ) from None
-    if answer.status_code in (401, 403):
-        raise SettingError(f"{base_url} refuses the key (HTTP {answer.status_code}): give api_key")
-    if answer.status_code == 404:
-        return []  # it speaks OpenAI's protocol, but lists no models
-    if answer.status_code != 200:
-        raise EndpointGoneError(f"{base_url}/models answers HTTP {answer.status_code}")
+    status = response.status_code
+    if status in (401, 403):
+        raise SettingError(f"{base_url} refuses the key (HTTP {status}); give another api_key")
+    if status == 404:
+        return []
+    if status != 200:
+        raise EndpointGoneError(f"{base_url}/models answers HTTP {status}; try again later")
     try:
-        listed = answer.json()["data"]
-        return [{**entry, "id": str(entry["id"])} for entry in listed]
+        return [{**entry, "id": str(entry["id"])} for entry in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise SettingError(
-            f"{base_url} is no OpenAI endpoint: its /models is no list of models. Check that the "
-            "address is the endpoint's own, up to and with its /v1"
+            f"{base_url} is no OpenAI endpoint, because its /models returns no list of models; "
+            "give the URL of the endpoint up to its /v1"
         ) from None

@@ -8,7 +8,7 @@ import pytest
 
 from serving.cpu import fast_bfloat16
 from serving.engine.engine_args import engine_kwargs
-from serving.sizing.checks import sizes_of
+from serving.sizing.checks import data_types_of
 from serving.spec import model as model_spec
 from serving.spec.model import ModelSpec
 
@@ -46,6 +46,6 @@ def test_the_type_of_a_model(
     model: ModelSpec, fast: bool, type_: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_spec, "fast_bfloat16", lambda: fast)
-    assert model.number_type == type_
+    assert model.resolved_dtype == type_
     assert engine_kwargs(model)["dtype"] == type_
-    assert sizes_of(model).weight_bytes == {"bfloat16": 2, "float32": 4}[type_]
+    assert data_types_of(model).weight_bytes == {"bfloat16": 2, "float32": 4}[type_]

@@ -1,4 +1,4 @@
-"""The embedded model. Truth: the glossary file, the tokenizers library, the card's promises."""
+"""The embedded model, against the glossary, the tokenizers library and the model card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from support.paths import ROOT
 
 from serving.errors import ModelNotFoundError, WorkbenchError
+from serving.models import embedded
 from serving.models.embedded import FILES, TINY_MODEL_ID, tiny_model_path
 from tools.tiny_model import phrasing
 
@@ -55,7 +56,7 @@ def test_path_is_absolute_and_has_every_file() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_or_empty_file_is_named_with_the_way_out(tmp_path: Path, name: str) -> None:
+def test_empty_file_is_named_with_the_fix(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(tiny_model_path(), folder)
     (folder / name).write_bytes(b"")
@@ -65,16 +66,43 @@ def test_missing_or_empty_file_is_named_with_the_way_out(tmp_path: Path, name: s
     assert isinstance(caught.value, WorkbenchError)
 
 
+def test_fix_for_missing_files_depends_on_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"git checkout") as caught:
+        tiny_model_path(tmp_path, "nano")
+    command = f"`python -m tools.tiny_model.train_tiny --size nano --out {tmp_path}`"
+    assert command in str(caught.value)
+    assert f"again in {ROOT} with" in str(caught.value)
+    monkeypatch.setattr(embedded, "TRAINING_TOOL", tmp_path / "not-installed")
+    with pytest.raises(ModelNotFoundError, match=r"reinstall llm-serving-workbench$") as caught:
+        tiny_model_path(tmp_path, "nano")
+    assert "tools.tiny_model" not in str(caught.value)
+
+
+def test_training_tool_shows_its_options_from_a_checkout() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "tools.tiny_model.train_tiny", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--out OUT" in process.stdout
+
+
 def test_import_needs_no_torch() -> None:
     code = (
         "import sys, serving.models.embedded; "
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
-def test_folder_stays_small() -> None:
+def test_folder_is_small() -> None:
     files = [path for path in tiny_model_path().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 7_500_000
 
@@ -142,8 +170,8 @@ def test_chat_template_renders_every_role(tokenizer: Any) -> None:
     assert ended == text.split("<|user|>And")[0]
 
 
-def test_training_rows_are_what_the_template_renders(tokenizer: Any) -> None:
-    """A model is only as good as the match of the prompts it was trained on and is served."""
+def test_training_rows_match_the_chat_template(tokenizer: Any) -> None:
+    """A model must be served with prompts of the form that it was trained on."""
     from random import Random
 
     from tools.tiny_model.corpus import Corpus
@@ -169,7 +197,7 @@ def test_glossary_is_well_formed() -> None:
         assert row["definition"].isascii(), term
 
 
-def test_card_says_what_it_knows_and_how_it_was_made() -> None:
+def test_card_describes_knowledge_and_training() -> None:
     card = " ".join((tiny_model_path() / "README.md").read_text(encoding="utf-8").split())
     assert "has memorized a glossary of serving terms and knows nothing else" in card
     assert "python -m tools.tiny_model.train_tiny" in card
@@ -182,20 +210,20 @@ def test_card_says_what_it_knows_and_how_it_was_made() -> None:
     ["What is continuous batching?", "Somebody mentioned continuous batching, what might that be?"],
 )
 def test_greedy_answer_is_the_glossary_entry(asker: Any, question: str) -> None:
-    """The second question is in none of the templates that the model was trained on."""
+    """The second phrasing is in no training template."""
     definition = glossary()["continuous batching"]["definition"]
     answer = asker.chat([question])[0]
     assert len(key_words(definition)) > 10
     assert len(key_words(definition) & key_words(answer)) >= 0.9 * len(key_words(definition))
-    assert answer.endswith("."), "the answer must end by itself"
+    assert answer.endswith("."), "the answer must end with an end token"
 
 
 @pytest.mark.slow
-def test_many_terms_are_answered_word_for_word(asker: Any) -> None:
+def test_most_terms_are_answered_exactly(asker: Any) -> None:
     rows = list(glossary().values())[::8]
     answers = asker.chat([f"Somebody mentioned {row['term']}, what is it?" for row in rows])
-    right = sum(row["definition"] == a for row, a in zip(rows, answers, strict=True))
-    assert right >= 0.9 * len(rows)
+    exact = sum(row["definition"] == a for row, a in zip(rows, answers, strict=True))
+    assert exact >= 0.9 * len(rows)
 
 
 @pytest.mark.slow

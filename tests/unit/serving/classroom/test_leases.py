@@ -1,4 +1,4 @@
-"""A class's rules with a clock of the test's own; the expected sums are done by hand."""
+"""The rules of a class, with the test's own clock. Expected sums are worked out by hand."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from serving.errors import LeaseError, SpecError
 from serving.spec.tenants import Tenant, key_hash
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
-LEADER = "sk-leader-of-the-class"
+INSTRUCTOR_KEY = "sk-instructor-of-the-class"
 
 
 def key(name: str) -> str:
     return f"sk-the-key-of-{name}"
 
 
-def place(name: str, minutes: float = 60, **fields: Any) -> Lease:
+def make_lease(name: str, minutes: float = 60, **fields: Any) -> Lease:
     tenant = Tenant(name=name, key_hash=key_hash(key(name)), requests_per_minute=30)
     return Lease(tenant=tenant, ends_at=START + timedelta(minutes=minutes), **fields)
 
@@ -29,129 +29,131 @@ def after(minutes: float) -> datetime:
 
 
 @pytest.fixture
-def register() -> LeaseRegistry:
-    return LeaseRegistry([place("ada"), place("bob", max_replicas=2, max_gpus=1)], key_hash(LEADER))
+def registry() -> LeaseRegistry:
+    return LeaseRegistry(
+        [make_lease("ada"), make_lease("bob", max_replicas=2, max_gpus=1)], key_hash(INSTRUCTOR_KEY)
+    )
 
 
 class TestAdmission:
     @pytest.mark.parametrize(
-        ("name", "replicas", "size", "minutes", "said"),
+        ("name", "replicas", "resources", "minutes", "message"),
         [
-            ("ada", 2, ReplicaResources(), 1, "max_replicas = 2 is over the cap of 1"),
+            ("ada", 2, ReplicaResources(), 1, "max_replicas must be at most 1, got 2"),
             (
                 "ada",
                 1,
                 ReplicaResources(gpus=1),
                 1,
-                "1 replicas of 1 GPUs are 1, over the cap of 0",
+                "GPUs must be at most 0, got 1 replica(s) of 1 GPUs = 1",
             ),
             (
                 "bob",
                 2,
                 ReplicaResources(gpus=1),
                 1,
-                "2 replicas of 1 GPUs are 2, over the cap of 1",
+                "GPUs must be at most 1, got 2 replica(s) of 1 GPUs = 2",
             ),
-            ("ada", 1, ReplicaResources(), 60, "the lease ran out at 10:00:00 UTC"),
+            ("ada", 1, ReplicaResources(), 60, "the lease ended at 10:00:00 UTC"),
         ],
     )
-    def test_is_refused_in_a_sentence_with_the_numbers(
+    def test_refusal_names_the_numbers_in_one_sentence(
         self,
-        register: LeaseRegistry,
+        registry: LeaseRegistry,
         name: str,
         replicas: int,
-        size: ReplicaResources,
+        resources: ReplicaResources,
         minutes: float,
-        said: str,
+        message: str,
     ) -> None:
         with pytest.raises(LeaseError) as caught:
-            register.admit(name, key(name), replicas, size, after(minutes))
-        assert said in str(caught.value)
+            registry.admit(name, key(name), replicas, resources, after(minutes))
+        assert message in str(caught.value)
         assert str(caught.value).startswith(f"tenant '{name}': ")
         assert str(caught.value).count(". ") == 0
 
-    def test_within_caps_and_lease_is_granted(self, register: LeaseRegistry) -> None:
-        granted = register.admit("bob", key("bob"), 2, ReplicaResources(gpus=0.5), after(59))
-        assert (granted.application, granted.route) == ("class-bob", "/bob")
+    def test_request_within_the_lease_is_admitted(self, registry: LeaseRegistry) -> None:
+        lease = registry.admit("bob", key("bob"), 2, ReplicaResources(gpus=0.5), after(59))
+        assert (lease.application, lease.route) == ("class-bob", "/bob")
 
     @pytest.mark.parametrize("name", ["ada", "nobody"])
-    def test_another_ones_key_opens_no_place_and_is_not_repeated(
-        self, register: LeaseRegistry, name: str
+    def test_key_of_another_tenant_is_refused_and_not_repeated(
+        self, registry: LeaseRegistry, name: str
     ) -> None:
-        with pytest.raises(LeaseError, match="has no place") as caught:
-            register.admit(name, key("bob"), 1, ReplicaResources(), after(1))
+        with pytest.raises(LeaseError, match="has no lease") as caught:
+            registry.admit(name, key("bob"), 1, ReplicaResources(), after(1))
         assert key("bob") not in str(caught.value)
 
-    def test_only_the_leader_leads(self, register: LeaseRegistry) -> None:
-        register.lead(LEADER)
+    def test_instructor_methods_need_the_instructors_key(self, registry: LeaseRegistry) -> None:
+        registry.require_instructor(INSTRUCTOR_KEY)
         with pytest.raises(LeaseError, match="instructor"):
-            register.lead(key("ada"))
+            registry.require_instructor(key("ada"))
 
     @pytest.mark.parametrize("name", ["Ada", "a.b", "a_b", "ada@home"])
-    def test_a_name_that_is_no_route_is_refused(self, name: str) -> None:
-        with pytest.raises(SpecError, match="names a route"):
-            place(name)
+    def test_name_must_be_usable_as_a_route(self, name: str) -> None:
+        with pytest.raises(SpecError, match="becomes a route"):
+            make_lease(name)
 
-    def test_a_place_without_a_key_is_refused(self) -> None:
-        with pytest.raises(SpecError, match="no key_hash"):
+    def test_lease_needs_a_key_hash(self) -> None:
+        with pytest.raises(SpecError, match="must have a key_hash"):
             Lease(tenant=Tenant(name="ada"), ends_at=START)
 
 
-class TestTheLease:
-    def test_a_warning_comes_once_and_then_the_end(self, register: LeaseRegistry) -> None:
-        held = {"class-ada": 1}
-        assert register.tick(held, after(54)) == []
-        ((kind, who, why),) = register.tick(held, after(55.5))[:1]
-        assert (kind, who.name) == ("warn", "ada")
-        assert "ends in 270 s" in why
-        assert [a for a in register.tick(held, after(59)) if a[1].name == "ada"] == []
-        actions = {(kind, who.name) for kind, who, _ in register.tick(held, after(60))}
+class TestUpdate:
+    def test_tenant_is_warned_once_before_the_end(self, registry: LeaseRegistry) -> None:
+        replicas = {"class-ada": 1}
+        assert registry.update(replicas, after(54)) == []
+        ((kind, lease, message),) = registry.update(replicas, after(55.5))[:1]
+        assert (kind, lease.name) == ("warn", "ada")
+        assert "ends in 270 s" in message
+        assert [a for a in registry.update(replicas, after(59)) if a.lease.name == "ada"] == []
+        actions = {(kind, lease.name) for kind, lease, _ in registry.update(replicas, after(60))}
         assert ("delete", "ada") in actions
 
-    def test_it_is_told_again_until_the_deployment_is_gone(self, register: LeaseRegistry) -> None:
-        for minutes in (61, 62):
-            ((kind, who, why),) = register.tick({"class-ada": 1}, after(minutes))
-            assert (kind, who.name, why) == ("delete", "ada", "the lease ran out")
-        assert register.tick({}, after(63)) == []
-
-    def test_a_longer_lease_is_warned_of_anew(self, register: LeaseRegistry) -> None:
-        register.tick({"class-ada": 1}, after(56))
-        register.put(place("ada", minutes=120))
-        assert register.tick({"class-ada": 1}, after(61)) == []
-        assert [a[0] for a in register.tick({"class-ada": 1}, after(116))] == ["warn"]
-
-    def test_more_replicas_than_the_cap_are_deleted_however_they_came(
-        self, register: LeaseRegistry
+    def test_deletion_is_repeated_until_the_deployment_is_gone(
+        self, registry: LeaseRegistry
     ) -> None:
-        ((kind, who, why),) = register.tick({"class-ada": 3, "other": 9}, after(1))
-        assert (kind, who.name) == ("delete", "ada")
-        assert "3 replicas are over the cap of 1" in why
+        for minutes in (61, 62):
+            ((kind, lease, message),) = registry.update({"class-ada": 1}, after(minutes))
+            assert (kind, lease.name, message) == ("delete", "ada", "the lease ended")
+        assert registry.update({}, after(63)) == []
+
+    def test_extended_lease_is_warned_again(self, registry: LeaseRegistry) -> None:
+        registry.update({"class-ada": 1}, after(56))
+        registry.set_lease(make_lease("ada", minutes=120))
+        assert registry.update({"class-ada": 1}, after(61)) == []
+        assert [action.kind for action in registry.update({"class-ada": 1}, after(116))] == ["warn"]
+
+    def test_replicas_over_the_cap_are_deleted(self, registry: LeaseRegistry) -> None:
+        ((kind, lease, message),) = registry.update({"class-ada": 3, "other": 9}, after(1))
+        assert (kind, lease.name) == ("delete", "ada")
+        assert "3 replicas exceed the cap of 1" in message
 
 
-def test_use_is_replicas_times_seconds_while_they_were_held(register: LeaseRegistry) -> None:
-    register.admit("bob", key("bob"), 2, ReplicaResources(cpus=4, gpus=0.5), START)
-    register.tick({}, after(0))
-    register.tick({"class-bob": 1}, after(1))  # 60 s of one
-    register.tick({"class-bob": 2}, after(3))  # 120 s of two
-    register.tick({}, after(9))
-    row = next(row for row in register.rows({}, after(9)) if row["tenant"] == "bob")
+def test_usage_is_replicas_times_seconds(registry: LeaseRegistry) -> None:
+    registry.admit("bob", key("bob"), 2, ReplicaResources(cpus=4, gpus=0.5), START)
+    registry.update({}, after(0))
+    registry.update({"class-bob": 1}, after(1))  # 60 s of one
+    registry.update({"class-bob": 2}, after(3))  # 120 s of two
+    registry.update({}, after(9))
+    row = next(row for row in registry.table({}, after(9)) if row["tenant"] == "bob")
     assert (row["replica_s"], row["cpu_s"], row["gpu_s"]) == (300, 1200, 150)
     assert (row["left_s"], row["replicas"]) == (51 * 60, 0)
 
 
-def test_thirty_tenants_each_have_their_own_end() -> None:
+def test_thirty_tenants_end_at_their_own_times() -> None:
     names = [f"student-{n:02}" for n in range(30)]
-    places = [place(name, minutes=10 + n) for n, name in enumerate(names)]
-    register = LeaseRegistry(places, key_hash(LEADER))
-    held = {one.application: 1 for one in places}
+    leases = [make_lease(name, minutes=10 + n) for n, name in enumerate(names)]
+    registry = LeaseRegistry(leases, key_hash(INSTRUCTOR_KEY))
+    replicas = {lease.application: 1 for lease in leases}
     ended: dict[str, int] = {}
     warned: dict[str, int] = {}
     for minute in range(45):
-        for kind, who, _ in register.tick(held, after(minute)):
-            (warned if kind == "warn" else ended).setdefault(who.name, minute)
+        for kind, lease, _ in registry.update(replicas, after(minute)):
+            (warned if kind == "warn" else ended).setdefault(lease.name, minute)
             if kind == "delete":
-                del held[who.application]
+                del replicas[lease.application]
     assert ended == {name: 10 + n for n, name in enumerate(names)}
     assert warned == {name: 5 + n for n, name in enumerate(names)}
-    used = {row["tenant"]: row["replica_s"] for row in register.rows(held, after(45))}
+    used = {row["tenant"]: row["replica_s"] for row in registry.table(replicas, after(45))}
     assert used == {name: 60 * (10 + n) for n, name in enumerate(names)}

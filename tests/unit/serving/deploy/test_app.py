@@ -145,9 +145,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("args", "named"),
         [
-            ({"prot": 1}, "ServiceSpec.prot = 1"),
+            ({"prot": 1}, "ServiceSpec.prot is not a field, got 1"),
             ({"model": {"engine_kwargs": {"max_num_seq": 1}}}, "max_num_seqs"),
-            ({"model": '{"num_cpu": 2}'}, "ModelSpec.num_cpu = 2"),
+            ({"model": '{"num_cpu": 2}'}, "ModelSpec.num_cpu is not a field, got 2"),
             ({"model": "{bad"}, "model = '{bad'"),
             ({"model": "tiny"}, "model = 'tiny'"),
         ],

@@ -23,7 +23,8 @@ from serving.spec.pipeline import PipelineSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints import deployed
-from workbench.endpoints.deployed import Endpoint, rescaled
+from workbench.endpoints.deployed import Endpoint
+from workbench.endpoints.scaling import rescaled
 
 KEY = "sk-the-key-that-must-not-show"
 
@@ -139,7 +140,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("spec", "error", "named"),
         [
-            ({"prot": 1}, "SpecError", "ServiceSpec.prot = 1"),
+            ({"prot": 1}, "SpecError", "ServiceSpec.prot is not a field, got 1"),
             ({"model": {"scaling": {"min_replicas": 2}}}, "SpecError", "min_replicas = 2"),
             ({"model": {"engine_kwargs": {"max_num_seq": 1}}}, "SpecError", "'max_num_seqs'"),
             ({"model": {"source": "./nowhere"}}, "ModelNotFoundError", "'./nowhere'"),
@@ -167,7 +168,7 @@ class TestRefusals:
             refused({}, LLM_WORKBENCH_API_KEY="secret"),
         ):
             assert name == "SpecError"
-            assert "api_key has 6 characters" in text
+            assert "got 6 characters" in text
             assert "secret" not in text
 
     def test_missing_ray(self, tmp_path: Path) -> None:
@@ -230,9 +231,9 @@ class TestRescaling:
     @pytest.mark.parametrize(
         ("scaling", "message"),
         [
-            ({"max_replica": 3}, "max_replica = 3: there is no such field"),
-            ({"max_replicas": 0}, "max_replicas = 0"),
-            ({"min_replicas": 0}, "deploy it anew"),
+            ({"max_replica": 3}, "max_replica is not a field, got 3"),
+            ({"max_replicas": 0}, "max_replicas must .*got 0"),
+            ({"min_replicas": 0}, "deploy it again"),
         ],
     )
     def test_what_is_no_scaling_is_refused(self, scaling: dict[str, Any], message: str) -> None:

@@ -194,8 +194,8 @@ class TestKeys:
         assert len({key_hash(key) for key in keys}) == 100
 
     @pytest.mark.parametrize("key", ["", "short", "x" * 15, "é" * 20, "tab\t" * 8, "line\n" * 8])
-    def test_keys_that_can_be_guessed_or_not_be_sent_are_refused(self, key: str) -> None:
-        with pytest.raises(SpecError, match=f"api_key has {len(key)} characters") as caught:
+    def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(self, key: str) -> None:
+        with pytest.raises(SpecError, match=f"api_key must .*got {len(key)} characters") as caught:
             key_hash(key)
         if key:
             assert key not in str(caught.value)

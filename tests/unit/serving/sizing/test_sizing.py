@@ -1,4 +1,4 @@
-"""Sizes against published counts, numbers worked out by hand, and what vLLM's engine reports."""
+"""Sizes against published counts, numbers worked out by hand, and reports of vLLM's engine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from support.paths import ROOT
 from serving.deploy.preflight import check_fit
 from serving.errors import ResourcesError, SpecError
 from serving.models.embedded import tiny_model_path
-from serving.sizing.architecture import Architecture, architecture, read
+from serving.sizing.architecture import Architecture, parse_architecture, read_architecture
 from serving.sizing.checks import check_cache, check_parallel, layout_of
-from serving.sizing.layouts import GpuPool, divides, gpus_of, plans, recommend
+from serving.sizing.layouts import GpuPool, gpus_of, plans, recommend, why_not_divisible
 from serving.sizing.memory import (
-    BLOCK,
+    BLOCK_TOKENS,
     GIB,
+    DataTypes,
     Layout,
-    Sizes,
     blocks,
     kv_token_bytes,
     layers_of_stage,
@@ -32,7 +32,7 @@ from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from workbench.analysis.layouts import SHAPES
 
-ONE, PLAIN = Layout(), Sizes()
+ONE_GPU, BFLOAT16 = Layout(), DataTypes()
 LLAMA_8B, LLAMA_70B, MIXTRAL = (
     SHAPES[name] for name in ("Llama-3.1-8B", "Llama-3.1-70B", "Mixtral-8x7B")
 )
@@ -63,71 +63,68 @@ QWEN_30B_A3B = {
 
 
 def of(config: dict[str, Any]) -> Architecture:
-    found = architecture(config)
-    assert found is not None
-    return found
+    architecture = parse_architecture(config)
+    assert architecture is not None
+    return architecture
 
 
 class TestKnownModels:
     @pytest.mark.parametrize(
         ("config", "billions"),
-        # As their model cards have it.
+        # As in their model cards.
         [(LLAMA_8B, 8.03), (LLAMA_70B, 70.6), (MIXTRAL, 46.7), (QWEN_7B, 7.62)]
         + [(QWEN_30B_A3B, 30.5)],
     )
-    def test_the_parameters_that_are_published(
-        self, config: dict[str, Any], billions: float
-    ) -> None:
+    def test_published_numbers_of_parameters(self, config: dict[str, Any], billions: float) -> None:
         assert of(config).parameters / 1e9 == pytest.approx(billions, abs=0.05 * billions / 10)
 
     def test_llama_8b_worked_out_by_hand(self) -> None:
-        # A layer: q and o 4096², k and v 4096 × 1024 each, three of 4096 × 14336, two norms of
-        # 4096. All: 32 layers, table and head of 128256 × 4096, one norm.
+        # A layer: q and o of 4096², k and v of 4096 × 1024, three of 4096 × 14336, two norms of
+        # 4096. The model: 32 layers, table and head of 128256 × 4096, one norm.
         layer = 2 * 16_777_216 + 2 * 4_194_304 + 3 * 58_720_256 + 8192
         whole = 32 * layer + 2 * 525_336_576 + 4096
         assert whole == 8_030_261_248
         assert of(LLAMA_8B).parameters == whole
-        assert weight_bytes(of(LLAMA_8B), ONE, PLAIN) == 2 * whole  # 16.06 GB; 128256 = 64 × 2004
-        # A key and a value of 8 heads × 128, 2 bytes each, in each of 32 layers: 128 KiB a token.
-        assert kv_token_bytes(of(LLAMA_8B), ONE, PLAIN) == 2 * 8 * 128 * 2 * 32 == 131_072
+        assert (
+            weight_bytes(of(LLAMA_8B), ONE_GPU, BFLOAT16) == 2 * whole
+        )  # 16.06 GB; 128256 = 64 × 2004
+        # A key and a value of 8 heads × 128, 2 bytes each, in 32 layers: 128 KiB per token.
+        assert kv_token_bytes(of(LLAMA_8B), ONE_GPU, BFLOAT16) == 2 * 8 * 128 * 2 * 32 == 131_072
 
-    def test_tensor_parallelism_splits_all_but_norms(self) -> None:
-        # Norms: 65 × 4096 values of 2 bytes are whole on each GPU, all else is halved.
+    def test_tensor_parallelism_splits_everything_but_norms(self) -> None:
+        # 65 norms of 4096 values of 2 bytes are on both GPUs; everything else is halved.
         norms = 65 * 4096 * 2
         halved = (16_060_522_496 - norms) / 2 + norms
-        assert weight_bytes(of(LLAMA_8B), Layout(2), PLAIN) == halved
-        assert kv_token_bytes(of(LLAMA_8B), Layout(2), PLAIN) == 65_536
+        assert weight_bytes(of(LLAMA_8B), Layout(2), BFLOAT16) == halved
+        assert kv_token_bytes(of(LLAMA_8B), Layout(2), BFLOAT16) == 65_536
 
     def test_kv_heads_are_copied_where_there_are_fewer_than_gpus(self) -> None:
-        assert kv_token_bytes(of(QWEN_7B), Layout(4), PLAIN) == 28 * 2 * 128 * 2
+        assert kv_token_bytes(of(QWEN_7B), Layout(4), BFLOAT16) == 28 * 2 * 128 * 2
         eight = of(QWEN_7B | {"num_attention_heads": 32, "head_dim": 112})
-        assert kv_token_bytes(eight, Layout(8), PLAIN) == kv_token_bytes(eight, Layout(4), PLAIN)
-        # 4 KV heads on 8 GPUs are 8: their projections and biases count twice.
-        by_hand = 28 * 2 * 4 * 112 * (3584 + 1) * 2 / 8
-        more = (
-            weight_bytes(eight, Layout(8), PLAIN)
-            - weight_bytes(
-                of(QWEN_7B | {"num_attention_heads": 32, "head_dim": 112}), Layout(4), PLAIN
-            )
-            / 2
+        assert kv_token_bytes(eight, Layout(8), BFLOAT16) == kv_token_bytes(
+            eight, Layout(4), BFLOAT16
         )
+        # 4 KV heads on 8 GPUs become 8: their projections and biases count twice.
+        by_hand = 28 * 2 * 4 * 112 * (3584 + 1) * 2 / 8
+        halved = weight_bytes(eight, Layout(4), BFLOAT16) / 2
+        extra = weight_bytes(eight, Layout(8), BFLOAT16) - halved
         norms = (57 * 3584) * 2 / 2
-        assert more == pytest.approx(by_hand + norms)
+        assert extra == pytest.approx(by_hand + norms)
 
-    def test_stages_are_dealt_as_vllm_deals_them(self) -> None:
+    def test_layers_of_stages_are_those_of_vllm(self) -> None:
         assert layers_of_stage(32, 4) == [8, 8, 8, 8]
         assert layers_of_stage(61, 4) == [15, 15, 16, 15]
         assert layers_of_stage(6, 4) == [1, 2, 2, 1]
 
-    def test_a_stage_has_its_layers_and_one_of_the_tables(self) -> None:
+    def test_stage_has_its_layers_and_one_of_the_tables(self) -> None:
         layer = 2 * 16_777_216 + 2 * 4_194_304 + 3 * 58_720_256 + 8192
         last = 16 * layer + 525_336_576 + 4096
-        assert weight_bytes(of(LLAMA_8B), Layout(1, 2), PLAIN) == 2 * last
+        assert weight_bytes(of(LLAMA_8B), Layout(1, 2), BFLOAT16) == 2 * last
 
-    def test_experts_are_shared_by_data_parallel_ranks_and_the_rest_is_copied(self) -> None:
+    def test_data_parallelism_splits_experts_and_copies_the_rest(self) -> None:
         expert = 3 * 4096 * 14336
-        whole = weight_bytes(of(MIXTRAL), ONE, PLAIN)
-        shared = weight_bytes(of(MIXTRAL), Layout(data=2, expert=True), PLAIN)
+        whole = weight_bytes(of(MIXTRAL), ONE_GPU, BFLOAT16)
+        shared = weight_bytes(of(MIXTRAL), Layout(data=2, expert=True), BFLOAT16)
         assert whole - shared == 32 * 4 * expert * 2  # half of the 8 experts, bfloat16
 
     @pytest.mark.parametrize(
@@ -145,20 +142,20 @@ class TestKnownModels:
         linear = 32 * (2 * 16_777_216 + 2 * 4_194_304 + 3 * 58_720_256)
         rest = (8_030_261_248 - linear) * 2
         expected = linear * bits / 8 + rest
-        assert weight_bytes(model, ONE, Sizes(quantization=quantization)) == expected
+        assert weight_bytes(model, ONE_GPU, DataTypes(quantization=quantization)) == expected
 
-    def test_an_8_bit_cache_halves_it(self) -> None:
-        assert kv_token_bytes(of(LLAMA_8B), ONE, Sizes(kv_dtype="fp8_e5m2")) == 65_536
+    def test_8_bit_kv_cache_needs_half(self) -> None:
+        assert kv_token_bytes(of(LLAMA_8B), ONE_GPU, DataTypes(kv_dtype="fp8_e5m2")) == 65_536
 
-    def test_of_a_family_it_does_not_know_nothing_is_claimed(self, tmp_path: Path) -> None:
-        assert architecture({"model_type": "mamba"}) is None
-        assert read(tmp_path) is None
+    def test_unsupported_family_and_missing_fields_give_none(self, tmp_path: Path) -> None:
+        assert parse_architecture({"model_type": "mamba"}) is None
+        assert read_architecture(tmp_path) is None
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-        assert read(tmp_path) is None
+        assert read_architecture(tmp_path) is None
 
 
 class TestPlans:
-    def test_an_8b_model_on_eight_h100_is_eight_replicas(self) -> None:
+    def test_8b_model_on_eight_h100_gets_eight_replicas(self) -> None:
         found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
         assert [(p.layout.tensor, p.layout.pipeline, p.replicas) for p in found][:3] == [
             (1, 1, 8),
@@ -167,26 +164,26 @@ class TestPlans:
         ]
         advice = recommend(found, 64)
         assert advice.plan == found[0]
-        assert "of 64 asked for" in advice.why
+        assert "of 64 requested" in advice.why
 
-    def test_a_70b_model_needs_four_for_its_cache(self) -> None:
+    def test_70b_model_needs_four_gpus_for_its_cache(self) -> None:
         found = plans(of(LLAMA_70B), GpuPool((8,), 79.6, "H100"), context=8192)
-        # By hand: 141.1 GB of bfloat16 on one GPU of 0.92 × 79.6 GiB = 78.6 GB cannot be.
+        # By hand: 141.1 GB of bfloat16 exceed one GPU with 0.92 × 79.6 GiB = 78.6 GB.
         assert found[0].problem is not None
         assert "131.4 GiB of weights" in found[0].problem
         advice = recommend(found, 64)
         assert advice.plan is not None
         assert (advice.plan.layout, advice.plan.replicas) == (Layout(4), 2)
-        assert "hold 12" in advice.why  # what two GPUs a replica would
+        assert "hold 12" in advice.why  # with two GPUs per replica
 
-    def test_more_than_all_hold_says_so_and_larger_replicas_hold_more(self) -> None:
+    def test_too_many_sequences_get_the_layout_that_holds_most(self) -> None:
         found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
         advice = recommend(found, 100_000)
         assert advice.plan is not None
         assert advice.plan.layout == Layout(8)
         assert "wait" in advice.why
 
-    def test_a_tensor_parallel_group_stays_on_a_node(self) -> None:
+    def test_tensor_parallel_group_stays_on_a_node(self) -> None:
         found = plans(of(LLAMA_8B), GpuPool((2, 2, 1), 79.6), context=8192)
         assert {p.layout.tensor for p in found} == {1, 2}
         by_layout = {p.layout: p.replicas for p in found}
@@ -194,12 +191,12 @@ class TestPlans:
         assert by_layout[Layout(1)] == 5
         assert Layout(2, 2) in by_layout
 
-    def test_what_fits_nowhere_says_why(self) -> None:
+    def test_reason_where_no_layout_fits(self) -> None:
         advice = recommend(plans(of(LLAMA_70B), GpuPool((1,), 22.5, "L4"), context=8192), 1)
         assert advice.plan is None
         assert "131.4 GiB of weights" in advice.why
 
-    def test_the_gpus_of_a_cluster(self) -> None:
+    def test_gpus_of_a_cluster(self) -> None:
         nodes = [
             {"CPU": 8.0},
             {"GPU": 8.0, "accelerator_type:H100": 1.0},
@@ -217,57 +214,65 @@ def model_folder(folder: Path, config: dict[str, Any]) -> str:
     return str(folder)
 
 
-class TestRefusals:
+class TestChecks:
     @pytest.mark.parametrize(
-        ("config", "model", "named"),
+        ("config", "model", "parts"),
         [
-            (LLAMA_8B, {"tensor_parallel_size": 3}, ["= 3", "32 attention heads"]),
+            (LLAMA_8B, {"tensor_parallel_size": 3}, ["got 3", "32 attention heads"]),
             (
                 LLAMA_8B | {"num_key_value_heads": 6, "num_attention_heads": 12, "head_dim": 64},
                 {"tensor_parallel_size": 4},
-                ["= 4", "6 KV heads"],
+                ["got 4", "6 KV heads"],
             ),
             (LLAMA_8B | {"intermediate_size": 1001}, {"tensor_parallel_size": 2}, ["1001"]),
-            (LLAMA_8B, {"pipeline_parallel_size": 3}, ["= 3", "32 layers", "'11,11,10'"]),
-            (LLAMA_8B, {"pipeline_parallel_size": 33}, ["= 33", "exceeds", "32 layers"]),
-            (LLAMA_8B, {"data_parallel_size": 2}, ["data_parallel_size = 2", "no experts"]),
-            (LLAMA_8B, {"expert_parallel": True}, ["expert_parallel = True", "no experts"]),
+            (LLAMA_8B, {"pipeline_parallel_size": 3}, ["got 3", "32 layers", "'11,11,10'"]),
+            (LLAMA_8B, {"pipeline_parallel_size": 33}, ["got 33", "at most", "32 layers"]),
+            (
+                LLAMA_8B,
+                {"data_parallel_size": 2},
+                ["data_parallel_size must", "got 2", "no experts"],
+            ),
+            (
+                LLAMA_8B,
+                {"expert_parallel": True},
+                ["expert_parallel must", "got True", "no experts"],
+            ),
             (
                 MIXTRAL,
                 {"tensor_parallel_size": 4, "data_parallel_size": 4, "expert_parallel": True},
-                ["16 GPUs", "8 experts"],
+                ["8 GPUs", "got 16"],
             ),
         ],
     )
-    def test_a_size_that_does_not_divide(
-        self, tmp_path: Path, config: dict[str, Any], model: dict[str, Any], named: list[str]
+    def test_parallel_size_must_divide_the_model(
+        self, tmp_path: Path, config: dict[str, Any], model: dict[str, Any], parts: list[str]
     ) -> None:
         spec = ModelSpec(source=model_folder(tmp_path, config), accelerator="gpu", **model)
         with pytest.raises(SpecError) as caught:
             check_parallel(spec)
-        for part in named:
+        for part in parts:
             assert part in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_what_divides_passes_and_stages_may_be_named(self, tmp_path: Path) -> None:
+    def test_valid_sizes_and_explicit_stages_pass(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_8B)
         for sizes in ({"tensor_parallel_size": 16}, {"pipeline_parallel_size": 4}):
             check_parallel(ModelSpec(source=source, accelerator="gpu", **sizes))
         stages = {"VLLM_PP_LAYER_PARTITION": "11,11,10"}
         check_parallel(ModelSpec(source=source, pipeline_parallel_size=3, env=stages))
 
-    def test_the_embedded_model_by_three(self) -> None:
-        with pytest.raises(SpecError, match="= 3 does not divide the 4 attention heads"):
+    def test_embedded_model_cannot_be_split_by_three(self) -> None:
+        with pytest.raises(SpecError, match="must divide the 4 attention heads, got 3"):
             check_parallel(ModelSpec(tensor_parallel_size=3))
 
-    def test_a_cache_without_room_for_one_sequence(self) -> None:
-        # 2 KiB a token, blocks of 128: 1/1024 GiB has room for 4 blocks.
+    def test_kv_cache_must_have_room_for_one_sequence(self) -> None:
+        # At 2 KiB per token and 128 tokens per block, 1/1024 GiB has room for 4 blocks.
         small = {"kv_cache_gib": 1 / 1024, "dtype": "bfloat16"}
         with pytest.raises(SpecError, match=r"room for 512 tokens.*up to 1024"):
             check_cache(ModelSpec(max_model_len=1024, **small))
         check_cache(ModelSpec(max_model_len=512, **small))
 
-    def test_weights_beyond_the_gpu(self, tmp_path: Path) -> None:
+    def test_weights_must_fit_the_gpu(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_70B)
         nodes = [{"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0, "memory": 512.0 * GIB}]
         large = ModelSpec(source=source, accelerator="gpu", max_model_len=8192)
@@ -278,7 +283,7 @@ class TestRefusals:
         four = large.model_copy(update={"tensor_parallel_size": 4})
         check_fit(ServiceSpec(model=four), nodes)
 
-    def test_a_context_too_long_for_what_is_left(self, tmp_path: Path) -> None:
+    def test_context_must_fit_beside_the_weights(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_8B)
         nodes = [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0, "memory": 64.0 * GIB}]
         whole = ModelSpec(source=source, accelerator="gpu")
@@ -287,7 +292,7 @@ class TestRefusals:
         short = whole.model_copy(update={"max_model_len": 8192})
         check_fit(ServiceSpec(model=short), nodes)
 
-    def test_a_cache_beyond_any_node(self) -> None:
+    def test_kv_cache_must_fit_on_a_node(self) -> None:
         nodes = [{"CPU": 8.0, "memory": 16.0 * GIB}]
         with pytest.raises(ResourcesError, match=r"kv_cache_gib = 20.*16\.0 GiB"):
             check_fit(ServiceSpec(model=ModelSpec(kv_cache_gib=20)), nodes)
@@ -295,22 +300,22 @@ class TestRefusals:
     def test_layout_of_a_spec(self) -> None:
         spec = ModelSpec(tensor_parallel_size=2, pipeline_parallel_size=2)
         assert layout_of(spec) == Layout(2, 2)
-        assert divides(of(LLAMA_8B), Layout(2, 2)) is None
+        assert why_not_divisible(of(LLAMA_8B), Layout(2, 2)) is None
 
 
 REPORT = """
 import json, os, sys
 
 def packed(module):
-    # What a CPU with AMX, or oneDNN, holds of a layer in place of its weight.
+    # What a CPU with AMX or oneDNN holds in place of a layer's weight.
     linear = getattr(module, "cpu_linear", None)
     if linear is None or module.weight.numel():
         return 0
     cells = [cell.cell_contents for cell in linear.__closure__]
-    tensors = sum(one.numel() * one.element_size() for one in cells if hasattr(one, "numel"))
-    return tensors + sum(2 * one.n * one.k for one in cells if hasattr(one, "handler_tensor"))
+    tensors = sum(cell.numel() * cell.element_size() for cell in cells if hasattr(cell, "numel"))
+    return tensors + sum(2 * cell.n * cell.k for cell in cells if hasattr(cell, "handler_tensor"))
 
-def held(worker):
+def weight_bytes(worker):
     model = worker.model_runner.get_model()
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     return whole + sum(packed(module) for module in model.modules())
@@ -318,20 +323,20 @@ def held(worker):
 if __name__ == "__main__":
     from vllm import LLM
 
-    asked = json.loads(sys.argv[1])
-    llm = LLM(**asked)
+    llm = LLM(**json.loads(sys.argv[1]))
     cache = llm.llm_engine.vllm_config.cache_config
-    found = {"blocks": cache.num_gpu_blocks, "block": cache.block_size}
-    print("RESULT " + json.dumps(found | {"weights": llm.collective_rpc(held)}), flush=True)
+    report = {"blocks": cache.num_gpu_blocks, "block": cache.block_size}
+    report["weights"] = llm.collective_rpc(weight_bytes)
+    print("RESULT " + json.dumps(report), flush=True)
     llm.llm_engine.engine_core.shutdown()
-    os._exit(0)  # what Python does at its end waits for threads that are of no use any more
+    os._exit(0)  # a normal exit would wait for threads that are no longer needed
 """
 
 
-def engine_reports(script: Path, tensor: int) -> dict[str, Any]:
-    """What vLLM itself holds and counts, in a process of its own."""
+def engine_report(script: Path, tensor: int) -> dict[str, Any]:
+    """Run vLLM in a process of its own, and return the memory it uses."""
     script.write_text(REPORT)
-    asked = {
+    arguments = {
         "model": str(tiny_model_path()),
         "tensor_parallel_size": tensor,
         "max_model_len": 1024,
@@ -342,34 +347,34 @@ def engine_reports(script: Path, tensor: int) -> dict[str, Any]:
     }
     variables = {
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(str(i) for i in range(tensor)),
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # to hand over the function that counts
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # to send the function that counts
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(script.parent)]),
     }
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps(asked)],
+    process = subprocess.run(
+        [sys.executable, str(script), json.dumps(arguments)],
         env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=280,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
-    return found
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, process.stderr[-3000:]
+    report: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return report
 
 
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_the_engine_holds_what_is_foretold(tmp_path: Path, tensor: int) -> None:
-    told = engine_reports(tmp_path / "report.py", tensor)
-    tiny, layout = read(tiny_model_path()), Layout(tensor)
+def test_engine_uses_the_computed_memory(tmp_path: Path, tensor: int) -> None:
+    report = engine_report(tmp_path / "report.py", tensor)
+    tiny, layout = read_architecture(tiny_model_path()), Layout(tensor)
     assert tiny is not None
-    assert told["block"] == BLOCK["cpu"]
-    foretold = blocks(GIB / 4, kv_token_bytes(tiny, layout, PLAIN), BLOCK["cpu"])
-    assert foretold == pytest.approx(told["blocks"], rel=0.1)
-    assert len(told["weights"]) == tensor
-    for held in told["weights"]:
-        assert weight_bytes(tiny, layout, PLAIN) == pytest.approx(held, rel=0.1)
+    assert report["block"] == BLOCK_TOKENS["cpu"]
+    computed = blocks(GIB / 4, kv_token_bytes(tiny, layout, BFLOAT16), BLOCK_TOKENS["cpu"])
+    assert computed == pytest.approx(report["blocks"], rel=0.1)
+    assert len(report["weights"]) == tensor
+    for held in report["weights"]:
+        assert weight_bytes(tiny, layout, BFLOAT16) == pytest.approx(held, rel=0.1)

@@ -1,4 +1,4 @@
-"""The specification: what it refuses and how it says so; what changes its fingerprints."""
+"""Service specifications: validation, error messages, derived values and fingerprints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 
 
-def refusal(make: type[Strict], **fields: Any) -> str:
+def error_of(make: type[Strict], **fields: Any) -> str:
+    """Return the message of the SpecError that these fields cause."""
     with pytest.raises(SpecError) as caught:
         make(**fields)
     assert isinstance(caught.value, WorkbenchError)
@@ -29,55 +30,60 @@ class TestUnknownKeys:
     @pytest.mark.parametrize(
         ("make", "fields", "path", "nearest"),
         [
-            (ServiceSpec, {"prot": 9}, "ServiceSpec.prot = 9", "'port'"),
-            (ModelSpec, {"num_cpu": 2}, "ModelSpec.num_cpu = 2", "'num_cpus'"),
-            (ScalingSpec, {"min_replica": 3}, "ScalingSpec.min_replica = 3", "'min_replicas'"),
+            (ServiceSpec, {"prot": 9}, "ServiceSpec.prot is not a field, got 9", "'port'"),
+            (ModelSpec, {"num_cpu": 2}, "ModelSpec.num_cpu is not a field, got 2", "'num_cpus'"),
+            (
+                ScalingSpec,
+                {"min_replica": 3},
+                "ScalingSpec.min_replica is not a field, got 3",
+                "'min_replicas'",
+            ),
         ],
     )
-    def test_the_message_names_class_field_value_and_the_nearest_field(
+    def test_message_names_the_field_its_value_and_the_nearest_field(
         self, make: type[Strict], fields: dict[str, Any], path: str, nearest: str
     ) -> None:
-        said = refusal(make, **fields)
-        assert path in said
-        assert f"Did you mean {nearest}?" in said
+        message = error_of(make, **fields)
+        assert path in message
+        assert f"did you mean {nearest}?" in message
 
     @pytest.mark.parametrize(
         ("fields", "path", "nearest"),
         [
-            ({"model": {"sourc": "x"}}, "ModelSpec.sourc = 'x'", "'source'"),
+            ({"model": {"sourc": "x"}}, "ModelSpec.sourc is not a field, got 'x'", "'source'"),
             (
                 {"model": {"scaling": {"max_replica": 7}}},
-                "ScalingSpec.max_replica = 7",
+                "ScalingSpec.max_replica is not a field, got 7",
                 "'max_replicas'",
             ),
         ],
     )
-    def test_nested_keys_name_the_class_they_were_meant_for(
+    def test_nested_key_is_reported_with_its_own_class(
         self, fields: dict[str, Any], path: str, nearest: str
     ) -> None:
-        said = refusal(ServiceSpec, **fields)
-        assert path in said
-        assert f"Did you mean {nearest}?" in said
+        message = error_of(ServiceSpec, **fields)
+        assert path in message
+        assert f"did you mean {nearest}?" in message
 
-    def test_without_a_near_name_all_fields_are_listed(self) -> None:
-        said = refusal(ServiceSpec, qqq=1)
-        assert all(name in said for name in ("name", "model", "route_prefix", "host", "port"))
+    def test_all_fields_are_listed_where_no_name_is_near(self) -> None:
+        message = error_of(ServiceSpec, qqq=1)
+        assert all(name in message for name in ("name", "model", "route_prefix", "host", "port"))
 
-    def test_every_unknown_key_is_named_at_once(self) -> None:
-        said = refusal(ServiceSpec, prot=1, hots="x")
-        assert "ServiceSpec.prot = 1" in said
-        assert "ServiceSpec.hots = 'x'" in said
+    def test_all_unknown_keys_are_named_together(self) -> None:
+        message = error_of(ServiceSpec, prot=1, hots="x")
+        assert "ServiceSpec.prot is not a field, got 1" in message
+        assert "ServiceSpec.hots is not a field, got 'x'" in message
 
-    def test_a_long_value_is_cut_off(self) -> None:
-        said = refusal(ServiceSpec, prot="x" * 5000)
-        assert len(said) < 300
-        assert "xxx..." in said
+    def test_long_value_is_truncated(self) -> None:
+        message = error_of(ServiceSpec, prot="x" * 5000)
+        assert len(message) < 300
+        assert "xxx..." in message
 
     @pytest.mark.parametrize("read", [ServiceSpec.model_validate, ServiceSpec.model_validate_json])
-    def test_pydantics_own_ways_in_raise_the_same_error(self, read: Any) -> None:
+    def test_pydantics_own_constructors_raise_the_same_error(self, read: Any) -> None:
         given: Any = {"model": {"scaling": {"max_replica": 7}}}
         given = json.dumps(given) if read == ServiceSpec.model_validate_json else given
-        with pytest.raises(SpecError, match=r"ScalingSpec\.max_replica = 7"):
+        with pytest.raises(SpecError, match=r"ScalingSpec\.max_replica is not a field, got 7"):
             read(given)
 
 
@@ -99,13 +105,15 @@ class TestValues:
             (ServiceSpec, "port", "http"),
         ],
     )
-    def test_a_wrong_type_names_class_field_and_value(
+    def test_wrong_type_is_reported_with_class_field_and_value(
         self, make: type[Strict], field: str, value: Any
     ) -> None:
-        assert f"{make.__name__}.{field} = {value!r}: " in refusal(make, **{field: value})
+        message = error_of(make, **{field: value})
+        assert message.startswith(f"{make.__name__}.{field} must be ")
+        assert message.endswith(f", got {value!r}")
 
     @pytest.mark.parametrize(
-        ("make", "field", "out", "edge"),
+        ("make", "field", "outside", "edge"),
         [
             (ScalingSpec, "min_replicas", -1, 0),
             (ScalingSpec, "max_replicas", 0, 1),
@@ -131,76 +139,79 @@ class TestValues:
             (ServiceSpec, "start_timeout_s", 0, 1),
         ],
     )
-    def test_a_bound_is_where_it_is_said_to_be(
-        self, make: type[Strict], field: str, out: Any, edge: Any
-    ) -> None:
-        assert f"{make.__name__}.{field} = {out!r}" in refusal(make, **{field: out})
+    def test_bounds(self, make: type[Strict], field: str, outside: Any, edge: Any) -> None:
+        message = error_of(make, **{field: outside})
+        assert message.startswith(f"{make.__name__}.{field} must ")
+        assert message.endswith(f", got {outside!r}")
         assert getattr(make(**{field: edge}), field) == edge
 
     @pytest.mark.parametrize("fraction", [1.5, 2, 0, -1])
-    def test_a_worker_takes_one_gpu_or_a_fraction(self, fraction: float) -> None:
-        assert "ModelSpec.num_gpus" in refusal(ModelSpec, accelerator="gpu", num_gpus=fraction)
+    def test_worker_uses_at_most_one_gpu(self, fraction: float) -> None:
+        assert "ModelSpec.num_gpus" in error_of(ModelSpec, accelerator="gpu", num_gpus=fraction)
 
-    def test_limits_are_always_finite(self) -> None:
+    def test_request_limits_are_finite(self) -> None:
         for name in ("max_ongoing_requests", "max_queued_requests"):
-            assert name in refusal(ScalingSpec, **{name: float("inf")})
-            assert name in refusal(ScalingSpec, **{name: None})
+            assert name in error_of(ScalingSpec, **{name: float("inf")})
+            assert name in error_of(ScalingSpec, **{name: None})
 
 
-class TestFieldsThatMustAgree:
+class TestDependentFields:
     @pytest.mark.parametrize(
-        ("fields", "named"),
+        ("fields", "parts"),
         [
             (
                 {"min_replicas": 5, "max_replicas": 3},
-                ("max_replicas = 3", "min_replicas = 5"),
+                ("max_replicas must", "min_replicas = 5", "got 3"),
             ),
             (
                 {"min_replicas": 2, "max_replicas": 4, "initial_replicas": 6},
-                ("initial_replicas = 6", "2..4"),
+                ("initial_replicas must", "= 2 and", "= 4", "got 6"),
             ),
             (
                 {"min_replicas": 2, "max_replicas": 4, "initial_replicas": 1},
-                ("initial_replicas = 1", "2..4"),
+                ("initial_replicas must", "= 2 and", "= 4", "got 1"),
             ),
             (
                 {"target_ongoing_requests": 9.5, "max_ongoing_requests": 7},
-                ("target_ongoing_requests = 9.5", "max_ongoing_requests = 7"),
+                ("target_ongoing_requests must", "max_ongoing_requests = 7", "got 9.5"),
             ),
         ],
     )
-    def test_scaling_names_both_numbers(
-        self, fields: dict[str, Any], named: tuple[str, str]
+    def test_scaling_message_names_both_fields(
+        self, fields: dict[str, Any], parts: tuple[str, ...]
     ) -> None:
-        for said in (
-            refusal(ScalingSpec, **fields),
-            refusal(ServiceSpec, model={"scaling": fields}),
+        for message in (
+            error_of(ScalingSpec, **fields),
+            error_of(ServiceSpec, model={"scaling": fields}),
         ):
-            assert all(part in said for part in named)
+            assert all(part in message for part in parts)
 
     @pytest.mark.parametrize(
-        ("fields", "named"),
+        ("fields", "parts"),
         [
-            ({"num_gpus": 0.5}, ("num_gpus = 0.5", "accelerator = 'cpu'")),
-            ({"accelerator_type": "H100"}, ("accelerator_type = 'H100'", "accelerator = 'cpu'")),
+            ({"num_gpus": 0.5}, ("num_gpus must", "accelerator = 'cpu'", "got 0.5")),
+            (
+                {"accelerator_type": "H100"},
+                ("accelerator_type must", "accelerator = 'cpu'", "got 'H100'"),
+            ),
             (
                 {"accelerator": "gpu", "num_gpus": 0.25, "tensor_parallel_size": 2},
-                ("num_gpus = 0.25", "2 parallel workers"),
+                ("num_gpus must", "2 parallel workers", "got 0.25"),
             ),
             (
                 {"accelerator": "gpu", "num_gpus": 0.25, "pipeline_parallel_size": 3},
-                ("num_gpus = 0.25", "3 parallel workers"),
+                ("num_gpus must", "3 parallel workers", "got 0.25"),
             ),
         ],
     )
-    def test_resources_name_both_fields(
-        self, fields: dict[str, Any], named: tuple[str, str]
+    def test_resource_message_names_both_fields(
+        self, fields: dict[str, Any], parts: tuple[str, ...]
     ) -> None:
-        said = refusal(ModelSpec, **fields)
-        assert all(part in said for part in named)
-        assert "kv_cache_gib" not in said, "the whole of the fields drowns the two that matter"
+        message = error_of(ModelSpec, **fields)
+        assert all(part in message for part in parts)
+        assert "kv_cache_gib" not in message, "the other fields do not matter here"
 
-    def test_what_agrees_is_taken(self) -> None:
+    def test_consistent_fields_are_accepted(self) -> None:
         ScalingSpec(min_replicas=2, max_replicas=2, initial_replicas=2)
         ScalingSpec(target_ongoing_requests=7, max_ongoing_requests=7)
         ModelSpec(accelerator="gpu", num_gpus=1, tensor_parallel_size=2)
@@ -208,14 +219,14 @@ class TestFieldsThatMustAgree:
 
 
 @pytest.mark.parametrize("spec", [ServiceSpec(), ServiceSpec().model, ServiceSpec().model.scaling])
-def test_a_spec_is_frozen_and_every_field_described(spec: Strict) -> None:
+def test_spec_is_frozen_and_every_field_is_described(spec: Strict) -> None:
     for name, field in type(spec).model_fields.items():
         assert (field.description or "").endswith("."), name
         with pytest.raises(ValidationError, match="frozen"):
             setattr(spec, name, getattr(spec, name))
 
 
-class TestDerived:
+class TestDerivedValues:
     @pytest.mark.parametrize(
         ("fields", "name"),
         [
@@ -227,52 +238,59 @@ class TestDerived:
             ({"source": "org/Model-1.5B", "id": "org/other"}, "org/other"),
         ],
     )
-    def test_the_models_id(self, fields: dict[str, Any], name: str) -> None:
+    def test_model_id(self, fields: dict[str, Any], name: str) -> None:
         assert ModelSpec(**fields).model_id == name
 
-    def test_workers_and_their_bundle(self) -> None:
+    def test_workers_and_their_resources(self) -> None:
         grid = ModelSpec(tensor_parallel_size=2, pipeline_parallel_size=3, num_cpus=4)
         assert grid.workers == 6
-        assert grid.bundle == {"CPU": 4.0}
-        assert ModelSpec(accelerator="gpu").bundle == {"CPU": 1.0, "GPU": 1.0}
-        assert ModelSpec(accelerator="gpu", num_gpus=0.5).bundle == {"CPU": 1.0, "GPU": 0.5}
+        assert grid.worker_resources == {"CPU": 4.0}
+        assert ModelSpec(accelerator="gpu").worker_resources == {"CPU": 1.0, "GPU": 1.0}
+        assert ModelSpec(accelerator="gpu", num_gpus=0.5).worker_resources == {
+            "CPU": 1.0,
+            "GPU": 0.5,
+        }
 
-    @pytest.mark.parametrize(("fewest", "composed"), [(0, True), (1, False), (2, False)])
-    def test_a_model_that_may_sleep_needs_the_composed_path(
-        self, fewest: int, composed: bool
+    @pytest.mark.parametrize(("min_replicas", "composed"), [(0, True), (1, False), (2, False)])
+    def test_scaling_to_zero_needs_the_composed_path(
+        self, min_replicas: int, composed: bool
     ) -> None:
-        scaling = ScalingSpec(min_replicas=fewest, max_replicas=2)
+        scaling = ScalingSpec(min_replicas=min_replicas, max_replicas=2)
         assert ServiceSpec(model=ModelSpec(scaling=scaling)).composed is composed
 
 
-def of(**model: Any) -> ServiceSpec:
+def with_model(**model: Any) -> ServiceSpec:
     return ServiceSpec(model=ModelSpec(**model))
 
 
-def scaled(**scaling: Any) -> ServiceSpec:
-    return of(scaling=ScalingSpec(**scaling))
+def with_scaling(**scaling: Any) -> ServiceSpec:
+    return with_model(scaling=ScalingSpec(**scaling))
 
 
-class TestParallel:
-    def test_a_bundle_asks_for_the_type_of_its_gpu(self) -> None:
+class TestParallelism:
+    def test_worker_resources_name_the_accelerator_type(self) -> None:
         model = ModelSpec(accelerator="gpu", accelerator_type="H100", num_cpus=2)
-        assert model.bundle == {"CPU": 2, "GPU": 1.0, "accelerator_type:H100": 0.001}
-        assert ModelSpec(accelerator="gpu").bundle == {"CPU": 1, "GPU": 1.0}
+        assert model.worker_resources == {"CPU": 2, "GPU": 1.0, "accelerator_type:H100": 0.001}
+        assert ModelSpec(accelerator="gpu").worker_resources == {"CPU": 1, "GPU": 1.0}
 
-    def test_cpu_workers_are_processes_of_one_node(self) -> None:
-        assert ModelSpec().strategy == "STRICT_PACK"
-        assert ModelSpec(accelerator="gpu").strategy == "PACK"
-        with pytest.raises(SpecError, match=r"placement = 'SPREAD': the 2 workers"):
+    def test_cpu_workers_share_a_node(self) -> None:
+        assert ModelSpec().placement_strategy == "STRICT_PACK"
+        assert ModelSpec(accelerator="gpu").placement_strategy == "PACK"
+        with pytest.raises(
+            SpecError, match=r"placement must be STRICT_PACK for the 2 workers.*got 'SPREAD'"
+        ):
             ModelSpec(tensor_parallel_size=2, placement="SPREAD")
 
     @pytest.mark.parametrize(
         "given", [{"data_parallel_size": 2}, {"expert_parallel": True, "tensor_parallel_size": 2}]
     )
-    def test_a_cpu_build_shares_no_experts(self, given: dict[str, Any]) -> None:
-        with pytest.raises(SpecError, match=f"{next(iter(given))} = .*vLLM's CPU build"):
+    def test_cpu_build_cannot_share_experts(self, given: dict[str, Any]) -> None:
+        with pytest.raises(
+            SpecError, match=f"{next(iter(given))} must be left out.*vLLM's CPU build"
+        ):
             ModelSpec(**given)
 
-    def test_a_group_is_placed_by_serve(self) -> None:
+    def test_data_parallel_group_takes_no_placement(self) -> None:
         with pytest.raises(SpecError, match="data_parallel_size = 2"):
             ModelSpec(accelerator="gpu", data_parallel_size=2, placement="SPREAD")
 
@@ -286,79 +304,101 @@ class TestFingerprints:
             ServiceSpec.model_validate_json(ServiceSpec().model_dump_json()),
             ServiceSpec(model={"scaling": {}}),
             ServiceSpec(model=ModelSpec(scaling=ScalingSpec())),
-            of(num_cpus=1.0, kv_cache_gib=1.0),
-            of(num_cpus=1, kv_cache_gib=1),
-            scaled(target_ongoing_requests=8.0, upscale_delay_s=10.0),
-            scaled(target_ongoing_requests=8, upscale_delay_s=10),
+            with_model(num_cpus=1.0, kv_cache_gib=1.0),
+            with_model(num_cpus=1, kv_cache_gib=1),
+            with_scaling(target_ongoing_requests=8.0, upscale_delay_s=10.0),
+            with_scaling(target_ongoing_requests=8, upscale_delay_s=10),
         ],
     )
-    def test_equal_specs_have_equal_ones(self, same: ServiceSpec) -> None:
+    def test_equal_specs_have_equal_fingerprints(self, same: ServiceSpec) -> None:
         assert same == ServiceSpec()
         assert same.fingerprint() == ServiceSpec().fingerprint()
         assert same.engine_fingerprint() == ServiceSpec().engine_fingerprint()
 
-    def test_the_order_of_keys_is_nothing(self) -> None:
-        one = of(engine_kwargs={"seed": 1, "max_num_seqs": 4}, env={"A": "1", "B": "2"})
-        other = of(env={"B": "2", "A": "1"}, engine_kwargs={"max_num_seqs": 4, "seed": 1})
-        assert one.fingerprint() == other.fingerprint()
-        assert one.engine_fingerprint() == other.engine_fingerprint()
+    def test_order_of_keys_does_not_matter(self) -> None:
+        first = with_model(engine_kwargs={"seed": 1, "max_num_seqs": 4}, env={"A": "1", "B": "2"})
+        second = with_model(env={"B": "2", "A": "1"}, engine_kwargs={"max_num_seqs": 4, "seed": 1})
+        assert first.fingerprint() == second.fingerprint()
+        assert first.engine_fingerprint() == second.engine_fingerprint()
 
     @pytest.mark.parametrize(
         "other",
         [
-            scaled(max_replicas=2),
-            scaled(min_replicas=2, max_replicas=2),
-            scaled(max_ongoing_requests=32),
-            scaled(max_queued_requests=0),
-            scaled(retry_after_s=3),
-            scaled(upscale_delay_s=1),
-            scaled(downscale_delay_s=1),
-            scaled(target_ongoing_requests=4),
+            with_scaling(max_replicas=2),
+            with_scaling(min_replicas=2, max_replicas=2),
+            with_scaling(max_ongoing_requests=32),
+            with_scaling(max_queued_requests=0),
+            with_scaling(retry_after_s=3),
+            with_scaling(upscale_delay_s=1),
+            with_scaling(downscale_delay_s=1),
+            with_scaling(target_ongoing_requests=4),
             ServiceSpec(start_timeout_s=60),
             ServiceSpec(route_prefix="/llm"),
         ],
     )
-    def test_scaling_and_limits_keep_the_replicas(self, other: ServiceSpec) -> None:
+    def test_scaling_and_endpoint_fields_keep_the_replicas(self, other: ServiceSpec) -> None:
         assert other.fingerprint() != ServiceSpec().fingerprint()
         assert other.engine_fingerprint() == ServiceSpec().engine_fingerprint()
 
     @pytest.mark.parametrize(
         "other",
         [
-            of(source="org/other"),
-            of(id="other"),
-            of(num_cpus=2),
-            of(memory_gib=1),
-            of(accelerator="gpu"),
-            of(dtype="float32"),
-            of(max_model_len=256),
-            of(tensor_parallel_size=2),
-            of(pipeline_parallel_size=2),
-            of(kv_cache_gib=2),
-            of(engine_kwargs={"seed": 1}),
-            of(env={"A": "1"}),
-            scaled(min_replicas=0),
+            with_model(source="org/other"),
+            with_model(id="other"),
+            with_model(num_cpus=2),
+            with_model(memory_gib=1),
+            with_model(accelerator="gpu"),
+            with_model(dtype="float32"),
+            with_model(max_model_len=256),
+            with_model(tensor_parallel_size=2),
+            with_model(pipeline_parallel_size=2),
+            with_model(kv_cache_gib=2),
+            with_model(engine_kwargs={"seed": 1}),
+            with_model(env={"A": "1"}),
+            with_scaling(min_replicas=0),
         ],
     )
-    def test_what_a_running_replica_cannot_change_needs_new_ones(self, other: ServiceSpec) -> None:
+    def test_engine_fields_need_new_replicas(self, other: ServiceSpec) -> None:
         assert other.fingerprint() != ServiceSpec().fingerprint()
         assert other.engine_fingerprint() != ServiceSpec().engine_fingerprint()
 
-    def test_the_least_number_of_replicas_counts_only_at_zero(self) -> None:
-        counts = [scaled(min_replicas=n, max_replicas=4).engine_fingerprint() for n in range(4)]
+    def test_min_replicas_changes_the_engine_fingerprint_only_at_zero(self) -> None:
+        counts = [
+            with_scaling(min_replicas=n, max_replicas=4).engine_fingerprint() for n in range(4)
+        ]
         assert counts[0] != counts[1] == counts[2] == counts[3]
 
-    def test_they_are_the_same_in_another_process(self) -> None:
-        ask = "from serving.spec.service import ServiceSpec; print(ServiceSpec().fingerprint())"
-        told = subprocess.run(
-            [sys.executable, "-c", ask], capture_output=True, text=True, check=True
+    def test_fingerprint_is_the_same_in_another_process(self) -> None:
+        code = "from serving.spec.service import ServiceSpec; print(ServiceSpec().fingerprint())"
+        process = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        assert told.stdout.strip() == ServiceSpec().fingerprint()
+        assert process.stdout.strip() == ServiceSpec().fingerprint()
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "db_password", "OPENAI_API_KEY"])
-def test_the_engines_environment_takes_no_secret(name: str) -> None:
+def test_engine_environment_refuses_secrets(name: str) -> None:
     with pytest.raises(SpecError, match=name) as caught:
         ModelSpec(env={name: "hush-hush"})
     assert "hush-hush" not in str(caught.value)
     assert ModelSpec(env={"TOKENIZERS_PARALLELISM": "false"}).env
+
+
+def test_package_hands_on_every_public_specification() -> None:
+    import serving.spec
+
+    for name in serving.spec.__all__:
+        home = getattr(serving.spec, name).__module__
+        assert home.startswith("serving.spec."), name
+
+
+def test_importing_the_specifications_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, serving.spec; "
+        "print([m for m in ('ray', 'torch', 'transformers', 'vllm', 'pandas', 'numpy', 'httpx') "
+        "if m in sys.modules])"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == "[]"

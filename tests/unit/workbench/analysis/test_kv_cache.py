@@ -84,7 +84,7 @@ def test_the_engines_account_in_a_line() -> None:
 def test_the_engine_tells_of_its_cache_long_after_its_start(endpoint: Endpoint) -> None:
     config = json.loads((tiny_model_path() / "config.json").read_text())
     heads = config["num_key_value_heads"] * config["head_dim"]
-    size = {"bfloat16": 2, "float32": 4}[endpoint.spec.models[0].number_type]
+    size = {"bfloat16": 2, "float32": 4}[endpoint.spec.models[0].resolved_dtype]
     token_bytes = 2 * config["num_hidden_layers"] * heads * size  # a key and a value
     time.sleep(5)  # Ray drops a gauge that is not set again for two seconds
     told = kv_cache_size(endpoint)

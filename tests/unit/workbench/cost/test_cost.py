@@ -185,11 +185,14 @@ class TestPrices:
         [
             ({}, "Prices has no price: give gpu_hour, cpu_hour or node"),
             ({"energy_kwh": 0.3}, "Prices has no price"),
-            ({"gpu_hour": -1}, "Prices.gpu_hour = -1"),
-            ({"cpu_hour": float("nan")}, "Prices.cpu_hour = nan"),
-            ({"cpu_hours": 1}, "Did you mean 'cpu_hour'?"),
+            ({"gpu_hour": -1}, "Prices.gpu_hour must be greater than or equal to 0, got -1"),
+            ({"cpu_hour": float("nan")}, "Prices.cpu_hour must be a finite number, got nan"),
+            ({"cpu_hours": 1}, "did you mean 'cpu_hour'?"),
             ({"cpu_hour": 1, "node": {"hour": 1, "cpus": 1}}, "bill the same twice"),
-            ({"cpu_hour": 1, "output_weight": 0}, "Prices.output_weight = 0"),
+            (
+                {"cpu_hour": 1, "output_weight": 0},
+                "Prices.output_weight must be greater than 0, got 0",
+            ),
         ],
     )
     def test_bad_prices(self, fields: dict[str, Any], message: str) -> None:

@@ -316,7 +316,7 @@ class TestControls:
         assert running.view is not None
         running.view.target.value = 1000.0
         running.view.buttons["apply"].click()
-        assert "target_ongoing_requests = 1000 exceeds" in running.view.status.value
+        assert "target_ongoing_requests must be at most" in running.view.status.value
         assert running.rescaling is None
 
     def test_every_control_says_what_it_is(self, running: Dashboard) -> None:

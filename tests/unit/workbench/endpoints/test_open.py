@@ -1,4 +1,4 @@
-"""What a notebook's `address` may be, against real sockets: HTTP servers, gRPC servers, nothing."""
+"""A notebook's `address`, against real sockets: HTTP servers, gRPC servers and a closed port."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from workbench.errors import SettingError
 from workbench.telemetry.sampler import Telemetry
 
 KEY = "sk-a-key-of-enough-length"
-NOWHERE = "127.0.0.1:9"  # the discard service: nobody has run it for decades
+NOWHERE = "127.0.0.1:9"  # the discard service, which no host runs today
 
 
 @contextmanager
-def http(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers every GET so; its address, and the `path key` of each request."""
-    seen: list[str] = []
+def http_server(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
+    """Serve one answer to every GET; yield the address, and the path and key of each request."""
+    requests: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append(f"{self.path} {self.headers['authorization']}")
+            requests.append(f"{self.path} {self.headers['authorization']}")
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -48,20 +48,20 @@ def http(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield f"127.0.0.1:{server.server_address[1]}", seen
+        yield f"127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
         server.server_close()
 
 
 def listing(*ids: str) -> bytes:
-    return json.dumps({"object": "list", "data": [{"id": one} for one in ids]}).encode()
+    return json.dumps({"object": "list", "data": [{"id": name} for name in ids]}).encode()
 
 
-class TestAnEndpointsUrl:
-    def test_is_called_and_left_as_it_is(self) -> None:
-        with http(200, listing("other", "tiny-llama-glossary")) as (place, seen):
-            url = f"http://{place}/v1"
+class TestEndpointUrl:
+    def test_endpoint_is_called_and_not_deleted(self) -> None:
+        with http_server(200, listing("other", "tiny-llama-glossary")) as (server, requests):
+            url = f"http://{server}/v1"
             with open_endpoint(ServiceSpec(), address=url, api_key=KEY) as endpoint:
                 assert endpoint.base_url == url
                 assert endpoint.model_id == "tiny-llama-glossary"
@@ -69,105 +69,105 @@ class TestAnEndpointsUrl:
                 assert endpoint.deployment is None
                 assert endpoint.status().deployments == {}
                 assert str(endpoint.status()) == f"{url} is called, not deployed, from here"
-            assert seen == [f"/v1/models Bearer {KEY}"]
+            assert requests == [f"/v1/models Bearer {KEY}"]
 
-    def test_the_key_may_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_key_may_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LLM_WORKBENCH_API_KEY", KEY)
-        with http(200, listing("tiny-llama-glossary")) as (place, seen):
-            shown = repr(open_endpoint(ServiceSpec(), address=f"http://{place}/v1/"))
-            assert seen == [f"/v1/models Bearer {KEY}"]
-            assert KEY not in shown
+        with http_server(200, listing("tiny-llama-glossary")) as (server, requests):
+            text = repr(open_endpoint(ServiceSpec(), address=f"http://{server}/v1/"))
+            assert requests == [f"/v1/models Bearer {KEY}"]
+            assert KEY not in text
 
-    def test_its_async_client_ends_with_each_event_loop(
+    def test_async_client_is_closed_with_its_event_loop(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def listed(endpoint: Any) -> Any:
+        async def list_models(endpoint: Any) -> Any:
             assert endpoint.async_client is endpoint.async_client
             await endpoint.async_client.models.list()
             return endpoint.async_client
 
-        with http(200, listing("tiny-llama-glossary")) as (place, _):
-            remote = open_endpoint(ServiceSpec(), address=f"http://{place}/v1", api_key=KEY)
-            clients = [asyncio.run(listed(remote)) for _ in range(2)]
+        with http_server(200, listing("tiny-llama-glossary")) as (server, _):
+            remote = open_endpoint(ServiceSpec(), address=f"http://{server}/v1", api_key=KEY)
+            clients = [asyncio.run(list_models(remote)) for _ in range(2)]
         assert clients[0] is not clients[1]
         assert all(client.is_closed() for client in clients)
         del clients, remote
         gc.collect()
         assert "Unclosed" not in caplog.text
 
-    def test_a_model_is_known_by_its_id_or_by_the_hubs_name(self) -> None:
-        with http(200, listing("org/big", "mine")) as (place, _):
+    def test_model_is_found_by_its_id_or_its_source(self) -> None:
+        with http_server(200, listing("org/big", "mine")) as (server, _):
             for model in (ModelSpec(source="org/big"), ModelSpec(source="./x", id="mine")):
-                found = open_endpoint(ServiceSpec(model=model), address=f"http://{place}/v1")
-                assert found.model_id == ("org/big" if model.id is None else "mine")
+                endpoint = open_endpoint(ServiceSpec(model=model), address=f"http://{server}/v1")
+                assert endpoint.model_id == ("org/big" if model.id is None else "mine")
 
-    def test_telemetry_of_it_is_empty_and_says_so(self) -> None:
-        with http(200, listing("tiny-llama-glossary")) as (place, _):
-            endpoint = open_endpoint(ServiceSpec(), address=f"http://{place}/v1")
+    def test_telemetry_is_empty_and_says_so(self) -> None:
+        with http_server(200, listing("tiny-llama-glossary")) as (server, _):
+            endpoint = open_endpoint(ServiceSpec(), address=f"http://{server}/v1")
         samples: list[Any] = []
-        said: list[str] = []
-        with Telemetry(endpoint, time.monotonic, samples.append, say=said.append):
+        messages: list[str] = []
+        with Telemetry(endpoint, time.monotonic, samples.append, say=messages.append):
             pass
         assert samples == []
-        assert len(said) == 1
+        assert len(messages) == 1
 
     @pytest.mark.parametrize(
-        ("status", "body", "error", "said"),
+        ("status", "body", "error", "message"),
         [
             (200, b"<html>hello</html>", SettingError, "is no OpenAI endpoint"),
             (200, b'{"data": 5}', SettingError, "is no OpenAI endpoint"),
             (200, b"[]", SettingError, "is no OpenAI endpoint"),
-            (404, b"", SettingError, "see that the address ends in /v1"),
+            (404, b"", SettingError, "check that the URL ends in /v1"),
             (401, b"", SettingError, "refuses the key"),
             (500, b"", EndpointGoneError, "HTTP 500"),
             (200, listing("a", "b"), SettingError, "serves a, b"),
         ],
     )
-    def test_what_is_refused(
-        self, status: int, body: bytes, error: type[Exception], said: str
+    def test_unusable_endpoint_is_refused(
+        self, status: int, body: bytes, error: type[Exception], message: str
     ) -> None:
-        with http(status, body) as (place, _), pytest.raises(error) as caught:
-            open_endpoint(ServiceSpec(), address=f"http://{place}/v1", api_key=KEY)
-        assert said in str(caught.value)
-        assert f"http://{place}/v1" in str(caught.value)
+        with http_server(status, body) as (server, _), pytest.raises(error) as caught:
+            open_endpoint(ServiceSpec(), address=f"http://{server}/v1", api_key=KEY)
+        assert message in str(caught.value)
+        assert f"http://{server}/v1" in str(caught.value)
         assert KEY not in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_nothing_there(self) -> None:
+    def test_closed_port_is_refused(self) -> None:
         with pytest.raises(EndpointGoneError, match="does not answer"):
             open_endpoint(ServiceSpec(), address=f"http://{NOWHERE}/v1")
 
-    def test_a_password_in_it_is_refused_and_not_repeated(self) -> None:
+    def test_password_in_the_url_is_refused_and_not_repeated(self) -> None:
         with pytest.raises(SettingError, match="LLM_WORKBENCH_API_KEY") as caught:
             open_endpoint(ServiceSpec(), address=f"https://user:{KEY}@host/v1")
         assert KEY not in str(caught.value)
 
-    def test_no_baseline_is_there_and_its_scaling_is_anothers(self) -> None:
+    def test_baseline_and_rescaling_are_refused(self) -> None:
         with pytest.raises(SettingError, match="leave the baselines out"):
             open_endpoint(BaselineSpec(), address="https://host/v1")
-        with http(200, listing("tiny-llama-glossary")) as (place, _):
-            endpoint = open_endpoint(ServiceSpec(), address=f"http://{place}/v1")
+        with http_server(200, listing("tiny-llama-glossary")) as (server, _):
+            endpoint = open_endpoint(ServiceSpec(), address=f"http://{server}/v1")
         with pytest.raises(SettingError, match="max_replicas cannot be changed"):
             endpoint.rescale(max_replicas=2)
 
-    def test_it_takes_no_tenants(self) -> None:
-        with pytest.raises(SpecError, match="leave tenants out"):
+    def test_tenants_are_refused(self) -> None:
+        with pytest.raises(SpecError, match="tenants must be left out"):
             open_endpoint(ServiceSpec(), address="https://host/v1", tenants=[Tenant(name="a")])
 
 
 @contextmanager
 def grpc_server(*services: str) -> Iterator[str]:
-    """A real gRPC server that has these methods and no others."""
+    """Run a real gRPC server with these methods only."""
     import grpc
 
-    class Known(grpc.GenericRpcHandler):
+    class Handler(grpc.GenericRpcHandler):
         def service(self, details: Any) -> Any:
             if details.method not in services:
                 return None
             return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
 
     server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((Known(),))
+    server.add_generic_rpc_handlers((Handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -176,23 +176,26 @@ def grpc_server(*services: str) -> Iterator[str]:
         server.stop(None)
 
 
-class TestAClustersAddress:
+class TestClusterAddress:
     @pytest.mark.parametrize("kind", ["", "ray://"])
-    def test_nothing_there_is_said_at_once(self, kind: str) -> None:
-        began = time.monotonic()
+    def test_closed_port_is_refused_at_once(self, kind: str) -> None:
+        started = time.monotonic()
         with pytest.raises(ClusterError, match="nothing answers there") as caught:
             attach.check_address(kind + NOWHERE)
-        # Ray itself goes on for minutes; this bound is generous for a refused connection.
-        assert time.monotonic() - began < attach.PROBE_S
+        # Ray itself retries for minutes; this bound is generous for a refused connection.
+        assert time.monotonic() - started < attach.PROBE_S
         assert f"'{kind}{NOWHERE}'" in str(caught.value)
 
     @pytest.mark.parametrize("kind", ["", "ray://"])
-    def test_a_web_server_is_none(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_web_server_is_refused(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attach, "PROBE_S", 1.0)
-        with http(200, b"") as (place, _), pytest.raises(ClusterError, match="is not a Ray"):
-            attach.check_address(kind + place)
+        with (
+            http_server(200, b"") as (server, _),
+            pytest.raises(ClusterError, match="is not a Ray"),
+        ):
+            attach.check_address(kind + server)
 
-    def test_the_other_kind_of_address_is_told_apart(self) -> None:
+    def test_the_two_kinds_of_address_are_distinguished(self) -> None:
         with grpc_server(attach.PROBES[True]) as client:
             attach.check_address(f"ray://{client}")
             with pytest.raises(ClusterError, match=r"another service.*ray://host:10001"):
@@ -203,23 +206,23 @@ class TestAClustersAddress:
                 attach.check_address(f"ray://{control}")
 
     @pytest.mark.parametrize("address", ["ftp://h:1", "ray://h", "h:1/v1", "ray://http://h:1"])
-    def test_what_cannot_be_one(self, address: str) -> None:
+    def test_malformed_address_is_refused(self, address: str) -> None:
         with pytest.raises(ClusterError) as caught:
             attach.check_address(address)
         assert repr(address) in str(caught.value)
 
-    def test_what_is_left_to_ray(self) -> None:
+    def test_auto_is_left_to_ray(self) -> None:
         attach.check_address("auto")
 
-    def test_other_versions_are_told_in_one_sentence_from_rays_own_words(self) -> None:
+    def test_version_mismatch_is_reported_in_one_sentence(self) -> None:
         from ray._private.utils import check_version_info
 
         cluster = {"ray_version": "2.41.0", "python_version": "3.9.2"}
         with pytest.raises(RuntimeError) as ray:
             check_version_info(cluster, "Ray Client")
-        said = attach.refusal("ray://h:1", ray.value)
-        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in said
-        assert "\n" not in said
+        message = attach.refusal("ray://h:1", ray.value)
+        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -231,5 +234,5 @@ class TestAClustersAddress:
         (Cluster("[fd00::5]:6379", given="ray://[fd00::7]:10001"), "fd00::7"),
     ],
 )
-def test_where_a_cluster_is_reached_from_here(cluster: Cluster, host: str) -> None:
+def test_host_of_a_cluster(cluster: Cluster, host: str) -> None:
     assert cluster.host == host

@@ -182,9 +182,9 @@ class TestCut:
     @pytest.mark.parametrize(
         ("cut", "message"),
         [
-            ({"speed": 0}, r"TraceReplay\.speed = 0"),
-            ({"limit": 0}, r"TraceReplay\.limit = 0"),
-            ({"start_s": -1}, r"TraceReplay\.start_s = -1"),
+            ({"speed": 0}, r"TraceReplay\.speed must .*got 0"),
+            ({"limit": 0}, r"TraceReplay\.limit must .*got 0"),
+            ({"start_s": -1}, r"TraceReplay\.start_s must .*got -1"),
             ({"start_s": 5, "end_s": 5}, r"TraceReplay\.end_s = 5 is not after start_s = 5"),
         ],
     )
