@@ -117,7 +117,7 @@ def as_in_replica(app: App, root_path: str) -> App:
         scope["root_path"] = root_path
         messages: asyncio.Queue[Any] = asyncio.Queue()
         listening = asyncio.create_task(_listen(receive, messages))
-        answering = asyncio.create_task(app(scope, messages.get, send))
+        answering = asyncio.ensure_future(app(scope, messages.get, send))
         await asyncio.wait({listening, answering}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             answering.cancel()
@@ -145,7 +145,7 @@ class ServedGate:
     loop: asyncio.AbstractEventLoop
     port: int
     config: GateConfig = CONFIG
-    clients: list[httpx.Client] = field(default_factory=list)
+    clients: list[Any] = field(default_factory=list)
 
     @property
     def url(self) -> str:

@@ -76,7 +76,8 @@ def test_invalid_bodies_are_refused(raw: bytes) -> None:
 def test_numbers_up_to_their_limit_pass(name: str, limit: int) -> None:
     assert accepted({"prompt": "a", name: limit})[name] == limit
     assert str(limit) in refused(json.dumps({"prompt": "a", name: limit + 1}).encode()).message
-    for wrong in ("1", 1.5, True, [1], {}):
+    wrong_types: tuple[Any, ...] = ("1", 1.5, True, [1], {})
+    for wrong in wrong_types:
         assert name in refused(json.dumps({"prompt": "a", name: wrong}).encode()).message
 
 

@@ -241,9 +241,9 @@ class TestContext:
             headers = [(b"authorization", f"Bearer {KEY}".encode())]
             for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions")):
                 body = b'{"structured_outputs": {"regex": "a"}}' if method == "POST" else b""
-                scope = {"type": "http", "method": method, "path": f"/llm{path}"}
-                scope |= {"root_path": "/llm", "headers": headers}
-                await gate(scope, receiving(body), ignore)
+                scope = {"type": "http", "method": method, "root_path": "/llm"}
+                request = {"path": f"/llm{path}", "headers": headers}
+                await gate({**scope, **request}, receiving(body), ignore)
             gate.quotas.close()
 
         asyncio.run(call())

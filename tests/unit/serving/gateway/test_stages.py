@@ -90,8 +90,12 @@ class TestHeader:
         timings.add("authentication", 1)
         timed_send = with_server_timing(send, timings)
         start = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
-        asyncio.run(timed_send(start))
-        asyncio.run(timed_send({"type": "http.response.body", "body": b"x"}))
+
+        async def respond() -> None:
+            await timed_send(start)
+            await timed_send({"type": "http.response.body", "body": b"x"})
+
+        asyncio.run(respond())
         assert sent[0]["headers"] == [(b"a", b"b"), (b"server-timing", b"authentication;dur=1.000")]
         assert start["headers"] == [(b"a", b"b")]
         assert sent[1] == {"type": "http.response.body", "body": b"x"}

@@ -179,7 +179,8 @@ class Handle:
     """A scripted handle of the router: returns a decision, or fails."""
 
     def __init__(self, answer: Decision | Exception) -> None:
-        self.answer, self.asked = answer, []
+        self.answer = answer
+        self.asked: list[RoutingInput] = []
         self.decide = self
 
     async def remote(self, routing_input: RoutingInput) -> Decision:
