@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from serving.classroom.leases import Lease, LeaseRegistry, LeaseUsage, ReplicaResources
+from serving.compat.ray import delete_value, load_value, store_value
 
 NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
@@ -147,21 +148,17 @@ class LeaseManager:
 
 
 def _keep(register: LeaseRegistry) -> None:
-    from ray.experimental.internal_kv import _internal_kv_put
-
     document = {
         "leader_hash": register.leader_hash,
         "places": [place.model_dump(mode="json") for place in register.places.values()],
         "use": {name: asdict(use) for name, use in register.use.items()},
         "sizes": {name: asdict(size) for name, size in register.sizes.items()},
     }
-    _internal_kv_put(NAME, json.dumps(document).encode(), overwrite=True)
+    store_value(NAME, json.dumps(document).encode())
 
 
 def _restored() -> LeaseRegistry | None:
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    kept = _internal_kv_get(NAME)
+    kept = load_value(NAME)
     if not kept:
         return None
     document = json.loads(kept)
@@ -172,6 +169,4 @@ def _restored() -> LeaseRegistry | None:
 
 
 def _forget() -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(NAME)
+    delete_value(NAME)

@@ -13,14 +13,20 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from ray import serve
-from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse, ModelCard
-from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, OpenAiIngress
-from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
-from ray.llm._internal.serve.core.protocol import RawRequestInfo
-from ray.serve._private.http_util import session_id_from_headers
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from serving.compat.ray_ingress import (
+    DEFAULT_ENDPOINTS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    ErrorResponse,
+    IngressBase,
+    ModelCard,
+    RawRequestInfo,
+    sanitize_chat_request,
+    session_id_from_headers,
+)
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
 from serving.gateway.gate import GateConfig, open_gate
@@ -41,7 +47,7 @@ WITHHELD = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 @serve.ingress()
-class Ingress(OpenAiIngress):  # type: ignore[misc]
+class Ingress(IngressBase):
     """Ray Serve LLM's OpenAI ingress behind our gate, in front of models that may sleep."""
 
     async def __init__(  # type: ignore[misc]
@@ -104,7 +110,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
             listed.data.append(_card(AUTO))
         return listed
 
-    async def _process_llm_request(
+    async def process_request(
         self, body: Any, call_method: str, raw_request: Request | None = None
     ) -> Response:
         """A chat completion, completion or transcription, streamed or whole."""
@@ -131,18 +137,18 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         """The models to try, in their order, and why the first stands first."""
         tenant = request.scope.get("tenant")
         if self._composition.router is None or body.model not in (None, AUTO):
-            return (await self._get_model_id(body.model),), "named"
+            return (await self.resolve_model(body.model),), "named"
         return await choose(self._composition, self._router, body, request.headers, tenant)
 
     def _starter(self, body: Any, call_method: str, request: Request) -> Any:
         if hasattr(body, "messages"):
-            body = _sanitize_chat_completion_request(body)
+            body = sanitize_chat_request(body)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD}
         session = session_id_from_headers(request.headers)
 
         def start(model: str) -> Any:
             body.model = model
-            handle = self._get_configured_serve_handle(model)
+            handle = self.model_handle(model)
             handle = handle.options(session_id=session) if session else handle
             return getattr(handle, call_method).remote(body, RawRequestInfo(headers=headers))
 
@@ -210,11 +216,6 @@ def _told(answer: Answer, reason: str) -> dict[str, str]:
 
 def _asks_handle(handle: Any, model_id: str) -> Any:
     """Asks a guard model's deployment."""
-    from ray.llm._internal.serve.core.configs.openai_api_models import (
-        ChatCompletionRequest,
-        CompletionRequest,
-    )
-
     streaming = handle.options(stream=True)
 
     async def ask(fields: dict[str, Any]) -> str:

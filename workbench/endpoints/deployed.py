@@ -91,7 +91,7 @@ class Endpoint(Remote):
             EndpointGoneError: the service was deleted, or its cluster is gone.
         """
         self._require_cluster()
-        return status.of(self.spec.name)
+        return status.service_status(self.spec.name)
 
     def details(self, timeout_s: float) -> dict[str, Any] | None:
         """Serve's own account of all it runs; None where it does not answer in ``timeout_s``.

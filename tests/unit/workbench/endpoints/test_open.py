@@ -17,6 +17,7 @@ import pytest
 
 from serving.cluster import attach
 from serving.cluster.connection import Cluster
+from serving.compat.ray import CLIENT_PROBE, GCS_PROBE
 from serving.errors import ClusterError, EndpointGoneError, SpecError
 from serving.spec.baseline import BaselineSpec
 from serving.spec.model import ModelSpec
@@ -193,11 +194,11 @@ class TestAClustersAddress:
             attach.check_address(kind + place)
 
     def test_the_other_kind_of_address_is_told_apart(self) -> None:
-        with grpc_server(attach.PROBES[True]) as client:
+        with grpc_server(CLIENT_PROBE) as client:
             attach.check_address(f"ray://{client}")
             with pytest.raises(ClusterError, match=r"another service.*ray://host:10001"):
                 attach.check_address(client)
-        with grpc_server(attach.PROBES[False]) as control:
+        with grpc_server(GCS_PROBE) as control:
             attach.check_address(control)
             with pytest.raises(ClusterError, match=r"another service.*6379"):
                 attach.check_address(f"ray://{control}")
@@ -217,7 +218,7 @@ class TestAClustersAddress:
         cluster = {"ray_version": "2.41.0", "python_version": "3.9.2"}
         with pytest.raises(RuntimeError) as ray:
             check_version_info(cluster, "Ray Client")
-        said = attach.refusal("ray://h:1", ray.value)
+        said = attach.connect_error("ray://h:1", ray.value)
         assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in said
         assert "\n" not in said
 
