@@ -175,7 +175,7 @@ room.close()
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_seat_with_a_real_engine_answers_at_its_route_until_its_lease_ends() -> None:
-    apps = "def wb_apps():\n    from serving import status\n"
+    apps = "def wb_apps():\n    from serving.deploy import status\n"
     apps += "    return list(status.details()['applications'])\n"
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(

@@ -118,13 +118,14 @@ def test_a_taken_port_is_rejected_and_leaves_nothing() -> None:
 
 AGAIN = """
 from ray import serve
-from serving import cluster, status
+from serving.cluster import connection
+from serving.deploy import status
 for _ in range(2):
-    assert cluster.connect().ours
+    assert connection.connect().ours
     assert status.details() == {"applications": {}}
     serve.start()
     assert status.details()["controller_info"]["actor_id"]
-    cluster.disconnect()
+    connection.disconnect()
 print("TWICE")
 """
 

@@ -23,6 +23,9 @@ PACKAGES = "serving", "workbench", "tools.tiny_model", "benchmarks"
 REFERENCE = re.compile(
     rf"(?<![\w./-])(?:{'|'.join(map(re.escape, PACKAGES))})(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?"
 )
+IMPORT = re.compile(
+    rf"^\s*from ((?:{'|'.join(map(re.escape, PACKAGES))})[\w.]*) import ([\w, ]+)$", re.MULTILINE
+)
 FILES = "Makefile", ".ci/run", "pyproject.toml", "scripts/*.sh", "benchmarks/gpu.sh", "deploy/*"
 NOT_OURS = {"workbench.ipynb", "workbench.log"}
 
@@ -52,12 +55,19 @@ def sources() -> Iterator[Path]:
         yield from sorted(path for path in ROOT.glob(pattern) if path.is_file())
 
 
+def imported(text: str) -> Iterator[str]:
+    """What the import statements of a program in a string name."""
+    for module, names in IMPORT.findall(text):
+        for name in names.split(","):
+            yield f"{module}.{name.split()[0]}"
+
+
 def references() -> dict[str, set[str]]:
     """Each reference, with the files that contain it."""
     found: dict[str, set[str]] = {}
     for path in sources():
         for text in texts(path):
-            for match in REFERENCE.findall(text):
+            for match in [*REFERENCE.findall(text), *imported(text)]:
                 found.setdefault(match, set()).add(str(path.relative_to(ROOT)))
     return found
 
