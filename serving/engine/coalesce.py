@@ -45,16 +45,7 @@ class StreamCoalescer:
         """
         waiting: list[Any] = []
         arrived = asyncio.Event()
-
-        async def read() -> None:
-            try:
-                async for item in items:
-                    waiting.append(item)
-                    arrived.set()
-            finally:
-                arrived.set()
-
-        reader = asyncio.create_task(read())
+        reader = asyncio.create_task(_read(items, waiting, arrived))
         loop = asyncio.get_running_loop()
         sent_s = float("-inf")
         self._running += 1
@@ -74,6 +65,15 @@ class StreamCoalescer:
         finally:
             self._running -= 1
             reader.cancel()
+
+
+async def _read(items: AsyncIterator[Any], waiting: list[Any], arrived: asyncio.Event) -> None:
+    try:
+        async for item in items:
+            waiting.append(item)
+            arrived.set()
+    finally:
+        arrived.set()
 
 
 def _joined(items: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class TestFreePort:
 
 class TestPorts:
     def test_a_block_is_held_before_anything_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ports.random, "shuffle", lambda blocks: None)
+        monkeypatch.setattr(random, "shuffle", lambda blocks: None)
         with closing(Ports()) as first:
             with closing(Ports()) as second:
                 assert second.endpoint != first.endpoint
@@ -89,7 +90,7 @@ class TestPorts:
     def test_a_block_with_a_port_in_use_is_skipped(
         self, host: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ports.random, "shuffle", lambda blocks: None)
+        monkeypatch.setattr(random, "shuffle", lambda blocks: None)
         with closing(Ports()) as first:
             pass
         with socket.socket() as replica:

@@ -18,6 +18,8 @@ from support.installed import find_attribute, folder, source
 from serving.compat import ray as compat_ray
 from serving.compat import variables
 from serving.compat import vllm as compat_vllm
+from serving.engine.engine_args import environment
+from serving.spec.model import ModelSpec
 
 RAY, VLLM = "2.60.0", "0.29.0"
 
@@ -58,7 +60,7 @@ SIGNATURES = {
 # Classes and functions that importing Ray Serve LLM makes available; it imports vLLM, so they are
 # read from the source.
 LLM = "ray/llm/_internal/serve"
-METHODS = {
+METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (f"{LLM}/core/server/llm_server.py", "LLMServer"): {
         "_start_engine": ("self",),
         "_batch_output_stream": ("self", "generator"),
@@ -226,6 +228,14 @@ def test_every_environment_variable_is_read() -> None:
     )
     names = {name for table in tables for name in table}
     assert [name for name in sorted(names) if f'"{name}"' not in readers] == []
+
+
+def test_vllm_knows_every_variable_of_a_replica() -> None:
+    replicas = (ModelSpec(), ModelSpec(accelerator="gpu", num_gpus=0.5))
+    names = {name for model in replicas for name in environment(model) if name.startswith("VLLM")}
+    assert len(names) == 3
+    text = source("vllm", "envs.py")
+    assert [name for name in sorted({*names, "VLLM_PP_LAYER_PARTITION"}) if name not in text] == []
 
 
 def test_the_options_of_rays_core_are_known_to_it() -> None:

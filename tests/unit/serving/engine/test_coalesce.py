@@ -69,7 +69,7 @@ def test_the_interval_grows_with_the_number_of_streams_up_to_a_maximum() -> None
     coalescer = StreamCoalescer(0.05, 200)
 
     async def interval_s(count: int) -> float:
-        running = [coalescer.coalesce(stream_of(["a"] * 50, 0.01)) for _ in range(count)]
+        running: list[Any] = [coalescer.coalesce(stream_of(["a"] * 50, 0.01)) for _ in range(count)]
         for stream in running:
             await anext(stream)
         interval = coalescer.interval_s
