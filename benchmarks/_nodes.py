@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from serving import SERVE_FLAGS
-from serving.cluster.connection import QUIET, SERVE_TUNING, _use_token, own_environment
+from serving.cluster.local_head import own_environment, use_token
 from serving.cluster.ports import Ports, free_port
+from serving.compat.variables import QUIET, SERVE_FLAGS, SERVE_TUNING
 
 STORE = 100 * 2**20
 START_S = 180.0
@@ -96,7 +96,7 @@ def nodes(workers: dict[str, dict[str, Any]]) -> Iterator[Nodes]:
     variables["LLM_WORKBENCH_NODES"] = str(os.getpid())
     saved = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    _use_token(create=True)
+    use_token(create=True)
     cluster = Nodes(workers)
     try:
         yield cluster

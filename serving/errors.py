@@ -1,9 +1,9 @@
-"""One exception tree. Every message names the field, the value and the way out."""
+"""The exceptions of the project. Every message names the field, the value and the fix."""
 
 from __future__ import annotations
 
-LAST_WORDS = "The engine's last words:"
-"""Starts the part of a replica's failure that is meant to be read."""
+ENGINE_ERROR_MARK = "The engine reported:"
+"""Marks the part of a replica's failure that is shown to the user."""
 
 
 class WorkbenchError(Exception):
@@ -35,7 +35,7 @@ class ClusterError(WorkbenchError):
 
 
 class DeployError(WorkbenchError):
-    """A replica that did not start; the message ends with the engine's own last words."""
+    """A replica did not start; the message ends with the engine's own errors."""
 
 
 class EndpointGoneError(WorkbenchError):
@@ -43,4 +43,4 @@ class EndpointGoneError(WorkbenchError):
 
 
 class LeaseError(WorkbenchError):
-    """A class refuses: no place, a lease that ran out, or more than the cap allows."""
+    """A classroom refused: no lease, an expired lease, or more resources than the lease allows."""

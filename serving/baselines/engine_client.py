@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 from serving.baselines.requests import Event, Job
-from serving.errors import LAST_WORDS
+from serving.errors import ENGINE_ERROR_MARK
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         failure = await asyncio.to_thread(self._spawn)
         if failure is not None:
-            raise RuntimeError(f"{LAST_WORDS}\n{failure}")
+            raise RuntimeError(f"{ENGINE_ERROR_MARK}\n{failure}")
         threading.Thread(target=self._read, daemon=True).start()
 
     def _spawn(self) -> str | None:

@@ -10,7 +10,7 @@ from ray import serve
 from serving.baselines.api import Api
 from serving.baselines.engine_client import Engine
 from serving.cpu import lower_engine_priority
-from serving.engine.stats import FirstTokens, report_gate, timed
+from serving.engine.stats import FirstTokens, report_gate, with_ttft
 from serving.gateway.asgi import App, with_replica_header
 from serving.gateway.config import GateConfig
 from serving.gateway.gate import Gate, open_gate
@@ -41,7 +41,7 @@ class BaselineReplica:
         app = Api(self._spec, self._engine).app()
         self._gate = open_gate(app, lambda: self._access)
         self._reporting = asyncio.create_task(report_gate(self._gate))
-        gate = timed(self._gate, FirstTokens())
+        gate = with_ttft(self._gate, FirstTokens())
         return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)
 
     def __del__(self) -> None:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from serving.classroom.leases import Lease, LeaseRegistry, LeaseUsage, ReplicaResources
+from serving.compat.ray import delete_value, load_value, store_value
 
 ACTOR_NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
@@ -165,21 +166,17 @@ class LeaseManager:
 
 
 def _save_state(registry: LeaseRegistry) -> None:
-    from ray.experimental.internal_kv import _internal_kv_put
-
     state = {
         "instructor_hash": registry.instructor_hash,
         "leases": [lease.model_dump(mode="json") for lease in registry.leases.values()],
         "usage": {name: asdict(usage) for name, usage in registry.usage.items()},
         "resources": {name: asdict(value) for name, value in registry.resources.items()},
     }
-    _internal_kv_put(ACTOR_NAME, json.dumps(state).encode(), overwrite=True)
+    store_value(ACTOR_NAME, json.dumps(state).encode())
 
 
 def _load_state() -> LeaseRegistry | None:
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    saved = _internal_kv_get(ACTOR_NAME)
+    saved = load_value(ACTOR_NAME)
     if not saved:
         return None
     state = json.loads(saved)
@@ -194,6 +191,4 @@ def _load_state() -> LeaseRegistry | None:
 
 
 def _delete_state() -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(ACTOR_NAME)
+    delete_value(ACTOR_NAME)

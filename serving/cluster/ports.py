@@ -1,4 +1,4 @@
-"""Ports of this host: free ones, taken ones, and a block for each local cluster."""
+"""Ports of this host: whether they are free, and a block of them for each local cluster."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import random
 import socket
 from collections.abc import Iterable
 
+from serving.compat.variables import serve_ports
 from serving.errors import ClusterError, PortTakenError
 
-# Above the ports of Ray's workers, below those that Linux gives to connections.
+# Above the ports of Ray's workers, and below those that Linux assigns to connections.
 FIRST, LAST, SIZE = 20_000, 32_000, 500
-NAMED = 8  # the first of a block have names; replicas take those after them
-SINGLE = range(LAST, 32_768)  # for those that need just one
+NAMED = 8
+"""The first ports of a block have a fixed use; replicas take the ports after them."""
+SINGLE = range(LAST, 32_768)
+"""For what needs just one port."""
 
 
 class Ports:
     """A block of ports that no other cluster of this host has, until it is closed.
 
-    Ports that are merely free would not do: a replica listens a minute after its port was chosen,
-    and of two clusters that started in that minute one would answer the other's requests.
+    Merely free ports would not do: a replica listens a minute after its port was chosen, and of two
+    clusters that start in the same minute, one would answer the other's requests.
 
     Raises:
-        ClusterError: every block has its cluster.
+        ClusterError: Every block is in use.
     """
 
     def __init__(self) -> None:
         blocks = list(range(FIRST, LAST, SIZE))
         random.shuffle(blocks)
         for self._base in blocks:
-            self._last = socket.socket()  # whoever holds it has the block
+            self._last = socket.socket()  # Whoever holds the last port has the block.
             try:
                 self._last.bind(("", self._base + SIZE - 1))
                 if _are_free(range(self._base, self._base + 2 * NAMED)):
@@ -38,52 +41,45 @@ class Ports:
             self._last.close()
         raise ClusterError(
             f"{len(blocks)} clusters or more run on this host, and each needs {SIZE} ports between "
-            f"{FIRST} and {LAST}. End one of them, or attach to it: RAY_ADDRESS."
+            f"{FIRST} and {LAST}. End one of them, or attach to one: RAY_ADDRESS."
         )
 
     def fileno(self) -> int:
-        """What a child needs to keep the block beyond this process (``pass_fds``)."""
+        """Return the descriptor that lets a child hold the block (``pass_fds``)."""
         return self._last.fileno()
 
     def close(self) -> None:
-        """Give the block back, unless a child keeps it."""
+        """Release the block, unless a child holds it."""
         self._last.close()
 
     @property
     def head(self) -> int:
-        """Of Ray's control service."""
+        """The port of Ray's control service."""
         return self._base + 4
 
     @property
     def client(self) -> int:
-        """Of Ray Client."""
+        """The port of Ray Client."""
         return self._base + 5
 
     @property
     def endpoint(self) -> int:
-        """Where the cluster answers by default."""
+        """The default port of the endpoint."""
         return self._base + 6
 
     def variables(self) -> dict[str, str]:
-        """Ray Serve's environment that keeps it within the block.
+        """Return the environment variables that keep Ray Serve within the block.
 
-        HAProxy sends to the fallback, a proxy that stands in for replicas, while a change leaves no
-        replica ready. Two clusters would share Serve's one port for it, and with that each other's
-        requests. Of replicas' ports Serve knows which one an old HAProxy may still send to, but in
-        its own cluster alone.
+        While a change leaves no replica ready, HAProxy sends requests to the fallback proxy. Two
+        clusters would share Serve's one port for it, and so each other's requests. Serve knows
+        which ports of replicas an old HAProxy may still use, but only those of its own cluster.
         """
         middle = self._base + SIZE // 2
-        ports = {
-            "FALLBACK_PROXY_HTTP": self._base,
-            "FALLBACK_PROXY_GRPC": self._base + 1,
-            "HAPROXY_METRICS": self._base + 2,
-            "HAPROXY_STATS": self._base + 3,
-            "DIRECT_INGRESS_MIN_HTTP": self._base + NAMED,
-            "DIRECT_INGRESS_MAX_HTTP": middle - 1,
-            "DIRECT_INGRESS_MIN_GRPC": middle,
-            "DIRECT_INGRESS_MAX_GRPC": self._base + SIZE - 2,
-        }
-        return {f"RAY_SERVE_{name}_PORT": str(port) for name, port in ports.items()}
+        return serve_ports(
+            proxies=self._base,
+            replicas_http=(self._base + NAMED, middle - 1),
+            replicas_grpc=(middle, self._base + SIZE - 2),
+        )
 
 
 def _are_free(ports: Iterable[int], host: str = "") -> bool:
@@ -97,17 +93,17 @@ def _are_free(ports: Iterable[int], host: str = "") -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on now, of those that Linux gives to no connection.
+    """Return a TCP port that nobody listens on now and that Linux assigns to no connection.
 
     Raises:
-        ClusterError: none was found, as where ``host`` is not this machine's.
+        ClusterError: There is none, for example because ``host`` is not this machine's.
     """
     for port in random.sample(SINGLE, 50):
         if _are_free([port], host):
             return port
     raise ClusterError(
         f"host = {host!r} is not an address of this machine, or has no free port between "
-        f"{SINGLE.start} and {SINGLE.stop - 1}. Choose another host, or name a port."
+        f"{SINGLE.start} and {SINGLE.stop - 1}. Choose another host, or set port."
     )
 
 
@@ -119,6 +115,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise PortTakenError(
-                f"port = {port} on host = {host!r} cannot be listened on ({error.strerror}). "
-                "Choose another port, or port = 0 for a free one."
+                f"port = {port} on host = {host!r} is not available ({error.strerror}). Choose "
+                "another port, or port = 0 for a free one."
             ) from None

@@ -1,10 +1,10 @@
-"""Holds a local Ray head for exactly as long as the process that asked for it lives.
+"""Keeps a local Ray head running for exactly as long as the process that asked for it.
 
-Run as a child with a pipe on standard input. It starts ``ray start --head`` with the arguments
-given, answers one line on standard output (``started`` or ``failed``), and ends everything once the
-pipe closes: on purpose, or because the parent died in whatever way. As a child subreaper it
-inherits every orphan of the tree (raylet, replicas, engine processes, HAProxy), so that a walk down
-from its own process id finds them all. It imports next to nothing: it must start at once.
+It is run as a child with a pipe on standard input. It starts ``ray start --head`` with the given
+arguments, writes one line to standard output (``started`` or ``failed``), and ends everything when
+the pipe closes: on purpose, or because the parent died in any way. As a child subreaper it inherits
+every orphan of the tree (raylet, replicas, engine processes, HAProxy), so its descendants are all
+of them. It imports the standard library only, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -25,36 +25,40 @@ GRACE_S = 1.5
 
 
 def become_subreaper() -> None:
-    """Have orphaned descendants re-parented to this process instead of to init (prctl(2))."""
+    """Have orphaned descendants re-parented to this process instead of to init (prctl(2)).
+
+    Raises:
+        OSError: The call failed.
+    """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 def parents() -> dict[int, int]:
-    """Parent process id of every process, from ``/proc/PID/stat``."""
-    found = {}
+    """Return the parent's process id of every process, from ``/proc/PID/stat``."""
+    by_pid = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                # The command in parentheses may hold spaces and parentheses of its own.
+                # The command, in parentheses, may contain spaces and parentheses.
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            found[int(entry.name)] = int(fields[1])
-    return found
+            by_pid[int(entry.name)] = int(fields[1])
+    return by_pid
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below ``root``, parents before children."""
+    """Return the process ids below ``root``, parents before children."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         children.setdefault(parent, []).append(pid)
-    found, queue = [], [root]
+    pids, queue = [], [root]
     while queue:
         below = children.get(queue.pop(), [])
-        found += below
+        pids += below
         queue += below
-    return found
+    return pids
 
 
 def reap() -> None:
@@ -67,28 +71,34 @@ def reap() -> None:
 
 
 def end_all(grace_s: float = GRACE_S) -> None:
-    """Ask every descendant to end, then kill what is left, until none is."""
+    """Terminate every descendant; after ``grace_s`` seconds kill those that remain."""
     deadline = time.monotonic() + grace_s
-    sent = signal.SIGTERM
+    signal_number = signal.SIGTERM
     while True:
         reap()
-        left = descendants(os.getpid())
-        if not left:
+        remaining = descendants(os.getpid())
+        if not remaining:
             return
         if time.monotonic() > deadline:
-            sent = signal.SIGKILL
-        for pid in left:
+            signal_number = signal.SIGKILL
+        for pid in remaining:
             try:
-                os.kill(pid, sent)
+                os.kill(pid, signal_number)
             except ProcessLookupError:
                 continue
-        time.sleep(0.05 if sent == signal.SIGKILL else 0.25)
+        time.sleep(0.05 if signal_number == signal.SIGKILL else 0.25)
 
 
 def main(argv: list[str]) -> int:
-    """``supervisor STATE_DIR RAY_START_ARGUMENT...``; the folder goes when the cluster goes."""
+    """Run ``supervisor STATE_DIR RAY_START_ARGUMENT...``.
+
+    The folder is deleted when the cluster ends.
+
+    Returns:
+        The exit status of ``ray start``.
+    """
     state, arguments = Path(argv[0]), argv[1:]
-    # An interrupt of the notebook is for the kernel; the cluster goes on.
+    # Interrupting a cell of the notebook must not end the cluster.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lower_session_priority()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -100,10 +110,10 @@ def main(argv: list[str]) -> int:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
             ).returncode
         print("started" if code == 0 else "failed", flush=True)
-        # After a failure too: the parent reads the log before the folder goes.
+        # Also after a failure: the parent reads the log before the folder is deleted.
         sys.stdin.buffer.read()
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut this short
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one must not interrupt this.
         end_all()
         shutil.rmtree(state, ignore_errors=True)
     return code

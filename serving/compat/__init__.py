@@ -1,1 +1,1 @@
-"""Every use of private API of Ray and vLLM, with the upstream version it relies on."""
+"""Every use of private API of Ray and vLLM, with the upstream code and the version it relies on."""

@@ -1,12 +1,13 @@
 """Autoscaling policies beyond Ray Serve's request count, on Ray Serve's own policy interface.
 
-Serve calls a policy some ten times a second in its controller, with an ``AutoscalingContext``, and
-applies delays, factors and bounds to what it returns; a deployment that sleeps is woken by Serve
-itself. The figures are those of ``record_autoscaling_stats`` (``serving.engine.stats``), averaged
-by Serve over ``look_back_period_s``; those of a new replica are missing at first.
+Serve calls a policy about ten times a second in its controller, with an ``AutoscalingContext``, and
+applies delays, factors and bounds to the result. Serve itself wakes a deployment that has scaled to
+zero. The figures come from ``record_autoscaling_stats`` (``serving.engine.stats``), averaged by
+Serve over ``look_back_period_s``. A new replica has none at first.
 
-Serve pickles this module by value into the controller, which may lack our packages: it imports
-nothing of them.
+Serve pickles this module by value for the controller, which may be unable to import this project:
+the module imports nothing of it, and any use of private API would stay here. Today there is none:
+``AutoscalingContext`` and ``ray.util.metrics.Gauge`` are public.
 """
 
 from __future__ import annotations
@@ -21,141 +22,153 @@ if TYPE_CHECKING:
 
 DESIRED, SAW = "workbench_policy_desired", "workbench_policy_saw"
 LED = "workbench_policy_led"
-GROWTH = 2.0
-"""A latency says that replicas are too few, not by how many: at most twice as many at a time."""
+MAX_GROWTH = 2.0
+"""A latency shows that replicas are too few, not by how many: grow by this factor at most."""
 
 Figures = Mapping[str, float]
 
 
 def pressure_desired(
-    replicas: int, saw: Figures, *, kv_cache_usage: float, waiting_requests: float
+    replicas: int, figures: Figures, *, kv_cache_usage: float, waiting_requests: float
 ) -> float:
-    """Replicas that bring KV-cache use and the queue, means a replica, to what is aimed at.
+    """Return the replicas that bring KV-cache usage and the queue to their targets.
 
-    Both are shared out over the replicas, so the want is proportional to either: the larger counts.
+    Both are means per replica, so the number is proportional to each; the larger one counts.
+
+    Args:
+        replicas: The replicas now.
+        figures: What the replicas report (:func:`mean_figures`).
+        kv_cache_usage: The target share of the KV cache in use.
+        waiting_requests: The target number of waiting requests per replica.
     """
     pressures = (
-        saw.get("kv_cache_usage", 0.0) / kv_cache_usage,
-        saw.get("waiting_requests", 0.0) / waiting_requests,
+        figures.get("kv_cache_usage", 0.0) / kv_cache_usage,
+        figures.get("waiting_requests", 0.0) / waiting_requests,
     )
     return replicas * max(pressures)
 
 
-def ttft_desired(replicas: int, saw: Figures, *, ttft_ms: float, slack: float) -> float:
-    """Replicas by the time to first token: more in proportion above `ttft_ms`, one less below
-    `slack` of it while nothing waits, none for nothing to do.
+def ttft_desired(replicas: int, figures: Figures, *, ttft_ms: float, slack: float) -> float:
+    """Return the replicas that keep the time to first token within ``ttft_ms``.
+
+    Above ``ttft_ms`` the number grows in proportion. Below ``slack`` times ``ttft_ms`` it shrinks
+    by one, if nothing waits. It is 0 if there are no requests.
     """
-    if not saw.get("engine_running_requests", 0.0) and not saw.get("waiting_requests", 0.0):
+    waiting = figures.get("waiting_requests", 0.0)
+    if not figures.get("engine_running_requests", 0.0) and not waiting:
         return 0.0
-    share = saw.get("ttft_ms", 0.0) / ttft_ms
+    share = figures.get("ttft_ms", 0.0) / ttft_ms
     if share > 1:
-        return replicas * min(share, GROWTH)
-    idle = share < slack and saw.get("waiting_requests", 0.0) < 1
-    return max(1, replicas - 1) if idle else replicas
+        return replicas * min(share, MAX_GROWTH)
+    has_slack = share < slack and waiting < 1
+    return max(1, replicas - 1) if has_slack else replicas
 
 
 def mean_figures(context: AutoscalingContext) -> dict[str, float]:
-    """What the running replicas report, each figure as its mean over those that report it.
+    """Return each figure as its mean over the running replicas that report it.
 
-    The queue also has what waits in Serve's handles, shared out over the replicas.
+    ``waiting_requests`` includes the requests in Serve's handles, divided by the replicas.
     """
     reported = context.aggregated_metrics or {}
-    running = {str(one) for one in context.running_replicas}
-    found: dict[str, float] = {}
+    running = {str(replica) for replica in context.running_replicas}
+    figures: dict[str, float] = {}
     for name, by_replica in reported.items():
-        known = [value for replica, value in by_replica.items() if str(replica) in running]
-        if known:
-            found[name] = sum(known) / len(known)
-    if "waiting_requests" in found:
-        handles = float(context.total_queued_requests or 0.0)
-        found["waiting_requests"] += handles / max(1, context.current_num_replicas)
-    return found
+        values = [value for replica, value in by_replica.items() if str(replica) in running]
+        if values:
+            figures[name] = sum(values) / len(values)
+    if "waiting_requests" in figures:
+        in_handles = float(context.total_queued_requests or 0.0)
+        figures["waiting_requests"] += in_handles / max(1, context.current_num_replicas)
+    return figures
 
 
 class _Policy:
-    """What both share: holding on while nothing is known, and telling what was seen and wanted."""
+    """Keeps the target while no figures are known, and exports what it saw and asked for."""
 
-    names: tuple[str, ...] = ()
+    figure_names: tuple[str, ...] = ()
     _target: int | None = None
-    _told: tuple[float, Figures] = (0.0, {})
-    _led: Figures = MappingProxyType({})
+    _last: tuple[float, Figures] = (0.0, {})
+    _cause: Figures = MappingProxyType({})
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        saw = self.saw(context)
-        if context.current_num_replicas == 0 or "waiting_requests" not in saw:
+        figures = self.figures(context)
+        if context.current_num_replicas == 0 or "waiting_requests" not in figures:
             desired = float(context.target_num_replicas)
         else:
-            desired = self.desired(context.current_num_replicas, saw)
-        led = self.led_to(context.target_num_replicas)
-        self._told = desired, saw
-        self._tell(context, led)
+            desired = self.desired(context.current_num_replicas, figures)
+        cause = self.cause_of(context.target_num_replicas)
+        self._last = desired, figures
+        self._export(context, cause)
         return desired, {}
 
-    def led_to(self, target: int) -> Figures:
-        """`target`, and what was wanted and seen when Serve last moved it, if this policy asked.
+    def cause_of(self, target: int) -> Figures:
+        """Return the target, and what led to its last change if this policy asked for it.
 
-        It lasts until the next change: the gauges are read seconds later on a busy machine. Serve
-        wakes a deployment by its own rule, and a bound that is moved takes the target along.
+        What led to it is the desired number and the figures of the call before. They are kept
+        until the next change, because the gauges are read seconds later on a busy machine. A
+        deployment that Serve woke, or whose bounds moved the target, has no such cause.
         """
         if target != self._target:
-            before, (desired, saw) = self._target, self._told
+            before, (desired, figures) = self._target, self._last
             asked = before is not None and (target - before) * (desired - before) > 0
-            self._led = {"target": target, **({"desired": desired, **saw} if asked else {})}
+            self._cause = {"target": target, **({"desired": desired, **figures} if asked else {})}
             self._target = target
-        return self._led
+        return self._cause
 
-    def saw(self, context: AutoscalingContext) -> dict[str, float]:
+    def figures(self, context: AutoscalingContext) -> dict[str, float]:
         return mean_figures(context)
 
-    def desired(self, replicas: int, saw: Figures) -> float:
+    def desired(self, replicas: int, figures: Figures) -> float:
         raise NotImplementedError
 
-    def _tell(self, context: AutoscalingContext, led: Figures) -> None:
-        """As gauges of the controller: Serve's own shows a policy's result after the delays."""
+    def _export(self, context: AutoscalingContext, cause: Figures) -> None:
+        """Set gauges of the controller; Serve's own shows a policy's result after the delays."""
         from ray.util.metrics import Gauge
 
         tags = {"deployment": context.deployment_name, "application": context.app_name or ""}
         keys = ("deployment", "application")
         if not hasattr(self, "_gauges"):
-            told = "What the autoscaling policy {}."
             self._gauges = (
-                Gauge(DESIRED, told.format("asks for, before delays and bounds"), keys),
-                Gauge(SAW, told.format("goes by"), (*keys, "figure")),
-                Gauge(LED, told.format("went by when the target changed"), (*keys, "figure")),
+                Gauge(DESIRED, "Replicas the policy asks for, before delays and bounds.", keys),
+                Gauge(SAW, "Figures that the policy uses.", (*keys, "figure")),
+                Gauge(LED, "Figures that led to the last change.", (*keys, "figure")),
             )
-        desired, saw = self._told
+        desired, figures = self._last
         self._gauges[0].set(desired, tags)
-        for name in self.names:
-            if name in saw:
-                self._gauges[1].set(saw[name], tags | {"figure": name})
-        for name in ("target", "desired", *self.names):
-            # Not a number takes back what an earlier change left there.
-            self._gauges[2].set(led.get(name, math.nan), tags | {"figure": name})
+        for name in self.figure_names:
+            if name in figures:
+                self._gauges[1].set(figures[name], tags | {"figure": name})
+        for name in ("target", "desired", *self.figure_names):
+            # NaN replaces what an earlier change left there.
+            self._gauges[2].set(cause.get(name, math.nan), tags | {"figure": name})
 
 
 class EnginePressurePolicy(_Policy):
-    """KV-cache use and waiting requests, as ``serving.spec.scaling.EnginePressure`` describes."""
+    """Follows KV-cache usage and waiting requests (``serving.spec.scaling.EnginePressure``)."""
 
-    names = ("kv_cache_usage", "waiting_requests")
+    figure_names = ("kv_cache_usage", "waiting_requests")
 
     def __init__(self, kv_cache_usage: float, waiting_requests: float) -> None:
-        self._aims = {"kv_cache_usage": kv_cache_usage, "waiting_requests": waiting_requests}
+        self._targets = {"kv_cache_usage": kv_cache_usage, "waiting_requests": waiting_requests}
 
-    def desired(self, replicas: int, saw: Figures) -> float:
-        return pressure_desired(replicas, saw, **self._aims)
+    def desired(self, replicas: int, figures: Figures) -> float:
+        """Return the desired number of replicas, before rounding and bounds."""
+        return pressure_desired(replicas, figures, **self._targets)
 
 
 class TTFTPolicy(_Policy):
-    """The time to first token, as ``serving.spec.scaling.TTFTTarget`` describes."""
+    """Follows the time to first token (``serving.spec.scaling.TTFTTarget``)."""
 
-    names = ("ttft_ms", "engine_running_requests", "waiting_requests")
+    figure_names = ("ttft_ms", "engine_running_requests", "waiting_requests")
 
     def __init__(self, ttft_ms: float, percentile: int, slack: float) -> None:
         self._ttft_ms, self._slack, self._key = ttft_ms, slack, f"ttft_p{percentile}_ms"
 
-    def desired(self, replicas: int, saw: Figures) -> float:
-        return ttft_desired(replicas, saw, ttft_ms=self._ttft_ms, slack=self._slack)
+    def desired(self, replicas: int, figures: Figures) -> float:
+        """Return the desired number of replicas, before rounding and bounds."""
+        return ttft_desired(replicas, figures, ttft_ms=self._ttft_ms, slack=self._slack)
 
-    def saw(self, context: AutoscalingContext) -> dict[str, float]:
+    def figures(self, context: AutoscalingContext) -> dict[str, float]:
+        """Return the mean figures, with the configured percentile as ``ttft_ms``."""
         figures = mean_figures(context)
         return figures | ({"ttft_ms": figures[self._key]} if self._key in figures else {})

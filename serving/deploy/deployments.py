@@ -1,16 +1,21 @@
-"""A model as a deployment of Ray Serve: its resources, placement, scaling and routing."""
+"""The deployments of Ray Serve: engines, baselines, guardrail, router and ingress.
+
+Classes are named by import path, so that only their own replicas import them.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.cluster.connection import METRICS_ENV
+from serving.compat.ray import LLM_ROUTER, POWER_OF_TWO_ROUTER, ROUND_ROBIN_ROUTER, with_version
+from serving.compat.variables import METRICS_ENV
 from serving.engine.engine_args import environment
 from serving.gateway.config import GateConfig
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import LIVE_FIELDS, ModelSpec, capacity, deployment_name, short_hash
+from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import EndpointSpec
@@ -19,27 +24,140 @@ from serving.spec.tenants import Tenant
 if TYPE_CHECKING:
     from ray.serve import Application
 
-ROUND_ROBIN = "ray.serve.experimental.round_robin_router.RoundRobinRouter"
+DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
+DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
+ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
+ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
+BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
+GUARDRAIL = "serving.guardrail.deployment.Guardrail"
+AUTO_ROUTER = "serving.pipeline.router.ModelRouter"
+INGRESS = "serving.pipeline.ingress.Ingress"
+
 DIRECT_ROUTERS = {
-    "round_robin": ROUND_ROBIN,
+    "round_robin": ROUND_ROBIN_ROUTER,
     "power_of_two": "serving.deploy.replica_routers.DirectPowerOfTwo",
     "prefix_aware": "serving.deploy.replica_routers.DirectPrefixAware",
 }
 HANDLE_ROUTERS = {
-    "round_robin": ROUND_ROBIN,
-    "power_of_two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
+    "round_robin": ROUND_ROBIN_ROUTER,
+    "power_of_two": POWER_OF_TWO_ROUTER,
     "prefix_aware": "serving.deploy.replica_routers.PrefixAware",
 }
 
+BACKSTOP = 1024
+"""Requests that Serve's own limits allow beyond the gate's. A flood of wrong keys, each answered
+in less than a millisecond, must not use up the slots that valid requests wait in."""
 
-def deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) -> Any:
-    """A model's deployment of the replica class at ``path``: its resources, its scaling."""
+
+def direct_deployment(
+    spec: EndpointSpec, model: ModelSpec, tenants: tuple[Tenant, ...]
+) -> Application:
+    """Return the bound deployment of a model, or of a baseline, that answers clients itself."""
+    scaling = model.scaling
+    gate_capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
+    options: dict[str, Any] = {
+        "user_config": user_config(spec, tenants),
+        "max_ongoing_requests": gate_capacity + BACKSTOP,
+        "max_queued_requests": BACKSTOP,
+    }
+    if isinstance(spec, BaselineSpec):
+        return _baseline_deployment(spec, **options)
+    path = DIRECT_REPLICA if model.data_parallel_size == 1 else DIRECT_GROUP
+    return model_deployment(path, spec, model, **options).bind(engine_fields(spec, model))
+
+
+def engine_deployment(spec: EndpointSpec, model: ModelSpec) -> Application:
+    """Return the bound deployment of a model behind a handle."""
+    return model_deployment(
+        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
+        spec,
+        model,
+        max_ongoing_requests=model.scaling.max_ongoing_requests,
+        max_queued_requests=BACKSTOP,
+    ).bind(engine_fields(spec, model))
+
+
+def _baseline_deployment(spec: BaselineSpec, **options: Any) -> Application:
+    """The engine's process of a baseline computes on what the replica itself holds."""
+    model = spec.model
+    deployment = model_deployment(BASELINE_REPLICA, spec, model, **options)
+    resources = dict(deployment.ray_actor_options) | {"num_cpus": model.num_cpus}
+    if model.accelerator == "gpu":
+        resources["num_gpus"] = model.num_gpus or 1.0
+    return deployment.options(ray_actor_options=resources).bind(spec.model_dump(mode="json"))
+
+
+def llm_router_deployment(model: ModelSpec, replicas: Application) -> Application:
+    """Return Ray Serve LLM's router, which HAProxy asks for a replica on the direct path."""
+    from ray import serve
+
+    router = serve.deployment(
+        name="router", max_ongoing_requests=BACKSTOP, ray_actor_options={"num_cpus": 0}
+    )(LLM_ROUTER)
+    return with_version(router, model.routing or "1").bind(server=replicas)
+
+
+def ingress_deployment(
+    spec: EndpointSpec, tenants: tuple[Tenant, ...], **handles: Any
+) -> Application:
+    """Return the ingress of the composed path; ``handles`` are its constructor's arguments."""
+    from ray import serve
+
+    ingress = serve.deployment(
+        name="ingress",
+        num_replicas=spec.ingress_replicas if isinstance(spec, PipelineSpec) else 1,
+        max_ongoing_requests=4 * BACKSTOP,
+        max_queued_requests=BACKSTOP,
+        ray_actor_options={"num_cpus": 0},
+        user_config=user_config(spec, tenants),
+    )(INGRESS)
+    return with_version(ingress, spec.ingress_fingerprint()).bind(**handles)
+
+
+def presidio_deployment(guardrail: PresidioGuardrail) -> Application:
+    """Return the guardrail that looks for personal data."""
+    from ray import serve
+
+    scaling = guardrail.scaling
+    detector = serve.deployment(
+        name="guardrail",
+        ray_actor_options={"num_cpus": guardrail.num_cpus},
+        autoscaling_config=autoscaling_config(scaling),
+        max_ongoing_requests=scaling.max_ongoing_requests,
+        max_queued_requests=BACKSTOP,
+        max_constructor_retry_count=1,
+        user_config=guardrail.model_dump(mode="json", exclude={"scaling", "num_cpus"}),
+    )(GUARDRAIL)
+    return with_version(detector, "1").bind()
+
+
+def router_deployment(router: RouterSpec, models: tuple[str, ...]) -> Application:
+    """Return the router that chooses among the models with these ids."""
+    from ray import serve
+
+    chooser = serve.deployment(
+        name="router",
+        num_replicas=router.replicas,
+        ray_actor_options={"num_cpus": router.num_cpus},
+        max_ongoing_requests=BACKSTOP,
+        max_queued_requests=BACKSTOP,
+        max_constructor_retry_count=1,
+        user_config=router.model_dump(mode="json", exclude={"replicas", "num_cpus"}),
+    )(AUTO_ROUTER)
+    return with_version(chooser, short_hash(list(models))).bind(models)
+
+
+def model_deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) -> Any:
+    """Return a model's deployment of the replica class at ``path``, not bound.
+
+    It has the model's resources, scaling and routing; ``options`` are Serve's own.
+    """
     from ray import serve
 
     memory = {} if model.memory_gib is None else {"memory": int(model.memory_gib * 2**30)}
     bundles: list[dict[str, float]] = [dict(model.worker_resources) for _ in range(model.workers)]
     bundles[0] |= memory
-    return serve.deployment(
+    deployment = serve.deployment(
         name=deployment_name(model),
         ray_actor_options={
             "num_cpus": 0,
@@ -47,24 +165,25 @@ def deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) 
             "runtime_env": {"env_vars": METRICS_ENV | environment(model)},
         },
         placement_group_bundles=bundles,
-        **_group(model),
-        autoscaling_config=autoscaling(model.scaling, model.data_parallel_size),
+        **_placement(model),
+        autoscaling_config=autoscaling_config(model.scaling, model.data_parallel_size),
         max_constructor_retry_count=1,
         health_check_period_s=model.health_check_period_s,
         health_check_timeout_s=model.health_check_timeout_s,
-        request_router_config=request_router(model, composed=spec.composed),
-        # Fewer replicas, or others, must cost no request that is in progress.
+        request_router_config=request_router_config(model, composed=spec.composed),
+        # Replacing or removing replicas must not cut off requests in progress.
         graceful_shutdown_timeout_s=spec.limits.max_seconds,
         **options,
-    )(path).options(version=spec.engine_fingerprint(model), _internal=True)
+    )(path)
+    return with_version(deployment, spec.engine_fingerprint(model))
 
 
-def request_router(model: ModelSpec, *, composed: bool) -> Any:
-    """Ray Serve's ``request_router_config`` for the model's ``routing``."""
+def request_router_config(model: ModelSpec, *, composed: bool) -> Any:
+    """Return Ray Serve's ``request_router_config`` for the model's ``routing``."""
     from ray.serve.config import RequestRouterConfig
 
     routing = model.routing or ("power_of_two" if composed else "round_robin")
-    # Beyond this difference in requests, load decides and not the prefix.
+    # Beyond this difference in requests, the load decides and not the prefix.
     affinity = {
         "imbalanced_threshold": model.scaling.target_ongoing_requests,
         "do_eviction": True,
@@ -75,7 +194,7 @@ def request_router(model: ModelSpec, *, composed: bool) -> Any:
     )
 
 
-def _group(model: ModelSpec) -> dict[str, Any]:
+def _placement(model: ModelSpec) -> dict[str, Any]:
     """How the workers of a replica, or the replicas of a data-parallel group, are placed."""
     if model.data_parallel_size == 1:
         return {"placement_group_strategy": model.placement_strategy}
@@ -84,115 +203,47 @@ def _group(model: ModelSpec) -> dict[str, Any]:
     return {"gang_scheduling_config": GangSchedulingConfig(gang_size=model.data_parallel_size)}
 
 
-def autoscaling(scaling: ScalingSpec, group: int = 1) -> dict[str, Any]:
-    """Ray Serve's ``autoscaling_config``: the fields that are its own, absent ones left out.
+def autoscaling_config(scaling: ScalingSpec, group_size: int = 1) -> dict[str, Any]:
+    """Return Ray Serve's ``autoscaling_config``: the fields that Serve knows and that are set.
 
-    Its bounds count Serve's replicas, of which a data-parallel group has ``group``. Left out, too,
-    is an absent ``initial_replicas``: Serve starts at ``min_replicas`` without it, and with it
-    every change to a running service would throw the replicas back to that number.
+    Serve's bounds count its own replicas, of which a data-parallel group has ``group_size``. An
+    absent ``initial_replicas`` stays absent: without it Serve starts at ``min_replicas``, and with
+    it every change to a running service would reset the number of replicas.
     """
-    not_serves = {"max_ongoing_requests", "max_queued_requests", "retry_after_s", "policy"}
-    own = scaling.model_dump(exclude=not_serves, exclude_none=True)
-    own |= {name: own[name] * group for name in own if name.endswith("_replicas")}
+    gate_fields = {"max_ongoing_requests", "max_queued_requests", "retry_after_s", "policy"}
+    config = scaling.model_dump(exclude=gate_fields, exclude_none=True)
+    config |= {name: config[name] * group_size for name in config if name.endswith("_replicas")}
     policy = scaling.policy.serve_policy()
-    return own if policy is None else own | {"policy": policy}
-
-
-DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
-
-
-ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
-
-
-DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
-
-
-ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
-
-
-GUARDRAIL = "serving.guardrail.deployment.Guardrail"
-
-
-AUTO_ROUTER = "serving.pipeline.router.ModelRouter"
-
-
-BACKSTOP = 1024
-"""Serve's own limits stand this far behind the gate's: a flood of wrong keys, each answered in
-less than a millisecond, must not use up what valid requests wait in."""
-
-
-def presidio_deployment(guardrail: PresidioGuardrail) -> Application:
-    from ray import serve
-
-    scaling = guardrail.scaling
-    return (
-        serve.deployment(
-            name="guardrail",
-            ray_actor_options={"num_cpus": guardrail.num_cpus},
-            autoscaling_config=autoscaling(scaling),
-            max_ongoing_requests=scaling.max_ongoing_requests,
-            max_queued_requests=BACKSTOP,
-            max_constructor_retry_count=1,
-            user_config=guardrail.model_dump(mode="json", exclude={"scaling", "num_cpus"}),
-        )(GUARDRAIL)
-        .options(version="1", _internal=True)
-        .bind()
-    )
-
-
-def router_deployment(router: RouterSpec, models: tuple[str, ...]) -> Application:
-    from ray import serve
-
-    return (
-        serve.deployment(
-            name="router",
-            num_replicas=router.replicas,
-            ray_actor_options={"num_cpus": router.num_cpus},
-            max_ongoing_requests=BACKSTOP,
-            max_queued_requests=BACKSTOP,
-            max_constructor_retry_count=1,
-            user_config=router.model_dump(mode="json", exclude={"replicas", "num_cpus"}),
-        )(AUTO_ROUTER)
-        .options(version=short_hash(list(models)), _internal=True)
-        .bind(models)
-    )
-
-
-def engine_deployment(spec: EndpointSpec, model: ModelSpec) -> Application:
-    """A model's deployment behind a handle."""
-    return deployment(
-        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
-        spec,
-        model,
-        max_ongoing_requests=model.scaling.max_ongoing_requests,
-        max_queued_requests=BACKSTOP,
-    ).bind(engine_fields(spec, model))
+    return config if policy is None else config | {"policy": policy}
 
 
 def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
-    """What a replica starts from, with vLLM's own cap on answers for requests that name none."""
+    """Return what a replica starts from.
+
+    vLLM caps the answers of requests that name no limit, as the spec's limits say.
+    """
     fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
-    own = {"max_new_tokens": spec.limits.max_tokens}
+    default = {"max_new_tokens": spec.limits.max_tokens}
     given = fields["engine_kwargs"].get("override_generation_config", {})
-    fields["engine_kwargs"]["override_generation_config"] = own | given
+    fields["engine_kwargs"]["override_generation_config"] = default | given
     return fields
 
 
 def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, Any]:
-    """What running replicas take over without a restart, and what tells a spec from another."""
-    access = _access(spec, tenants).model_dump(mode="json")
-    told = {"access": access, "fingerprint": spec.fingerprint()}
+    """Return what running replicas take over without a restart, and the spec's fingerprint."""
+    access = _gate_config(spec, tenants).model_dump(mode="json")
+    config = {"access": access, "fingerprint": spec.fingerprint()}
     if not spec.composed:
-        return told
+        return config
     capacities = {model.model_id: capacity(model) for model in spec.models}
     names = {model.model_id: deployment_name(model) for model in spec.models}
-    return told | {"composition": pipeline_config(spec, capacities, names)}
+    return config | {"composition": pipeline_config(spec, capacities, names)}
 
 
-def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
-    """One replica's limits; before an ingress, those of all replicas it may come to serve.
+def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
+    """The limits of one replica, or at an ingress those of all replicas it may serve.
 
-    There the queue is left to Serve's handle, whose length the autoscaler sees.
+    An ingress leaves the queue to Serve's handle, whose length the autoscaler sees.
     """
     scaling = spec.models[0].scaling
     ongoing, queued = scaling.max_ongoing_requests, scaling.max_queued_requests
@@ -205,17 +256,3 @@ def _access(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
         max_queued_requests=queued,
         retry_after_s=scaling.retry_after_s,
     )
-
-
-BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
-
-
-def replica(spec: BaselineSpec, **options: Any) -> Application:
-    """The deployment, bound; its engine's process computes on what the replica itself holds."""
-
-    model = spec.model
-    made = deployment(BASELINE_REPLICA, spec, model, **options)
-    actor = dict(made.ray_actor_options) | {"num_cpus": model.num_cpus}
-    if model.accelerator == "gpu":
-        actor["num_gpus"] = model.num_gpus or 1.0
-    return made.options(ray_actor_options=actor).bind(spec.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""A RayService for KubeRay: one head, one group of workers a model, and what each pod needs."""
+"""A RayService for KubeRay: a head, a group of worker pods for each model, and their resources."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from serving.spec.tenants import HASHES_VARIABLE
 
 USER = 1000
 """The image's user (deploy/Dockerfile)."""
-HEALTH = {"httpGet": {"path": "/api/healthz", "port": 52365}}
-"""Ray's own agent answers for the raylet, and on the head for the control service too."""
-HEAD = {"cpu": "2", "memory": "8Gi"}
+HEALTH_CHECK = {"httpGet": {"path": "/api/healthz", "port": 52365}}
+"""Ray's agent answers for the raylet, and on the head for the control service too."""
+HEAD_RESOURCES = {"cpu": "2", "memory": "8Gi"}
 PROCESSES_GIB = 6.0
-"""What a replica's processes take beside weights and KV cache, with room to load a model."""
-UNKNOWN_GIB = 32.0
-"""Memory of a pod whose model's size is not known here."""
+"""Memory of a replica's processes beside weights and KV cache, with room to load a model."""
+DEFAULT_GIB = 32.0
+"""Memory of a pod whose model's size is unknown here."""
 
 
 def ray_service(
@@ -33,12 +33,20 @@ def ray_service(
     environment: Mapping[str, str],
     keys_from_secret: bool,
 ) -> dict[str, Any]:
-    """The RayService; ``environment`` goes into every container."""
+    """Return the RayService.
+
+    Args:
+        spec: The specification.
+        serve_config: The Serve config that the RayService deploys.
+        image: The image of every container.
+        environment: Variables of every container.
+        keys_from_secret: Whether the hashes of keys come from a Kubernetes secret.
+    """
     variables = [{"name": name, "value": value} for name, value in environment.items()]
     variables += secrets(spec.name, keys_from_secret)
     groups = [worker_group(model, image, variables) for model in spec.engines]
     if spec.auxiliary_cpus:
-        groups.append(helper_group(spec.auxiliary_cpus, image, variables))
+        groups.append(auxiliary_group(spec.auxiliary_cpus, image, variables))
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -58,19 +66,19 @@ def ray_service(
 
 
 def secrets(name: str, keys: bool) -> list[dict[str, Any]]:
-    """Variables out of Kubernetes secrets: none of their values stands in the manifest."""
+    """Return the variables that come from Kubernetes secrets, so that no value is in the file."""
     hub = {"name": f"{name}-hub", "key": "token", "optional": True}
-    found = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": hub}}]
+    variables = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": hub}}]
     if keys:
         hashes = {"name": f"{name}-keys", "key": "key-hashes"}
-        found.append({"name": HASHES_VARIABLE, "valueFrom": {"secretKeyRef": hashes}})
-    return found
+        variables.append({"name": HASHES_VARIABLE, "valueFrom": {"secretKeyRef": hashes}})
+    return variables
 
 
 def head_group(image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
-    """The head: the control service, Serve's controller and its proxy; no replica."""
+    """Return the head: the control service, Serve's controller and its proxy, but no replica."""
     ports = {"gcs": 6379, "dashboard": 8265, "client": 10001, "serve": 8000}
-    container = _container("ray-head", image, variables, HEAD, HEAD)
+    container = _container("ray-head", image, variables, HEAD_RESOURCES)
     container["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
     return {
         "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
@@ -79,52 +87,52 @@ def head_group(image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def worker_group(model: ModelSpec, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pods for a model's replicas: as many as its scaling may ask for, and no more."""
-    per_pod, pods = pods_of_a_replica(model)
-    fewest, most = (
-        math.ceil(count * pods)
-        for count in (model.scaling.min_replicas, model.scaling.max_replicas)
-    )
-    cpus = math.ceil(model.num_cpus * per_pod) + (model.accelerator == "gpu")
-    resources = {"cpu": str(cpus), "memory": f"{math.ceil(memory_gib(model, per_pod))}Gi"}
+    """Return the pods of a model's replicas: as many as its scaling may ask for."""
+    workers, pods = pods_of_a_replica(model)
+    scaling = model.scaling
+    low, high = (math.ceil(n * pods) for n in (scaling.min_replicas, scaling.max_replicas))
+    cpus = math.ceil(model.num_cpus * workers) + (model.accelerator == "gpu")
+    resources = {"cpu": str(cpus), "memory": f"{math.ceil(memory_gib(model, workers))}Gi"}
     if model.accelerator == "gpu":
-        resources["nvidia.com/gpu"] = str(math.ceil((model.num_gpus or 1.0) * per_pod))
-    pod = _pod(_container("ray-worker", image, variables, resources, resources))
-    start: dict[str, str] = {}
+        resources["nvidia.com/gpu"] = str(math.ceil((model.num_gpus or 1.0) * workers))
+    pod = _pod(_container("ray-worker", image, variables, resources))
+    start_params: dict[str, str] = {}
     if model.accelerator == "gpu":
         pod["tolerations"] = [
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
         ]
     if model.accelerator_type is not None:
-        # Lets the autoscaler know, while no pod runs, that this group has what bundles ask for.
-        start["resources"] = f'"{{\\"accelerator_type:{model.accelerator_type}\\": 1}}"'
-    return _group(group_name(model.model_id), fewest, most, start, pod)
+        # Tells the autoscaler that this group has what the bundles ask for while no pod runs.
+        resource = f"accelerator_type:{model.accelerator_type}"
+        start_params["resources"] = f'"{{\\"{resource}\\": 1}}"'
+    return _group(group_name(model.model_id), low, high, start_params, pod)
 
 
-def helper_group(cpus: float, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
-    """One pod for guardrail and router, which load no model."""
+def auxiliary_group(cpus: float, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one pod for guardrail and router, which load no model."""
     resources = {"cpu": str(math.ceil(cpus)), "memory": "8Gi"}
-    pod = _pod(_container("ray-worker", image, variables, resources, resources))
+    pod = _pod(_container("ray-worker", image, variables, resources))
     return _group("helpers", 1, 1, {}, pod)
 
 
 def _group(
-    name: str, fewest: int, most: int, start: dict[str, str], pod: dict[str, Any]
+    name: str, low: int, high: int, start_params: dict[str, str], pod: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "groupName": name,
-        "replicas": fewest,
-        "minReplicas": fewest,
-        "maxReplicas": most,
-        "rayStartParams": start,
+        "replicas": low,
+        "minReplicas": low,
+        "maxReplicas": high,
+        "rayStartParams": start_params,
         "template": {"spec": pod},
     }
 
 
 def pods_of_a_replica(model: ModelSpec) -> tuple[int, float]:
-    """Engine workers in one pod, and pods of one replica (less than 1 where replicas share one).
+    """Return the engine workers in a pod and the pods of a replica.
 
-    A tensor-parallel group stays in a pod; pipeline stages and data-parallel ranks may be apart.
+    The number of pods is below 1 where replicas share a pod. A tensor-parallel group stays in one
+    pod; pipeline stages and data-parallel ranks may be in different pods.
     """
     if model.accelerator == "cpu":
         return model.workers, float(model.data_parallel_size)
@@ -135,44 +143,40 @@ def pods_of_a_replica(model: ModelSpec) -> tuple[int, float]:
     return model.tensor_parallel_size, float(pods)
 
 
-def memory_gib(model: ModelSpec, per_pod: int) -> float:
-    """Memory of a pod: what the spec names, or weights, KV cache and processes."""
+def memory_gib(model: ModelSpec, workers: int) -> float:
+    """Return the memory of a pod in GiB: the spec's, or that of weights, KV cache and processes."""
     if model.memory_gib is not None:
         return model.memory_gib + PROCESSES_GIB
-    known = architecture_of(model)
-    if known is None:
-        return UNKNOWN_GIB
-    weights = per_pod * weight_bytes(known, layout_of(model), data_types_of(model)) / GIB
-    # On a GPU's host, weights pass through memory once while they load.
-    cache = per_pod * model.kv_cache_gib if model.accelerator == "cpu" else 0.0
+    architecture = architecture_of(model)
+    if architecture is None:
+        return DEFAULT_GIB
+    weights = workers * weight_bytes(architecture, layout_of(model), data_types_of(model)) / GIB
+    # On a GPU's host the weights pass through memory once, while they load.
+    cache = workers * model.kv_cache_gib if model.accelerator == "cpu" else 0.0
     return PROCESSES_GIB + weights + cache
 
 
 def group_name(model_id: str) -> str:
-    """A model's id as a Kubernetes name."""
+    """Return a model's id as a Kubernetes name."""
     plain = "".join(c if c.isalnum() else "-" for c in model_id.lower())
     return plain.strip("-")[:50]
 
 
 def _container(
-    name: str,
-    image: str,
-    variables: list[dict[str, Any]],
-    requests: Mapping[str, str],
-    limits: Mapping[str, str],
+    name: str, image: str, variables: list[dict[str, Any]], resources: Mapping[str, str]
 ) -> dict[str, Any]:
     return {
         "name": name,
         "image": image,
         "env": variables,
-        "resources": {"requests": dict(requests), "limits": dict(limits)},
-        "readinessProbe": {**HEALTH, "initialDelaySeconds": 10, "periodSeconds": 5},
-        "livenessProbe": {**HEALTH, "periodSeconds": 10, "failureThreshold": 12},
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "readinessProbe": {**HEALTH_CHECK, "initialDelaySeconds": 10, "periodSeconds": 5},
+        "livenessProbe": {**HEALTH_CHECK, "periodSeconds": 10, "failureThreshold": 12},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
         },
-        # Workers of one replica pass tensors through it; the default of 64 MiB is too small.
+        # Workers of a replica pass tensors through it; the default of 64 MiB is too small.
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }
 
@@ -185,8 +189,8 @@ def _pod(container: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def usage(spec: EndpointSpec, keys_from_secret: bool) -> str:
-    """How to use the manifest, as YAML comments."""
+def usage_comment(spec: EndpointSpec, keys_from_secret: bool) -> str:
+    """Return how to use the manifest, as YAML comments."""
     name = spec.name
     lines = [f"kubectl apply -f FILE, then: kubectl port-forward service/{name}-serve-svc 8000"]
     if keys_from_secret:

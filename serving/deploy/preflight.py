@@ -1,25 +1,137 @@
-"""Everything about a service that can be rejected before anything starts."""
+"""Every check that can reject a service before anything starts.
+
+- :func:`check_spec` needs the specification alone.
+- :func:`check_manifest` also asks whether a file can describe it.
+- :func:`check_resources` compares it with the nodes of a cluster.
+- :func:`check_running_serve` compares it with the options of a Serve that runs already.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from serving.cluster import attach
-from serving.engine.engine_args import check
-from serving.errors import ClusterError, ResourcesError
+from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies
+from serving.compat.variables import FORWARD_BODY, HA_PROXY
+from serving.compat.vllm import engine_arguments
+from serving.deploy.arguments import tenants_from
+from serving.errors import ClusterError, ModelNotFoundError, ResourcesError, SpecError
 from serving.sizing import checks
+from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import ModelSpec
+from serving.spec.model import TINY, ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec
 
+OWN_FIELDS = {
+    "model": "model.source",
+    "served_model_name": "model.id",
+    "dtype": "model.dtype",
+    "max_model_len": "model.max_model_len",
+    "tensor_parallel_size": "model.tensor_parallel_size",
+    "pipeline_parallel_size": "model.pipeline_parallel_size",
+    "data_parallel_size": "model.data_parallel_size",
+    "enable_expert_parallel": "model.expert_parallel",
+    "api_key": "api_key of deploy()",
+    "hf_token": "the environment variable HF_TOKEN",
+}
+"""Engine arguments that the specification sets itself, and the field to use instead."""
 
-def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
-    """Raise :class:`ResourcesError` if a replica of a model can never be placed on the cluster.
 
-    ``nodes`` are the resources of each node as Ray reports them (``memory`` in bytes); read from
-    the connected cluster when absent.
+def check_spec(spec: EndpointSpec) -> None:
+    """Check everything that the specification alone can tell.
+
+    Raises:
+        SpecError: An engine argument, a parallel size, the KV cache or a recognizer is invalid.
+        ModelNotFoundError: A local path holds no model.
+        MissingPackageError: vLLM is not installed here.
+    """
+    for model in spec.engines:
+        check_model(model)
+    guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
+    if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
+        from serving.guardrail import presidio  # Presidio takes seconds to import.
+
+        presidio.check_recognizers(guardrail)
+
+
+def check_model(model: ModelSpec) -> None:
+    """Check one model of a specification; raises as :func:`check_spec` does."""
+    check_engine_kwargs(model)
+    check_model_path(model)
+    checks.check_parallel(model)
+    checks.check_cache(model)
+
+
+def check_engine_kwargs(model: ModelSpec) -> None:
+    """Raise :class:`SpecError` for an argument vLLM does not know or another field sets."""
+    for name, value in model.engine_kwargs.items():
+        given = f"model.engine_kwargs[{name!r}] = {value!r}"
+        if name in OWN_FIELDS:
+            raise SpecError(f"{given}: set {OWN_FIELDS[name]} instead.")
+        if name not in engine_arguments():
+            close = get_close_matches(name, engine_arguments(), n=1)
+            fix = f"Did you mean {close[0]!r}?" if close else "See vLLM's engine arguments."
+            raise SpecError(f"{given}: vLLM has no such argument. {fix}")
+
+
+def check_model_path(model: ModelSpec) -> None:
+    """Raise :class:`ModelNotFoundError` for a local path that holds no model."""
+    source = model.source
+    if model.embedded or not (source.startswith(("/", ".", "~")) or Path(source).exists()):
+        return
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        problem = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ModelNotFoundError(
+            f"model.source = {source!r} {problem}. Give the folder of a model in Hugging Face "
+            "format, a Hugging Face id, 'tiny' or 'nano'."
+        )
+
+
+def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
+    """Check a specification that another machine will deploy from a file.
+
+    Args:
+        spec: The specification.
+        callers: ``key_hashes`` and ``tenants``, or nothing.
+
+    Raises:
+        SpecError: The specification or a key is invalid, or names what only this machine has.
+    """
+    if isinstance(spec, BaselineSpec):
+        raise SpecError(
+            "a BaselineSpec has no manifest: it is for comparisons in a notebook. Use a "
+            "ServiceSpec."
+        )
+    if callers:
+        tenants_from(callers)
+    for model in spec.engines:
+        check_engine_kwargs(model)
+        checks.check_parallel(model)
+        checks.check_cache(model)
+        _check_portable(model)
+
+
+def _check_portable(model: ModelSpec) -> None:
+    source = model.source
+    relative = source.startswith((".", "~")) or Path(source).exists()
+    if source != TINY and relative and not source.startswith("/"):
+        raise SpecError(
+            f"model.source = {source!r} is a folder of this machine, which the cluster's nodes do "
+            "not have. Give a hub id, or an absolute path in the image or on a volume."
+        )
+
+
+def check_resources(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:
+    """Raise :class:`ResourcesError` if a replica can never be placed on the cluster.
+
+    Args:
+        spec: The specification.
+        nodes: The resources of each node as Ray reports them (``memory`` in bytes); by default
+            those of the connected cluster.
     """
     if nodes is None:
         import ray
@@ -28,25 +140,25 @@ def check_fit(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) 
     for name, cpus in spec.auxiliary_deployments().items():
         if not any(float(node.get("CPU", 0)) >= cpus for node in nodes):
             raise ResourcesError(
-                f"{name}.num_cpus = {cpus:g}, but no node of the cluster has as many CPUs. "
+                f"{name}.num_cpus = {cpus:g}, but no node of the cluster has that many CPUs. "
                 "Lower it, or add a larger node."
             )
     for model in spec.engines:
-        _check_model(model, nodes)
+        _check_model_resources(model, nodes)
 
 
-def _check_model(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
+def _check_model_resources(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
     for name in ("CPU", "GPU") if model.accelerator == "gpu" else ("CPU",):
-        _check_one(
+        _check_total(
             name, model.worker_resources[name], model.workers * model.data_parallel_size, nodes
         )
     if model.accelerator_type and not any(
         f"accelerator_type:{model.accelerator_type}" in node for node in nodes
     ):
-        kinds = sorted({k.split(":")[1] for n in nodes for k in n if k.startswith("accelerator_")})
+        types = sorted({k.split(":")[1] for n in nodes for k in n if k.startswith("accelerator_")})
         raise ResourcesError(
             f"model.accelerator_type = {model.accelerator_type!r}, but the cluster has "
-            f"{', '.join(kinds) or 'none'}. Name one of those, or drop the field."
+            f"{', '.join(types) or 'none'}. Choose one of those, or leave the field out."
         )
     memory = model.memory_gib or 0.0
     largest = max((float(node.get("memory", 0)) for node in nodes), default=0.0) / 2**30
@@ -55,12 +167,12 @@ def _check_model(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
             f"model.memory_gib = {memory:g}, but the largest node of the cluster has "
             f"{largest:.1f} GiB. Lower it, or add a larger node."
         )
-    _check_together(model, nodes)
+    _check_combination(model, nodes)
     checks.check_memory(model, nodes)
 
 
-def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, Any]]) -> None:
-    if sum(_times(node, {name: amount}) for node in nodes) < workers:
+def _check_total(name: str, amount: float, workers: int, nodes: list[Mapping[str, Any]]) -> None:
+    if sum(_copies(node, {name: amount}) for node in nodes) < workers:
         total = sum(float(node.get(name, 0)) for node in nodes)
         raise ResourcesError(
             f"model.num_{name.lower()}s = {amount:g} for each of {workers} engine worker(s), but "
@@ -69,99 +181,84 @@ def _check_one(name: str, amount: float, workers: int, nodes: list[Mapping[str, 
         )
 
 
-def _check_together(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
-    """Each worker needs all that is its own on one node, and one of them the memory too."""
+def _check_combination(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
+    """A worker needs all of its resources on one node; the first one needs the memory too."""
     memory = (model.memory_gib or 0) * 2**30
-    room = [(_times(node, model.worker_resources), float(node.get("memory", 0))) for node in nodes]
-    holds = _holds(model, [times for times, _ in room])
-    if holds is None and any(times and memory <= has for times, has in room):
+    copies = [_copies(node, model.worker_resources) for node in nodes]
+    has_memory = [memory <= float(node.get("memory", 0)) for node in nodes]
+    problem = _placement_problem(model, copies)
+    if problem is None and any(n and has for n, has in zip(copies, has_memory, strict=True)):
         return
-    wanted = {
+    fields = {
         "num_cpus": model.worker_resources["CPU"],
         "num_gpus": model.worker_resources.get("GPU"),
         "memory_gib": model.memory_gib,
     }
-    told = [f"model.{name} = {value:g}" for name, value in wanted.items() if value is not None]
+    given = [f"model.{name} = {value:g}" for name, value in fields.items() if value is not None]
     if model.accelerator_type is not None:
-        told.append(f"model.accelerator_type = {model.accelerator_type!r}")
+        given.append(f"model.accelerator_type = {model.accelerator_type!r}")
     raise ResourcesError(
-        f"{', '.join(told)}: the cluster has enough of each, but not together on one node for "
+        f"{', '.join(given)}: the cluster has enough of each, but not together on one node for "
         f"{model.workers * model.data_parallel_size} engine worker(s)"
-        f"{'' if holds is None else holds}. Lower one of them, or add nodes."
+        f"{problem or ''}. Lower one of them, or add nodes."
     )
 
 
-def _holds(model: ModelSpec, room: list[int]) -> str | None:
-    """Why nodes with room for so many workers each cannot hold a replica; None where they can."""
-    workers, largest = model.workers, max(room, default=0)
+def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
+    """Why a replica cannot be placed on nodes with room for ``copies`` workers each, or None."""
+    workers, largest = model.workers, max(copies, default=0)
     if (
         model.placement_strategy == "STRICT_PACK"
         and model.data_parallel_size == 1
         and largest < workers
     ):
-        return f", all on one as placement = 'STRICT_PACK' has it: the largest takes {largest}"
-    able = sum(times > 0 for times in room)
-    if model.placement_strategy == "STRICT_SPREAD" and able < workers:
-        return f", each on another as placement = 'STRICT_SPREAD' has it: {able} node(s) take one"
-    return "" if sum(room) < workers * model.data_parallel_size else None
+        return f" (placement = 'STRICT_PACK' needs all on one node; the largest takes {largest})"
+    usable = sum(count > 0 for count in copies)
+    if model.placement_strategy == "STRICT_SPREAD" and usable < workers:
+        return f" (placement = 'STRICT_SPREAD' needs a node for each; {usable} node(s) take one)"
+    return "" if sum(copies) < workers * model.data_parallel_size else None
 
 
-def _times(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
+def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
     """How many of these bundles an empty node holds; the margin is for fractions such as 0.1."""
     return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())
 
 
-def check_spec(spec: EndpointSpec) -> None:
-    """Everything about a spec that can be refused before anything starts; a SpecError names it."""
-    for model in spec.engines:
-        check(model)
-    guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
-    if isinstance(guardrail, PresidioGuardrail) and guardrail.recognizers:
-        from serving.guardrail import presidio  # Presidio takes seconds to import
-
-        presidio.check_recognizers(guardrail)
-
-
 def reads_prompts(spec: EndpointSpec) -> bool:
-    """Whether the proxy must show each prompt to Serve's router."""
+    """Return whether the proxy must show each prompt to Serve's router."""
     return not spec.composed and spec.models[0].routing == "prefix_aware"
 
 
-def check_serve(spec: EndpointSpec, running: dict[str, Any]) -> int:
-    """The port of a Serve that already runs, if it can carry this spec."""
-    options = running["http_options"]
+def check_running_serve(spec: EndpointSpec, details: Mapping[str, Any]) -> int:
+    """Return the port of a Serve that already runs, if it can serve this specification.
+
+    Raises:
+        ClusterError: Its address or its proxies are not what the specification needs.
+    """
+    options = details["http_options"]
     for name in ("host", "port"):
-        wanted, has = getattr(spec, name), options[name]
-        if wanted != has and not (name == "port" and wanted == 0):
+        wanted, actual = getattr(spec, name), options[name]
+        if wanted != actual and not (name == "port" and wanted == 0):
             raise ClusterError(
                 f"{name} = {wanted!r}, but Ray Serve already runs on this cluster with {name} = "
-                f"{has!r}, and it cannot change while it runs. Set {name} = {has!r}, or shut "
+                f"{actual!r}, which cannot change while it runs. Set {name} = {actual!r}, or shut "
                 "Serve down first."
             )
-    proxies = {attach.actor_class(proxy["actor_name"]) for proxy in running["proxies"].values()}
-    if not spec.composed and proxies - {"HAProxyManager"}:
-        raise ClusterError(
-            "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
-            "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
-            "deploy again, or start it with RAY_SERVE_ENABLE_HA_PROXY=1."
-        )
-    if reads_prompts(spec):
-        _check_forwarding(running)
+    _check_proxies(spec, [proxy["actor_name"] for proxy in details["proxies"].values()])
     return int(options["port"])
 
 
-def _check_forwarding(running: dict[str, Any]) -> None:
-    """Prefix-aware routing on the direct path needs a proxy that shows the router each prompt."""
-
-    def forwards(proxy: Any) -> bool:
-        from ray.serve._private import constants
-
-        return bool(constants.RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY)
-
-    for proxy in running["proxies"].values():
-        if not attach.ask_actor(proxy["actor_name"], forwards):
-            raise ClusterError(
-                "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster "
-                "without RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY=1, and it cannot change "
-                "while it runs. Choose another routing, or shut Serve down first."
-            )
+def _check_proxies(spec: EndpointSpec, proxies: list[str]) -> None:
+    classes = {actor_class(proxy) for proxy in proxies}
+    if not spec.composed and classes - {HAPROXY_ACTOR}:
+        raise ClusterError(
+            "Ray Serve already runs on this cluster without HAProxy, which direct streaming needs "
+            "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
+            f"deploy again, or start it with {HA_PROXY}=1."
+        )
+    if reads_prompts(spec) and not all(forwards_bodies(proxy) for proxy in proxies):
+        raise ClusterError(
+            "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster without "
+            f"{FORWARD_BODY}=1, which cannot change while it runs. Choose another routing, or "
+            "shut Serve down first."
+        )

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from serving import SERVE_FLAGS
-from serving.cluster import connection as clusters
-from serving.cluster.connection import FORWARD_BODY, METRICS_ENV, SERVE_TUNING, Cluster
+from serving.cluster import connection
+from serving.cluster.connection import Cluster
 from serving.cluster.ports import check_port, free_port
-from serving.deploy import app as application
-from serving.deploy import preflight, status
+from serving.compat.variables import FORWARD_BODY_FLAGS, METRICS_ENV, SERVE_FLAGS, SERVE_TUNING
+from serving.deploy import status
+from serving.deploy.app import application
 from serving.deploy.deployments import user_config
-from serving.deploy.preflight import check_serve, reads_prompts
-from serving.errors import LAST_WORDS, ClusterError, DeployError
+from serving.deploy.preflight import check_resources, check_running_serve, reads_prompts
+from serving.errors import ENGINE_ERROR_MARK, ClusterError, DeployError
 from serving.quotas import actor as ledger
 from serving.spec.model import deployment_name
 from serving.spec.service import EndpointSpec
@@ -24,8 +24,9 @@ from serving.spec.tenants import Tenant
 
 Progress = Callable[[str], None]
 POLL_S = 0.25
-CUT_S, DELETED_S = 10.0, 60.0
-"""Of a deletion: when what is still answered is cut off, and when it has failed."""
+CUT_OFF_S = 10.0
+"""Seconds after which a deletion cuts off requests in progress."""
+DELETE_TIMEOUT_S = 60.0
 
 
 def deploy(
@@ -33,83 +34,93 @@ def deploy(
 ) -> int:
     """Bring the service up as specified and return the endpoint's port.
 
-    The same spec and keys again return at once; changed limits, keys and scaling reach running
-    replicas; anything else replaces them.
+    The same spec and keys again return at once. Changed limits, keys and scaling reach running
+    replicas; any other change replaces them.
 
     Raises:
-        ResourcesError: a replica can never be placed.
-        ClusterError: the cluster's Serve runs without what the spec needs.
-        DeployError: a replica did not start; the message has the engine's last words.
+        ResourcesError: A replica can never be placed.
+        ClusterError: The cluster's Serve runs without the options that the spec needs.
+        DeployError: A replica did not start; the message has the engine's own errors.
     """
-    preflight.check_fit(spec)
+    check_resources(spec)
     port = _start_serve(spec, cluster, progress)
-    if _unchanged(spec, tenants):
+    if _is_unchanged(spec, tenants):
         progress(f"{spec.name}: already running as specified")
         return port
     from ray import serve
 
-    ledger.start_ledger(spec.name)  # comes up beside the engine
+    ledger.start_ledger(spec.name)  # It starts while the engine does.
     target = serve.RunTarget(
-        target=application.application(spec, tenants),
-        name=spec.name,
-        route_prefix=spec.route_prefix,
+        target=application(spec, tenants), name=spec.name, route_prefix=spec.route_prefix
     )
     serve.run_many([target], wait_for_applications_running=False)
-    _wait(spec, progress)
+    _wait_until_running(spec, progress)
     return port
 
 
 def delete(name: str, cluster: Cluster) -> None:
-    """Delete one application; a cluster of ours ends with its last one. Unknown names are done.
+    """Delete an application, and end a cluster of this project with its last one.
+
+    An unknown name is ignored.
 
     Raises:
-        ClusterError: it is still there after ``DELETED_S``.
+        ClusterError: The application still exists after ``DELETE_TIMEOUT_S``.
     """
-    others = [other for other in status.details()["applications"] if other != name]
-    if cluster.ours and not others:
-        clusters.disconnect()
-    elif name in status.details()["applications"]:
+    applications = status.details()["applications"]
+    if cluster.ours and not applications.keys() - {name}:
+        connection.disconnect()
+    elif name in applications:
         end_application(name)
         ledger.end_ledger(name)
 
 
 def end_application(name: str) -> None:
-    """Delete an application, and cut off what it still answers after ``CUT_S``.
+    """Delete an application, and cut off its requests in progress after ``CUT_OFF_S``.
 
-    A replica that stops has as long as a request may take, so that fewer replicas lose no request;
-    who deletes a service means it.
+    Serve would let a replica finish its requests, so that scaling down loses none; whoever deletes
+    a service does not want to wait for that.
+
+    Raises:
+        ClusterError: The application still exists after ``DELETE_TIMEOUT_S``.
     """
     from ray import serve
 
-    # Those that are there now: another may deploy under the same name meanwhile.
-    doomed = _actors(name)
+    # Listed before the deletion: another user may deploy under the same name meanwhile.
+    replicas = _replica_actors(name)
     serve.delete(name, _blocking=False)
-    began = time.monotonic()
+    start = time.monotonic()
     while name in status.details()["applications"]:
-        waited = time.monotonic() - began
-        if waited > DELETED_S:
-            raise ClusterError(f"{name}: Ray Serve has not deleted it after {DELETED_S:g} s.")
-        if waited > CUT_S:
-            _kill(doomed)
+        elapsed_s = time.monotonic() - start
+        if elapsed_s > DELETE_TIMEOUT_S:
+            raise ClusterError(
+                f"{name}: Ray Serve has not deleted it within {DELETE_TIMEOUT_S:g} s. See the logs "
+                "of Serve's controller, or shut Serve down (serve shutdown)."
+            )
+        if elapsed_s > CUT_OFF_S:
+            _kill(replicas)
         time.sleep(POLL_S)
 
 
-def _actors(name: str) -> list[str]:
-    """The names of an application's replicas, as Ray's actors."""
-    app = status.details()["applications"].get(name, {"deployments": {}})
-    return [one["actor_name"] for each in app["deployments"].values() for one in each["replicas"]]
+def _replica_actors(name: str) -> list[str]:
+    """The names of an application's replicas as actors of Ray."""
+    deployments = status.details()["applications"].get(name, {}).get("deployments", {})
+    return [
+        replica["actor_name"]
+        for deployment in deployments.values()
+        for replica in deployment["replicas"]
+    ]
 
 
 def _kill(actors: list[str]) -> None:
     import ray
 
     for actor in actors:
-        with contextlib.suppress(ValueError):  # it has ended
+        with contextlib.suppress(ValueError):  # It has ended.
             ray.kill(ray.get_actor(actor, namespace="serve"))
 
 
 def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> int:
-    """Start Serve with our options, or check the options it runs with."""
+    """Start Serve with our options, or check the options it runs with; return its port."""
     from ray import serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
@@ -117,7 +128,7 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> in
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     running = status.details()
     if running.get("http_options"):
-        return check_serve(spec, running)
+        return check_running_serve(spec, running)
     port = spec.port or cluster.endpoint or free_port(spec.host)
     if cluster.ours:
         check_port(spec.host, port)
@@ -132,58 +143,59 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> in
 
 
 def serve_variables(spec: EndpointSpec) -> dict[str, str]:
-    """The environment of Ray Serve's own actors, as this spec needs it."""
-    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY if reads_prompts(spec) else {})
+    """Return the environment variables of Ray Serve's own actors for this spec."""
+    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY_FLAGS if reads_prompts(spec) else {})
 
 
-def _unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
+def _is_unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
     running = status.details()["applications"].get(spec.name)
-    if running is None or status.word(running["status"]) != "running":
+    if running is None or status.state_name(running["status"]) != "running":
         return False
-    wanted = user_config(spec, tenants)
     configs = [d["deployment_config"].get("user_config") for d in running["deployments"].values()]
-    return wanted in configs
+    return user_config(spec, tenants) in configs
 
 
-def _wait(spec: EndpointSpec, progress: Progress) -> None:
-    """Return once the application runs; report each change of state on the way."""
+def _wait_until_running(spec: EndpointSpec, progress: Progress) -> None:
+    """Report each change of state until the application runs."""
     from ray import serve
 
-    began, said = time.monotonic(), ""
+    start, reported = time.monotonic(), ""
     while True:
-        told = serve.status().applications[spec.name]
-        if told.status == "RUNNING":
+        app = serve.status().applications[spec.name]
+        if app.status == "RUNNING":
             return
-        if told.status == "DEPLOY_FAILED":
-            raise DeployError(_failure(spec, told))
-        if time.monotonic() - began > spec.start_timeout_s:
+        if app.status == "DEPLOY_FAILED":
+            raise DeployError(_failure(spec, app))
+        if time.monotonic() - start > spec.start_timeout_s:
             raise DeployError(
-                f"{spec.name} was not ready after start_timeout_s = {spec.start_timeout_s:g}: "
-                f"{_describe(told)}"
+                f"{spec.name} was not ready within start_timeout_s = {spec.start_timeout_s:g}: "
+                f"{_describe(app)}. Raise start_timeout_s if it only needs longer."
             )
-        if (now := _describe(told)) != said:
-            progress(said := now)
+        if (state := _describe(app)) != reported:
+            progress(state)
+            reported = state
         time.sleep(POLL_S)
 
 
-def _describe(told: Any) -> str:
+def _describe(app: Any) -> str:
+    """The replicas of each deployment by state, in a line."""
     parts = []
-    for name, deployment in told.deployments.items():
+    for name, deployment in app.deployments.items():
         states = ", ".join(f"{n} {s.lower()}" for s, n in deployment.replica_states.items() if n)
         parts.append(f"{name}: {states or 'waiting'}")
     return "; ".join(parts) or "waiting for Ray Serve"
 
 
 def _failure(spec: EndpointSpec, app: Any) -> str:
-    """The replica's own account, without the stack of Ray's calls around it."""
-    told = {
+    """What the failed replica reported, without the stack of Ray's calls around it."""
+    messages = {
         name: deployment.message
         for name, deployment in app.deployments.items()
         if deployment.status != "HEALTHY" and deployment.message
     }
-    message = "\n".join(told.values()) or app.message
-    _, mark, words = message.rpartition(LAST_WORDS)
-    account = f"{mark}{words}".strip() if mark else message
-    named = {deployment_name(model): model.model_id for model in spec.engines}
-    failed = next((named.get(name, name) for name in told), spec.models[0].model_id)
-    return f"{spec.name}: a replica of {failed!r} did not start. {account}"
+    message = "\n".join(messages.values()) or app.message
+    _, mark, errors = message.rpartition(ENGINE_ERROR_MARK)
+    cause = f"{mark}{errors}".strip() if mark else message
+    model_ids = {deployment_name(model): model.model_id for model in spec.engines}
+    failed = next((model_ids.get(name, name) for name in messages), spec.models[0].model_id)
+    return f"{spec.name}: a replica of {failed!r} did not start. {cause}"

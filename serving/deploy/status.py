@@ -1,4 +1,4 @@
-"""How services stand, by Serve's own account."""
+"""The state of services, as Ray Serve reports it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from serving.compat.ray import serve_details
 from serving.errors import EndpointGoneError
 
-STATES = ("running", "starting", "stopping")
+REPLICA_STATES = ("running", "starting", "stopping")
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """One deployment's replicas: how many there should be, and how many are in each state."""
+    """The replicas of one deployment: the target, and the number in each state."""
 
     state: str
     target: int
@@ -22,13 +23,13 @@ class Replicas:
     stopping: int
 
     def counts(self) -> dict[str, int]:
-        """The numbers alone."""
-        return {name: getattr(self, name) for name in ("target", *STATES)}
+        """Return the numbers by name."""
+        return {name: getattr(self, name) for name in ("target", *REPLICA_STATES)}
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """A service by Serve's own account: its state and each deployment's replicas."""
+    """The state of a service and the replicas of each of its deployments."""
 
     name: str
     state: str
@@ -39,55 +40,46 @@ class ServiceStatus:
         return f"{self.name} is {self.state}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def of(name: str) -> ServiceStatus:
-    """The state of application ``name``.
+def service_status(name: str) -> ServiceStatus:
+    """Return the state of application ``name``.
 
     Raises:
-        EndpointGoneError: there is no such application.
+        EndpointGoneError: There is no such application.
     """
-    found = details()["applications"].get(name)
-    if found is None:
+    application = details()["applications"].get(name)
+    if application is None:
         raise EndpointGoneError(f"{name}: the cluster runs no such service. Deploy it again.")
-    deployments = {key: _replicas(value) for key, value in found["deployments"].items()}
-    return ServiceStatus(name, word(found["status"]), deployments)
+    deployments = {key: _replicas(value) for key, value in application["deployments"].items()}
+    return ServiceStatus(name, state_name(application["status"]), deployments)
 
 
 def _replicas(deployment: dict[str, Any]) -> Replicas:
-    states = Counter(word(replica["state"]) for replica in deployment["replicas"])
-    counts = {state: states[state] for state in STATES}
+    states = Counter(state_name(replica["state"]) for replica in deployment["replicas"])
+    counts = {state: states[state] for state in REPLICA_STATES}
     target = int(deployment["target_num_replicas"])
-    return Replicas(word(deployment["status"]), target, **counts)
+    return Replicas(state_name(deployment["status"]), target, **counts)
 
 
-def word(state: Any) -> str:
-    """Serve's states are enumerations in one version and strings in another."""
+def state_name(state: Any) -> str:
+    """Return the name of a state of Serve, which is an enumeration or a string, in lowercase."""
     return str(getattr(state, "value", state)).lower()
 
 
 def details(timeout_s: float | None = None) -> dict[str, Any]:
-    """Serve's own account of every application: targets, replica states, configuration.
+    """Return Serve's description of every application: targets, replica states, configuration.
 
     Raises:
-        GetTimeoutError: Ray's, where the controller does not answer in ``timeout_s``.
+        ray.exceptions.GetTimeoutError: The controller does not answer within ``timeout_s``.
     """
-    import ray
-    from ray.serve.context import _get_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return {"applications": {}}
-    found: dict[str, Any] = ray.get(
-        client._controller.get_serve_instance_details.remote(), timeout=timeout_s
-    )
-    return found
+    return serve_details(timeout_s) or {"applications": {}}
 
 
 def replicas_by_node() -> Counter[str]:
-    """How many replicas each node runs, by Ray's node id; Serve's own small routers left out."""
+    """Return the number of replicas by Ray's node id, without Serve's own small routers."""
     return Counter(
         str(replica["node_id"])
-        for app in details()["applications"].values()
-        for name, deployment in app["deployments"].items()
+        for application in details()["applications"].values()
+        for name, deployment in application["deployments"].items()
         if name != "router"
         for replica in deployment["replicas"]
         if replica.get("node_id")

@@ -1,8 +1,8 @@
 """Lets a CPU worker of vLLM use Intel's matrix unit (AMX) from its first request on.
 
-Linux gives AMX to a process that has asked for it. vLLM 0.29's attention uses it without asking:
-where nothing else in the process has asked yet (oneDNN does at its first larger product), a short
-first prompt kills the worker with SIGILL. vLLM imports a `worker_extension_cls` in each worker
+Linux grants AMX to a process that asks for it. vLLM 0.29's attention uses it without asking: if
+nothing else in the process has asked before (oneDNN does at its first larger product), a short
+first prompt kills the worker with SIGILL. vLLM imports a ``worker_extension_cls`` in each worker
 before anything runs there.
 """
 
@@ -15,4 +15,4 @@ if torch.cpu._is_amx_tile_supported():
 
 
 class Extension:
-    """Nothing to add to the worker: importing this module is what counts."""
+    """Adds nothing to the worker; importing this module is what counts."""

@@ -1,8 +1,7 @@
-"""A stream of tokens in packets: what comes within a short time travels together.
+"""Joins the tokens of a stream that arrive within a short time.
 
-Between two deployments each item costs some hundred microseconds to a millisecond, whatever its
-size. The first item goes at once, and so does one that comes after a pause, so that neither waits
-for company.
+Each item that passes between two deployments costs between a hundred microseconds and a
+millisecond, whatever its size. The first item, and one that arrives after a pause, is sent at once.
 """
 
 from __future__ import annotations
@@ -13,19 +12,21 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 PACKET_S = float(os.environ.get("LLM_WORKBENCH_PACKET_S", "0.05"))
-"""Tokens of a stream that come within this many seconds travel to the ingress together."""
+"""Tokens of a stream that arrive within this many seconds are sent to the ingress together."""
 
 PACKETS = float(os.environ.get("LLM_WORKBENCH_PACKETS", "200"))
-"""Packets a second of all streams of a replica, beyond which each stream's become longer."""
+"""Packets per second of all streams of a replica; beyond this, each stream sends fewer."""
 
-LONGEST_S = 0.25
+MAX_INTERVAL_S = 0.25
 
 
 class StreamCoalescer:
-    """The streams of one replica, whose packets are the longer the more of them run.
+    """Coalesces the streams of one replica.
 
-    ``packet_s`` is the shortest time between two packets of a stream, in seconds; with more than
-    ``packets_per_s * packet_s`` streams it grows with their number, up to `LONGEST_S`.
+    Args:
+        packet_s: The shortest time between two packets of a stream, in seconds.
+        packets_per_s: With more than ``packets_per_s * packet_s`` streams, the time between
+            packets grows with the number of streams, up to ``MAX_INTERVAL_S``.
     """
 
     def __init__(self, packet_s: float = PACKET_S, packets_per_s: float = PACKETS) -> None:
@@ -35,41 +36,44 @@ class StreamCoalescer:
     @property
     def interval_s(self) -> float:
         """Seconds between two packets of a stream now."""
-        return max(self._packet_s, min(LONGEST_S, self._running / self._packets_per_s))
+        return max(self._packet_s, min(MAX_INTERVAL_S, self._running / self._packets_per_s))
 
-    async def of(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Texts joined, at most one packet an interval; anything else as it is, on its own."""
+    async def coalesce(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the items, with texts joined to at most one packet per interval.
+
+        An item that is not a text is yielded on its own.
+        """
         waiting: list[Any] = []
-        came = asyncio.Event()
-
-        async def read() -> None:
-            try:
-                async for item in items:
-                    waiting.append(item)
-                    came.set()
-            finally:
-                came.set()
-
-        reader = asyncio.create_task(read())
+        arrived = asyncio.Event()
+        reader = asyncio.create_task(_read(items, waiting, arrived))
         loop = asyncio.get_running_loop()
-        sent = float("-inf")
+        sent_s = float("-inf")
         self._running += 1
         try:
             while waiting or not reader.done():
                 if not waiting:
-                    came.clear()
-                    await came.wait()
-                left = sent + self.interval_s - loop.time()
-                if left > 0 and not reader.done():
-                    await asyncio.wait({reader}, timeout=left)
-                sent = loop.time()
-                taken, waiting[:] = waiting[:], []
-                for packet in _joined(taken):
+                    arrived.clear()
+                    await arrived.wait()
+                pause_s = sent_s + self.interval_s - loop.time()
+                if pause_s > 0 and not reader.done():
+                    await asyncio.wait({reader}, timeout=pause_s)
+                sent_s = loop.time()
+                batch, waiting[:] = waiting[:], []
+                for packet in _joined(batch):
                     yield packet
             reader.result()
         finally:
             self._running -= 1
             reader.cancel()
+
+
+async def _read(items: AsyncIterator[Any], waiting: list[Any], arrived: asyncio.Event) -> None:
+    try:
+        async for item in items:
+            waiting.append(item)
+            arrived.set()
+    finally:
+        arrived.set()
 
 
 def _joined(items: list[Any]) -> list[Any]:

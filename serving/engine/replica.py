@@ -1,4 +1,4 @@
-"""The replica: Ray Serve LLM's own server, behind our gate.
+"""The replicas: Ray Serve LLM's server, on the direct path behind our gate.
 
 The application names these classes by import path, so that only replicas import vLLM.
 """
@@ -13,113 +13,103 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import DPServer
-from ray.serve.llm.deployment import LLMServer
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import generation_error_handler
-from vllm.exceptions import GenerationError
 
+from serving.compat.ray_server import DPServer, EngineServer
+from serving.compat.vllm import (
+    add_stat_logger,
+    generation_error,
+    generation_error_response,
+    kv_cache_blocks,
+    unfinished_requests,
+)
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
+    autoscaling_stats,
     report_cache,
     report_gate,
-    reported,
-    timed,
+    with_ttft,
 )
 from serving.engine.warmup import choose_folder, warm_up
-from serving.errors import LAST_WORDS
+from serving.errors import ENGINE_ERROR_MARK
 from serving.gateway.asgi import App, error_body, with_replica_header
 from serving.gateway.config import GateConfig
-from serving.gateway.context import RequestContext
 from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
-LAST_WORDS_S = 0.5
-"""How long a replica whose engine died goes on, to tell those it was answering."""
+FAREWELL_S = 0.5
+"""How long a replica whose engine died goes on, to answer its requests in progress."""
 
 
-class NoNodeInit(CallbackBase):  # type: ignore[misc]
-    """Skip Ray's download task: vLLM loads from a path or the hub by itself.
-
-    The task takes a process that imports vLLM (ten seconds of a core), and Ray records its
-    environment, a hub token included.
-    """
-
-    async def on_before_node_init(self) -> None:
-        self.ctx.run_init_node = False
-
-
-class EngineReplica(LLMServer):  # type: ignore[misc]
+class EngineReplica(EngineServer):
     """One vLLM engine, reached through a deployment handle (the composed path)."""
 
     async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
         hide_hub_token()
-        self._asked: asyncio.Future[Any] | None = None
+        self._health_check: asyncio.Future[Any] | None = None
         self._first_tokens = FirstTokens()
-        self._packets = StreamCoalescer()
+        self._coalescer = StreamCoalescer()
         spec = ModelSpec(**model)
         lower_engine_priority(spec.accelerator)
-        self._samples_in_torch = spec.accelerator == "cpu"
-        if self._samples_in_torch:
+        self._compiles_sampler = spec.accelerator == "cpu"
+        if self._compiles_sampler:
             choose_folder(spec.path)
         try:
             await super().__init__(llm_config(spec))
         except Exception as error:
-            raise RuntimeError(last_words(error)) from None
+            raise RuntimeError(engine_errors(error)) from None
 
-    async def _start_engine(self) -> None:
-        # Ray's own version also starts an actor that reports usage, which this project leaves off.
-        await self.engine.start()
-        if self._samples_in_torch:
-            await warm_up(self.engine._engine_client)
-        client = self.engine._engine_client
-        unfinished = client.output_processor.get_num_unfinished_requests
-        self._stats = EngineStats(unfinished, self._first_tokens)
-        client.logger_manager.stat_loggers.append(self._stats)
-        self._idling = asyncio.create_task(self._stats.stay_fresh(client.logger_manager))
-        cache = client.vllm_config.cache_config
-        self._telling = asyncio.create_task(report_cache(cache.num_gpu_blocks, cache.block_size))
-        self._ending = asyncio.create_task(self._end_with_the_engine())
+    async def on_engine_started(self) -> None:
+        """Warm the engine up and start the tasks that report its state."""
+        client = self.engine_client
+        if self._compiles_sampler:
+            await warm_up(client)
+        self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
+        add_stat_logger(client, self._stats)
+        self._tasks = [
+            asyncio.create_task(self._stats.stay_fresh(client)),
+            asyncio.create_task(report_cache(*kv_cache_blocks(client))),
+            asyncio.create_task(self._end_with_the_engine()),
+        ]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve hands to an autoscaling policy (``serving.deploy.autoscaling``)."""
-        return reported(self._stats.figures(), [self._first_tokens], None)
+        """Return what Serve passes to an autoscaling policy (``serving.deploy.autoscaling``)."""
+        return autoscaling_stats(self._stats.figures(), [self._first_tokens], None)
 
-    def _batch_output_stream(self, generator: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        # Ray's own holds back the first token too, and sends lists to be joined at the ingress.
-        return self._packets.of(generator)
+    def coalesce(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Return the stream with tokens joined; the first one is not held back."""
+        return self._coalescer.coalesce(stream)
 
     async def _end_with_the_engine(self) -> None:
-        """End this process soon after its engine has died, so that nothing more is sent to it.
+        """End this process soon after its engine has died, so that it receives no more requests.
 
-        Serve would look for three health checks more, and every request sent here until then
-        would fail; a process that has ended refuses connections, and HAProxy takes another.
+        Serve would wait for three more failed health checks, and every request sent here until
+        then would fail. A process that has ended refuses connections, and HAProxy tries another.
         """
-        while not self.engine._engine_client.errored:
+        while not self.engine_client.errored:
             await asyncio.sleep(POLL_S)
-        await asyncio.sleep(LAST_WORDS_S)
+        await asyncio.sleep(FAREWELL_S)
         os._exit(1)
 
     async def check_health(self) -> None:
-        """Raise if the engine has ended, and wait for a sign of life from it and its workers.
+        """Raise if the engine has ended, and wait until it and its workers answer.
 
-        vLLM's own check only sees an engine that has ended; one that is stopped or stuck would
+        vLLM's own check only notices an engine that has ended; one that is stopped or stuck would
         hold its requests forever. Serve bounds the wait (``health_check_timeout_s``) and replaces
-        the replica after the third miss in a row. One question is asked at a time, so that they
-        do not pile up before a slow engine.
+        the replica after the third timeout in a row. Only one check runs at a time, so that they
+        do not pile up in front of a slow engine.
         """
         await super().check_health()
-        if self._asked is None or self._asked.done():
-            client = self.engine._engine_client
-            self._asked = asyncio.ensure_future(client.collective_rpc("check_health"))
-        await asyncio.shield(self._asked)
+        if self._health_check is None or self._health_check.done():
+            check = self.engine_client.collective_rpc("check_health")
+            self._health_check = asyncio.ensure_future(check)
+        await asyncio.shield(self._health_check)
 
 
 class GatedReplica(EngineReplica):
@@ -128,7 +118,7 @@ class GatedReplica(EngineReplica):
     async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
         self._access: GateConfig | None = None
         self._gate: Gate | None = None
-        self._answered = FirstTokens()
+        self._gate_first_tokens = FirstTokens()
         await super().__init__(model)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -137,16 +127,16 @@ class GatedReplica(EngineReplica):
 
     async def __serve_build_asgi_app__(self) -> App:
         app = await super().__serve_build_asgi_app__()
-        app.add_exception_handler(GenerationError, on_dead_end)
+        app.add_exception_handler(generation_error(), on_generation_error)
         self._gate = open_gate(app, lambda: self._access)
         self._reporting = asyncio.create_task(report_gate(self._gate))
-        gate = timed(self._gate, self._answered)
+        gate = with_ttft(self._gate, self._gate_first_tokens)
         return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The same with the gate's queue, and times to first token that include it."""
-        sources = [self._answered, self._first_tokens]
-        return reported(self._stats.figures(), sources, self._gate)
+        """Add the gate's queue, and use times to first token that include it."""
+        sources = [self._gate_first_tokens, self._first_tokens]
+        return autoscaling_stats(self._stats.figures(), sources, self._gate)
 
 
 @serve.ingress()
@@ -155,36 +145,38 @@ class DirectReplica(GatedReplica):
 
 
 class EngineGroupReplica(EngineReplica, DPServer):  # type: ignore[misc]
-    """One rank of a data-parallel group: its engine shares the experts with the other ranks'.
+    """One rank of a data-parallel group, whose engine shares the experts with the other ranks.
 
-    Ray Serve places and restarts the group as one; `DPServer` tells each rank where rank 0 is.
+    Ray Serve places and restarts the group as one; ``DPServer`` tells each rank where rank 0 is.
     """
 
 
-# Not of DirectReplica: Serve takes no class that is already one of its ASGI applications.
+# Not derived from DirectReplica: Serve rejects a class that already is one of its applications.
 @serve.ingress()
 class DirectGroupReplica(GatedReplica, DPServer):  # type: ignore[misc]
     """A rank that answers clients itself."""
 
 
-async def on_dead_end(request: Request, error: Exception) -> Response:
-    """Answer for an engine that gave a request up, which vLLM tells as its own failure.
+async def on_generation_error(request: Request, error: Exception) -> Response:
+    """Answer for a request that the engine gave up, which vLLM reports as its own failure.
 
-    A grammar can lead where no token may follow (``root ::= root``); it is the request's then.
+    A grammar may reach a point where no token is allowed (``root ::= root``); then the request is
+    at fault.
     """
-    assert isinstance(error, GenerationError)
-    if not RequestContext.of(request.scope).constrained:
-        return await generation_error_handler(request, error)
-    message = "The grammar or schema came to a point from where no token may follow."
-    kind, code = "invalid_request_error", "grammar_dead_end"
-    return JSONResponse(error_body(message, kind, code), 400)
+    assert isinstance(error, generation_error())
+    if not request.scope.get("constrained"):
+        response: Response = await generation_error_response(request, error)
+        return response
+    message = "The grammar or schema reached a point where no token is allowed."
+    body = error_body(message, "invalid_request_error", "grammar_dead_end")
+    return JSONResponse(body, 400)
 
 
 def hide_hub_token() -> None:
     """Keep a hub token in memory: Ray copies ``HF_TOKEN`` into readable task records.
 
-    The hub's library reads a token from a path; this one is a file of this process that has no
-    name on disk, which its engine processes can open while it lives and which ends with it.
+    The hub's library reads the token from a path. This one is a file of this process without a
+    name on disk. Its engine processes can open it while this process lives.
     """
     token = os.environ.pop("HF_TOKEN", None) or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
@@ -198,15 +190,15 @@ def hide_hub_token() -> None:
         constants.HF_TOKEN_PATH = path
 
 
-def last_words(error: BaseException) -> str:
-    """The error, and what the engine's own processes said went wrong before they ended.
+def engine_errors(error: BaseException) -> str:
+    """Return the error, after the exceptions that the engine's own processes logged.
 
-    vLLM logs to standard output and prints tracebacks to standard error; Ray sends this replica's
-    to files, which its engine processes share.
+    vLLM logs to standard output and prints tracebacks to standard error; Ray redirects both of
+    this replica to files, which its engine processes share.
     """
-    said = [line for stream in (1, 2) for line in _exceptions(_tail(stream))]
-    words = dict.fromkeys([*said, f"{type(error).__name__}: {error}"])
-    return f"{LAST_WORDS}\n" + "\n".join(words)
+    logged = [line for stream in (1, 2) for line in _exceptions(_tail(stream))]
+    lines = dict.fromkeys([*logged, f"{type(error).__name__}: {error}"])
+    return f"{ENGINE_ERROR_MARK}\n" + "\n".join(lines)
 
 
 def _tail(descriptor: int, size: int = 65536) -> str:

@@ -1,7 +1,7 @@
-"""What one replica feels: the figures its autoscaling policy goes by, and its gate's as metrics.
+"""What a replica reports: figures for its autoscaling policy, and metrics of its gate and cache.
 
-`EngineStats` stands beside vLLM's own stat loggers and keeps the last step's figures; `FirstTokens`
-keeps the recent times to first token, those of requests still waiting included.
+``EngineStats`` is one of vLLM's stat loggers and keeps the figures of the last step.
+``FirstTokens`` keeps recent times to first token, including those of requests that still wait.
 """
 
 from __future__ import annotations
@@ -13,72 +13,81 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.vllm import first_token_times, log_idle_step, scheduler_figures
+
 if TYPE_CHECKING:
     from serving.gateway.asgi import App, Message, Receive, Scope, Send
     from serving.gateway.gate import Gate
 
 WINDOW_S = 10.0
-MOST = 4096
+MAX_TIMES = 4096
 REPORT_S, IDLE_REPORT_S = 0.5, 1.0
 PERCENTILES = (50, 90, 99)
 CACHE_METRIC = "workbench_kv_cache_blocks"
 GATE_METRICS = ("workbench_gate_running", "workbench_gate_queued", "workbench_gate_shed")
-Clock = Callable[[], float]
 
 
 class FirstTokens:
-    """Recent times to first token in seconds.
+    """Recent times to first token, in seconds.
 
-    While nothing is answered there are no times to go by, so a request that waits already longer
-    than most others took counts with its age.
+    While nothing is answered there are no times. So a request that already waits longer than the
+    median of the others counts with its age.
+
+    Args:
+        window_s: How long a time counts, in seconds.
+        now: A monotonic clock in seconds.
     """
 
-    def __init__(self, window_s: float = WINDOW_S, now: Clock = time.monotonic) -> None:
+    def __init__(
+        self, window_s: float = WINDOW_S, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._window_s, self._now = window_s, now
-        self._taken: deque[tuple[float, float]] = deque(maxlen=MOST)
-        self._began: dict[object, float] = {}
+        self._times: deque[tuple[float, float]] = deque(maxlen=MAX_TIMES)
+        self._waiting: dict[object, float] = {}
 
     def begin(self) -> object:
-        """A request has come; gives what `served` and `dropped` want."""
+        """Count a new request; return its token for :meth:`served` and :meth:`dropped`."""
         request = object()
-        self._began[request] = self._now()
+        self._waiting[request] = self._now()
         return request
 
     def served(self, request: object) -> None:
-        """Its first token is on its way."""
-        if (began := self._began.pop(request, None)) is not None:
+        """Record that the first token of a request was sent; later calls have no effect."""
+        if (began := self._waiting.pop(request, None)) is not None:
             self.add(self._now() - began)
 
     def dropped(self, request: object) -> None:
-        """It ended without one, or was not streamed."""
-        self._began.pop(request, None)
+        """Forget a request that ended without a first token, or was not streamed."""
+        self._waiting.pop(request, None)
 
     def add(self, seconds: float) -> None:
-        """A time to first token that something else measured."""
-        self._taken.append((self._now(), seconds))
+        """Add a time to first token that was measured elsewhere."""
+        self._times.append((self._now(), seconds))
 
     def percentiles(self) -> dict[int, float]:
-        """Seconds by percentile over the window; empty where nothing came and nothing waits."""
+        """Return seconds by percentile over the window; empty if there are no requests."""
         now = self._now()
-        while self._taken and now - self._taken[0][0] > self._window_s:
-            self._taken.popleft()
-        taken = sorted(seconds for _, seconds in self._taken)
-        usual = _quantile(taken, 0.5) if taken else 0.0
-        late = [age for began in self._began.values() if (age := now - began) > usual]
-        values = sorted([*taken, *late])
+        while self._times and now - self._times[0][0] > self._window_s:
+            self._times.popleft()
+        times = sorted(seconds for _, seconds in self._times)
+        median = _quantile(times, 0.5) if times else 0.0
+        late = [age for began in self._waiting.values() if (age := now - began) > median]
+        values = sorted([*times, *late])
         return {p: _quantile(values, p / 100) for p in PERCENTILES} if values else {}
 
 
 def _quantile(ordered: list[float], q: float) -> float:
-    """The smallest value with a share of at least `q` at or below it."""
+    """The smallest value with a share of at least ``q`` at or below it."""
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 class EngineStats:
-    """The last engine step's figures, as vLLM tells its stat loggers.
+    """Figures of the engine's last step, as vLLM reports them to a stat logger.
 
-    After an abort vLLM makes no step and so tells nothing: `unfinished`, the number of requests
-    that the server still knows, then says that nothing runs.
+    Args:
+        unfinished: Returns the requests in progress. After an abort vLLM makes no step and so
+            reports nothing; this tells that nothing runs.
+        first_tokens: Receives the engine's times to first token.
     """
 
     def __init__(self, unfinished: Callable[[], int], first_tokens: FirstTokens) -> None:
@@ -87,39 +96,37 @@ class EngineStats:
         self._kv_cache_usage = 0.0
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *rest: Any, **more: Any) -> None:
-        """Called by vLLM after each step."""
+        """Take the figures of a step; called by vLLM."""
         if scheduler_stats is not None:
-            self._running = scheduler_stats.num_running_reqs
-            self._waiting = scheduler_stats.num_waiting_reqs
-            self._waiting += scheduler_stats.num_skipped_waiting_reqs
-            self._kv_cache_usage = scheduler_stats.kv_cache_usage
-        for seconds in getattr(iteration_stats, "time_to_first_tokens_iter", ()):
+            self._running, self._waiting, self._kv_cache_usage = scheduler_figures(scheduler_stats)
+        for seconds in first_token_times(iteration_stats):
             self._first_tokens.add(seconds)
 
     def log(self) -> None:
-        """vLLM's moment to log; nothing is."""
+        """Log nothing; called by vLLM."""
 
     def log_engine_initialized(self) -> None:
-        """vLLM's engine is up."""
+        """Do nothing; called by vLLM when its engine is up."""
 
     def record_sleep_state(self, *state: Any) -> None:
-        """vLLM was put to sleep or woken."""
+        """Do nothing; called by vLLM when its engine is put to sleep or woken."""
 
-    async def stay_fresh(self, logger_manager: Any) -> None:
-        """While nothing is in progress, say so to all stat loggers once a second.
+    async def stay_fresh(self, client: Any) -> None:
+        """Report an idle step to all stat loggers every second while nothing is in progress.
 
-        vLLM tells them nothing then: before the first request, after an abort, and for so long
-        that Ray takes the gauges of an idle engine for gone.
+        vLLM reports nothing then: before the first request, after an abort, and for so long that
+        Ray drops the gauges of an idle engine.
         """
-        from vllm.v1.metrics.stats import SchedulerStats
-
         while True:
             if not self._unfinished():
-                logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+                log_idle_step(client)
             await asyncio.sleep(IDLE_REPORT_S)
 
     def figures(self) -> dict[str, float]:
-        """By name; `kv_cache_usage` from 0 to 1. Serve's own count is named `running_requests`."""
+        """Return the figures by name; ``kv_cache_usage`` is between 0 and 1.
+
+        Serve's own count is named ``running_requests``, so the engine's has another name.
+        """
         if not self._unfinished():
             return dict.fromkeys(
                 ("engine_running_requests", "waiting_requests", "kv_cache_usage"), 0.0
@@ -131,13 +138,16 @@ class EngineStats:
         }
 
 
-def reported(
+def autoscaling_stats(
     engine: dict[str, float], first_tokens: Iterable[FirstTokens], gate: Gate | None
 ) -> dict[str, float]:
-    """What a replica tells Serve for its policy.
+    """Return what a replica reports to Serve for its policy.
 
-    The gate's queue waits before the engine's. Times to first token are those of the first of
-    `first_tokens` that has any: before the gate, else the engine's own.
+    Args:
+        engine: The engine's figures.
+        first_tokens: Times to first token, the best source first: measured before the gate, else
+            by the engine. The first one that has any is used.
+        gate: The replica's gate, whose queue counts as waiting requests.
     """
     figures = dict(engine)
     figures["waiting_requests"] += gate.slots.queued if gate is not None else 0
@@ -148,10 +158,10 @@ def reported(
     return figures
 
 
-def timed(app: App, first_tokens: FirstTokens) -> App:
-    """`app`, with the time to the first part of each streamed answer."""
+def with_ttft(app: App, first_tokens: FirstTokens) -> App:
+    """Return ``app``, with the time to the first part of each streamed answer recorded."""
 
-    async def timed_app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def measured(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope.get("method") != "POST":
             return await app(scope, receive, send)
         request = first_tokens.begin()
@@ -168,21 +178,21 @@ def timed(app: App, first_tokens: FirstTokens) -> App:
         finally:
             first_tokens.dropped(request)
 
-    return timed_app
+    return measured
 
 
 def _streams(start: Message) -> bool:
     headers = dict(start.get("headers", ()))
-    kind = bytes(headers.get(b"content-type", b""))
-    return start.get("status") == 200 and kind.startswith(b"text/event-stream")
+    content_type = bytes(headers.get(b"content-type", b""))
+    return start.get("status") == 200 and content_type.startswith(b"text/event-stream")
 
 
 async def report_gate(gate: Gate) -> None:
-    """Keep the gate's figures in Serve's metrics, under which `/metrics` of the node shows them."""
+    """Export the gate's figures as metrics of Serve, which each node's ``/metrics`` shows."""
     from ray.serve.metrics import Gauge
 
-    told = ("Requests let through.", "Requests waiting at the gate.", "Requests refused so far.")
-    running, queued, shed = (Gauge(n, d) for n, d in zip(GATE_METRICS, told, strict=True))
+    descriptions = ("Requests in progress.", "Requests waiting at the gate.", "Requests shed.")
+    running, queued, shed = (Gauge(*pair) for pair in zip(GATE_METRICS, descriptions, strict=True))
     while True:
         running.set(gate.slots.running)
         queued.set(gate.slots.queued)
@@ -191,13 +201,13 @@ async def report_gate(gate: Gate) -> None:
 
 
 async def report_cache(blocks: int, block_size: int) -> None:
-    """Keep the size of the engine's KV cache in Serve's metrics: blocks of `block_size` tokens.
+    """Export the size of the engine's KV cache: ``blocks`` of ``block_size`` tokens.
 
-    vLLM tells it once, at its start, and Ray takes a gauge for gone after two seconds.
+    vLLM reports it once, when it starts, and Ray drops a gauge after two seconds.
     """
     from ray.serve.metrics import Gauge
 
-    told = Gauge(CACHE_METRIC, "Blocks of the engine's KV cache.", tag_keys=("block_size",))
+    gauge = Gauge(CACHE_METRIC, "Blocks of the engine's KV cache.", tag_keys=("block_size",))
     while True:
-        told.set(blocks, tags={"block_size": str(block_size)})
+        gauge.set(blocks, tags={"block_size": str(block_size)})
         await asyncio.sleep(IDLE_REPORT_S)

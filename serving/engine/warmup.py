@@ -1,10 +1,10 @@
-"""The first sampled tokens of an engine on a CPU, before anybody waits for them.
+"""The first sampled tokens of an engine on a CPU, before its first request.
 
 vLLM compiles its CPU sampler at the first request that samples, once for one sequence and once for
-several. Torch keeps the machine code in a folder that all of a user's processes share, and an
-engine dies of a file there that another is just writing, or was writing when it was killed ("file
+several. Torch keeps the machine code in a folder that all processes of a user share. An engine dies
+if it reads a file there that another process is writing, or was writing when it was killed ("file
 too short"). So the replicas of a model have a folder of their own, fill it one after the other, and
-begin it anew where the one before did not end.
+empty it if the one before did not finish.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-WHOLE = "whole"
-LIMIT_S = 180.0
+FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+COMPLETE = "whole"
+"""A file in the folder, written once a replica has filled it."""
+TIMEOUT_S = 180.0
 logger = logging.getLogger(__name__)
 
 
@@ -37,16 +38,16 @@ def choose_folder(model: str) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-"))
-    os.environ[FOLDER] = str(folder)
+    os.environ[FOLDER_VARIABLE] = str(folder)
 
 
 async def warm_up(client: Any) -> None:
-    """Sample one sequence, then two at once, on vLLM's ``AsyncLLM``.
+    """Sample one sequence, then two at once, with vLLM's ``AsyncLLM``.
 
-    Where that does not work the first request pays for it; an engine that died of it is an error.
+    If that fails, the first request will be slow. An engine that died of it is an error.
     """
     try:
-        async with asyncio.timeout(LIMIT_S), _filling(Path(os.environ[FOLDER])):
+        async with asyncio.timeout(TIMEOUT_S), _filling(Path(os.environ[FOLDER_VARIABLE])):
             for sequences in (1, 2):
                 await _sample(client, sequences)
     except Exception:
@@ -66,11 +67,11 @@ async def _sample(client: Any, sequences: int) -> None:
 
 @asynccontextmanager
 async def _filling(folder: Path) -> AsyncIterator[None]:
-    """Alone on this machine; the lock ends with the process, whatever ends that."""
+    """Hold the folder alone on this machine; the lock ends with the process in any case."""
     with folder.with_suffix(".lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        if not (folder / WHOLE).exists():
+        if not (folder / COMPLETE).exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
         yield
-        (folder / WHOLE).touch()
+        (folder / COMPLETE).touch()

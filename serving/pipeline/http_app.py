@@ -6,11 +6,11 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
+from serving.compat.ray_ingress import OpenAIHTTPException
 from serving.gateway.asgi import App, Message, Receive, Scope, Send, error_body, respond
 from serving.guardrail.guard import RefusedError
 

@@ -13,14 +13,20 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from ray import serve
-from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse, ModelCard
-from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, OpenAiIngress
-from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
-from ray.llm._internal.serve.core.protocol import RawRequestInfo
-from ray.serve._private.http_util import session_id_from_headers
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from serving.compat.ray_ingress import (
+    DEFAULT_ENDPOINTS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    ErrorResponse,
+    IngressBase,
+    ModelCard,
+    RawRequestInfo,
+    sanitize_chat_request,
+    session_id_from_headers,
+)
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
 from serving.gateway.config import GateConfig
@@ -44,7 +50,7 @@ WITHHELD_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
 @serve.ingress()
-class Ingress(OpenAiIngress):  # type: ignore[misc]
+class Ingress(IngressBase):
     """Ray Serve LLM's OpenAI ingress behind the gate, in front of models that may sleep.
 
     Args:
@@ -113,7 +119,7 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
             response.data.append(_model_card(AUTO))
         return response
 
-    async def _process_llm_request(
+    async def process_request(
         self, body: Any, call_method: str, raw_request: Request | None = None
     ) -> Response:
         """Answer a chat completion, completion or transcription, streamed or whole."""
@@ -142,18 +148,18 @@ class Ingress(OpenAiIngress):  # type: ignore[misc]
         """Return the models to try in order, and why the first one is first."""
         model = texts.body.model
         if self._config.router is None or model not in (None, AUTO):
-            return (await self._get_model_id(model),), "named"
+            return (await self.resolve_model(model),), "named"
         return await pick_model(self._config, self._router, texts, request.headers, context.tenant)
 
     def _make_start(self, body: Any, call_method: str, request: Request) -> StartCall:
         if hasattr(body, "messages"):
-            body = _sanitize_chat_completion_request(body)
+            body = sanitize_chat_request(body)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD_HEADERS}
         session_id = session_id_from_headers(request.headers)
 
         def start(model: str) -> Any:
             body.model = model
-            handle = self._get_configured_serve_handle(model)
+            handle = self.model_handle(model)
             handle = handle.options(session_id=session_id) if session_id else handle
             return getattr(handle, call_method).remote(body, RawRequestInfo(headers=headers))
 
@@ -230,11 +236,6 @@ def _routing_headers(answer: StartedAnswer, reason: str) -> dict[str, str]:
 
 def handle_client(handle: Any, model_id: str) -> Ask:
     """Return a function that asks a guard model through its deployment's handle."""
-    from ray.llm._internal.serve.core.configs.openai_api_models import (
-        ChatCompletionRequest,
-        CompletionRequest,
-    )
-
     streaming = handle.options(stream=True)
 
     async def ask(fields: dict[str, Any]) -> str:

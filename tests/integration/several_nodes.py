@@ -1,11 +1,10 @@
-"""Three nodes and more on this machine, two replicas with real engines: what each node's part is,
-and what is lost and what recovers when a part of it dies under load.
+"""Several nodes on this machine with two real engines: placement, and failures under load.
 
-The truth is Serve's own account, the process table, each engine's own counters, and the records of
-what was sent.
+Expected values come from Serve, the process table, each engine's own counters, and the records of
+the requests that were sent.
 
-Run by `make test-nodes`, in a process of its own: a process joins one cluster, and the other tests
-share theirs.
+`make test-nodes` runs this in a process of its own: a process joins only one cluster, and the other
+tests share theirs.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from workbench.telemetry.sampler import Telemetry
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
 
-# `spare` has room for the replica of a node that dies, and GPUs by name only.
+# `spare` has room for the replica of a node that dies. Its GPUs exist only as a resource.
 WORKERS: dict[str, dict[str, Any]] = {
     "one": {"num_cpus": 1},
     "two": {"num_cpus": 1},
@@ -45,49 +44,49 @@ WORKERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    """One deployment for all; at its end no process of the cluster may be left."""
+    """One deployment for all tests; at the end no process of the cluster may be left."""
     before = set(psutil.pids())
     with nodes(WORKERS) as cluster:
         with wb.deploy(faults.service_spec(), address=cluster.address) as endpoint:
             yield Stage(cluster, endpoint)
         engines = [p.name() for p in cluster.processes("VLLM::EngineCore")]
-        assert engines == [], "the service is deleted, and an engine goes on"
+        assert engines == [], "an engine still runs after its service was deleted"
     assert [p.name() for p in left_over(before, within_s=10)] == []
 
 
 class TestNodes:
-    def test_the_replicas_are_on_nodes_of_their_own(self, stage: Stage) -> None:
-        where = [replica.node for replica in stage.replicas()]
-        assert len(where) == len(set(where)) == 2
-        assert "head" not in where
+    def test_each_replica_is_on_its_own_node(self, stage: Stage) -> None:
+        replica_nodes = [replica.node for replica in stage.replicas()]
+        assert len(replica_nodes) == len(set(replica_nodes)) == 2
+        assert "head" not in replica_nodes
 
-    def test_load_workers_keep_away_from_replicas_and_every_node_is_seen(
+    def test_load_workers_avoid_replicas_and_every_node_is_sampled(
         self, stage: Stage, tmp_path: Path
     ) -> None:
         run, clock = Run.create(tmp_path, {}), start_clock()
-        held = {replica.node for replica in stage.replicas()}
-        places: set[str] = set()
+        replica_nodes = {replica.node for replica in stage.replicas()}
+        worker_nodes: set[str] = set()
 
-        async def go() -> Any:
+        async def send_load() -> Any:
             load = faults.LOAD.model_copy(update={"count": 60})
             running = wb.start_load(stage.endpoint, load, run=run, clock=clock, progress=None)
             await faults._until(lambda: bool(running.records))
-            found = await asyncio.to_thread(stage.cluster.actors, "LoadWorker")
-            places.update(found.values())
+            actors = await asyncio.to_thread(stage.cluster.actors, "LoadWorker")
+            worker_nodes.update(actors.values())
             return await running
 
         with Telemetry(stage.endpoint, clock, run.append_telemetry):
-            result = asyncio.run(go())
+            result = asyncio.run(send_load())
             time.sleep(3)
         assert Counter(r.status for r in result.records) == {"ok": 60}
-        assert places
-        assert not places & {*held, "head"}
+        assert worker_nodes
+        assert not worker_nodes & {*replica_nodes, "head"}
         replicas = run.samples("replica")
         names = {stage.cluster.name(node) for node in replicas.node.unique()}
-        assert names == held, "telemetry of each engine, with the node it is on"
+        assert names == replica_nodes, "telemetry names the node of each engine"
         assert set(replicas.replica) == {r.replica for r in result.records}
 
-    def test_both_replicas_answer_and_the_records_say_which(self, stage: Stage) -> None:
+    def test_both_replicas_answer_and_name_themselves(self, stage: Stage) -> None:
         names = {
             stage.endpoint.client.completions.with_raw_response.create(
                 model=stage.endpoint.model_id, prompt="a", max_tokens=1
@@ -97,7 +96,7 @@ class TestNodes:
         assert names == {replica.id for replica in stage.replicas()}
 
     @pytest.mark.parametrize(
-        ("fields", "said"),
+        ("fields", "message"),
         [
             ({"num_gpus": 1, "accelerator_type": "A100"}, "accelerator_type = 'A100'"),
             ({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, "3 CPUs"),
@@ -108,54 +107,54 @@ class TestNodes:
             ({"num_cpus": 2}, "not together on one node|CPUs"),
         ],
     )
-    def test_a_placement_the_nodes_can_never_satisfy_is_refused_with_the_numbers(
-        self, stage: Stage, fields: dict[str, Any], said: str
+    def test_a_placement_that_the_nodes_never_satisfy_is_rejected_with_numbers(
+        self, stage: Stage, fields: dict[str, Any], message: str
     ) -> None:
         model = wb.ModelSpec(accelerator="gpu", **fields)
-        with pytest.raises(ResourcesError, match=said):
+        with pytest.raises(ResourcesError, match=message):
             wb.deploy(wb.ServiceSpec(name="never", port=0, model=model))
 
 
-def played(stage: Stage, fault: faults.Inject) -> Outcome:
+def play(stage: Stage, fault: faults.Inject) -> Outcome:
     outcome = asyncio.run(faults.play(stage, fault))
     print(outcome.fault, outcome.recovered_s, len(outcome.lost), outcome.causes())
     return outcome
 
 
 class TestFaults:
-    def test_without_the_controller_no_request_fails(self, stage: Stage) -> None:
-        outcome = played(stage, faults.controller_killed)
+    def test_killing_the_controller_fails_no_request(self, stage: Stage) -> None:
+        outcome = play(stage, faults.controller_killed)
         assert (outcome.lost, outcome.left) == ([], [])
         assert outcome.recovered_s is not None
 
-    def test_the_proxy_dies_and_another_takes_its_place(self, stage: Stage) -> None:
-        outcome = played(stage, faults.proxy_killed)
+    def test_a_killed_proxy_is_replaced(self, stage: Stage) -> None:
+        outcome = play(stage, faults.proxy_killed)
         assert outcome.recovered_s is not None
         assert outcome.left == []
         assert all(record.error for record in outcome.lost)
 
-    def test_a_load_worker_dies_and_only_what_it_had_in_progress_is_lost(
-        self, stage: Stage
-    ) -> None:
-        outcome = played(stage, faults.load_worker_killed)
+    def test_a_killed_load_worker_loses_only_its_requests_in_progress(self, stage: Stage) -> None:
+        outcome = play(stage, faults.load_worker_killed)
         assert outcome.recovered_s is not None
         assert set(outcome.causes()) == {"error: the load worker that sent it died"}
         assert len(outcome.lost) <= faults.STREAMS // 2
         assert "a load worker died" in (outcome.ended_early or "")
 
     @pytest.mark.parametrize("fault", faults.REPLICA_FAULTS, ids=lambda fault: fault.__name__)
-    def test_a_replica_is_lost_and_nothing_but_what_it_held(
+    def test_losing_a_replica_fails_only_its_own_requests(
         self, stage: Stage, fault: faults.Inject
     ) -> None:
-        outcome = played(stage, fault)
-        assert outcome.recovered_s is not None, "it answers again without a hand"
-        assert outcome.elsewhere == 0, "a request of the other replica failed"
-        assert all(record.error for record in outcome.lost), "a loss without its cause"
-        assert outcome.left == [], "a process of the broken replica goes on"
+        outcome = play(stage, fault)
+        assert outcome.recovered_s is not None, "it recovers without intervention"
+        assert outcome.elsewhere == 0, "a request at the other replica failed"
+        assert all(record.error for record in outcome.lost), "a lost request without a cause"
+        assert outcome.left == [], "a process of the lost replica still runs"
         assert outcome.finished > 0
         if fault is faults.engine_killed:
             cut = [record for record in outcome.lost if record.token_times_s]
-            assert {record.replica for record in cut} == {outcome.victim}, "cut in mid-stream"
-            # Its process ends with it, so that no request fails long after.
+            assert {record.replica for record in cut} == {outcome.victim}, (
+                "requests cut in mid-stream were at the killed engine"
+            )
+            # The replica's process ends with its engine, so that no request fails much later.
             assert outcome.answered_s is not None
             assert outcome.answered_s < 20

@@ -1,4 +1,4 @@
-"""A cluster that somebody else started: it gets our packages, and loses only our application."""
+"""A cluster that was started elsewhere: it receives our packages and loses only our application."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ wb.open_endpoint(spec, progress=lines.append)
 answer = endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
 
 @ray.remote(num_cpus=0)
-def homes():
+def package_files():
     import serving, workbench
     return [serving.__file__, workbench.__file__]
 
 async def load():
-    few = wb.LoadSpec(arrivals=wb.ClosedLoop(max_concurrency=2), count=4,
+    spec = wb.LoadSpec(arrivals=wb.ClosedLoop(max_concurrency=2), count=4,
                       prompts=wb.RandomPrompts(input=8, output=4))
-    return (await wb.start_load(endpoint, few, progress=None)).summary().completed
+    return (await wb.start_load(endpoint, spec, progress=None)).summary().completed
 
-seen = []
-with wb.Telemetry(endpoint, wb.start_clock(), seen.append):
+samples = []
+with wb.Telemetry(endpoint, wb.start_clock(), samples.append):
     for _ in range(8):
         endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
         time.sleep(1)
-told = {getattr(sample, "output_tokens", None) for sample in seen} - {None}
+counts = {getattr(sample, "output_tokens", None) for sample in samples} - {None}
 
-found = {"counts": sorted(told),
+result = {"counts": sorted(counts),
          "again": next(line.split(": ")[-1] for line in lines if "already" in line),
          "deployments": {n: r.running for n, r in endpoint.status().deployments.items()},
-         "tokens": answer.usage.completion_tokens, "homes": ray.get(homes.remote()),
+         "tokens": answer.usage.completion_tokens, "files": ray.get(package_files.remote()),
          "completed": asyncio.run(load())}
 endpoint.delete()
 from ray import serve
-found["applications"] = list(serve.status().applications)
-print("RESULT " + json.dumps(found), flush=True)
+result["applications"] = list(serve.status().applications)
+print("RESULT " + json.dumps(result), flush=True)
 """
 
 
@@ -63,32 +63,32 @@ ray.__version__ = "2.59.9"
 try:
     wb.open_endpoint(wb.ServiceSpec(port=0))
 except wb.WorkbenchError as error:
-    found = {"error": type(error).__name__, "said": str(error)}
-print("RESULT " + json.dumps(found), flush=True)
+    result = {"error": type(error).__name__, "message": str(error)}
+print("RESULT " + json.dumps(result), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """A plain `ray start --head`, as an administrator would type it."""
-    with plain_head(tmp_path_factory.mktemp("head")) as found:
-        yield found
+    """A plain `ray start --head`, as an administrator runs it."""
+    with plain_head(tmp_path_factory.mktemp("head")) as started:
+        yield started
 
 
 @pytest.mark.parametrize("by", ["address", "client"])
-def test_our_packages_travel_and_only_our_application_goes(
+def test_our_packages_are_sent_and_only_our_application_is_deleted(
     head: Head, tmp_path: Path, by: str
 ) -> None:
-    # Not from the repository: Ray gives workers of the same host the driver's folder.
-    told = run_user(USER, tmp_path, RAY_ADDRESS=getattr(head, by))
-    assert told["tokens"] == 4
-    assert told["completed"] == 4
-    assert told["again"] == "already running as specified"
-    assert told["deployments"] == {"tiny-llama-glossary": 1, "router": 1}
-    # Ray's usual interval of 10 s would show the counter once or twice in 8 s.
-    assert len(told["counts"]) >= 4, told["counts"]
-    assert all("py_modules_files" in home for home in told["homes"]), told["homes"]
-    assert told["applications"] == []
+    # Not run in the repository: Ray gives workers of the same host the driver's folder.
+    result = run_user(USER, tmp_path, RAY_ADDRESS=getattr(head, by))
+    assert result["tokens"] == 4
+    assert result["completed"] == 4
+    assert result["again"] == "already running as specified"
+    assert result["deployments"] == {"tiny-llama-glossary": 1, "router": 1}
+    # With Ray's default interval of 10 s the counter would change once or twice in 8 s.
+    assert len(result["counts"]) >= 4, result["counts"]
+    assert all("py_modules_files" in file for file in result["files"]), result["files"]
+    assert result["applications"] == []
     status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={head.address}"]
     alive = subprocess.run(
         status, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "token"}
@@ -97,19 +97,19 @@ def test_our_packages_travel_and_only_our_application_goes(
 
 
 @pytest.mark.parametrize("by", ["address", "client"])
-def test_another_version_of_ray_is_said_in_one_sentence(
+def test_another_version_of_ray_is_reported_in_one_line(
     head: Head, tmp_path: Path, by: str
 ) -> None:
-    told = run_user(OTHER_VERSION, tmp_path, RAY_ADDRESS=getattr(head, by))
-    assert told["error"] == "ClusterError"
-    assert "the cluster runs Ray 2.60.0 on Python" in told["said"]
-    assert "this process Ray 2.59.9 on Python" in told["said"]
-    assert "\n" not in told["said"]
+    result = run_user(OTHER_VERSION, tmp_path, RAY_ADDRESS=getattr(head, by))
+    assert result["error"] == "ClusterError"
+    assert "the cluster runs Ray 2.60.0 on Python" in result["message"]
+    assert "this process Ray 2.59.9 on Python" in result["message"]
+    assert "\n" not in result["message"]
 
 
 def run_user(program: str, folder: Path, **variables: str) -> dict[str, Any]:
-    """What a user's program, run elsewhere, prints as its result."""
-    done = subprocess.run(
+    """The result that a user's program prints, run in another folder."""
+    ran = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
         env={**os.environ, **variables},
@@ -117,7 +117,7 @@ def run_user(program: str, folder: Path, **variables: str) -> dict[str, Any]:
         text=True,
         timeout=300,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
-    return found
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, ran.stdout[-2000:] + ran.stderr[-3000:]
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return result

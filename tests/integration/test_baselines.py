@@ -302,7 +302,7 @@ class TestEngine:
             async with running(spec(OneAtATime(), source=str(truncated_model))):
                 pass
 
-        with pytest.raises(RuntimeError, match=r"last words:\n\w*Error"):
+        with pytest.raises(RuntimeError, match=r"engine reported:\n\w*Error"):
             asyncio.run(go())
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends the process that started a cluster, nothing of it stays."""
+"""However the process that started a cluster ends, no process of the cluster is left."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ with wb.deploy(spec) as endpoint:
     print("SERVING", flush=True)
     sys.stdin.read()
 """
-TOKEN = f"hf_{secrets.token_hex(20)}"  # in no bytecode, wherever the checkout lies
+TOKEN = f"hf_{secrets.token_hex(20)}"  # Random, so that no bytecode contains it.
 
 
 @contextmanager
 def deploying(port: int) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own that deploys, as a kernel would; a hub token is in its environment."""
+    """A process that deploys as a kernel does, with a hub token in its environment."""
     child = subprocess.Popen(
         [sys.executable, "-c", DEPLOY, str(port)],
         env={**os.environ, "HF_TOKEN": TOKEN, "PYTHONFAULTHANDLER": "1"},
@@ -53,21 +53,22 @@ def deploying(port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until(child: subprocess.Popen[str], word: str) -> str:
+    """The output up to the line that contains the word."""
     assert child.stdout is not None
-    said = ""
+    output = ""
     for line in child.stdout:
-        said += line
+        output += line
         if word in line:
-            return said
-    raise AssertionError(f"the child ended without {word!r}:\n{said}")
+            return output
+    raise AssertionError(f"the child ended without {word!r}:\n{output}")
 
 
-def ended(child: subprocess.Popen[str], within_s: float) -> int:
-    """Its exit status; fails with the stack of every thread if it does not end."""
+def exit_status(child: subprocess.Popen[str], within_s: float) -> int:
+    """The exit status; fails with the stack of every thread if the child does not end."""
     try:
         return child.wait(timeout=within_s)
     except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGABRT)  # faulthandler writes the stacks
+        child.send_signal(signal.SIGABRT)  # faulthandler prints the stacks.
         raise AssertionError(f"it did not end:\n{child.communicate()[0][-6000:]}") from None
 
 
@@ -80,11 +81,11 @@ def test_a_killed_kernel_leaves_nothing_and_its_hub_token_is_in_no_record() -> N
         for part in ("raylet", "gcs_server", "VLLM::EngineCor", "VLLM::Worker", "haproxy"):
             assert part in running
         logs = str(Path("/tmp/ray/session_latest").resolve())
-        found = subprocess.run(["grep", "-rlaF", TOKEN, logs], capture_output=True, text=True)
-        assert found.stdout == ""
+        search = subprocess.run(["grep", "-rlaF", TOKEN, logs], capture_output=True, text=True)
+        assert search.stdout == ""
         commands = [(Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in names(pids)]
         assert not any(TOKEN.encode() in command for command in commands)
-        # In memory alone, for the hub's library to read.
+        # The token is only in memory, where the hub's library reads it.
         grep = ["grep", "-rlF", "--exclude-dir=.venv", TOKEN, "/tmp"]
         assert subprocess.run(grep, capture_output=True, check=False).stdout == b""
         os.kill(child.pid, signal.SIGKILL)
@@ -97,20 +98,20 @@ def test_an_interrupt_while_deploying_leaves_nothing() -> None:
         read_until(child, "1 starting")
         pids = descendants(child.pid)
         os.kill(child.pid, signal.SIGINT)
-        assert ended(child, within_s=90) != 0
+        assert exit_status(child, within_s=90) != 0
         assert_gone(pids, port)
 
 
-def test_a_taken_port_is_refused_and_leaves_nothing() -> None:
+def test_a_taken_port_is_rejected_and_leaves_nothing() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = int(taken.getsockname()[1])
         with deploying(port) as child:
             assert child.stdout is not None
-            said = child.stdout.read()
-            assert f"PortTakenError: port = {port}" in said
-            assert "starting Ray" not in said
+            output = child.stdout.read()
+            assert f"PortTakenError: port = {port}" in output
+            assert "starting Ray" not in output
             assert child.wait(timeout=30) != 0
             assert descendants(child.pid) == []
 
@@ -129,6 +130,6 @@ print("TWICE")
 """
 
 
-def test_a_second_cluster_of_a_process_is_not_asked_for_the_first_ones_service() -> None:
+def test_a_process_can_start_a_second_cluster() -> None:
     child = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True)
     assert "TWICE" in child.stdout, child.stderr[-3000:]

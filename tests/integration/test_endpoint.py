@@ -1,4 +1,4 @@
-"""The endpoint as its users meet it: a real engine, real sockets, OpenAI's client."""
+"""The endpoint as users see it: a real engine, real sockets and OpenAI's client."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_completions_and_the_async_client(endpoint: Endpoint) -> None:
         ({"temperature": "hot"}, openai.BadRequestError),
     ],
 )
-def test_bad_requests_raise_openais_own_errors(
+def test_invalid_requests_raise_openais_own_errors(
     endpoint: Endpoint, change: dict[str, Any], error: type[Exception]
 ) -> None:
     request = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4} | change
@@ -141,7 +141,7 @@ def test_a_malformed_body_is_a_400_in_openais_shape(endpoint: Endpoint, body: by
 
 
 @pytest.mark.parametrize("key", ["", "sk-wrong-wrong-wrong-wrong"])
-def test_without_the_key_every_route_but_health_is_closed(endpoint: Endpoint, key: str) -> None:
+def test_every_route_but_health_needs_the_key(endpoint: Endpoint, key: str) -> None:
     wrong = {"authorization": f"Bearer {key}"} if key else {}
     gets = ["/v1/models", "/metrics", "/load", "/version", "/docs", "/openapi.json", "/nothing"]
     posts = ["/v1/chat/completions", "/v1/completions", "/invocations", "/tokenize", "/detokenize"]
@@ -154,12 +154,12 @@ def test_without_the_key_every_route_but_health_is_closed(endpoint: Endpoint, ke
 
 
 def test_a_wrong_key_raises_authentication_error(endpoint: Endpoint) -> None:
-    stranger = openai.OpenAI(base_url=endpoint.base_url, api_key="sk-wrong-wrong-wrong-wrong")
+    client = openai.OpenAI(base_url=endpoint.base_url, api_key="sk-wrong-wrong-wrong-wrong")
     with pytest.raises(openai.AuthenticationError):
-        stranger.models.list()
+        client.models.list()
 
 
-def test_more_than_the_limits_allow_is_shed_with_retry_after(endpoint: Endpoint) -> None:
+def test_requests_beyond_the_limits_are_shed_with_retry_after(endpoint: Endpoint) -> None:
     body = {"model": endpoint.model_id, "prompt": "a", "max_tokens": 300, "ignore_eos": True}
     url, fields = f"{endpoint.base_url}/completions", headers(endpoint)
 
@@ -176,7 +176,7 @@ def test_more_than_the_limits_allow_is_shed_with_retry_after(endpoint: Endpoint)
     assert shed.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_a_flood_of_wrong_keys_costs_no_valid_request(endpoint: Endpoint) -> None:
+def test_a_flood_of_wrong_keys_fails_no_valid_request(endpoint: Endpoint) -> None:
     url = f"{endpoint.base_url}/completions"
     good = {"model": endpoint.model_id, "prompt": "a", "max_tokens": 4}
     deadline = time.monotonic() + 4
@@ -199,7 +199,7 @@ def test_a_flood_of_wrong_keys_costs_no_valid_request(endpoint: Endpoint) -> Non
     assert set().union(*(f.result() for f in floods)) == {401}
 
 
-def test_the_same_spec_again_changes_nothing(deployed: Deployed) -> None:
+def test_deploying_the_same_spec_again_changes_nothing(deployed: Deployed) -> None:
     before = replica_ids("shared")
     lines: list[str] = []
     again = deploy(deployed.endpoint.spec, progress=lines.append)
@@ -225,7 +225,7 @@ def test_limits_change_in_place(endpoint: Endpoint) -> None:
     assert replica_ids("shared") == before
 
 
-def test_a_new_key_takes_the_place_of_the_old_in_place(endpoint: Endpoint) -> None:
+def test_a_new_key_replaces_the_old_one_in_place(endpoint: Endpoint) -> None:
     before, old = replica_ids("shared"), endpoint.api_key.get_secret_value()
     other = deploy(endpoint.spec, api_key="sk-another-key-of-enough-length")
     assert other.client.models.list().data
@@ -240,19 +240,19 @@ def test_status_counts_what_runs(endpoint: Endpoint) -> None:
     assert status.state == "running"
     model = status.deployments["tiny-llama-glossary"]
     assert (model.target, model.running, model.starting, model.stopping) == (1, 1, 0, 0)
-    # Another witness: the engine processes below this machine's Ray.
+    # Independently, by the engine processes on this machine.
     engines = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True)
     assert len(engines.stdout.split()) >= 1
 
 
-def test_progress_says_what_is_waited_for(deployed: Deployed) -> None:
+def test_progress_names_what_is_waited_for(deployed: Deployed) -> None:
     text = "\n".join(deployed.progress)
     assert "starting Ray" in text
     assert "tiny-llama-glossary: 1 starting" in text
     assert deployed.endpoint.base_url in deployed.progress[-1]
 
 
-def test_no_log_process_or_record_holds_a_key_or_a_prompt(endpoint: Endpoint) -> None:
+def test_no_log_process_or_record_contains_a_key_or_a_prompt(endpoint: Endpoint) -> None:
     marker = f"zebra{secrets.token_hex(8)}"
     chat = [{"role": "user", "content": marker}]
     endpoint.client.chat.completions.create(
@@ -265,8 +265,10 @@ def test_no_log_process_or_record_holds_a_key_or_a_prompt(endpoint: Endpoint) ->
     logs = Path("/tmp/ray/session_latest/logs").resolve()
     assert any(logs.rglob("worker-*.out"))
     for secret in (marker, key):
-        found = subprocess.run(["grep", "-rlaF", secret, str(logs)], capture_output=True, text=True)
-        assert found.stdout == ""
+        search = subprocess.run(
+            ["grep", "-rlaF", secret, str(logs)], capture_output=True, text=True
+        )
+        assert search.stdout == ""
     commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if _readable(p)]
     assert not any(key.encode() in command for command in commands)
     assert key not in json.dumps(status.details(), default=str)
@@ -281,7 +283,7 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def test_the_endpoint_and_the_replicas_listen_on_loopback_alone(endpoint: Endpoint) -> None:
+def test_the_endpoint_and_the_replicas_listen_only_on_loopback(endpoint: Endpoint) -> None:
     port = int(root(endpoint).rsplit(":", 1)[1])
     listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
@@ -291,13 +293,13 @@ def test_the_endpoint_and_the_replicas_listen_on_loopback_alone(endpoint: Endpoi
             address, _, number = fields[1].partition(":")
             ports.setdefault(int(number, 16), set()).add(address)
     # SECURITY.md names four ports of a cluster's block that always listen on all interfaces.
-    block = {p: (p - FIRST) % SIZE for p in ports if FIRST <= p < LAST}
-    assert {place for place in block.values() if place >= NAMED}, "the replicas'"
-    for number in {port, *(p for p, place in block.items() if place not in (2, 3, 4, 5))}:
+    offsets = {p: (p - FIRST) % SIZE for p in ports if FIRST <= p < LAST}
+    assert {offset for offset in offsets.values() if offset >= NAMED}, "no port of a replica"
+    for number in {port, *(p for p, offset in offsets.items() if offset not in (2, 3, 4, 5))}:
         assert ports[number] == {"0100007F"}
 
 
-def test_a_model_that_cannot_load_ends_deploy_with_the_engines_words(
+def test_a_model_that_cannot_load_fails_the_deployment_with_the_engines_errors(
     endpoint: Endpoint, truncated_model: Path
 ) -> None:
     model = ModelSpec(source=str(truncated_model), id="truncated", max_model_len=256)
@@ -312,27 +314,29 @@ def test_a_model_that_cannot_load_ends_deploy_with_the_engines_words(
 
 
 @pytest.mark.parametrize(
-    ("model", "named"),
+    ("model", "field"),
     [
         (ModelSpec(accelerator="gpu"), "num_gpus"),
         (ModelSpec(num_cpus=10_000), "num_cpus"),
         (ModelSpec(memory_gib=100_000), "memory_gib"),
     ],
 )
-def test_what_can_never_fit_is_refused(endpoint: Endpoint, model: ModelSpec, named: str) -> None:
+def test_a_model_that_never_fits_is_rejected(
+    endpoint: Endpoint, model: ModelSpec, field: str
+) -> None:
     spec = ServiceSpec(name="huge", route_prefix="/huge", port=0, model=model)
-    with pytest.raises(ResourcesError, match=named):
+    with pytest.raises(ResourcesError, match=field):
         deploy(spec)
     assert "huge" not in status.details()["applications"]
 
 
-def test_another_port_on_a_running_serve_is_refused(endpoint: Endpoint) -> None:
+def test_another_port_on_a_running_serve_is_rejected(endpoint: Endpoint) -> None:
     spec = ServiceSpec(name="moved", route_prefix="/moved", port=1234)
     with pytest.raises(ClusterError, match="port = 1234"):
         deploy(spec)
 
 
-def test_a_sleeping_model_wakes_for_a_key_and_for_nothing_else(endpoint: Endpoint) -> None:
+def test_a_model_at_zero_replicas_starts_only_for_a_valid_request(endpoint: Endpoint) -> None:
     scaling = ScalingSpec(
         min_replicas=0,
         max_ongoing_requests=4,
@@ -353,16 +357,16 @@ def test_a_sleeping_model_wakes_for_a_key_and_for_nothing_else(endpoint: Endpoin
         assert httpx.get(f"{sleeper.base_url}/models", timeout=5).status_code == 401
         assert sleeper.client.models.list().data[0].id == "sleeper"
         assert httpx.get(f"{root(sleeper)}/health", timeout=5).status_code == 200
-        _refusals_before_the_model_wakes(sleeper)
+        _check_rejections_before_the_model_starts(sleeper)
         assert sleeper.status().deployments["sleeper"].target == 0
-        woken = sleeper.client.with_options(timeout=200, max_retries=0)
-        reply = woken.chat.completions.create(model="sleeper", messages=QUESTION, max_tokens=8)
+        client = sleeper.client.with_options(timeout=200, max_retries=0)
+        reply = client.chat.completions.create(model="sleeper", messages=QUESTION, max_tokens=8)
         assert reply.usage
         assert reply.usage.completion_tokens == 8
         assert sleeper.status().deployments["sleeper"].running == 1
         with pytest.raises(openai.BadRequestError):
-            woken.completions.create(model="sleeper", prompt="word " * 3000)
-        chunks = woken.completions.create(model="sleeper", prompt="a", max_tokens=8, stream=True)
+            client.completions.create(model="sleeper", prompt="word " * 3000)
+        chunks = client.completions.create(model="sleeper", prompt="a", max_tokens=8, stream=True)
         assert "".join(chunk.choices[0].text for chunk in chunks)
         _wait_until(lambda: sleeper.status().deployments["sleeper"].target == 0, 60)
     with pytest.raises(EndpointGoneError):
@@ -370,7 +374,7 @@ def test_a_sleeping_model_wakes_for_a_key_and_for_nothing_else(endpoint: Endpoin
     assert endpoint.client.models.list().data
 
 
-def _refusals_before_the_model_wakes(sleeper: Endpoint) -> None:
+def _check_rejections_before_the_model_starts(sleeper: Endpoint) -> None:
     client = sleeper.client.with_options(max_retries=0, timeout=5)
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="another", prompt="a")
@@ -381,15 +385,15 @@ def _refusals_before_the_model_wakes(sleeper: Endpoint) -> None:
         assert reply.json()["error"]["message"]
 
 
-def _wait_until(holds: Any, timeout_s: float) -> None:
+def _wait_until(condition: Any, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "waited too long"
+    while not condition():
+        assert time.monotonic() < deadline, "not reached in time"
         time.sleep(0.5)
 
 
 @pytest.mark.slow
-def test_tensor_parallelism_is_real_on_a_cpu(endpoint: Endpoint) -> None:
+def test_tensor_parallelism_gives_the_same_answer_on_a_cpu(endpoint: Endpoint) -> None:
     model = ModelSpec(id="split", max_model_len=256, tensor_parallel_size=2)
     spec = ServiceSpec(name="split", route_prefix="/split", port=0, model=model)
     with deploy(spec) as split:

@@ -1,4 +1,4 @@
-"""What is left of processes that should have ended."""
+"""Whether processes have ended."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 
 
 def names(pids: list[int]) -> dict[int, str]:
-    found = {}
+    """The commands of the processes that still run, by process id."""
+    commands = {}
     for pid in pids:
         try:
-            found[pid] = (Path("/proc") / str(pid) / "comm").read_text().strip()
+            commands[pid] = (Path("/proc") / str(pid) / "comm").read_text().strip()
         except OSError:
             continue
-    return found
+    return commands
 
 
 def assert_gone(pids: list[int], port: int, within_s: float = 15) -> None:
+    """Fail unless these processes end within the time and nothing listens on the port."""
     deadline = time.monotonic() + within_s
-    while left := [pid for pid in pids if (Path("/proc") / str(pid)).exists()]:
-        assert time.monotonic() < deadline, f"still there: {names(left)}"
+    while remaining := [pid for pid in pids if (Path("/proc") / str(pid)).exists()]:
+        assert time.monotonic() < deadline, f"still running: {names(remaining)}"
         time.sleep(0.1)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} still listens"

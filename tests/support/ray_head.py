@@ -1,4 +1,4 @@
-"""A Ray cluster as an administrator would start one, by hand and not by this project."""
+"""A Ray cluster as an administrator starts one, without this project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARK = "LLM_WORKBENCH_TEST_HEAD"
 
 @dataclass(frozen=True)
 class Head:
-    """Where it answers: its control service, Ray Client, and its dashboard."""
+    """The addresses of its control service, of Ray Client and of its dashboard."""
 
     address: str
     client: str
@@ -29,22 +29,22 @@ class Head:
 
 @contextmanager
 def plain_head(folder: Path, **variables: str) -> Iterator[Head]:
-    """`ray start --head` in this folder with these variables, ended by process id."""
+    """Run `ray start --head` in this folder with these variables; end it by process id."""
     port, client, dashboard = free_port(), free_port(), free_port()
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"]
-    quiet = ["--num-cpus=8", "--dashboard-agent-listen-port=0", "--disable-usage-stats"]
+    options = ["--num-cpus=8", "--dashboard-agent-listen-port=0", "--disable-usage-stats"]
     ports = [f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}"]
     mark = uuid.uuid4().hex
-    keeper = subprocess.Popen(
-        [*ray, *quiet, *ports, "--node-ip-address=127.0.0.1", "--block"],
+    head = subprocess.Popen(
+        [*ray, *options, *ports, "--node-ip-address=127.0.0.1", "--block"],
         cwd=folder,
         env={**os.environ, "RAY_TMPDIR": "/tmp", **variables, MARK: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert keeper.stdout is not None
-    for line in keeper.stdout:
+    assert head.stdout is not None
+    for line in head.stdout:
         if "Ray runtime started" in line:
             break
     try:
@@ -52,22 +52,22 @@ def plain_head(folder: Path, **variables: str) -> Iterator[Head]:
             f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}"
         )
     finally:
-        keeper.terminate()
-        psutil.wait_procs([psutil.Process(keeper.pid)] if psutil.pid_exists(keeper.pid) else [], 20)
+        head.terminate()
+        psutil.wait_procs([psutil.Process(head.pid)] if psutil.pid_exists(head.pid) else [], 20)
         for process in marked(mark):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        keeper.wait(20)
+        head.wait(20)
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Every process of the cluster, those that have lost their parent too, and no other's.
+    """Every process of the cluster, including orphans, and no other process.
 
-    They inherit the variable; names and command lines look like those of any other cluster here.
+    They inherit the variable; their names are those of any other cluster on this machine.
     """
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes

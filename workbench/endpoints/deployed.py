@@ -94,7 +94,7 @@ class Endpoint(Remote):
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment, as Serve reports them."""
         self._require_cluster()
-        return status.of(self.spec.name)
+        return status.service_status(self.spec.name)
 
     def details(self, timeout_s: float) -> dict[str, Any] | None:
         """Return Serve's report on all applications; None if it does not answer in time."""

@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.ray import HEAD_RESOURCE
 from workbench.records import RequestRecord
 from workbench.runs import journal
 
@@ -128,7 +129,7 @@ def away_from_replicas(number: int) -> list[Any]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     held = status.replicas_by_node()
     places = least_loaded_nodes(
-        {node["NodeID"]: "node:__internal_head__" in node["Resources"] for node in alive}, held
+        {node["NodeID"]: HEAD_RESOURCE in node["Resources"] for node in alive}, held
     )
     return [NodeAffinitySchedulingStrategy(p, soft=False) for p in islice(cycle(places), number)]
 

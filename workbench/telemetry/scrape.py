@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.ray import GPU_METRICS as GPU_METRICS
+from serving.compat.ray import HANDLE_QUEUE as HANDLE_QUEUE
+from serving.compat.ray import HTTP_REQUESTS as HTTP_REQUESTS
+from serving.compat.ray import IN_FLIGHT as IN_FLIGHT
+from serving.compat.ray import TARGET_ONGOING as TARGET_ONGOING
+from serving.compat.ray import TOTAL_REQUESTS as TOTAL_REQUESTS
+from serving.compat.vllm import ENGINE_METRICS as ENGINE_METRICS
+from serving.compat.vllm import OLDER_METRICS
+
 if TYPE_CHECKING:
     import aiohttp
 
@@ -102,32 +111,6 @@ class Scraper:
             return None
 
 
-ENGINE_METRICS = {
-    "vllm_num_requests_running": "running_requests",
-    "vllm_num_requests_waiting": "waiting_requests",
-    "vllm_kv_cache_usage_perc": "kv_cache_usage",
-    "vllm_prefix_cache_queries": "prefix_queries",
-    "vllm_prefix_cache_hits": "prefix_hits",
-    "vllm_num_preemptions": "preemptions",
-    "vllm_prompt_tokens": "prompt_tokens",
-    "vllm_generation_tokens": "output_tokens",
-}
-"""A metric of vLLM's, as Ray exports it, and the field of a `ReplicaSample` it fills."""
-
-
-OLDER = {"vllm_gpu_cache_usage_perc": "vllm_kv_cache_usage_perc"}
-"""What vLLM called a metric before."""
-
-
-TOTAL_REQUESTS = "serve_autoscaling_total_requests"
-
-
-TARGET_ONGOING = "serve_autoscaling_target_ongoing_requests"
-
-
-HANDLE_QUEUE = "serve_deployment_queued_queries"
-
-
 POLICY_DESIRED, POLICY_SAW = "workbench_policy_desired", "workbench_policy_saw"
 
 
@@ -137,24 +120,13 @@ POLICY_LED = "workbench_policy_led"
 GATE_QUEUED, GATE_SHED = "workbench_gate_queued", "workbench_gate_shed"
 
 
-IN_FLIGHT, HTTP_REQUESTS = "serve_num_ongoing_http_requests", "serve_num_http_requests"
-
-
-GPU_METRICS = {
-    "node_gpus_utilization": "utilization",
-    "node_gram_used": "memory_gib",
-    "node_gpu_power_milliwatts": "power_w",
-}
-"""A card's metrics of Ray's, and the field of a `GpuSample`: percent, MiB and milliwatts there."""
-
-
 SERVE_METRICS = (TOTAL_REQUESTS, TARGET_ONGOING, HANDLE_QUEUE, IN_FLIGHT, HTTP_REQUESTS)
 
 
 OUR_METRICS = (POLICY_DESIRED, POLICY_SAW, POLICY_LED, GATE_QUEUED, GATE_SHED)
 
 
-WANTED = (*ENGINE_METRICS, *OLDER, *SERVE_METRICS, *OUR_METRICS, *GPU_METRICS)
+WANTED = (*ENGINE_METRICS, *OLDER_METRICS, *SERVE_METRICS, *OUR_METRICS, *GPU_METRICS)
 
 
 _FAMILIES = (b"ray_vllm", b"ray_serve_", b"ray_workbench_", b"ray_node_g")
@@ -224,4 +196,4 @@ def add(values: Iterable[float | None]) -> float | None:
 
 def _plain(name: str) -> str:
     short = name.removeprefix("ray_").replace(":", "_").removesuffix("_total")
-    return OLDER.get(short, short)
+    return OLDER_METRICS.get(short, short)

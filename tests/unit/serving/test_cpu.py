@@ -1,4 +1,4 @@
-"""Which type a CPU computes in by default: against what Linux says of real processors."""
+"""The default number type on a CPU, by the flags that Linux lists for real processors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ RASPBERRY = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32\n"
 
 
 @pytest.mark.parametrize(
-    ("told", "fast"),
+    ("listed", "fast"),
     [(XEON, True), (EPYC, False), (GRAVITON, True), (RASPBERRY, False), ("processor: 0\n", True)],
 )
-def test_what_linux_tells_of_the_processor(told: str, fast: bool, tmp_path: Path) -> None:
+def test_bfloat16_is_fast_if_the_cpu_has_instructions_for_it(
+    listed: str, fast: bool, tmp_path: Path
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(told)
+    cpuinfo.write_text(listed)
     assert fast_bfloat16(cpuinfo) is fast
 
 
-def test_a_system_that_tells_nothing_keeps_the_usual_type(tmp_path: Path) -> None:
+def test_without_flags_the_default_type_is_kept(tmp_path: Path) -> None:
     assert fast_bfloat16(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
-    ("model", "fast", "type_"),
+    ("model", "fast", "dtype"),
     [
         (ModelSpec(), True, "bfloat16"),
         (ModelSpec(), False, "float32"),
@@ -42,10 +44,10 @@ def test_a_system_that_tells_nothing_keeps_the_usual_type(tmp_path: Path) -> Non
         (ModelSpec(accelerator="gpu"), False, "bfloat16"),
     ],
 )
-def test_the_type_of_a_model(
-    model: ModelSpec, fast: bool, type_: str, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_computed_in_the_fast_type(
+    model: ModelSpec, fast: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_spec, "fast_bfloat16", lambda: fast)
-    assert model.resolved_dtype == type_
-    assert engine_kwargs(model)["dtype"] == type_
-    assert data_types_of(model).weight_bytes == {"bfloat16": 2, "float32": 4}[type_]
+    assert model.resolved_dtype == dtype
+    assert engine_kwargs(model)["dtype"] == dtype
+    assert data_types_of(model).weight_bytes == {"bfloat16": 2, "float32": 4}[dtype]

@@ -1,6 +1,6 @@
-"""The supervisor for real, around a stand-in for `ray start` that leaves wild processes behind.
+"""The real supervisor around a stand-in for `ray start` that leaves processes behind.
 
-The truth is `/proc`, read without the supervisor's own functions.
+Expected values come from `/proc`, read without the supervisor's own functions.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from support.paths import ROOT
 
 from serving.cluster.supervisor import descendants, parents
 
-PATIENCE_S = 20
+TIMEOUT_S = 20
 
-# A stand-in for Ray: it writes down its arguments, leaves a tree of processes and ends as told.
+# A stand-in for Ray: it records its arguments, leaves a tree of processes and ends as told.
 STAND_IN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -30,18 +30,18 @@ from pathlib import Path
 folder = Path(os.environ["STAND_IN"])
 (folder / "arguments").write_text("\\n".join(sys.argv[1:]))
 (folder / "input").write_text(repr(sys.stdin.read()))
-print("words on stdout", flush=True)
-print("words on stderr", file=sys.stderr, flush=True)
+print("text on stdout", flush=True)
+print("text on stderr", file=sys.stderr, flush=True)
 SLEEP = "import time; time.sleep(600)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{SLEEP}'])"
-DEAF = (
+IGNORING = (
     "import pathlib, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    f"pathlib.Path({str(folder / 'is-deaf')!r}).touch(); {SLEEP}"
+    f"pathlib.Path({str(folder / 'is-ignoring')!r}).touch(); {SLEEP}"
 )
 
 
 def leave(name, code):
-    # A daemon: a session of its own, and no parent but the one that adopts it.
+    # A daemon: a session of its own, and no parent but the process that adopts it.
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -53,10 +53,10 @@ def leave(name, code):
 
 
 leaving = [] if "--leave-nothing" in sys.argv else ["orphan", "parent"]
-leaving += ["deaf"] if "--leave-deaf" in sys.argv else []
+leaving += ["ignoring"] if "--leave-ignoring" in sys.argv else []
 for name in leaving:
-    leave(name, {"orphan": SLEEP, "parent": PARENT, "deaf": DEAF}[name])
-wanted = leaving + (["is-deaf"] if "deaf" in leaving else [])
+    leave(name, {"orphan": SLEEP, "parent": PARENT, "ignoring": IGNORING}[name])
+wanted = leaving + (["is-ignoring"] if "ignoring" in leaving else [])
 while not all((folder / name).exists() for name in wanted):
     time.sleep(0.01)
 sys.exit(3 if "--fail" in sys.argv else 0)
@@ -75,8 +75,8 @@ sys.stdin.read()
 
 
 @dataclass
-class Stage:
-    """Where one test plays: the supervisor's folder, and what the stand-in wrote down."""
+class Sandbox:
+    """The supervisor's folder, what the stand-in recorded, and the environment of both."""
 
     state: Path
     notes: Path
@@ -108,52 +108,52 @@ class Stage:
             with contextlib.suppress(OSError):
                 child.stdin.close()
             try:
-                child.wait(timeout=PATIENCE_S)
+                child.wait(timeout=TIMEOUT_S)
             finally:
                 self.clean_up(child)
 
     def clean_up(self, child: subprocess.Popen[str]) -> None:
-        for pid in self.everyone():
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert child.stdout is not None
         child.stdout.close()
 
     def tree(self) -> list[int]:
-        """Every process that the stand-in left, and those below."""
-        noted = [self.notes / name for name in ("orphan", "parent", "deaf")]
-        text = " ".join(note.read_text() for note in noted if note.exists())
-        mine = str(self.notes).encode()
-        return sorted({int(pid) for pid in text.split() if mine in environ(int(pid))})
+        """The processes that the stand-in left, and those below them."""
+        files = [self.notes / name for name in ("orphan", "parent", "ignoring")]
+        text = " ".join(file.read_text() for file in files if file.exists())
+        mark = str(self.notes).encode()
+        return sorted({int(pid) for pid in text.split() if mark in environ(int(pid))})
 
-    def everyone(self) -> list[int]:
-        """Every process alive that inherited the stage's environment."""
-        mine = str(self.notes).encode()
+    def processes(self) -> list[int]:
+        """The living processes that inherited the sandbox's environment."""
+        mark = str(self.notes).encode()
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [pid for pid in pids if mine in environ(pid)]
+        return [pid for pid in pids if mark in environ(pid)]
 
-    def wait_until_all_are_gone(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while left := self.everyone():
-            assert time.monotonic() < deadline, f"still there: {left}"
+    def wait_until_none_is_left(self) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while remaining := self.processes():
+            assert time.monotonic() < deadline, f"still there: {remaining}"
             time.sleep(0.02)
 
 
 def environ(pid: int) -> bytes:
-    """The environment a process was started with; empty once it has ended."""
+    """The environment that a process was started with; empty once it has ended."""
     try:
         return (Path("/proc") / str(pid) / "environ").read_bytes()
     except OSError:
         return b""
 
 
-def said(child: subprocess.Popen[str]) -> str:
+def read_line(child: subprocess.Popen[str]) -> str:
     assert child.stdout is not None
     return child.stdout.readline().strip()
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
+def sandbox(tmp_path: Path) -> Sandbox:
     package = tmp_path / "stand-in" / "ray" / "scripts"
     package.mkdir(parents=True)
     for folder in (package.parent, package):
@@ -163,114 +163,115 @@ def stage(tmp_path: Path) -> Stage:
     state.mkdir()
     notes.mkdir()
     path = os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)])
-    return Stage(state, notes, os.environ | {"PYTHONPATH": path, "STAND_IN": str(notes)})
+    return Sandbox(state, notes, os.environ | {"PYTHONPATH": path, "STAND_IN": str(notes)})
 
 
-def test_closing_the_pipe_ends_every_process_and_removes_the_folder(stage: Stage) -> None:
-    with stage.supervisor("--leave-deaf") as child:
-        assert said(child) == "started"
-        assert len(stage.tree()) == 5, "two daemons with a child each, and an orphan"
-        assert stage.state.exists()
+def test_closing_the_pipe_ends_every_process_and_removes_the_folder(sandbox: Sandbox) -> None:
+    with sandbox.supervisor("--leave-ignoring") as child:
+        assert read_line(child) == "started"
+        assert len(sandbox.tree()) == 5, "two daemons with a child each, and an orphan"
+        assert sandbox.state.exists()
         assert child.stdin is not None
         child.stdin.close()
-        assert child.wait(timeout=PATIENCE_S) == 0
-        # All ended before the supervisor did.
-        assert not stage.everyone()
-    assert not stage.state.exists()
+        assert child.wait(timeout=TIMEOUT_S) == 0
+        # All of them ended before the supervisor.
+        assert not sandbox.processes()
+    assert not sandbox.state.exists()
 
 
-def test_the_death_of_the_parent_ends_every_process(stage: Stage) -> None:
-    with stage.child([sys.executable, "-c", PARENT, str(stage.state)]) as parent:
-        supervisor, word = said(parent).split()
+def test_the_death_of_the_parent_ends_every_process(sandbox: Sandbox) -> None:
+    with sandbox.child([sys.executable, "-c", PARENT, str(sandbox.state)]) as parent:
+        supervisor, word = read_line(parent).split()
         assert word == "started"
-        assert int(supervisor) in stage.everyone()
-        assert len(stage.tree()) == 3
+        assert int(supervisor) in sandbox.processes()
+        assert len(sandbox.tree()) == 3
         os.kill(parent.pid, signal.SIGKILL)
-        parent.wait(timeout=PATIENCE_S)
-        stage.wait_until_all_are_gone()
-    assert not stage.state.exists()
+        parent.wait(timeout=TIMEOUT_S)
+        sandbox.wait_until_none_is_left()
+    assert not sandbox.state.exists()
 
 
-def test_the_end_of_the_supervisor_itself_ends_every_process(stage: Stage) -> None:
-    with stage.supervisor() as child:
-        assert said(child) == "started"
-        deadline = time.monotonic() + PATIENCE_S
-        while child.poll() is None:  # impatient: it is told again while it ends the others
+def test_terminating_the_supervisor_ends_every_process(sandbox: Sandbox) -> None:
+    with sandbox.supervisor() as child:
+        assert read_line(child) == "started"
+        deadline = time.monotonic() + TIMEOUT_S
+        while child.poll() is None:  # More signals must not interrupt it.
             os.kill(child.pid, signal.SIGTERM)
             time.sleep(0.05)
             assert time.monotonic() < deadline
-        assert not stage.everyone()
-    assert not stage.state.exists()
+        assert not sandbox.processes()
+    assert not sandbox.state.exists()
 
 
-def test_an_interrupt_of_the_notebook_is_not_for_the_cluster(stage: Stage) -> None:
-    with stage.supervisor() as child:
-        assert said(child) == "started"
-        before = stage.everyone()
+def test_interrupting_the_notebook_does_not_end_the_cluster(sandbox: Sandbox) -> None:
+    with sandbox.supervisor() as child:
+        assert read_line(child) == "started"
+        before = sandbox.processes()
         for _ in range(3):
             os.kill(child.pid, signal.SIGINT)
-        blocked = signals(child.pid, "SigIgn")
-        assert blocked & 1 << signal.SIGINT - 1
+        ignored = signals(child.pid, "SigIgn")
+        assert ignored & 1 << signal.SIGINT - 1
         assert child.poll() is None
-        assert stage.everyone() == before
+        assert sandbox.processes() == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="a kernel without autogroups")
-def test_its_session_gives_way_to_others(stage: Stage) -> None:
-    with stage.supervisor() as child:
-        assert said(child) == "started"
+def test_other_sessions_run_first(sandbox: Sandbox) -> None:
+    with sandbox.supervisor() as child:
+        assert read_line(child) == "started"
         group = (Path("/proc") / str(child.pid) / "autogroup").read_text()
         assert group.split()[-2:] == ["nice", "15"]
 
 
 def signals(pid: int, kind: str) -> int:
+    """A set of signals of a process, as a bit mask."""
     lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(kind)).split()[1], 16)
 
 
-def test_ray_is_started_as_a_head_with_the_arguments_given(stage: Stage) -> None:
-    with stage.supervisor("--leave-nothing", "--port=1234", '--system-config={"a b": 1}') as child:
-        assert said(child) == "started"
-        arguments = (stage.notes / "arguments").read_text().split("\n")
-        expected = ["--leave-nothing", "--port=1234", '--system-config={"a b": 1}']
-        assert arguments == ["start", "--head", *expected]
-        # Ray must not hold the pipe whose end means that the parent is gone.
-        assert (stage.notes / "input").read_text() == "''"
-        log = (stage.state / "ray-start.log").read_text()
-        assert log.splitlines() == ["words on stdout", "words on stderr"]
+def test_ray_is_started_as_a_head_with_the_arguments_given(sandbox: Sandbox) -> None:
+    options = ["--leave-nothing", "--port=1234", '--system-config={"a b": 1}']
+    with sandbox.supervisor(*options) as child:
+        assert read_line(child) == "started"
+        arguments = (sandbox.notes / "arguments").read_text().split("\n")
+        assert arguments == ["start", "--head", *options]
+        # Ray must not hold the pipe, whose end means that the parent is gone.
+        assert (sandbox.notes / "input").read_text() == "''"
+        log = (sandbox.state / "ray-start.log").read_text()
+        assert log.splitlines() == ["text on stdout", "text on stderr"]
 
 
-@pytest.mark.parametrize("left", ["--leave-nothing", "--leave-a-tree"])
-def test_a_start_that_fails_says_so_and_leaves_nothing(stage: Stage, left: str) -> None:
-    with stage.supervisor("--fail", left) as child:
-        assert said(child) == "failed"
-        # Whoever asked reads the last words before it closes the pipe.
+@pytest.mark.parametrize("option", ["--leave-nothing", "--leave-a-tree"])
+def test_a_failed_start_is_reported_and_leaves_nothing(sandbox: Sandbox, option: str) -> None:
+    with sandbox.supervisor("--fail", option) as child:
+        assert read_line(child) == "failed"
+        # The parent reads the log before it closes the pipe.
         time.sleep(0.2)
-        assert "words on stderr" in (stage.state / "ray-start.log").read_text()
+        assert "text on stderr" in (sandbox.state / "ray-start.log").read_text()
         assert child.stdin is not None
         child.stdin.close()
-        assert child.wait(timeout=PATIENCE_S) == 3
-        assert not stage.everyone()
-    assert not stage.state.exists()
+        assert child.wait(timeout=TIMEOUT_S) == 3
+        assert not sandbox.processes()
+    assert not sandbox.state.exists()
 
 
-def test_the_supervisor_imports_nothing_outside_the_standard_library() -> None:
-    ask = (
+def test_the_supervisor_imports_only_the_standard_library() -> None:
+    code = (
         "import sys; before = set(sys.modules); import serving.cluster.supervisor;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )
-    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "['serving']"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['serving']"
 
 
-def test_descendants_are_found_below_names_that_look_like_stat(tmp_path: Path) -> None:
-    # The command's name in /proc/PID/stat may hold spaces and parentheses.
+def test_descendants_of_a_command_whose_name_looks_like_stat_are_found(tmp_path: Path) -> None:
+    # The command's name in /proc/PID/stat may contain spaces and parentheses.
     odd = tmp_path / "a) R 1 (b"
     odd.symlink_to("/bin/sh")
     with subprocess.Popen([odd, "-c", "sleep 600 & wait"]) as shell:
         try:
-            deadline = time.monotonic() + PATIENCE_S
+            deadline = time.monotonic() + TIMEOUT_S
             while not descendants(shell.pid):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

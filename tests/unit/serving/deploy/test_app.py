@@ -1,4 +1,4 @@
-"""The Serve application as Ray holds it, made in a process of its own and told as JSON.
+"""The Serve application as Ray holds it, built in a process of its own and returned as JSON.
 
 Ray Serve reads its flags when it is imported, so that process sets them; no cluster is started.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from serving import SERVE_FLAGS
+from serving.compat.variables import SERVE_FLAGS
 from serving.deploy.app import build
-from serving.deploy.deployments import autoscaling, user_config
+from serving.deploy.deployments import autoscaling_config, user_config
 from serving.engine.engine_args import engine_kwargs
 from serving.errors import ModelNotFoundError, SpecError
 from serving.gateway.config import GateConfig
@@ -32,12 +32,12 @@ from serving.spec.tenants import Tenant
 KEY = "sk-the-key-that-must-not-travel"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 
-TELL = """
+DESCRIBE = """
 import json, sys
 from ray import cloudpickle
 from serving.deploy.app import build
 
-def told(app, routed=False):
+def describe(app, routed=False):
     deployment = app._bound_deployment
     config, replica = deployment._deployment_config, deployment._replica_config
     scaling = config.autoscaling_config
@@ -60,20 +60,20 @@ def told(app, routed=False):
         "bundles": replica.placement_group_bundles,
         "strategy": replica.placement_group_strategy,
         "init_args": deployment.init_args,
-        "ingress_router": router and told(router, True),
-        "inner": [told(app) for app in inner],
+        "ingress_router": router and describe(router, True),
+        "inner": [describe(app) for app in inner],
         "pickled": "" if routed else cloudpickle.dumps(app).hex(),
     }
 
 cases = json.load(sys.stdin)
-answer = {"apps": {name: told(build(args)) for name, args in cases.items()}}
+answer = {"apps": {name: describe(build(args)) for name, args in cases.items()}}
 answer["heavy"] = sorted({"vllm", "torch"} & set(sys.modules))
 import ray
 answer["started"] = ray.is_initialized()
 print(json.dumps(answer))
 """
 
-SLEEPY = {
+SCALES_TO_ZERO = {
     "min_replicas": 0,
     "max_replicas": 3,
     "max_ongoing_requests": 5,
@@ -96,79 +96,78 @@ CASES: dict[str, dict[str, Any]] = {
             "env": {"MINE": "x"},
         },
     },
-    "sleepy": {"model": {"scaling": SLEEPY}},
+    "sleeps": {"model": {"scaling": SCALES_TO_ZERO}},
 }
 
 
 @pytest.fixture(scope="module")
 def answer() -> dict[str, Any]:
     cases = {name: {"key_hashes": [HASH], **args} for name, args in CASES.items()}
-    # The lines that `serve run serving.deploy.app:build model=... key_hashes=...` gives are all
-    # text.
+    # On the command line of `serve run` every value is text.
     text = json.dumps({"scaling": CASES["scaled"]["model"]["scaling"]})
     cases["text"] = {"key_hashes": f"{HASH},{HASH[::-1]}", "port": "8000", "model": text}
-    told = subprocess.run(
-        [sys.executable, "-c", TELL],
+    ran = subprocess.run(
+        [sys.executable, "-c", DESCRIBE],
         input=json.dumps(cases),
         capture_output=True,
         text=True,
         env=os.environ | SERVE_FLAGS | {"LLM_WORKBENCH_API_KEY": KEY, "HF_TOKEN": "hf_" + KEY},
     )
-    assert told.returncode == 0, told.stderr[-3000:]
-    result: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return result
 
 
 @pytest.fixture(scope="module")
 def apps(answer: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = answer["apps"]
-    return found
+    applications: dict[str, Any] = answer["apps"]
+    return applications
 
 
 def every_deployment(app: dict[str, Any]) -> list[dict[str, Any]]:
     below = [*app["inner"], *filter(None, [app["ingress_router"]])]
-    return [app, *(found for one in below for found in every_deployment(one))]
+    return [app, *(deployment for part in below for deployment in every_deployment(part))]
 
 
 class TestRefusals:
     @pytest.mark.parametrize("missing", [{}, {"key_hashes": None}, {"key_hashes": []}])
-    def test_without_a_key_nothing_is_built(self, missing: dict[str, Any]) -> None:
+    def test_an_application_without_a_key_is_not_built(self, missing: dict[str, Any]) -> None:
         with pytest.raises(SpecError, match="key_hashes is missing"):
             build(missing)
 
     @pytest.mark.parametrize("given", [[KEY], KEY, [HASH, KEY], HASH[:-1], HASH.upper(), ","])
-    def test_a_key_in_place_of_its_hash_is_refused_and_not_repeated(self, given: Any) -> None:
+    def test_a_key_instead_of_its_hash_is_rejected_and_not_repeated(self, given: Any) -> None:
         with pytest.raises(SpecError, match="key_hash") as caught:
             build({"key_hashes": given})
         assert KEY not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("args", "named"),
+        ("args", "part"),
         [
             ({"prot": 1}, "ServiceSpec.prot is not a field, got 1"),
             ({"model": {"engine_kwargs": {"max_num_seq": 1}}}, "max_num_seqs"),
-            ({"model": '{"num_cpu": 2}'}, "ModelSpec.num_cpu is not a field, got 2"),
-            ({"model": "{bad"}, "model = '{bad'"),
-            ({"model": "tiny"}, "model = 'tiny'"),
+            ({"model": '{"num_cpu": 2}'}, "num_cpu is not a field, got 2"),
+            ({"model": "{bad"}, "model must be JSON, got '{bad'"),
+            ({"model": "tiny"}, "model must be JSON, got 'tiny'"),
         ],
     )
-    def test_a_bad_spec_is_refused(self, args: dict[str, Any], named: str) -> None:
-        with pytest.raises(SpecError, match=re.escape(named)):
+    def test_an_invalid_spec_is_rejected(self, args: dict[str, Any], part: str) -> None:
+        with pytest.raises(SpecError, match=re.escape(part)):
             build({"key_hashes": [HASH], **args})
 
-    def test_a_model_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+    def test_a_missing_model_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError):
             build({"key_hashes": [HASH], "model": {"source": str(tmp_path)}})
 
 
 class TestEveryApplication:
-    def test_making_one_imports_no_engine_and_starts_no_cluster(
+    def test_building_one_imports_no_engine_and_starts_no_cluster(
         self, answer: dict[str, Any]
     ) -> None:
         assert answer["heavy"] == []
         assert answer["started"] is False
 
-    def test_no_deployment_is_without_limits(self, apps: dict[str, Any]) -> None:
+    def test_every_deployment_has_limits(self, apps: dict[str, Any]) -> None:
         for app in apps.values():
             for deployment in every_deployment(app):
                 assert 1 <= deployment["max_ongoing_requests"] <= 20_000, deployment["name"]
@@ -184,15 +183,13 @@ class TestEveryApplication:
             assert HASH.encode() in pickled
             assert app["user_config"]["access"]["tenants"][0]["key_hash"] == HASH
 
-    def test_a_model_that_cannot_start_is_tried_once_more_at_most(
-        self, apps: dict[str, Any]
-    ) -> None:
+    def test_a_model_that_cannot_start_is_retried_once(self, apps: dict[str, Any]) -> None:
         for app in apps.values():
             models = [d for d in every_deployment(app) if d["bundles"]]
             assert [d["max_constructor_retry_count"] for d in models] == [1]
 
     @pytest.mark.parametrize("name", CASES)
-    def test_the_version_is_what_a_replica_cannot_change(
+    def test_the_version_covers_what_a_replica_cannot_change(
         self, apps: dict[str, Any], name: str
     ) -> None:
         spec = ServiceSpec(**CASES[name])
@@ -218,14 +215,13 @@ class TestEveryApplication:
         assert access.items() <= apps["scaled"]["user_config"]["access"].items()
 
 
-class TestTheDirectPath:
-    def test_replicas_are_named_by_path_so_that_only_they_import_vllm(
-        self, apps: dict[str, Any]
-    ) -> None:
+class TestDirectPath:
+    def test_replicas_are_named_by_path(self, apps: dict[str, Any]) -> None:
+        # So that only replicas import vLLM.
         assert apps["plain"]["target"] == "serving.engine.replica.DirectReplica"
         assert apps["plain"]["ingress_router"]["target"].startswith("ray.llm.")
 
-    def test_the_gates_limits_are_the_specs_and_serves_stand_behind_them(
+    def test_the_gate_has_the_limits_of_the_spec_and_serve_allows_more(
         self, apps: dict[str, Any]
     ) -> None:
         access = apps["plain"]["user_config"]["access"]
@@ -248,7 +244,7 @@ class TestTheDirectPath:
         assert large["actor_options"]["runtime_env"]["env_vars"]["MINE"] == "x"
         assert apps["plain"]["bundles"] == [{"CPU": 1.0}]
 
-    def test_scaling_is_handed_to_serve_by_its_own_names(self, apps: dict[str, Any]) -> None:
+    def test_scaling_is_passed_to_serve_by_its_own_names(self, apps: dict[str, Any]) -> None:
         scaling = apps["scaled"]["autoscaling"]
         assert scaling["max_replicas"] == 4
         assert (scaling["initial_replicas"], scaling["min_replicas"]) == (None, 1)
@@ -256,32 +252,32 @@ class TestTheDirectPath:
         assert (scaling["upscale_delay_s"], scaling["downscale_delay_s"]) == (10, 60)
 
 
-class TestTheComposedPath:
-    def test_a_model_that_may_sleep_stands_behind_our_ingress(self, apps: dict[str, Any]) -> None:
-        sleepy = apps["sleepy"]
-        assert sleepy["target"] == "serving.pipeline.ingress.Ingress"
-        assert sleepy["num_replicas"] == 1
-        assert sleepy["autoscaling"] is None
-        assert sleepy["ingress_router"] is None
-        (model,) = sleepy["inner"]
+class TestComposedPath:
+    def test_a_model_that_scales_to_zero_is_behind_our_ingress(self, apps: dict[str, Any]) -> None:
+        app = apps["sleeps"]
+        assert app["target"] == "serving.pipeline.ingress.Ingress"
+        assert app["num_replicas"] == 1
+        assert app["autoscaling"] is None
+        assert app["ingress_router"] is None
+        (model,) = app["inner"]
         assert model["target"] == "serving.engine.replica.EngineReplica"
         assert model["autoscaling"]["min_replicas"] == 0
         assert model["autoscaling"]["initial_replicas"] is None
         assert model["autoscaling"]["max_replicas"] == 3
         assert model["max_ongoing_requests"] == 5
 
-    def test_the_ingress_admits_what_all_replicas_can_hold(self, apps: dict[str, Any]) -> None:
-        access = apps["sleepy"]["user_config"]["access"]
+    def test_the_ingress_admits_what_all_replicas_can_serve(self, apps: dict[str, Any]) -> None:
+        access = apps["sleeps"]["user_config"]["access"]
         assert access["max_ongoing_requests"] == 3 * 5 + 7
         assert access["max_queued_requests"] == 0
 
-    def test_its_ingress_needs_no_resources_of_the_models(self, apps: dict[str, Any]) -> None:
-        assert apps["sleepy"]["bundles"] is None
-        assert apps["sleepy"]["actor_options"]["num_cpus"] == 0
+    def test_the_ingress_takes_no_resources(self, apps: dict[str, Any]) -> None:
+        assert apps["sleeps"]["bundles"] is None
+        assert apps["sleeps"]["actor_options"]["num_cpus"] == 0
 
 
 class TestParts:
-    def test_user_config_is_json_that_makes_the_gates_access(self) -> None:
+    def test_user_config_is_json_from_which_the_gate_is_configured(self) -> None:
         ends = datetime(2031, 5, 6, tzinfo=UTC)
         tenant = Tenant(name="one", key_hash=HASH, models=("a",), expires_at=ends)
         config = json.loads(json.dumps(user_config(ServiceSpec(), (tenant,))))
@@ -291,27 +287,29 @@ class TestParts:
     @pytest.mark.parametrize(
         ("model_id", "name"), [("a", "a"), ("org/Model-1.5", "org--Model-1_5")]
     )
-    def test_a_deployments_name_has_nothing_serve_splits_at(self, model_id: str, name: str) -> None:
+    def test_a_deployments_name_has_no_separator_of_serve(self, model_id: str, name: str) -> None:
         assert deployment_name(ModelSpec(id=model_id)) == name
 
-    def test_autoscaling_leaves_out_what_is_absent_or_the_gates(self) -> None:
-        told = autoscaling(ScalingSpec(min_replicas=2, max_replicas=3))
-        assert "downscale_to_zero_delay_s" not in told
-        assert not {"max_ongoing_requests", "max_queued_requests", "retry_after_s"} & set(told)
-        assert "initial_replicas" not in told
-        assert autoscaling(ScalingSpec(max_replicas=3, initial_replicas=3))["initial_replicas"] == 3
+    def test_autoscaling_omits_absent_fields_and_those_of_the_gate(self) -> None:
+        config = autoscaling_config(ScalingSpec(min_replicas=2, max_replicas=3))
+        assert "downscale_to_zero_delay_s" not in config
+        assert not {"max_ongoing_requests", "max_queued_requests", "retry_after_s"} & set(config)
+        assert "initial_replicas" not in config
+        started = autoscaling_config(ScalingSpec(max_replicas=3, initial_replicas=3))
+        assert started["initial_replicas"] == 3
 
     def test_bounds_count_the_replicas_of_a_data_parallel_group(self) -> None:
-        told = autoscaling(ScalingSpec(min_replicas=1, max_replicas=3, initial_replicas=2), 4)
-        counts = {name: told[name] for name in told if name.endswith("_replicas")}
+        scaling = ScalingSpec(min_replicas=1, max_replicas=3, initial_replicas=2)
+        config = autoscaling_config(scaling, 4)
+        counts = {name: config[name] for name in config if name.endswith("_replicas")}
         assert counts == {"min_replicas": 4, "max_replicas": 12, "initial_replicas": 8}
 
 
 def test_a_data_parallel_group_is_scheduled_as_one_gang() -> None:
-    from serving.deploy.deployments import DIRECT_GROUP, deployment
+    from serving.deploy.deployments import DIRECT_GROUP, model_deployment
 
     model = ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True)
-    made = deployment(DIRECT_GROUP, ServiceSpec(model=model), model)
-    assert made._deployment_config.gang_scheduling_config.gang_size == 2
+    deployment = model_deployment(DIRECT_GROUP, ServiceSpec(model=model), model)
+    assert deployment._deployment_config.gang_scheduling_config.gang_size == 2
     kwargs = engine_kwargs(model)
     assert (kwargs["data_parallel_size"], kwargs["enable_expert_parallel"]) == (2, True)

@@ -1,4 +1,4 @@
-"""What an endpoint shows, and what `deploy` refuses before it imports anything heavy."""
+"""What an endpoint shows, and what `deploy` rejects before it imports anything heavy."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from workbench.endpoints.scaling import rescaled
 
 KEY = "sk-the-key-that-must-not-show"
 
-REFUSE = """
+DEPLOY = """
 import json, os, sys
 from workbench import ServiceSpec, WorkbenchError, deploy
 
 arguments, spec = json.load(sys.stdin)
 try:
-    deploy(ServiceSpec(**spec), progress=lambda line: print("said", line), **arguments)
+    deploy(ServiceSpec(**spec), progress=lambda line: print("progress", line), **arguments)
 except WorkbenchError as error:
     name, text = type(error).__name__, str(error)
 heavy = sorted({"ray", "vllm", "torch", "openai", "pandas"} & set(sys.modules))
@@ -61,60 +61,60 @@ class TestEndpoint:
             ({"host": "node.example"}, "http://node.example:8123/v1"),
         ],
     )
-    def test_its_address(self, spec: dict[str, Any], url: str) -> None:
+    def test_its_url(self, spec: dict[str, Any], url: str) -> None:
         assert endpoint(**spec).base_url == url
 
-    def test_its_model(self) -> None:
-        served = endpoint(model=ModelSpec(id="org/mine-1.5"))
-        assert served.model_ids == ["org/mine-1.5"]
-        assert served.model_id == "org/mine-1.5"
-        assert served.deployment == "org--mine-1_5"
+    def test_its_models(self) -> None:
+        service = endpoint(model=ModelSpec(id="org/mine-1.5"))
+        assert service.model_ids == ["org/mine-1.5"]
+        assert service.model_id == "org/mine-1.5"
+        assert service.deployment == "org--mine-1_5"
 
-    def test_nothing_it_shows_holds_the_key(self) -> None:
-        served = endpoint()
-        clients = [served.client, served.async_client]
-        shown = [repr(served), str(served), f"{served}", pprint.pformat(vars(served))]
-        shown += [repr(clients), str(clients), repr(vars(served)), repr(served.api_key)]
-        shown += [str(served.api_key), f"{served.api_key}", f"{served.api_key!r}"]
+    def test_nothing_it_shows_contains_the_key(self) -> None:
+        service = endpoint()
+        clients = [service.client, service.async_client]
+        shown = [repr(service), str(service), f"{service}", pprint.pformat(vars(service))]
+        shown += [repr(clients), str(clients), repr(vars(service)), repr(service.api_key)]
+        shown += [str(service.api_key), f"{service.api_key}", f"{service.api_key!r}"]
         for text in shown:
             assert KEY not in text
-        assert served.base_url in repr(served)
-        assert "**" in repr(served)
+        assert service.base_url in repr(service)
+        assert "**" in repr(service)
 
-    def test_its_clients_hold_the_address_and_the_key(self) -> None:
-        served = endpoint(route_prefix="/llm")
-        for client in (served.client, served.async_client):
-            assert str(client.base_url) == f"{served.base_url}/"
-            assert client.api_key == served.api_key.get_secret_value() == KEY
-        assert served.client is served.client
+    def test_its_clients_have_the_address_and_the_key(self) -> None:
+        service = endpoint(route_prefix="/llm")
+        for client in (service.client, service.async_client):
+            assert str(client.base_url) == f"{service.base_url}/"
+            assert client.api_key == service.api_key.get_secret_value() == KEY
+        assert service.client is service.client
 
-    def test_of_a_cluster_that_is_gone_says_so_and_can_be_deleted(self) -> None:
-        with endpoint(name="gone") as served, pytest.raises(EndpointGoneError, match="gone: "):
-            served.status()
-        served.delete()
+    def test_without_its_cluster_it_has_no_status_and_can_be_deleted(self) -> None:
+        with endpoint(name="gone") as service, pytest.raises(EndpointGoneError, match="gone: "):
+            service.status()
+        service.delete()
 
-    def test_a_deleted_one_forgets_its_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_deleting_it_forgets_its_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deployed, "_keys", {})
-        served = endpoint(name="one")
+        service = endpoint(name="one")
         for name in ("one", "two"):
             deployed._keys["127.0.0.1:6379", name] = {"owner": SecretStr(KEY)}
-        served.delete()
+        service.delete()
         assert list(deployed._keys) == [("127.0.0.1:6379", "two")]
 
 
-Refused = Callable[..., tuple[str, str]]
+Rejection = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
-def refused(tmp_path: Path) -> Refused:
+def rejection(tmp_path: Path) -> Rejection:
     """Deploys in a process where the import of Ray would fail."""
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text("raise AssertionError('Ray was imported')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    return partial(deploy_refused, {"PYTHONPATH": path})
+    return partial(rejected_deploy, {"PYTHONPATH": path})
 
 
-def deploy_refused(
+def rejected_deploy(
     extra: dict[str, str],
     spec: dict[str, Any],
     arguments: dict[str, Any] | None = None,
@@ -122,23 +122,23 @@ def deploy_refused(
 ) -> tuple[str, str]:
     """The error's name and message, in a process that has imported and started nothing for it."""
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "LLM_WORKBENCH_API_KEY")}
-    told = subprocess.run(
-        [sys.executable, "-c", REFUSE],
+    ran = subprocess.run(
+        [sys.executable, "-c", DEPLOY],
         input=json.dumps([arguments or {}, spec]),
         capture_output=True,
         text=True,
         env=env | extra | variables,
         timeout=60,
     )
-    assert told.returncode == 0, told.stderr[-2000:]
-    name, text, heavy, children = json.loads(told.stdout)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    name, text, heavy, children = json.loads(ran.stdout)
     assert (heavy, children) == ([], [])
     return name, text
 
 
-class TestRefusals:
+class TestRejections:
     @pytest.mark.parametrize(
-        ("spec", "error", "named"),
+        ("spec", "error", "part"),
         [
             ({"prot": 1}, "SpecError", "ServiceSpec.prot is not a field, got 1"),
             ({"model": {"scaling": {"min_replicas": 2}}}, "SpecError", "min_replicas = 2"),
@@ -146,26 +146,24 @@ class TestRefusals:
             ({"model": {"source": "./nowhere"}}, "ModelNotFoundError", "'./nowhere'"),
         ],
     )
-    def test_a_bad_spec(
-        self, refused: Refused, spec: dict[str, Any], error: str, named: str
+    def test_an_invalid_spec(
+        self, rejection: Rejection, spec: dict[str, Any], error: str, part: str
     ) -> None:
-        name, text = refused(spec)
+        name, text = rejection(spec)
         assert name == error
-        assert named in text
+        assert part in text
 
-    def test_a_taken_port(self, refused: Refused) -> None:
+    def test_a_taken_port(self, rejection: Rejection) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-            name, text = refused({"port": port})
+            name, text = rejection({"port": port})
         assert name == "PortTakenError"
         assert f"port = {port}" in text
 
-    def test_a_key_that_can_be_guessed_given_or_from_the_environment(
-        self, refused: Refused
-    ) -> None:
+    def test_a_short_key_given_or_from_the_environment(self, rejection: Rejection) -> None:
         for name, text in (
-            refused({}, {"api_key": "secret"}),
-            refused({}, LLM_WORKBENCH_API_KEY="secret"),
+            rejection({}, {"api_key": "secret"}),
+            rejection({}, LLM_WORKBENCH_API_KEY="secret"),
         ):
             assert name == "SpecError"
             assert "got 6 characters" in text
@@ -180,18 +178,18 @@ class TestRefusals:
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": path}
         environment.pop("RAY_ADDRESS", None)
-        told = subprocess.run(
+        ran = subprocess.run(
             [sys.executable, "-c", "from workbench import *; deploy(ServiceSpec(port=0))"],
             capture_output=True,
             text=True,
             env=environment,
             timeout=60,
         )
-        assert "MissingPackageError: The package 'ray' is not installed" in told.stderr
-        assert "make setup" in told.stderr
+        assert "MissingPackageError: The package 'ray' is not installed" in ran.stderr
+        assert "make setup" in ran.stderr
 
 
-def test_serve_imported_without_its_flag_is_refused_before_anything_starts() -> None:
+def test_serve_imported_without_its_flag_is_rejected_before_anything_starts() -> None:
     code = (
         "import ray.serve, workbench as wb\n"
         "try:\n    wb.deploy(wb.ServiceSpec(port=0))\n"
@@ -204,17 +202,8 @@ def test_serve_imported_without_its_flag_is_refused_before_anything_starts() -> 
     assert "ClusterError ray.serve was imported before deploy" in ran.stdout
 
 
-def test_the_clusters_processes_do_not_inherit_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.cluster import connection
-    from serving.spec import tenants
-
-    monkeypatch.setenv(tenants.KEY_VARIABLE, "sk-a-key-of-enough-length")
-    assert tenants.KEY_VARIABLE not in connection._inherited()
-    assert connection._inherited()["PATH"] == os.environ["PATH"]
-
-
 class TestRescaling:
-    def test_only_what_is_named_changes_and_replicas_start_from_where_they_are(self) -> None:
+    def test_only_the_given_fields_change_and_the_number_of_replicas_is_kept(self) -> None:
         scaling = ScalingSpec(max_replicas=4, initial_replicas=2, target_ongoing_requests=3)
         spec = ServiceSpec(model=ModelSpec(scaling=scaling))
         changed = rescaled(spec, {"max_replicas": 5, "target_ongoing_requests": 1.5}).models[0]
@@ -236,6 +225,6 @@ class TestRescaling:
             ({"min_replicas": 0}, "deploy it again"),
         ],
     )
-    def test_what_is_no_scaling_is_refused(self, scaling: dict[str, Any], message: str) -> None:
+    def test_invalid_scaling_is_rejected(self, scaling: dict[str, Any], message: str) -> None:
         with pytest.raises(SpecError, match=message):
             rescaled(ServiceSpec(), scaling)

@@ -1,4 +1,4 @@
-"""Routing as a parameter: what Serve is told, and what a prompt looks like to the prefix tree."""
+"""Routing: what Serve is configured with, and the text of a prompt in the prefix tree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.deploy.deployments import request_router
+from serving.deploy.deployments import request_router_config
 from serving.deploy.service import serve_variables
 from serving.errors import SpecError
 from serving.spec.model import ModelSpec
@@ -18,10 +18,8 @@ from workbench.loadgen.workers import least_loaded_nodes
 FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
 
 
-def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
-    with pytest.raises(
-        SpecError, match=r"routing must be 'round_robin'.*'prefix_aware', got 'random'"
-    ):
+def test_an_unknown_policy_is_rejected_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match=r"routing must be .*round_robin.*prefix_aware.*got 'random'"):
         ModelSpec(routing="random")
 
 
@@ -31,17 +29,17 @@ def test_every_policy_is_a_request_router_of_ray_serve(routing: Any, composed: b
     from ray._common.utils import import_attr
     from ray.serve._private.request_router import RequestRouter
 
-    config = request_router(ModelSpec(routing=routing), composed=composed)
+    config = request_router_config(ModelSpec(routing=routing), composed=composed)
     assert issubclass(import_attr(config.request_router_class), RequestRouter)
 
 
-def test_load_decides_over_the_prefix_beyond_the_target() -> None:
+def test_beyond_the_target_the_load_overrules_the_prefix() -> None:
     model = ModelSpec(routing="prefix_aware", scaling=ScalingSpec(target_ongoing_requests=5))
-    kwargs = request_router(model, composed=False).request_router_kwargs
+    kwargs = request_router_config(model, composed=False).request_router_kwargs
     assert kwargs["imbalanced_threshold"] == 5
 
 
-def test_a_new_policy_or_health_check_needs_no_new_replicas() -> None:
+def test_another_policy_or_health_check_needs_no_new_replicas() -> None:
     plain = ServiceSpec()
     changed = ModelSpec(routing="power_of_two", health_check_period_s=1, health_check_timeout_s=2)
     other = ServiceSpec(model=changed)
@@ -50,7 +48,7 @@ def test_a_new_policy_or_health_check_needs_no_new_replicas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("routing", "sleeps", "forwarded"),
+    ("routing", "sleeps", "forwards"),
     [
         (None, False, False),
         ("power_of_two", False, False),
@@ -58,15 +56,15 @@ def test_a_new_policy_or_health_check_needs_no_new_replicas() -> None:
         ("prefix_aware", True, False),
     ],
 )
-def test_the_proxy_shows_prompts_only_where_they_decide(
-    routing: Any, sleeps: bool, forwarded: bool
+def test_the_proxy_forwards_bodies_only_for_prefix_aware_routing(
+    routing: Any, sleeps: bool, forwards: bool
 ) -> None:
     scaling = ScalingSpec(min_replicas=0) if sleeps else ScalingSpec()
     spec = ServiceSpec(model=ModelSpec(routing=routing, scaling=scaling))
-    assert (FORWARD in serve_variables(spec)) is forwarded
+    assert (FORWARD in serve_variables(spec)) is forwards
 
 
-class TestPromptAsText:
+class TestTextOfAPrompt:
     def text(self, prompt: Any) -> str:
         from serving.deploy.replica_routers import PrefixAware
 
@@ -77,13 +75,13 @@ class TestPromptAsText:
         assert len(first) == 4
         assert first[:3] == second[:3]
         assert first[3] != second[3]
-        first.encode()  # no surrogate, which could not travel
+        first.encode()  # A surrogate could not be encoded.
 
-    def test_messages_and_text_are_rays_own(self) -> None:
+    def test_text_and_messages_are_as_in_ray(self) -> None:
         assert self.text("abc") == "abc"
         assert self.text([{"role": "user", "content": "hi"}]) == "hi"
 
-    def test_no_text_is_not_of_length_zero(self) -> None:
+    def test_an_empty_prompt_has_a_character(self) -> None:
         assert len(self.text([])) == 1
 
 
@@ -97,7 +95,7 @@ class TestPromptAsText:
         ({"h": True}, {"h": 3}, ["h"]),
     ],
 )
-def test_load_workers_keep_away_from_replicas(
+def test_load_workers_use_the_nodes_with_the_fewest_replicas(
     heads: dict[str, bool], replicas: dict[str, int], places: list[str]
 ) -> None:
     assert least_loaded_nodes(heads, Counter(replicas)) == places

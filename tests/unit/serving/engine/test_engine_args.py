@@ -1,122 +1,28 @@
-"""From a model's specification to vLLM; vLLM itself says which arguments it knows."""
+"""From a model's specification to vLLM's arguments and its environment."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.engine import engine_args
-from serving.engine.engine_args import (
-    OWN_FIELDS,
-    check,
-    engine_arguments,
-    engine_kwargs,
-    environment,
-)
-from serving.errors import MissingPackageError, ModelNotFoundError, SpecError
-from serving.models.embedded import tiny_model_path
+from serving.compat.vllm import engine_arguments
+from serving.engine.engine_args import engine_kwargs, environment
 from serving.spec.model import ModelSpec
-
-ASK_VLLM = """
-import dataclasses, json
-from vllm.engine.arg_utils import AsyncEngineArgs
-print(json.dumps([field.name for field in dataclasses.fields(AsyncEngineArgs)]))
-"""
-
-
-@pytest.mark.slow
-def test_the_list_of_arguments_is_vllms_own() -> None:
-    told = subprocess.run(
-        [sys.executable, "-c", ASK_VLLM], capture_output=True, text=True, check=True
-    )
-    assert engine_arguments() == set(json.loads(told.stdout.splitlines()[-1]))
 
 
 class TestArguments:
-    def test_well_known_ones_are_known_and_vllm_is_not_imported(self) -> None:
-        ask = (
-            "import sys; from serving.engine.engine_args import engine_arguments;"
-            "known = engine_arguments();"
-            "assert {'model', 'max_num_seqs', 'enable_log_requests', 'seed'} <= known;"
-            "assert not {'vllm', 'torch', 'ray'} & set(sys.modules), 'heavy'"
-        )
-        subprocess.run([sys.executable, "-c", ask], check=True)
-
-    def test_without_vllm_the_message_has_the_command_that_installs_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(engine_args, "find_spec", lambda name: None)
-        engine_arguments.cache_clear()
-        try:
-            with pytest.raises(MissingPackageError, match=r"'vllm' is not installed.*make setup"):
-                check(ModelSpec(engine_kwargs={"seed": 1}))
-        finally:
-            engine_arguments.cache_clear()
-
-    @pytest.mark.parametrize(
-        ("name", "nearest"),
-        [
-            ("max_num_seq", "max_num_seqs"),
-            ("gpu_memory_utilisation", "gpu_memory_utilization"),
-            ("enable_prefix_cachin", "enable_prefix_caching"),
-        ],
-    )
-    def test_an_unknown_one_is_refused_with_the_nearest_name(self, name: str, nearest: str) -> None:
-        with pytest.raises(SpecError) as caught:
-            check(ModelSpec(engine_kwargs={"seed": 1, name: 17}))
-        said = str(caught.value)
-        assert f"model.engine_kwargs[{name!r}] = 17" in said
-        assert f"Did you mean {nearest!r}?" in said
-
-    def test_an_unknown_one_like_nothing_is_refused_too(self) -> None:
-        with pytest.raises(SpecError, match="vLLM has no such argument"):
-            check(ModelSpec(engine_kwargs={"qqqq": 1}))
-
-    @pytest.mark.parametrize(
-        ("name", "instead"),
-        [
-            ("model", "model.source"),
-            ("served_model_name", "model.id"),
-            ("dtype", "model.dtype"),
-            ("max_model_len", "model.max_model_len"),
-            ("tensor_parallel_size", "model.tensor_parallel_size"),
-            ("pipeline_parallel_size", "model.pipeline_parallel_size"),
-            ("api_key", "api_key of deploy()"),
-        ],
-    )
-    def test_one_that_another_field_sets_is_refused_with_that_field(
-        self, name: str, instead: str
-    ) -> None:
-        with pytest.raises(SpecError, match=rf"engine_kwargs\['{name}'\]") as caught:
-            check(ModelSpec(engine_kwargs={name: "x"}))
-        assert f"set {instead} instead" in str(caught.value)
-
-    def test_every_field_it_points_to_exists(self) -> None:
-        pointed = {where.removeprefix("model.") for where in OWN_FIELDS.values()}
-        elsewhere = {"api_key of deploy()", "the environment variable HF_TOKEN"}
-        assert pointed - elsewhere <= set(ModelSpec.model_fields)
-
-    def test_what_vllm_knows_passes_through(self) -> None:
-        given: dict[str, Any] = {"max_num_seqs": 4, "seed": 7, "enforce_eager": False}
-        model = ModelSpec(engine_kwargs=given)
-        check(model)
-        assert engine_kwargs(model).items() >= given.items()
-        assert model.engine_kwargs == given
-
-    def test_absent_stays_absent(self) -> None:
+    def test_an_absent_field_is_not_passed(self) -> None:
         assert "max_model_len" not in engine_kwargs(ModelSpec())
         assert engine_kwargs(ModelSpec(max_model_len=256))["max_model_len"] == 256
 
-    def test_all_that_is_passed_is_known_to_vllm(self) -> None:
+    def test_vllm_knows_every_argument(self) -> None:
         for model in (
             ModelSpec(max_model_len=256),
             ModelSpec(accelerator="gpu", num_gpus=0.5),
+            ModelSpec(accelerator="gpu", data_parallel_size=2, expert_parallel=True),
             ModelSpec(tensor_parallel_size=2, pipeline_parallel_size=2),
         ):
             assert set(engine_kwargs(model)) <= engine_arguments()
@@ -129,45 +35,14 @@ class TestArguments:
         assert engine_kwargs(own)["gpu_memory_utilization"] == 0.3
 
     @pytest.mark.parametrize("whole", [None, 1])
-    def test_a_whole_gpu_is_left_to_vllm(self, whole: float | None) -> None:
-        given = engine_kwargs(ModelSpec(accelerator="gpu", num_gpus=whole))
-        assert "gpu_memory_utilization" not in given
-        assert "enforce_eager" not in given
+    def test_the_memory_of_a_whole_gpu_is_left_to_vllm(self, whole: float | None) -> None:
+        kwargs = engine_kwargs(ModelSpec(accelerator="gpu", num_gpus=whole))
+        assert "gpu_memory_utilization" not in kwargs
+        assert "enforce_eager" not in kwargs
 
-    def test_the_cache_of_a_cpu_replica_is_counted_in_bytes(self) -> None:
-        given = engine_kwargs(ModelSpec(kv_cache_gib=0.5))
-        assert given["kv_cache_memory_bytes"] == 536_870_912
-
-
-class TestModelPath:
-    def test_one_that_does_not_exist(self, tmp_path: Path) -> None:
-        missing = str(tmp_path / "nowhere")
-        with pytest.raises(ModelNotFoundError) as caught:
-            check(ModelSpec(source=missing))
-        assert f"model.source = {missing!r} does not exist" in str(caught.value)
-        assert "Hugging Face" in str(caught.value)
-
-    def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelNotFoundError, match=r"has no config\.json"):
-            check(ModelSpec(source=str(tmp_path)))
-
-    @pytest.mark.parametrize("source", ["./nowhere", "../nowhere", "~/nowhere-at-all", "/nowhere"])
-    def test_what_looks_like_a_path_is_one(self, source: str) -> None:
-        with pytest.raises(ModelNotFoundError, match="does not exist"):
-            check(ModelSpec(source=source))
-
-    def test_a_relative_folder_that_exists_is_a_path(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "org" / "empty").mkdir(parents=True)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(ModelNotFoundError, match=r"has no config\.json"):
-            check(ModelSpec(source="org/empty"))
-
-    def test_a_model_a_hub_id_and_the_embedded_model_pass(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text("{}")
-        for source in (str(tmp_path), str(tiny_model_path()), "tiny", "org/model-7B"):
-            check(ModelSpec(source=source))
+    def test_the_cache_of_a_cpu_replica_is_passed_in_bytes(self) -> None:
+        kwargs = engine_kwargs(ModelSpec(kv_cache_gib=0.5))
+        assert kwargs["kv_cache_memory_bytes"] == 536_870_912
 
 
 class TestEnvironment:
@@ -178,7 +53,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
     @pytest.mark.parametrize("source", ["tiny", "org/gated"])
-    def test_it_holds_no_secret(self, accelerator: Any, source: str) -> None:
+    def test_it_contains_no_secret(self, accelerator: Any, source: str) -> None:
         variables = environment(ModelSpec(source=source, accelerator=accelerator))
         assert os.environ["HF_TOKEN"] == "the-secret"
         assert "the-secret" not in variables.values()
@@ -192,7 +67,7 @@ class TestEnvironment:
     def test_usage_is_not_reported(self) -> None:
         assert environment(ModelSpec())["VLLM_NO_USAGE_STATS"] == "1"
 
-    def test_the_specs_own_variables_have_the_last_word(self) -> None:
+    def test_the_variables_of_the_spec_override_the_defaults(self) -> None:
         own = {"OMP_NUM_THREADS": "3", "MINE": "x"}
         assert environment(ModelSpec(env=own)).items() >= own.items()
 
@@ -221,13 +96,13 @@ class TestEnvironment:
         model = ModelSpec(tensor_parallel_size=sizes[0], pipeline_parallel_size=sizes[1])
         assert environment(model)["VLLM_CPU_OMP_THREADS_BIND"] == binding
 
-    def test_a_share_of_a_card_is_told_to_vllms_ray_executor_and_a_whole_one_is_not(self) -> None:
+    def test_vllms_ray_executor_is_told_the_share_of_a_gpu_only_if_it_is_a_fraction(self) -> None:
         half = environment(ModelSpec(accelerator="gpu", num_gpus=0.5))
         assert float(half["VLLM_RAY_PER_WORKER_GPUS"]) == 0.5
         for whole in (None, 1):
             model = ModelSpec(accelerator="gpu", num_gpus=whole)
             assert "VLLM_RAY_PER_WORKER_GPUS" not in environment(model)
 
-    def test_a_gpu_replica_has_none_of_the_cpus_variables(self) -> None:
+    def test_a_gpu_replica_has_no_variables_for_cpus(self) -> None:
         variables = environment(ModelSpec(accelerator="gpu"))
         assert not {"OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"} & set(variables)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from serving.deploy.preflight import check_fit
+from serving.deploy.preflight import check_resources
 from serving.errors import ResourcesError, SpecError
 from serving.models.embedded import tiny_model_path
 from serving.sizing.architecture import Architecture, parse_architecture, read_architecture
@@ -277,25 +277,25 @@ class TestChecks:
         nodes = [{"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0, "memory": 512.0 * GIB}]
         large = ModelSpec(source=source, accelerator="gpu", max_model_len=8192)
         with pytest.raises(ResourcesError) as caught:
-            check_fit(ServiceSpec(model=large), nodes)
+            check_resources(ServiceSpec(model=large), nodes)
         for number in ("131.4 GiB", "79.6 GiB", "73.2", "8192", "TP 1"):
             assert number in str(caught.value)
         four = large.model_copy(update={"tensor_parallel_size": 4})
-        check_fit(ServiceSpec(model=four), nodes)
+        check_resources(ServiceSpec(model=four), nodes)
 
     def test_context_must_fit_beside_the_weights(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_8B)
         nodes = [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0, "memory": 64.0 * GIB}]
         whole = ModelSpec(source=source, accelerator="gpu")
         with pytest.raises(ResourcesError, match="131072"):
-            check_fit(ServiceSpec(model=whole), nodes)
+            check_resources(ServiceSpec(model=whole), nodes)
         short = whole.model_copy(update={"max_model_len": 8192})
-        check_fit(ServiceSpec(model=short), nodes)
+        check_resources(ServiceSpec(model=short), nodes)
 
     def test_kv_cache_must_fit_on_a_node(self) -> None:
         nodes = [{"CPU": 8.0, "memory": 16.0 * GIB}]
         with pytest.raises(ResourcesError, match=r"kv_cache_gib = 20.*16\.0 GiB"):
-            check_fit(ServiceSpec(model=ModelSpec(kv_cache_gib=20)), nodes)
+            check_resources(ServiceSpec(model=ModelSpec(kv_cache_gib=20)), nodes)
 
     def test_layout_of_a_spec(self) -> None:
         spec = ModelSpec(tensor_parallel_size=2, pipeline_parallel_size=2)

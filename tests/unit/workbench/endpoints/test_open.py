@@ -17,6 +17,7 @@ import pytest
 
 from serving.cluster import attach
 from serving.cluster.connection import Cluster
+from serving.compat.ray import CLIENT_PROBE, GCS_PROBE
 from serving.errors import ClusterError, EndpointGoneError, SpecError
 from serving.spec.baseline import BaselineSpec
 from serving.spec.model import ModelSpec
@@ -195,12 +196,12 @@ class TestClusterAddress:
         ):
             attach.check_address(kind + server)
 
-    def test_the_two_kinds_of_address_are_distinguished(self) -> None:
-        with grpc_server(attach.PROBES[True]) as client:
+    def test_the_other_kind_of_address_is_told_apart(self) -> None:
+        with grpc_server(CLIENT_PROBE) as client:
             attach.check_address(f"ray://{client}")
             with pytest.raises(ClusterError, match=r"another service.*ray://host:10001"):
                 attach.check_address(client)
-        with grpc_server(attach.PROBES[False]) as control:
+        with grpc_server(GCS_PROBE) as control:
             attach.check_address(control)
             with pytest.raises(ClusterError, match=r"another service.*6379"):
                 attach.check_address(f"ray://{control}")
@@ -220,9 +221,9 @@ class TestClusterAddress:
         cluster = {"ray_version": "2.41.0", "python_version": "3.9.2"}
         with pytest.raises(RuntimeError) as ray:
             check_version_info(cluster, "Ray Client")
-        message = attach.refusal("ray://h:1", ray.value)
-        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in message
-        assert "\n" not in message
+        said = attach.connect_error("ray://h:1", ray.value)
+        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in said
+        assert "\n" not in said
 
 
 @pytest.mark.parametrize(

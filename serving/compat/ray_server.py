@@ -1,0 +1,56 @@
+"""Private API of Ray Serve LLM's server, checked against Ray 2.60.0.
+
+Importing this module imports vLLM; only replicas do so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import DPServer as DPServer
+from ray.serve.llm.deployment import LLMServer
+
+
+class SkipNodeInit(CallbackBase):  # type: ignore[misc]
+    """Skip Ray's download task; vLLM loads a model from a path or from the hub by itself.
+
+    The task takes a process that imports vLLM (ten seconds of a core), and Ray records its
+    environment, including a hub token. ``ray.llm._internal.common.callbacks.base.CallbackBase``
+    calls ``on_before_node_init()`` and then reads ``ctx.run_init_node``.
+    """
+
+    async def on_before_node_init(self) -> None:
+        """Turn the initialization of the node off."""
+        self.ctx.run_init_node = False
+
+
+class EngineServer(LLMServer):  # type: ignore[misc]
+    """Ray Serve LLM's server, with the hooks that a subclass needs under public names.
+
+    ``ray.llm._internal.serve.core.server.llm_server.LLMServer`` calls ``_start_engine()`` once, and
+    ``_batch_output_stream(generator)`` for each streamed answer. Its ``engine``
+    (``ray.llm._internal.serve.engines.vllm.vllm_engine.VLLMEngine``) has vLLM's ``AsyncLLM`` as
+    ``_engine_client``.
+    """
+
+    @property
+    def engine_client(self) -> Any:
+        """The ``AsyncLLM`` of vLLM."""
+        return self.engine._engine_client
+
+    async def _start_engine(self) -> None:
+        # Ray's own version also starts an actor that reports usage.
+        await self.engine.start()
+        await self.on_engine_started()
+
+    async def on_engine_started(self) -> None:
+        """Run once, after the engine has loaded and before the first request."""
+
+    def _batch_output_stream(self, generator: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        return self.coalesce(generator)
+
+    def coalesce(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Return the parts of a streamed answer, joined for the way to the ingress."""
+        raise NotImplementedError

@@ -1,0 +1,146 @@
+"""Private API of vLLM, checked against vLLM 0.29.0. Light to import.
+
+``client`` is vLLM's ``vllm.v1.engine.async_llm.AsyncLLM``. Its ``errored``, ``generate()`` and
+``collective_rpc()`` belong to the public ``EngineClient``.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from serving.errors import MissingPackageError
+
+ENGINE_METRICS = {
+    "vllm_num_requests_running": "running_requests",
+    "vllm_num_requests_waiting": "waiting_requests",
+    "vllm_kv_cache_usage_perc": "kv_cache_usage",
+    "vllm_prefix_cache_queries": "prefix_queries",
+    "vllm_prefix_cache_hits": "prefix_hits",
+    "vllm_num_preemptions": "preemptions",
+    "vllm_prompt_tokens": "prompt_tokens",
+    "vllm_generation_tokens": "output_tokens",
+}
+"""vLLM's metrics (``vllm.v1.metrics.loggers``), with the colon as Ray exports it, and the field of
+a ``ReplicaSample`` that each fills."""
+
+OLDER_METRICS = {"vllm_gpu_cache_usage_perc": "vllm_kv_cache_usage_perc"}
+"""Names of metrics in earlier versions of vLLM, and their present names."""
+
+
+@cache
+def engine_arguments() -> frozenset[str]:
+    """Return every argument of ``vllm.engine.arg_utils.AsyncEngineArgs``.
+
+    Reads the fields of the dataclasses ``EngineArgs`` and ``AsyncEngineArgs`` from the source:
+    importing vLLM takes some ten seconds.
+
+    Raises:
+        MissingPackageError: vLLM is not installed.
+    """
+    package = find_spec("vllm")
+    if package is None or package.origin is None:
+        raise MissingPackageError("The package 'vllm' is not installed. Install it: make setup")
+    source = Path(package.origin).parent / "engine" / "arg_utils.py"
+    classes = {
+        node.name: node
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return frozenset(
+        statement.target.id
+        for name in ("EngineArgs", "AsyncEngineArgs")
+        for statement in classes[name].body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    )
+
+
+class SchedulerFigures(NamedTuple):
+    """What one step of the engine's scheduler left behind."""
+
+    running_requests: int
+    waiting_requests: int
+    kv_cache_usage: float
+    """From 0 to 1."""
+
+
+def scheduler_figures(stats: Any) -> SchedulerFigures:
+    """Return the figures of a ``vllm.v1.metrics.stats.SchedulerStats``.
+
+    Reads ``num_running_reqs``, ``num_waiting_reqs``, ``num_skipped_waiting_reqs`` and
+    ``kv_cache_usage``.
+    """
+    waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+    return SchedulerFigures(stats.num_running_reqs, waiting, stats.kv_cache_usage)
+
+
+def first_token_times(stats: Any) -> Iterable[float]:
+    """Return the times to first token of a step, in seconds.
+
+    Reads ``time_to_first_tokens_iter`` of a ``vllm.v1.metrics.stats.IterationStats``, or of None.
+    """
+    times: Iterable[float] = getattr(stats, "time_to_first_tokens_iter", ())
+    return times
+
+
+def add_stat_logger(client: Any, stat_logger: Any) -> None:
+    """Let vLLM report each step of the engine to ``stat_logger``.
+
+    Appends to ``client.logger_manager.stat_loggers``, whose items have the methods of
+    ``vllm.v1.metrics.loggers.StatLoggerBase``.
+    """
+    client.logger_manager.stat_loggers.append(stat_logger)
+
+
+def log_idle_step(client: Any) -> None:
+    """Report a step without any request to all stat loggers.
+
+    Calls ``client.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)``.
+    """
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    client.logger_manager.record(scheduler_stats=SchedulerStats(), iteration_stats=None)
+
+
+def unfinished_requests(client: Any) -> Callable[[], int]:
+    """Return a function that counts the requests in progress.
+
+    This is ``client.output_processor.get_num_unfinished_requests``.
+    """
+    count: Callable[[], int] = client.output_processor.get_num_unfinished_requests
+    return count
+
+
+def kv_cache_blocks(client: Any) -> tuple[int, int]:
+    """Return the number of blocks in the KV cache and the tokens in a block.
+
+    Reads ``num_gpu_blocks`` and ``block_size`` of ``client.vllm_config.cache_config``.
+    """
+    config = client.vllm_config.cache_config
+    return config.num_gpu_blocks, config.block_size
+
+
+def generation_error() -> type[Exception]:
+    """Return the exception that vLLM raises for a request which its engine gave up.
+
+    This is ``vllm.exceptions.GenerationError``.
+    """
+    from vllm.exceptions import GenerationError
+
+    error: type[Exception] = GenerationError
+    return error
+
+
+async def generation_error_response(request: Any, error: Exception) -> Any:
+    """Answer as vLLM's own server does for a :func:`generation_error`.
+
+    Calls ``generation_error_handler(req, exc)`` of
+    ``vllm.entrypoints.serve.exception_handling.handlers.vllm_error``.
+    """
+    from vllm.entrypoints.serve.exception_handling.handlers import vllm_error
+
+    return await vllm_error.generation_error_handler(request, error)
