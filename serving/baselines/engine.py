@@ -1,8 +1,8 @@
-"""The engine's process: `python -m serving.baselines.engine DESCRIPTOR`, the end of a pipe.
+"""The engine's process: `python -m serving.baselines.engine DESCRIPTOR`, one end of a pipe.
 
-What comes: first the spec, then jobs and the numbers of cancelled ones. What goes: first None or
-why the model could not be loaded, then lists of events, and statistics for an empty list.
-It ends when the other end of the pipe is closed.
+It receives the spec, then jobs and the numbers of cancelled ones. It sends None or the reason why
+the model could not be loaded, then lists of events, and the stats. It ends when the other end of
+the pipe is closed.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from serving.baselines.requests import Event, Job, Stats
+from serving.baselines.requests import EngineStats, Event, Job
 from serving.spec.baseline import BaselineSpec
 
 
 def main(descriptor: int) -> None:
-    """Load what the first message says, then work until the pipe is closed."""
+    """Load the model of the spec in the first message, then work until the pipe is closed."""
     connection = Connection(descriptor)
     spec = BaselineSpec(**connection.recv())
     try:
-        engine, stats = _engine(spec, connection)
+        engine, stats = _make_engine(spec, connection)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)
-    connection.send(stats.plain())
-    threading.Thread(target=_listen, args=(connection, engine), daemon=True).start()
+    connection.send(stats.to_dict())
+    threading.Thread(target=_receive, args=(connection, engine), daemon=True).start()
     engine.run()
 
 
-def _engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Stats]:
+def _make_engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, EngineStats]:
     import torch
 
     from serving.baselines.batches import Batches
@@ -40,7 +40,7 @@ def _engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Stats]:
     from serving.baselines.model_loading import load
 
     model = load(spec)
-    stats = Stats(
+    stats = EngineStats(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=spec.attention,
@@ -50,20 +50,20 @@ def _engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Stats]:
     return kind(model, spec, lambda events: _send(connection, events, stats), stats), stats
 
 
-def _send(connection: Connection, events: list[Event], stats: Stats) -> None:
-    if events:
-        connection.send(events)
-    else:
-        connection.send(stats.plain())
+def _send(connection: Connection, events: list[Event], stats: EngineStats) -> None:
+    connection.send(events or stats.to_dict())
 
 
-def _listen(connection: Connection, engine: Any) -> None:
+def _receive(connection: Connection, engine: Any) -> None:
     try:
         while True:
-            told = connection.recv()
-            engine.add(Job(*told)) if isinstance(told, tuple) else engine.cancel(told)
+            message = connection.recv()
+            if isinstance(message, tuple):
+                engine.add(Job(*message))
+            else:
+                engine.cancel(message)
     except (EOFError, OSError):
-        os._exit(0)  # the replica is gone, and a batch at work would hold this process
+        os._exit(0)  # the replica is gone, and a running batch would keep this process alive
 
 
 if __name__ == "__main__":

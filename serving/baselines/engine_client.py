@@ -1,4 +1,4 @@
-"""The replica's end of the pipe: starts the engine's process, gives it jobs, passes tokens on."""
+"""The replica's end of the pipe: starts the engine's process, sends jobs and receives tokens."""
 
 from __future__ import annotations
 
@@ -15,97 +15,107 @@ from typing import Any
 from serving.baselines.requests import Event, Job
 from serving.errors import ENGINE_ERROR_MARK
 
+ENDED = "the engine's process has ended"
 
-class Engine:
-    """One engine in a process of its own. All methods belong to one event loop."""
+
+class EngineClient:
+    """An engine in a process of its own. All methods must be called from one event loop."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
         self._numbers = count()
-        self._waiting: dict[int, asyncio.Queue[Event]] = {}
+        self._queues: dict[int, asyncio.Queue[Event]] = {}
         self.stats: dict[str, Any] = {}
-        self._ended: str | None = None
+        self._failure: str | None = None
 
     async def start(self) -> None:
-        """Return once the model is loaded.
+        """Start the process, and return once the model is loaded.
 
-        Raises RuntimeError with the engine's last words if that fails.
+        Raises:
+            RuntimeError: The model could not be loaded; the message has the engine's error.
         """
         self._loop = asyncio.get_running_loop()
         failure = await asyncio.to_thread(self._spawn)
         if failure is not None:
             raise RuntimeError(f"{ENGINE_ERROR_MARK}\n{failure}")
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._receive, daemon=True).start()
 
     def _spawn(self) -> str | None:
-        self._pipe, theirs = Pipe()
-        # The packages may be here by Ray's doing, which a new interpreter knows nothing of.
+        self._pipe, engine_end = Pipe()
+        # Ray may have added packages to this interpreter's path; a new interpreter needs them too.
         path = os.pathsep.join(part for part in sys.path if part)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serving.baselines.engine", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "serving.baselines.engine", str(engine_end.fileno())],
+            pass_fds=[engine_end.fileno()],
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
         )
-        theirs.close()
+        engine_end.close()
         try:
             self._pipe.send(self._spec)
             failure: str | None = self._pipe.recv()
         except (EOFError, OSError):
-            return f"RuntimeError: the engine's process ended with {self._process.wait()}"
+            return f"RuntimeError: the engine's process ended with status {self._process.wait()}"
         return failure
 
     async def generate(
         self, prompt: list[int], max_tokens: int, ignore_eos: bool
     ) -> AsyncGenerator[Event, None]:
-        """Events until the one that ends the answer; left early, the engine forgets the request."""
+        """Yield events until the one that ends the answer.
+
+        If the caller stops early, the engine cancels the request.
+        """
         job = Job(next(self._numbers), prompt, max_tokens, ignore_eos)
-        events = self._waiting[job.number] = asyncio.Queue()
-        over = False
+        events = self._queues[job.number] = asyncio.Queue()
+        ended = False
         try:
-            self._tell(tuple(job))
-            while not over:
+            self._send(tuple(job))
+            while not ended:
                 event = await events.get()
-                over = event.finish is not None or event.error is not None
+                ended = event.finish is not None or event.error is not None
                 yield event
         finally:
-            del self._waiting[job.number]
-            if not over:
-                self._tell(job.number)
+            del self._queues[job.number]
+            if not ended:
+                self._send(job.number)
 
     def check(self) -> None:
-        """Raise RuntimeError if the engine's process has ended."""
-        if self._ended is not None or self._process.poll() is not None:
-            raise RuntimeError(self._ended or "the engine's process has ended")
+        """Check that the engine's process runs.
+
+        Raises:
+            RuntimeError: It has ended.
+        """
+        if self._failure is not None or self._process.poll() is not None:
+            raise RuntimeError(self._failure or ENDED)
 
     def stop(self) -> None:
         """End the engine's process."""
         self._pipe.close()
         self._process.terminate()
 
-    def _tell(self, message: Any) -> None:
+    def _send(self, message: Any) -> None:
         try:
             self._pipe.send(message)
         except OSError:
-            self._lost()
+            self._fail()
 
-    def _read(self) -> None:
+    def _receive(self) -> None:
         try:
             while True:
-                self._loop.call_soon_threadsafe(self._take, self._pipe.recv())
+                self._loop.call_soon_threadsafe(self._dispatch, self._pipe.recv())
         except (EOFError, OSError, RuntimeError):
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._lost)
+                self._loop.call_soon_threadsafe(self._fail)
 
-    def _take(self, message: list[Event] | dict[str, Any]) -> None:
+    def _dispatch(self, message: list[Event] | dict[str, Any]) -> None:
         if isinstance(message, dict):
             self.stats = message
             return
         for event in message:
-            if (waiting := self._waiting.get(event.number)) is not None:
-                waiting.put_nowait(event)
+            if (queue := self._queues.get(event.number)) is not None:
+                queue.put_nowait(event)
 
-    def _lost(self) -> None:
-        self._ended = "the engine's process has ended"
-        for number, waiting in self._waiting.items():
-            waiting.put_nowait(Event(number, [], error=self._ended))
+    def _fail(self) -> None:
+        self._failure = ENDED
+        for number, queue in self._queues.items():
+            queue.put_nowait(Event(number, [], error=ENDED))

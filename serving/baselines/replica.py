@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from serving.baselines.api import Api
-from serving.baselines.engine_client import Engine
+from serving.baselines.engine_client import EngineClient
 from serving.cpu import lower_engine_priority
 from serving.engine.stats import FirstTokens, report_gate, with_ttft
 from serving.gateway.asgi import App, with_replica_header
@@ -19,18 +19,18 @@ from serving.spec.baseline import BaselineSpec
 
 @serve.ingress()
 class BaselineReplica:
-    """As `serving.engine.replica.DirectReplica`, with transformers where that has vLLM."""
+    """The counterpart of `serving.engine.replica.DirectReplica`, with transformers for vLLM."""
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]
         self._access: GateConfig | None = None
         self._gate: Gate | None = None
         self._spec = BaselineSpec(**spec)
         lower_engine_priority(self._spec.model.accelerator)
-        self._engine = Engine(spec)
+        self._engine = EngineClient(spec)
         await self._engine.start()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new keys and limits without a restart."""
+        """Adopt new keys and limits without a restart."""
         self._access = GateConfig(**user_config["access"])
 
     def check_health(self) -> None:

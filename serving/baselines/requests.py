@@ -1,4 +1,4 @@
-"""One request as engines see it, what they say of it, and what they count."""
+"""Requests and token events that pass between a replica and its engine, and the engine's stats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Finish = Literal["length", "stop"]
 
 
 class Job(NamedTuple):
-    """A request on its way to the engine; it ends early at an end token unless that is ignored."""
+    """A request for the engine. It ends at an end token unless `ignore_eos` is set."""
 
     number: int
     prompt: list[int]
@@ -28,51 +28,52 @@ class Event(NamedTuple):
 
 
 Emit = Callable[[list[Event]], None]
-"""Sends events to the replica; none, and it sends what was counted."""
+"""Sends events to the replica. An empty list sends the engine's stats instead."""
 
 
 @dataclass(slots=True)
-class Row:
-    """A request at work. `made` are the tokens that its client has.
+class ActiveRequest:
+    """A request in progress.
 
-    `before` are those of them that were made before the request was submitted again.
+    `output` are the tokens that the client has. `resubmitted_after` is how many of them existed
+    when the request was submitted again.
     """
 
     job: Job
-    made: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
     ended: bool = False
-    before: int = 0
+    resubmitted_after: int = 0
 
     @property
-    def ids(self) -> list[int]:
-        """What to go on from: the prompt, and what was made of it before a batch broke off."""
-        return self.job.prompt + self.made
+    def token_ids(self) -> list[int]:
+        """The prompt and the output so far, from which generation continues."""
+        return self.job.prompt + self.output
 
     @property
-    def left(self) -> int:
-        """Tokens still to make."""
-        return self.job.max_tokens - len(self.made)
+    def remaining(self) -> int:
+        """Tokens still to generate."""
+        return self.job.max_tokens - len(self.output)
 
-    def take(self, token: int, eos: frozenset[int]) -> Event:
-        """Add one token; the event to send, with the end if this is it."""
-        self.made.append(token)
+    def append(self, token: int, end_tokens: frozenset[int]) -> Event:
+        """Add a token, and return the event to send."""
+        self.output.append(token)
         finish: Finish | None = None
-        if not self.job.ignore_eos and token in eos:
+        if not self.job.ignore_eos and token in end_tokens:
             finish = "stop"
-        elif self.left <= 0:
+        elif self.remaining <= 0:
             finish = "length"
         self.ended = finish is not None
         return Event(self.job.number, [token], finish)
 
 
 @dataclass(slots=True)
-class Stats:
-    """What an engine did since it started; `/load` shows it, to the owner.
+class EngineStats:
+    """What an engine has done since it started, as the route `/load` shows it to the owner.
 
-    A slot is the room of one token in the KV cache. `kv_slots` are those that batches held when
-    they ended, `kv_used` those with a token that its request asked for: the rest is padding, to the
-    left of shorter prompts and behind answers that had ended. `out_of_memory` has an entry for each
-    batch that did not fit: its size, and the tokens of each of its rows.
+    A slot is room for one token in the KV cache. `kv_slots` are the slots that batches held at
+    their end, and `kv_used` those with a token of a request. The others are padding: left of
+    shorter prompts, and after answers that ended early. `out_of_memory` has an entry for each batch
+    that did not fit: its size, and the tokens in each of its rows.
     """
 
     batches: int = 0
@@ -90,13 +91,13 @@ class Stats:
     attention: str = ""
     threads: int | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON shows it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def is_out_of_memory(error: object) -> bool:
-    """Whether an error of torch, or its text, says that memory ran out, on a GPU or a CPU."""
+    """Return whether an error of torch, or its text, says that a GPU or a CPU ran out of memory."""
     if isinstance(error, MemoryError):
         return True
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return any(text in str(error) for text in ("out of memory", "can't allocate memory"))

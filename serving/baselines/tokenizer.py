@@ -1,4 +1,4 @@
-"""A baseline's tokenizer: prompts to ids, and ids to text as they come."""
+"""A baseline's tokenizer: prompts to token ids, and output tokens to text as they arrive."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from serving.spec.model import ModelSpec
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """The tokenizer, and what the model's configuration says of lengths."""
+class BaselineTokenizer:
+    """The tokenizer, the context length and the vocabulary size of a model."""
 
     hf: Any
     context: int
     vocabulary: int
 
     @classmethod
-    def of(cls, model: ModelSpec) -> Tokenizer:
-        """The model's, or the one that `engine_kwargs` names."""
+    def load(cls, model: ModelSpec) -> BaselineTokenizer:
+        """Load the model's tokenizer, or the one that `engine_kwargs` names."""
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(model.path).get_text_config()
@@ -28,21 +28,21 @@ class Tokenizer:
         return cls(tokenizer, int(context), int(config.vocab_size))
 
     def encode(self, text: Any) -> list[int]:
-        """As vLLM's completions have it: with the special tokens that the tokenizer adds."""
+        """Return the ids of a completion's prompt, with special tokens as in vLLM."""
         return list(self.hf.encode(text, verbose=False))
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """What the chat template makes of the messages, up to where the answer starts."""
+        """Return the ids of a chat by the model's template, up to the start of the answer."""
         text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(self.hf.encode(text, add_special_tokens=False, verbose=False))
 
-    def text(self) -> Text:
-        """The text of one answer."""
-        return Text(self.hf)
+    def stream(self) -> TextStream:
+        """Return a decoder for one answer."""
+        return TextStream(self.hf)
 
 
-class Text:
-    """The text of an answer, token by token; characters appear when their last byte has come."""
+class TextStream:
+    """Decodes one answer token by token. A character appears with the last of its bytes."""
 
     def __init__(self, hf: Any) -> None:
         from tokenizers.decoders import DecodeStream
@@ -51,5 +51,5 @@ class Text:
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def add(self, tokens: Iterable[int]) -> str:
-        """What these tokens add."""
+        """Return the text that these tokens add."""
         return "".join(self._stream.step(self._backend, token) or "" for token in tokens)

@@ -20,6 +20,6 @@ def test_medians_agree_with_vllm_bench_serve(monkeypatch: pytest.MonkeyPatch) ->
         for name in ("agreement", "_vllm", "_report"):
             sys.modules.pop(name, None)
     for name in ("ttft", "tpot", "e2el"):
-        # Five times the bound of the benchmark, or the interval if wider: the machines are noisy.
+        # Five times the benchmark's bound, or the interval if wider: test machines are noisy.
         width = max(0.25, figures[f"{name}_ratio_high"] - figures[f"{name}_ratio_low"])
         assert abs(figures[f"{name}_ratio"] - 1) <= width, figures
