@@ -29,7 +29,7 @@ import workbench as wb
 from serving.cluster import connection
 from serving.spec.model import deployment_name
 from workbench.records import Sample
-from workbench.telemetry.scrape import ENGINE_METRICS
+from workbench.telemetry.metrics_page import ENGINE_METRICS
 
 GOALS = {
     "telemetry_core_share": {"max": 0.05},

@@ -82,7 +82,7 @@ class TestNodes:
         assert Counter(r.status for r in result.records) == {"ok": 60}
         assert places
         assert not places & {*held, "head"}
-        replicas = run.samples("replica")
+        replicas = run.samples_frame("replica")
         names = {stage.cluster.name(node) for node in replicas.node.unique()}
         assert names == held, "telemetry of each engine, with the node it is on"
         assert set(replicas.replica) == {r.replica for r in result.records}

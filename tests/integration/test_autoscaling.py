@@ -17,8 +17,8 @@ from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.loadgen.handle import LoadRun
 from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, Sample
 from workbench.runs.run import Run
+from workbench.telemetry.metrics_page import ENGINE_METRICS
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import ENGINE_METRICS
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 QUICK: dict[str, Any] = {
@@ -108,13 +108,13 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
     with Telemetry(sleeper, clock, keep, say=lines.append) as watch:
         began_s = asyncio.run(drive(sleeper))
         sleeper.delete()
-        asyncio.run(until(lambda: watch.gone is not None))
+        asyncio.run(until(lambda: watch.ended_reason is not None))
     assert sum("telemetry ends" in line for line in lines) == 1
     records = list(run.records())
     # Stopping the load cuts what is in progress; nothing else may end badly.
     assert {record.status for record in records} <= {"ok", "cancelled"}
     assert sum(record.status == "ok" for record in records) > 20
-    frame = run.telemetry()
+    frame = run.samples_frame()
     targets = frame[frame.deployment == "sleeper"].target.dropna().astype(int).tolist()
     assert [one for i, one in enumerate(targets) if targets[i - 1 : i] != [one]] == [0, 1, 2, 1, 0]
     _engines_told_everything(of(samples, ReplicaSample, "sleeper"))

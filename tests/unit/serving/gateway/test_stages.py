@@ -14,7 +14,7 @@ from openai._streaming import SSEDecoder
 from serving.gateway.asgi import Message
 from serving.gateway.stages import COMMENT, STAGES, StageTimings, timed
 from workbench.figures.stages import shares_at, stage_frame, stage_shares, stage_waterfall
-from workbench.loadgen.sse import parse, stages
+from workbench.loadgen.sse import parse_answer, stage_times
 from workbench.metrics.health import ClientHealth
 
 
@@ -94,7 +94,7 @@ class TestTheHeader:
 
 
 def streamed(*parts: str) -> Any:
-    return parse([(1.0, part.encode()) for part in parts])
+    return parse_answer([(1.0, part.encode()) for part in parts])
 
 
 CHUNK = 'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
@@ -108,12 +108,12 @@ class TestTheClient:
         answer = streamed(CHUNK, clock.comment() + DONE)
         assert answer.done
         assert not answer.garbled
-        assert stages(answer, "authentication;dur=9") == clock.ms | {"decode": 12.346}
+        assert stage_times(answer, "authentication;dur=9") == clock.ms | {"decode": 12.346}
 
     def test_without_one_the_header_and_vllms_metrics_tell(self) -> None:
         metrics = {"queue_time_ms": 1, "time_to_first_token_ms": 2, "generation_time_ms": 3.00049}
         last = "data: " + json.dumps({"choices": [], "usage": {}, "metrics": metrics}) + "\n\n"
-        found = stages(streamed(CHUNK, last, DONE), "authentication;dur=0.5")
+        found = stage_times(streamed(CHUNK, last, DONE), "authentication;dur=0.5")
         assert found == dict.fromkeys(STAGES) | {
             "authentication": 0.5,
             "queue": 1,
@@ -123,13 +123,13 @@ class TestTheClient:
 
     @pytest.mark.parametrize("line", ["", COMMENT + "{", COMMENT + "[]", COMMENT + '{"a":"b"}'])
     def test_a_server_that_tells_nothing_leaves_none(self, line: str) -> None:
-        assert stages(streamed(CHUNK, f"{line}\n\n", DONE), None) is None
+        assert stage_times(streamed(CHUNK, f"{line}\n\n", DONE), None) is None
 
     def test_text_that_looks_like_the_comment_is_text(self) -> None:
         content = json.dumps(
             {"choices": [{"index": 0, "delta": {"content": '\n: stages {"a":1}'}}]}
         )
-        assert stages(streamed(f"data: {content}\n\n", DONE), None) is None
+        assert stage_times(streamed(f"data: {content}\n\n", DONE), None) is None
 
     def test_openais_own_decoder_passes_the_comment_over(self) -> None:
         stream = httpx.Response(200, content=(CHUNK + StageTimings().comment() + DONE).encode())

@@ -94,7 +94,7 @@ class TestLedger:
     def test_from_a_file_too(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE)
         assert (
-            replica_seconds_of(run.each_sample()).seconds()
+            replica_seconds_of(run.samples()).seconds()
             == replica_seconds_of(TIMELINE).seconds()
         )
 
@@ -294,5 +294,5 @@ class TestCost:
     def test_a_line_that_is_no_sample(self, tmp_path: Path) -> None:
         run = saved(tmp_path, [])
         run.append_telemetry({"kind": "deployment", "time_s": "now", "deployment": "d"})
-        with pytest.raises(RunError, match="is no sample"):
-            list(run.each_sample())
+        with pytest.raises(RunError, match="is not a sample"):
+            list(run.samples())

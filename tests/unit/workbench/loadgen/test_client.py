@@ -377,7 +377,7 @@ class TestClosedLoop:
     def test_a_limit_for_each_prompt_and_bad_settings(self) -> None:
         _, log = run(tokens(2), self.load(2, 1, max_tokens=[3, 4]))
         assert [exchange.body["max_tokens"] for exchange in log] == [3, 4]
-        with pytest.raises(SettingError, match="concurrency is 0"):
+        with pytest.raises(SettingError, match="concurrency must be at least 1, got 0"):
             run(tokens(2), self.load(2, 0))
 
     def test_failures_do_not_stop_it(self) -> None:

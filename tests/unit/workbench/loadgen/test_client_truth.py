@@ -18,7 +18,7 @@ from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt
-from workbench.workload.spec import Session
+from workbench.workload.spec import Arrival
 
 REQUESTS, TOKENS, MS = 100, 8, 5.0
 Answer = tuple[RequestRecord, scripted.Exchange]
@@ -29,7 +29,7 @@ async def load(base_url: str) -> list[RequestRecord]:
     worker = LoadWorker()
     await worker.connect(base_url, "sk-test")
     prompt = Prompt(content=(1, 2, 3), prompt_tokens=3, max_tokens=TOKENS)
-    sessions = [Session(i / 100, (prompt,)) for i in range(REQUESTS)]
+    sessions = [Arrival(i / 100, (prompt,)) for i in range(REQUESTS)]
     job = WorkerConfig("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
     await worker.start(job, list(enumerate(sessions)))
     records: list[RequestRecord] = []

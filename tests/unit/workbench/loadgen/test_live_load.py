@@ -16,14 +16,14 @@ from support.scripted_server import serving, tokens
 from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
-from workbench.loadgen.live_worker import LiveWorker, WorkerShare
+from workbench.loadgen.senders import WorkerShare
 from workbench.loadgen.start import start_live_load
-from workbench.loadgen.worker import WorkerConfig
+from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Stages
-from workbench.workload.live_schedule import change_times, offered
 from workbench.workload.prompts import RandomPrompts
+from workbench.workload.rate_curve import change_times, offered_rates
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import LoadSpec
 
@@ -38,21 +38,21 @@ def drive(
 
     async def go() -> Sent:
         async with serving(tokens(3, chat=False)) as server:
-            made = [LiveWorker() for _ in range(workers)]
+            made = [LoadWorker() for _ in range(workers)]
             await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in made))
             epoch = time.perf_counter() + 0.1
             for first, worker in enumerate(made):
                 job = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
-                await worker.follow(job, WorkerShare(load, range(20), first, workers))
+                await worker.start_live(job, WorkerShare(load, range(20), first, workers))
                 for change in changes:
-                    await worker.change(change)
+                    await worker.apply(change)
             return *(await collect(made, epoch, stop_s)), server
 
     return asyncio.run(go())
 
 
 async def collect(
-    workers: list[LiveWorker], epoch: float, stop_s: float | None
+    workers: list[LoadWorker], epoch: float, stop_s: float | None
 ) -> tuple[list[RequestRecord], list[float]]:
     records, sent, done = [], [], False
     while not done:
@@ -113,31 +113,31 @@ def test_workers_share_bursts_too() -> None:
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-def test_what_it_cannot_send_in_time_is_left_out_and_counted(
+def test_what_it_cannot_send_in_time_is_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workbench.loadgen.live_worker.MOST_LATE_S", 0.05)
+    monkeypatch.setattr("workbench.loadgen.senders.MAX_DELAY_S", 0.05)
 
     async def go() -> tuple[int, int]:
         async with serving(tokens(1, chat=False)) as server:
-            worker = LiveWorker()
+            worker = LoadWorker()
             await worker.connect(server.base_url, "sk-test")
             load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
             job = WorkerConfig("scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0)
-            await worker.follow(job, WorkerShare(load, range(20), 0, 1))
+            await worker.start_live(job, WorkerShare(load, range(20), 0, 1))
             await asyncio.sleep(0.1)
             time.sleep(0.3)  # the worker's loop is busy with something else
-            left_out = sent = 0
+            dropped = sent = 0
             while True:
                 await asyncio.sleep(0.02)
                 report = await worker.report()
-                left_out, sent = left_out + report.left_out, sent + len(report.sent_s)
+                dropped, sent = dropped + report.dropped, sent + len(report.sent_s)
                 if report.done:
-                    return left_out, sent
+                    return dropped, sent
 
-    left_out, sent = asyncio.run(go())
-    assert left_out >= 20
-    assert left_out + sent == 50
+    dropped, sent = asyncio.run(go())
+    assert dropped >= 20
+    assert dropped + sent == 50
 
 
 def test_the_rate_wanted_is_told_from_the_changes_alone() -> None:
@@ -150,7 +150,7 @@ def test_the_rate_wanted_is_told_from_the_changes_alone() -> None:
         LoadChange(20.0, "end", note="stopped by hand"),
     ]
     times = [0.0, 2.0, 4.0, 6.0, 13.5, 15.0, 21.0]
-    assert offered(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
+    assert offered_rates(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
 
 
 def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
@@ -166,8 +166,8 @@ def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (LoadSpec(arrivals=ClosedLoop(max_concurrency=2), prompts=SMALL, count=3), "has no rate"),
-        (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count is 3"),
+        (LoadSpec(arrivals=ClosedLoop(max_concurrency=2), prompts=SMALL, count=3), "have no rate"),
+        (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count = 3"),
     ],
 )
 def test_a_load_that_cannot_be_steered_is_refused(load: LoadSpec, message: str) -> None:
@@ -183,9 +183,9 @@ def handle(**fields: Any) -> LiveLoad:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda load: load.set_rate(-1), "rate is -1"),
-        (lambda load: load.set_burstiness(0), "burstiness is 0"),
-        (lambda load: load.set_output_tokens(0), "give at least 1"),
+        (lambda load: load.set_rate(-1), "got -1"),
+        (lambda load: load.set_burstiness(0), "got 0"),
+        (lambda load: load.set_output_tokens(0), "at least 1"),
         (lambda load: load.set_output_tokens(29), "beyond max_model_len = 128"),
     ],
 )
@@ -195,16 +195,16 @@ def test_a_value_that_is_none_changes_nothing(
     running = handle()
     with pytest.raises(SettingError, match=message):
         wrong(running)
-    assert running._asked == []
+    assert running._requested == []
 
 
 def test_a_rate_beyond_reach_is_capped_and_marked() -> None:
     running = handle(max_rate=50)
     assert running.set_rate(400) == 50
-    (change,) = running._asked
+    (change,) = running._requested
     assert (change.value, change.note) == (
         50,
-        "400 requests/s asked for, capped to what the load workers reach",
+        "400 requests/s requested, capped to what the load workers reach",
     )
 
 

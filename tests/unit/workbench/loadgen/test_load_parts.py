@@ -13,16 +13,15 @@ from support.records import failed, record
 
 from workbench.clock import start_clock
 from workbench.errors import SettingError
-from workbench.loadgen.handle import LoadRun
 from workbench.loadgen.progress import make_progress
-from workbench.loadgen.runner import LoadRunner
 from workbench.loadgen.worker import read_clock
+from workbench.loadgen.workers import clock_epoch_s
 from workbench.workload.arrivals import ClosedLoop, Constant
 from workbench.workload.prompts import RandomPrompts
-from workbench.workload.spec import LoadSpec, Session
+from workbench.workload.spec import Arrival, LoadSpec
 
 LOAD = LoadSpec(arrivals=Constant(rate=2), prompts=RandomPrompts(input=4, output=2), count=4)
-SESSIONS = [Session(i / 2, (None,)) for i in range(4)]  # type: ignore[arg-type]
+SESSIONS = [Arrival(i / 2, (None,)) for i in range(4)]  # type: ignore[arg-type]
 
 
 class Elsewhere:
@@ -43,9 +42,7 @@ class Elsewhere:
 def epoch(worker: Elsewhere) -> tuple[float, float]:
     clock = start_clock()
     zero = time.perf_counter() - clock()
-    running = LoadRun(0, clock)
-    drive = LoadRunner(None, LOAD, [], running, None, None, None)  # type: ignore[arg-type]
-    return asyncio.run(drive._epoch(worker)), zero
+    return asyncio.run(clock_epoch_s(worker, clock)), zero
 
 
 def test_a_worker_of_the_same_boot_has_the_same_clock() -> None:
@@ -67,13 +64,13 @@ def test_lines_say_what_is_sent_what_failed_and_how_long_it_takes_yet(
         said.say("ended early: enough")
     out = capsys.readouterr().out
     assert "sending 4 requests, 2 a second" in out
-    assert "2 of 4 requests ended, 1 of them not well, 1 in progress, about 1 s left" in out
+    assert "2 of 4 requests ended, 1 failed, 1 in progress, about 1 s left" in out
     assert "ended early: enough" in out
 
 
 def test_a_closed_loop_is_judged_by_its_pace(capsys: pytest.CaptureFixture[str]) -> None:
     load = LOAD.model_copy(update={"arrivals": ClosedLoop(max_concurrency=2)})
-    with make_progress("lines", load, [Session(None, s.turns) for s in SESSIONS]) as said:
+    with make_progress("lines", load, [Arrival(None, s.turns) for s in SESSIONS]) as said:
         said.show([record(0.0, 0.1, 0.2)], 1, 10.0)
     out = capsys.readouterr().out
     assert "2 at a time" in out

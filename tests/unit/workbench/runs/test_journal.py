@@ -1,7 +1,6 @@
 """What a killed process leaves on disk; the truth is what it said before it died."""
 
 from __future__ import annotations
-from support.paths import ROOT, TESTS
 
 import os
 import resource
@@ -10,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT, TESTS
 from support.records import record
 
-from workbench.runs import journal
-from workbench.loadgen.workers import WorkerHandle
-from workbench.workload.spec import Session
 from workbench.loadgen.worker import WorkerConfig
-from workbench.workload.prompt_generator import Prompt
+from workbench.loadgen.workers import WorkerHandle
+from workbench.runs import journal
 from workbench.runs.run import Run
+from workbench.workload.prompt_generator import Prompt
+from workbench.workload.spec import Arrival
 
 WRITER = """
 import sys, time
@@ -26,9 +26,9 @@ from support.records import record
 from workbench.runs.journal import Sent, Journal
 spool = Journal(Path(sys.argv[1]))
 for n in range(1000):
-    spool.note(Sent(f"r-{n}", n, n + 0.5, "m", None))
+    spool.append(Sent(f"r-{n}", n, n + 0.5, "m", None))
     if n % 3:
-        spool.note(record(n, n + 1.0, request_id=f"r-{n}"))
+        spool.append(record(n, n + 1.0, request_id=f"r-{n}"))
     print(n, flush=True)
     if n == 9:
         time.sleep(600)
@@ -85,8 +85,8 @@ def test_a_disk_that_takes_no_more_ends_the_spool_and_nothing_else(tmp_path: Pat
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        one.note(record(0, 1.0))
-        one.note(record(0, 1.0))
+        one.append(record(0, 1.0))
+        one.append(record(0, 1.0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not one.path.exists()
@@ -99,13 +99,15 @@ class TestFromThePlanAlone:
     PROMPT = Prompt(content=(1, 2), prompt_tokens=2, max_tokens=4)
 
     def seat(self, at: list[float | None], slots: int | None, turns: int = 1) -> WorkerHandle:
-        job = WorkerConfig("m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots)
-        share = [(2 * i, Session(due, (self.PROMPT,) * turns)) for i, due in enumerate(at)]
-        return WorkerHandle(None, job=job, share=share)
+        job = WorkerConfig(
+            "m", {"tenant": "t"}, "load", epoch_s=0.0, start_s=10.0, max_concurrency=slots
+        )
+        share = [(2 * i, Arrival(due, (self.PROMPT,) * turns)) for i, due in enumerate(at)]
+        return WorkerHandle(None, config=job, share=share)
 
     def test_an_open_loop_had_sent_what_was_due(self) -> None:
         seat = self.seat([0.0, 1.0, 2.0, 9.0], None)
-        found = list(seat._presumed({"load-0-0"}, now_s=12.5))
+        found = list(seat._presumed_sent({"load-0-0"}, now_s=12.5))
         assert [(one.sent, one.scheduled_s) for one in found] == [
             ("load-2-0", 11.0),
             ("load-4-0", 12.0),
@@ -114,9 +116,9 @@ class TestFromThePlanAlone:
 
     def test_a_closed_loop_had_its_slots_full(self) -> None:
         seat = self.seat([None] * 6, 2)
-        found = list(seat._presumed({"load-0-0", "load-4-0"}, now_s=12.5))
+        found = list(seat._presumed_sent({"load-0-0", "load-4-0"}, now_s=12.5))
         assert [one.sent for one in found] == ["load-2-0", "load-6-0"]
 
     def test_a_conversation_stood_at_its_first_turn_without_a_record(self) -> None:
         seat = self.seat([0.0], None, turns=3)
-        assert [one.sent for one in seat._presumed({"load-0-0"}, now_s=99)] == ["load-0-1"]
+        assert [one.sent for one in seat._presumed_sent({"load-0-0"}, now_s=99)] == ["load-0-1"]

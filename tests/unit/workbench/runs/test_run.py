@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from workbench.records import RequestRecord
 from workbench.errors import RunError
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
+from workbench.records import RequestRecord
 from workbench.runs.run import Run
 
 RECORD = RequestRecord(
@@ -206,7 +206,7 @@ class TestFrames:
         assert run.requests_frame().empty
         assert {"request_id", "ttft_ms", "status"} <= set(run.requests_frame().columns)
         columns = ["time_s", "deployment", "target", "running", "starting", "stopping"]
-        assert list(run.telemetry().columns)[:6] == columns
+        assert list(run.samples_frame().columns)[:6] == columns
         assert list(run.records()) == []
         assert run.summary() is None
 
@@ -214,7 +214,7 @@ class TestFrames:
         run = Run.create(tmp_path, {})
         run.append_telemetry({"time_s": 1.00000049, "deployment": "d", "target": 2, "cost": 0.5})
         run.append_telemetry({"time_s": 2.0, "deployment": "d", "running": 1})
-        frame = Run.open(run.path).telemetry()
+        frame = Run.open(run.path).samples_frame()
         assert list(frame.time_s) == [1.0, 2.0]
         assert list(frame.columns)[-1] == "cost"
         assert frame.running.isna().tolist() == [True, False]
@@ -244,11 +244,11 @@ class TestFinish:
         assert (found.completed, found.shed) == (1, 1)
 
     def test_what_cannot_be_opened(self, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match="is no run folder"):
+        with pytest.raises(RunError, match="is not a run folder"):
             Run.open(tmp_path / "nowhere")
         run = Run.create(tmp_path, {})
         run.finish({"completed": "many"})
-        with pytest.raises(RunError, match=r"summary\.json is no summary"):
+        with pytest.raises(RunError, match=r"summary\.json is not a summary"):
             run.summary()
         (run.path / "experiment.json").write_text("{")
         with pytest.raises(RunError, match=r"experiment\.json cannot be read"):

@@ -13,7 +13,7 @@ from support.scaling_timeline import ScalingTimeline, row
 
 from workbench.analysis.autoscaling import flapping
 from workbench.analysis.reactions import load_changes, reactions, run_reactions
-from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, read
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, from_line
 from workbench.runs.run import Run
 from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions
 from workbench.workload.arrivals import ClosedLoop, Poisson, Ramp, Steps
@@ -78,15 +78,15 @@ class TestDecisions:
 
     def test_a_bound_that_is_moved_over_the_target_is_what_held_it(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 3, 3), LIMITS)
-        [made] = log.see(row(1, 2, 3), ScalingLimits(max_replicas=2, downscale_delay_s=60))
+        log.observe(row(0, 3, 3), LIMITS)
+        [made] = log.observe(row(1, 2, 3), ScalingLimits(max_replicas=2, downscale_delay_s=60))
         assert (made.held_by, made.wanted_s) == ("max_replicas", 1)
 
     def test_what_the_policy_saw_is_kept(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 1), LIMITS)
+        log.observe(row(0, 1), LIMITS)
         seen = row(1, 2, total_requests=7.5, queued_requests=3.0)
-        [made] = log.see(seen, LIMITS, {"kv_cache_usage": 0.9})
+        [made] = log.observe(seen, LIMITS, {"kv_cache_usage": 0.9})
         assert made.saw == {"total_requests": 7.5, "queued_requests": 3.0, "kv_cache_usage": 0.9}
         assert made.total_requests == 7.5
 
@@ -97,17 +97,17 @@ class TestDecisions:
         self, desired: int, went_by: float
     ) -> None:
         log = DecisionLog()
-        log.see(row(0, 1, desired), LIMITS, {"ttft_ms": 250.0})
-        [made] = log.see(row(1, 2, 2), LIMITS, {"ttft_ms": 170.0})
+        log.observe(row(0, 1, desired), LIMITS, {"ttft_ms": 250.0})
+        [made] = log.observe(row(1, 2, 2), LIMITS, {"ttft_ms": 170.0})
         assert made.saw == {"ttft_ms": went_by}
 
     def test_a_figure_missing_from_one_sample_is_the_last_one_told(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 1, total_requests=9.0), LIMITS, {"kv_cache_usage": 0.9})
-        log.see(row(5, 1, total_requests=8.0), LIMITS)
-        [made] = log.see(row(9, 2), LIMITS)
+        log.observe(row(0, 1, total_requests=9.0), LIMITS, {"kv_cache_usage": 0.9})
+        log.observe(row(5, 1, total_requests=8.0), LIMITS)
+        [made] = log.observe(row(9, 2), LIMITS)
         assert made.saw == {"total_requests": 8.0, "kv_cache_usage": 0.9}
-        [made] = log.see(row(16, 3), LIMITS)
+        [made] = log.observe(row(16, 3), LIMITS)
         assert made.saw is None
 
     def test_deployments_do_not_mix_and_a_missing_target_is_passed_over(self) -> None:
@@ -124,9 +124,11 @@ class TestDecisions:
         assert (made.to_target, made.held_by) == (2, None)
 
     def test_limits_are_read_from_serves_own_configuration(self) -> None:
-        found = ScalingLimits.read({"min_replicas": 0, "max_replicas": 5, "upscale_delay_s": 1.5})
+        found = ScalingLimits.from_config(
+            {"min_replicas": 0, "max_replicas": 5, "upscale_delay_s": 1.5}
+        )
         assert found == ScalingLimits(min_replicas=0, max_replicas=5, upscale_delay_s=1.5)
-        assert ScalingLimits.read(None) is None
+        assert ScalingLimits.from_config(None) is None
 
 
 class TestAPolicyThatTells:
@@ -136,44 +138,46 @@ class TestAPolicyThatTells:
 
     def log(self) -> DecisionLog:
         log = DecisionLog()
-        assert log.see(row(0, 1, 1, total_requests=9.0), LIMITS, {}, {"target": 1}) == []
+        assert log.observe(row(0, 1, 1, total_requests=9.0), LIMITS, {}, {"target": 1}) == []
         return log
 
     def late(self) -> DecisionLog:
         log = self.log()
-        assert log.see(row(1, 2, 1), LIMITS, {}, {"target": 1}) == []
+        assert log.observe(row(1, 2, 1), LIMITS, {}, {"target": 1}) == []
         return log
 
     def test_a_change_waits_for_what_led_to_it(self) -> None:
         calm = {"ttft_ms": 90.0}
-        [made] = self.late().see(row(2, 2, 1), LIMITS, calm, self.led)
+        [made] = self.late().observe(row(2, 2, 1), LIMITS, calm, self.led)
         assert (made.time_s, made.desired, made.held_by) == (1, 2, "upscale_delay_s")
         assert made.saw == {"total_requests": 9.0, "ttft_ms": 250.0}
 
     def test_what_is_told_at_once_does_not_wait(self) -> None:
-        [made] = self.log().see(row(1, 2, 1), LIMITS, {}, self.led)
+        [made] = self.log().observe(row(1, 2, 1), LIMITS, {}, self.led)
         assert (made.time_s, made.desired) == (1, 2)
 
     def test_it_waits_no_longer_than_its_patience(self) -> None:
         log = self.late()
-        waited = [log.see(row(1 + at, 2, 1), LIMITS, {}, {}) for at in range(1, 8)]
+        waited = [log.observe(row(1 + at, 2, 1), LIMITS, {}, {}) for at in range(1, 8)]
         [made] = [one for found in waited for one in found]
         assert (made.time_s, made.desired, made.saw) == (1, 1, {"total_requests": 9.0})
         assert [len(found) for found in waited] == [0, 0, 0, 0, 0, 1, 0]
 
     def test_the_next_change_ends_the_wait_in_order(self) -> None:
         log = self.late()
-        [first] = log.see(row(2, 3, 3), LIMITS, {}, {"target": 1})
-        [second] = log.see(row(3, 3, 3), LIMITS, {}, {"target": 3, "desired": 3, "ttft_ms": 700})
+        [first] = log.observe(row(2, 3, 3), LIMITS, {}, {"target": 1})
+        [second] = log.observe(
+            row(3, 3, 3), LIMITS, {}, {"target": 3, "desired": 3, "ttft_ms": 700}
+        )
         assert [(one.from_target, one.to_target) for one in (first, second)] == [(1, 2), (2, 3)]
         assert second.saw is not None
         assert second.saw["ttft_ms"] == 700
 
     def test_what_no_policy_asked_for_does_not_wait(self) -> None:
         asleep = DecisionLog()
-        asleep.see(row(0, 0, 0), LIMITS, {}, {"target": 0})
-        [woke] = asleep.see(row(1, 1, 1), LIMITS, {}, {"target": 0})
-        [moved] = self.log().see(row(1, 2, 1), ScalingLimits(2, 4), {}, {"target": 1})
+        asleep.observe(row(0, 0, 0), LIMITS, {}, {"target": 0})
+        [woke] = asleep.observe(row(1, 1, 1), LIMITS, {}, {"target": 0})
+        [moved] = self.log().observe(row(1, 2, 1), ScalingLimits(2, 4), {}, {"target": 1})
         assert (woke.held_by, moved.held_by) == (None, "min_replicas")
 
     def test_what_waits_at_the_end_is_told_with_what_is_known(self) -> None:
@@ -303,7 +307,7 @@ class TestARealRun:
 
     def samples(self) -> tuple[list[DeploymentSample], list[ReplicaSample]]:
         lines = Path(__file__).with_name("recorded_scaling.jsonl").read_text().splitlines()
-        found = [read(json.loads(one)) for one in lines]
+        found = [from_line(json.loads(one)) for one in lines]
         return (
             [one for one in found if isinstance(one, DeploymentSample)],
             [one for one in found if isinstance(one, ReplicaSample)],

@@ -26,11 +26,11 @@ from workbench.records import (
     ReplicaSample,
     Sample,
 )
-from workbench.telemetry import sampler
-from workbench.telemetry import scrape as exposition
+from workbench.telemetry import metrics_page, sampler
 from workbench.telemetry.builder import SampleBuilder, desired_by_requests
+from workbench.telemetry.metrics_page import MetricsPage, parse_metrics
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import MetricsPage, Node, Scraper, live_nodes, parse
+from workbench.telemetry.scrape import Node, Scraper, live_nodes
 
 # As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
 SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
@@ -84,13 +84,13 @@ class TestExposition:
     @pytest.mark.parametrize("text", [NEW, OLD], ids=["2.60", "older"])
     def test_both_forms_of_a_name_are_read(self, text: bytes) -> None:
         rows = SampleBuilder("llm", frozenset({"m"}))
-        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse(text)})
+        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse_metrics(text)})
         assert isinstance(sample, ReplicaSample)
         assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
         assert (sample.prefix_hits, sample.preemptions) == (None, None), "absent is None"
 
     def test_only_what_is_wanted_is_parsed(self) -> None:
-        assert set(parse(NEW).samples) == {
+        assert set(parse_metrics(NEW).samples) == {
             "vllm_num_requests_running",
             "vllm_num_requests_waiting",
             "vllm_kv_cache_usage_perc",
@@ -100,22 +100,22 @@ class TestExposition:
 
     def test_a_label_with_a_quote_and_a_comma_survives(self) -> None:
         line = b'ray_serve_num_http_requests_total{Version="2",route="/a\\",b",method="GET"} 2.0\n'
-        [(labels, value)] = parse(line).rows("serve_num_http_requests")
+        [(labels, value)] = parse_metrics(line).rows("serve_num_http_requests")
         assert (labels, value) == ({"route": '/a",b', "method": "GET"}, 2.0)
 
     def test_what_is_not_a_number_is_not_there(self) -> None:
         text = b'ray_workbench_policy_led{figure="%s"} %s\n'
-        found = parse(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
+        found = parse_metrics(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
         assert list(found.rows("workbench_policy_led")) == [({"figure": "target"}, 2.0)]
 
     def test_what_is_no_exposition_is_an_error(self) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
-            parse(b"ray_vllm_num_requests_running{ReplicaId=} x")
+            parse_metrics(b"ray_vllm_num_requests_running{ReplicaId=} x")
 
     def test_the_installed_vllm_and_ray_have_every_name(self) -> None:
         """A name that vanishes from them must not become an empty chart."""
         engine = source("vllm", "v1", "metrics", "loggers.py")
-        for name in exposition.ENGINE_METRICS:
+        for name in metrics_page.ENGINE_METRICS:
             assert f'"vllm:{name.removeprefix("vllm_")}"' in engine
         wrapper = source("vllm", "v1", "metrics", "ray_wrappers.py")
         assert '"ReplicaId"' in wrapper
@@ -124,16 +124,16 @@ class TestExposition:
             for file in ("autoscaling_state.py", "router.py", "request_ingress_metrics.py")
         ).replace('f"serve_num_{protocol_name}_requests"', '"serve_num_http_requests"')
         serve = serve.replace("serve_num_ongoing_{protocol_name}", "serve_num_ongoing_http")
-        for name in exposition.SERVE_METRICS:
+        for name in metrics_page.SERVE_METRICS:
             assert f'"{name}"' in serve
         node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
-        for name in exposition.GPU_METRICS:
+        for name in metrics_page.GPU_METRICS:
             assert f'"{name}"' in node
         from serving.deploy import autoscaling
         from serving.engine import stats
 
         ours = (autoscaling.DESIRED, autoscaling.SAW, autoscaling.LED, *stats.GATE_METRICS[1:])
-        assert ours == exposition.OUR_METRICS
+        assert ours == metrics_page.WORKBENCH_METRICS
 
 
 class TestScraper:
@@ -344,7 +344,7 @@ class TestRows:
             made += rows.samples(float(at), given, {"n1": told})
         [decision] = [one for one in made if isinstance(one, DecisionSample)]
         assert (decision.time_s, decision.desired, decision.saw) == (1, 2, {"ttft_ms": 250.0})
-        assert rows.rest() == []
+        assert rows.flush() == []
 
 
 def test_an_endpoint_of_somebody_else_has_no_telemetry_and_says_so() -> None:

@@ -18,6 +18,7 @@ from scipy import stats
 
 from serving.errors import SpecError
 from workbench.errors import SettingError
+from workbench.records import LoadChange
 from workbench.workload.arrivals import (
     ClosedLoop,
     Constant,
@@ -28,10 +29,10 @@ from workbench.workload.arrivals import (
     Steps,
     TraceReplay,
     diurnal,
-    parse,
+    parse_arrivals,
 )
-from workbench.workload.live_schedule import LiveSchedule
-from workbench.workload.schedule import offsets
+from workbench.workload.point_process import GammaGaps, gaps_of
+from workbench.workload.schedule import LiveSchedule, offsets
 
 TAIL = 1e-10
 
@@ -104,7 +105,7 @@ class TestEverySchedule:
 
     @given(open_specs)
     def test_survives_json(self, spec: Any) -> None:
-        assert parse(spec.model_dump(mode="json")) == spec
+        assert parse_arrivals(spec.model_dump(mode="json")) == spec
 
 
 class TestConstant:
@@ -233,11 +234,11 @@ class TestDay:
     def test_as_many_requests_as_the_integral(self, shape: dict[str, float], mean: float) -> None:
         # The means of a sine and of its square over a period: 1/2 and 3/8.
         spec = diurnal(40.0, 60.0, days=3, **shape)
-        assert sum(piece.requests for piece in spec.pieces()) == pytest.approx(40 * 180 * mean)
-        assert sum(piece.duration_s for piece in spec.pieces()) == pytest.approx(180)
+        assert sum(piece.requests for piece in spec.segments()) == pytest.approx(40 * 180 * mean)
+        assert sum(piece.duration_s for piece in spec.segments()) == pytest.approx(180)
 
     def test_quiet_at_night_busy_at_noon_and_every_day_alike(self) -> None:
-        rates = [piece.from_rate for piece in diurnal(40.0, 48.0, night=0.25, days=2).pieces()]
+        rates = [piece.from_rate for piece in diurnal(40.0, 48.0, night=0.25, days=2).segments()]
         assert rates[0] == rates[48] == pytest.approx(10)
         assert rates[24] == rates[72] == max(rates) == pytest.approx(40)
         assert rates[12] == pytest.approx(40 * (0.25 + 0.75 / 2))
@@ -250,11 +251,11 @@ class TestDay:
     @pytest.mark.parametrize(
         ("bad", "word"),
         [
-            ({"peak_rate": 0}, "peak_rate is 0"),
-            ({"day_s": -1.0}, "day_s is -1"),
-            ({"night": 1.5}, "night is 1.5"),
-            ({"width": 0}, "width is 0"),
-            ({"days": 0}, "days is 0"),
+            ({"peak_rate": 0}, "peak_rate must be above 0, got 0"),
+            ({"day_s": -1.0}, "day_s must be above 0, got -1"),
+            ({"night": 1.5}, "night must be .*, got 1.5"),
+            ({"width": 0}, "width must be above 0, got 0"),
+            ({"days": 0}, "days must be above 0, got 0"),
         ],
     )
     def test_what_makes_no_day(self, bad: dict[str, Any], word: str) -> None:
@@ -330,7 +331,7 @@ class TestRefused:
     )
     def test_field_and_value_are_named(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(SpecError, match=message):
-            parse(fields)
+            parse_arrivals(fields)
 
     def test_a_closed_loop_has_no_offsets(self) -> None:
         with pytest.raises(SettingError, match="closed loop"):
@@ -344,10 +345,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("bounds", "message"),
         [
-            ({"count": 0}, "count is 0"),
-            ({"duration_s": 0}, "duration_s is 0"),
-            ({"duration_s": math.inf}, "duration_s is inf"),
-            ({"duration_s": math.nan}, "duration_s is nan"),
+            ({"count": 0}, "count must be at least 1, got 0"),
+            ({"duration_s": 0}, "above 0, got 0"),
+            ({"duration_s": math.inf}, "got inf"),
+            ({"duration_s": math.nan}, "got nan"),
         ],
     )
     def test_bounds(self, bounds: dict[str, Any], message: str) -> None:
@@ -365,7 +366,7 @@ class TestLiveSchedule:
         self, rate: float, shape: float | None, seed: int
     ) -> None:
         plain = Constant(rate=rate) if shape is None else Gamma(rate=rate, burstiness=shape)
-        live = LiveSchedule(rate, rng(seed), burstiness=shape)
+        live = LiveSchedule(rate, rng(seed), gaps_of(shape))
         np.testing.assert_allclose(
             list(islice(iter(lambda: live.next(math.inf), None), 50)),
             take(plain, seed, count=50),
@@ -373,54 +374,54 @@ class TestLiveSchedule:
         )
 
     def test_nothing_before_it_is_due(self) -> None:
-        live = LiveSchedule(2, rng(), burstiness=None, start_s=10)
+        live = LiveSchedule(2, rng(), gaps_of(None), start_s=10)
         assert live.due_s == 10
         assert live.next(9.9) is None
         assert [live.next(10.7), live.next(10.7), live.next(10.7)] == [10, 10.5, None]
 
     def test_a_higher_rate_takes_hold_at_once(self) -> None:
         """1 in 100 s; after 10 s a tenth of the gap is over; nine tenths at 10/s are 0.09 s."""
-        live = LiveSchedule(0.01, rng(), burstiness=None)
+        live = LiveSchedule(0.01, rng(), gaps_of(None))
         assert live.next(0) == 0
-        live.set_rate(10, 10)
+        live.apply(LoadChange(10, "rate", 10))
         assert live.due_s == pytest.approx(10.09)
         assert drain(live, 10.3) == pytest.approx([10.09, 10.19, 10.29])
 
     def test_a_pause_keeps_the_rest_of_the_gap(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert live.next(0) == 0
-        live.set_rate(0, 0.4)
+        live.apply(LoadChange(0.4, "rate", 0))
         assert live.due_s is None
         assert live.next(math.inf) is None
-        live.set_rate(2, 10)
+        live.apply(LoadChange(10, "rate", 2))
         assert live.due_s == pytest.approx(10.3)
 
     def test_paused_from_the_start(self) -> None:
-        live = LiveSchedule(0, rng(), burstiness=None)
+        live = LiveSchedule(0, rng(), gaps_of(None))
         assert live.due_s is None
-        live.set_rate(4, 3)
+        live.apply(LoadChange(3, "rate", 4))
         assert drain(live, 3.6) == pytest.approx([3, 3.25, 3.5])
 
     def test_a_late_driver_still_sends_what_was_due_before_the_change(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
-        live.set_rate(0, 2.5)
+        live = LiveSchedule(1, rng(), gaps_of(None))
+        live.apply(LoadChange(2.5, "rate", 0))
         assert live.due_s == 0
         assert drain(live, 99) == [0, 1, 2]
 
     def test_a_change_dated_before_the_last_request_acts_from_there(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert drain(live, 3) == [0, 1, 2, 3]
-        live.set_rate(2, 1.5)
+        live.apply(LoadChange(1.5, "rate", 2))
         assert live.due_s == 3.5
 
     def test_burstiness_changes_with_the_next_gap(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert drain(live, 0) == [0]
-        live.set_burstiness(4, 0.5)
-        assert (live.rate, live.burstiness) == (1, 4)
+        live.apply(LoadChange(0.5, "burstiness", 4))
+        assert (live.rate, live.gaps) == (1, GammaGaps(4))
         assert live.next(1) == 1
         assert live.due_s == pytest.approx(1 + rng().standard_gamma(4) / 4)
-        live.set_burstiness(None, 1.0)
+        live.apply(LoadChange(1.0, "burstiness", None))
         last = live.next(math.inf)
         assert last is not None
         assert live.due_s == pytest.approx(last + 1)
@@ -435,13 +436,13 @@ class TestLiveSchedule:
         self, changes: list[tuple[float, float]], shape: float, seed: int, late: bool
     ) -> None:
         """Whether the driver takes requests as they come or all in the end."""
-        live = LiveSchedule(5, rng(seed), burstiness=shape)
+        live = LiveSchedule(5, rng(seed), gaps_of(shape))
         times, knots, heights, now = [], [0.0], [0.0], 0.0
         rate = 5.0
         for next_rate, gap in [*changes, (5.0, 3.0)]:
             now += gap
             times += [] if late else drain(live, now)
-            live.set_rate(next_rate, now)
+            live.apply(LoadChange(now, "rate", next_rate))
             knots, heights = [*knots, now], [*heights, heights[-1] + rate * gap]
             rate = next_rate
         times += drain(live, now)
@@ -454,38 +455,38 @@ class TestLiveSchedule:
         self, shape: float | None, seed: int
     ) -> None:
         plan = Stages(stages=[(6, 5), (6, 2), (0, 0), (0, 3), (4, 1)], burstiness=shape)
-        live = LiveSchedule(plan.pieces(), rng(seed), burstiness=shape)
+        live = LiveSchedule(plan.segments(), rng(seed), gaps_of(shape))
         assert live.curve.ends_s == 11
         np.testing.assert_allclose(drain(live, 99), take(plan, seed), atol=1e-9)
         assert live.due_s is None
 
     def test_a_pause_shifts_the_rest_of_the_plan(self) -> None:
         plan = Stages(from_rate=1, stages=[(1, 4), (10, 0), (10, 1)], burstiness=None)
-        live = LiveSchedule(plan.pieces(), rng(), burstiness=None, start_s=100)
+        live = LiveSchedule(plan.segments(), rng(), gaps_of(None), start_s=100)
         assert drain(live, 102.5) == [100, 101, 102]
-        live.pause(102.5)
+        live.apply(LoadChange(102.5, "pause"))
         assert (live.due_s, live.rate, live.curve.ends_s) == (None, 0, None)
         assert drain(live, 150) == []
-        live.resume(150)
+        live.apply(LoadChange(150, "resume"))
         assert live.curve.ends_s == 152.5
         assert drain(live, 151.65) == pytest.approx([150.5, 151.5, 151.6])
 
     def test_a_rate_by_hand_takes_the_place_of_the_plan(self) -> None:
         plan = Stages(stages=[(10, 10)], burstiness=None)
-        live = LiveSchedule(plan.pieces(), rng(), burstiness=None)
+        live = LiveSchedule(plan.segments(), rng(), gaps_of(None))
         assert drain(live, 1.9) == pytest.approx([0, 2**0.5])
-        live.set_rate(0.5, 2)
+        live.apply(LoadChange(2, "rate", 0.5))
         assert (live.rate, live.curve.ends_s) == (0.5, None)
         assert drain(live, 6) == [2, 4, 6]
 
     @pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
     def test_a_rate_that_is_none_changes_nothing(self, rate: float) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
-        with pytest.raises(SettingError, match=f"rate is {rate}"):
-            live.set_rate(rate, 1)
-        with pytest.raises(SettingError, match="burstiness is 0"):
-            live.set_burstiness(0, 1)
-        with pytest.raises(SettingError, match=f"rate is {rate}"):
+        live = LiveSchedule(1, rng(), gaps_of(None))
+        with pytest.raises(SettingError, match=rf"rate must be .*, got {rate}"):
+            live.apply(LoadChange(1, "rate", rate))
+        with pytest.raises(SettingError, match=r"burstiness must be .*, got 0"):
+            live.apply(LoadChange(1, "burstiness", 0))
+        with pytest.raises(SettingError, match=rf"rate must be .*, got {rate}"):
             LiveSchedule(rate, rng())
         assert drain(live, 2) == [0, 1, 2]
 

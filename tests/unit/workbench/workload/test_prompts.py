@@ -23,7 +23,7 @@ from scipy import stats
 from serving.errors import SpecError
 from serving.models.embedded import tiny_model_path
 from workbench.errors import SettingError
-from workbench.workload.prompt_generator import Prompt, prompts
+from workbench.workload.prompt_generator import Prompt, generate_prompts
 from workbench.workload.prompts import (
     Conversations,
     FilePrompts,
@@ -73,7 +73,7 @@ specs = st.builds(
 
 
 def take(spec: PromptSet, number: int, seed: int = 0, **given: Any) -> list[Prompt]:
-    return list(islice(prompts(spec, TINY, np.random.default_rng(seed), **given), number))
+    return list(islice(generate_prompts(spec, TINY, np.random.default_rng(seed), **given), number))
 
 
 def raw(folder: Path) -> Any:
@@ -92,7 +92,7 @@ class TestTokenizer:
     def test_ordinary_tokens_are_the_vocabulary_without_the_added_ones(self) -> None:
         added = {token["id"] for token in FILES["added_tokens"]}
         assert len(added) == 6
-        assert [*TINY.ordinary] == sorted({*FILES["model"]["vocab"].values()} - added)
+        assert [*TINY.regular_token_ids] == sorted({*FILES["model"]["vocab"].values()} - added)
 
     @pytest.mark.parametrize("text", ["What is TTFT?", " Größe 中文\n\n", "<|user|>Hi<|end|>"])
     def test_text_has_the_ids_of_the_tokenizers_library(self, text: str) -> None:
@@ -160,7 +160,7 @@ class TestEverySet:
     def test_counts_are_those_of_the_ids_and_within_the_bounds(
         self, spec: RandomPrompts | Conversations, seed: int
     ) -> None:
-        ordinary = {*TINY.ordinary}
+        ordinary = {*TINY.regular_token_ids}
         for prompt in take(spec, 10, seed):
             assert len(prompt.content) == prompt.prompt_tokens
             assert {*prompt.content} <= ordinary
@@ -188,7 +188,7 @@ class TestEverySet:
             longest = spec.system_tokens + spec.turns * longest
         take(spec, 1, max_model_len=longest)
         with pytest.raises(SettingError, match=r"input and output .*max_model_len|input = "):
-            prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
+            generate_prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
 
 
 class TestLengths:
@@ -301,7 +301,7 @@ class TestTraced:
     ) -> None:
         spec = RandomPrompts(input=FromTrace(), **fields)
         with pytest.raises(SettingError, match=words):
-            prompts(spec, TINY, np.random.default_rng(0), **given)
+            generate_prompts(spec, TINY, np.random.default_rng(0), **given)
 
     def test_a_conversation_has_no_traced_length(self) -> None:
         with pytest.raises(SpecError, match=r"Conversations\.input"):
@@ -365,7 +365,7 @@ class TestFile:
         spec = FilePrompts(path=path, output=1)
         take(spec, 3, max_model_len=longest)
         with pytest.raises(SettingError, match=r"prompts\.jsonl, line 2: .*output_tokens = 30"):
-            prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
+            generate_prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
 
     @pytest.mark.parametrize(
         ("line", "words"),
@@ -389,14 +389,14 @@ class TestFile:
     ) -> None:
         path = written(tmp_path, {"prompt": "one"}, line)
         with pytest.raises(SettingError, match=rf"prompts\.jsonl, {words}"):
-            prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
+            generate_prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
 
     def test_a_line_must_say_how_much_to_ask_for_if_the_set_does_not(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one", "output_tokens": 1}, {"prompt": "two"})
         with pytest.raises(SettingError, match=r"line 2.*'output_tokens'"):
-            prompts(FilePrompts(path=path), TINY, np.random.default_rng(0))
+            generate_prompts(FilePrompts(path=path), TINY, np.random.default_rng(0))
 
     def test_a_file_that_is_empty_or_not_there_is_named(self, tmp_path: Path) -> None:
         for path in (written(tmp_path, b"", b"  "), str(tmp_path / "none.jsonl"), str(tmp_path)):
             with pytest.raises(SettingError, match=path):
-                prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
+                generate_prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))

@@ -16,7 +16,7 @@ from workbench.errors import TraceError
 from workbench.records import RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import TraceReplay
-from workbench.workload.traces import TraceRequest, read_trace, replay
+from workbench.workload.traces import TraceRequest, read_trace, replay_trace
 
 BURSTGPT = """\
 Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
@@ -169,7 +169,7 @@ class TestCut:
 
     def test_from_the_spec(self, file: Path) -> None:
         spec = TraceReplay(path=str(file), start_s=30, end_s=100, speed=2, limit=5)
-        assert replay(spec) == [TraceRequest(5, 1087, 230)]
+        assert replay_trace(spec) == [TraceRequest(5, 1087, 230)]
 
     def test_is_read_no_further_than_needed(self, file: Path) -> None:
         with file.open("a") as lines:
@@ -212,8 +212,8 @@ class TestRefused:
             ('{"timestamp": 1, "input_length": 2}\n', "line 1: column 'output_length' of the Moo"),
             (MOON + '{"timestamp": 1, "input_length": 2}\n', "line 2, column 'output_length'"),
             ('{"scheduled_s": 1}\n', "line 1: column 'prompt_tokens' of the run"),
-            ("a,b\n1,2\n", "line 1: no known format.*BurstGPT: Timestamp.*Azure"),
-            ('{"a": 1}\n', "line 1: no known format.*Mooncake: timestamp.*run: scheduled_s"),
+            ("a,b\n1,2\n", "line 1: unknown format.*BurstGPT: Timestamp.*Azure"),
+            ('{"a": 1}\n', "line 1: unknown format.*Mooncake: timestamp.*run: scheduled_s"),
             ("", "line 1: the file is empty"),
             (BURSTGPT.splitlines()[0], "no request"),
             (BURSTGPT.replace("5,ChatGPT", "-5,ChatGPT"), "line 2, column 'Timestamp': '-5' is ne"),
