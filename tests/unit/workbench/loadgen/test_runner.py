@@ -101,7 +101,7 @@ def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActo
     async def go() -> tuple[LoadResult, int]:
         with scripted.threaded(tokens(2, ttft_s=0.05, chat=False)) as server:
             target = target_of(server)
-            return await start_load(target, load, progress=None), server.open_most
+            return await start_load(target, load, progress=None), server.most_open
 
     result, most = asyncio.run(go())
     assert (len(result.records), most) == (15, 5)
