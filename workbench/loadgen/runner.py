@@ -14,7 +14,7 @@ from serving.errors import EndpointGoneError
 from workbench.errors import RunError
 from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords
 from workbench.loadgen.outcome import UNREACHABLE
-from workbench.loadgen.workers import WorkerHandle, clock_epoch_s, start_workers
+from workbench.loadgen.pool import WorkerPool
 from workbench.metrics.health import ClientHealth
 from workbench.runs import journal
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.loadgen.progress import Progress
     from workbench.loadgen.sources import LoadSource
     from workbench.loadgen.worker import WorkerReport
+    from workbench.loadgen.workers import WorkerHandle
     from workbench.records import LoadChange, RequestRecord
     from workbench.runs.run import Run
     from workbench.workload.spec import LoadSpec
@@ -34,7 +35,6 @@ CHANGE_LEAD_S = 0.1
 """A change is dated so far ahead that every worker has it when it acts."""
 GONE_AFTER = 5
 """After so many refused connections in a row, over `LoadSpec.patience_s`, the endpoint is gone."""
-STOP_TIMEOUT_S = 5.0
 
 
 @dataclass
@@ -51,7 +51,7 @@ class LoadRunner:
     health: dict[str, float] = field(default_factory=dict)
     refused: list[RequestRecord] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
-    handles: list[WorkerHandle] = field(default_factory=list)
+    pool: WorkerPool = field(default_factory=WorkerPool)
     unwritten: RunError | None = None
     # vLLM refuses two requests with one id at a time, so the ids of two loads must differ.
     tag: str = field(default_factory=lambda: f"load-{secrets.token_hex(3)}")
@@ -73,7 +73,8 @@ class LoadRunner:
             self._log(self.source.end(self.running._stopped))
 
     async def _send(self) -> None:
-        await self._start_workers()
+        folder = None if self.folder is None else self.folder.path
+        await self.pool.start(self.target, self.source.workers, folder, self.tag)
         try:
             await self._start()
             await self._follow()
@@ -81,37 +82,11 @@ class LoadRunner:
             # An interrupted kernel, too, keeps what ended.
             await asyncio.shield(self._end())
 
-    async def _start_workers(self) -> None:
-        import ray
-
-        from serving.cluster import connection
-        from workbench.loadgen.worker import LoadWorker
-
-        if connection.current() is None:
-            await asyncio.to_thread(connection.connect)
-        actor = ray.remote(num_cpus=0, max_concurrency=100_000)(LoadWorker)
-        # In a call and not in the constructor, whose arguments the cluster keeps on record.
-        key = self.target.api_key.get_secret_value()
-        workers = await start_workers(
-            actor,
-            self.source.workers,
-            lambda worker: worker.connect.remote(self.target.base_url, key),
-        )
-        self.handles = [WorkerHandle(worker) for worker in workers]
-        folder = None if self.folder is None else self.folder.path
-        await asyncio.gather(
-            *(
-                handle.open_journal(folder, f"{self.tag}-{number}")
-                for number, handle in enumerate(self.handles)
-            )
-        )
-
     async def _start(self) -> None:
         from workbench.loadgen.worker import WorkerConfig
 
-        clock, handles = self.running.clock, self.handles
-        epochs = await asyncio.gather(*(clock_epoch_s(h.worker, clock) for h in handles))
-        start_s = self.running.start_s = clock() + START_LEAD_S
+        epochs_s = await self.pool.epochs_s(self.running.clock)
+        start_s = self.running.start_s = self.running.clock() + START_LEAD_S
         config = WorkerConfig(
             model=self.target.model_id,
             call=_call_options(self.load),
@@ -120,10 +95,11 @@ class LoadRunner:
             start_s=start_s,
             duration_s=self.load.duration_s,
         )
+        handles = self.pool.handles
         await asyncio.gather(
             *(
                 self.source.start(handle, replace(config, epoch_s=epoch_s), index, len(handles))
-                for index, (handle, epoch_s) in enumerate(zip(handles, epochs, strict=True))
+                for index, (handle, epoch_s) in enumerate(zip(handles, epochs_s, strict=True))
             )
         )
         self._log(self.source.begin(start_s))
@@ -135,7 +111,7 @@ class LoadRunner:
             await self._apply_changes()
             await asyncio.sleep(REPORT_EVERY_S)
             over = self.running.clock() >= start_s + (self.load.duration_s or math.inf)
-            reports = await self._reports()
+            reports = await self.pool.reports(self._recover)
             if over and self.running._at_most is None:
                 self._limit_remaining(reports)
             done = all(report.done for report in reports)
@@ -149,14 +125,10 @@ class LoadRunner:
                 self.running.stop(reason)
 
     async def _apply_changes(self) -> None:
-        workers = [handle.worker for handle in self.handles if not handle.died]
         for requested in self.source.take_requested():
             time_s = max(requested.time_s, self.running.clock()) + CHANGE_LEAD_S
             change = replace(requested, time_s=time_s)
-            # A worker that has just died is noticed, and recorded, with the next reports.
-            await asyncio.gather(
-                *(worker.apply.remote(change) for worker in workers), return_exceptions=True
-            )
+            await self.pool.apply(change)
             self.source.apply(change)
             self._log([change])
 
@@ -168,29 +140,14 @@ class LoadRunner:
     def _limit_remaining(self, reports: list[WorkerReport]) -> None:
         """After the duration of a closed loop, each user waits for one more answer at most."""
         users = getattr(self.load.arrivals, "max_concurrency", None)
-        if users and len(reports) == len(self.handles):
+        if users and len(reports) == len(self.pool.handles):
             ended = len(self.running.records) + sum(len(report.records) for report in reports)
-            at_most = ended + max(users, len(self.handles))
+            at_most = ended + max(users, len(self.pool.handles))
             self.running._at_most = min(self.running.planned, at_most)
-
-    async def _reports(self) -> list[WorkerReport]:
-        from ray.exceptions import ActorDiedError, ActorUnavailableError
-
-        alive = [handle for handle in self.handles if not handle.died]
-        calls = (handle.worker.report.remote() for handle in alive)
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for handle, answer in zip(alive, answers, strict=True):
-            if isinstance(answer, ActorDiedError):
-                await self._recover(handle)
-            elif isinstance(answer, ActorUnavailableError):
-                continue  # Not known to be dead: ask again.
-            elif isinstance(answer, BaseException):
-                raise answer
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def _recover(self, handle: WorkerHandle) -> None:
         """Record what a dead worker had sent. The others go on with their shares."""
-        handle.died, now_s = True, self.running.clock()
+        now_s = self.running.clock()
         reason = "the load worker that sent it died"
         ended, cut = await handle.recover(self._records, now_s, reason)
         for record in [*ended, *cut]:
@@ -238,15 +195,8 @@ class LoadRunner:
         )
 
     async def _end(self) -> None:
-        import ray
-
-        workers = [handle.worker for handle in self.handles]
-        await asyncio.wait_for(_all(worker.stop.remote() for worker in workers), STOP_TIMEOUT_S)
-        reports = await _all(worker.report.remote() for worker in workers)
-        self._take([report for report in reports if not isinstance(report, BaseException)])
-        await _all(worker.delete_journal.remote() for worker in workers)
-        for worker in workers:
-            ray.kill(worker)
+        self._take(await self.pool.stop())
+        await self.pool.close()
         if self.folder is not None:
             with suppress(OSError):  # Not empty: a worker's journal could not be read.
                 (self.folder.path / journal.FOLDER).rmdir()
@@ -278,11 +228,6 @@ class LoadRunner:
         if self.folder is None or self.source.recent_records is None:
             return self.running.records
         return StoredRecords(self.folder)
-
-
-async def _all(calls: Any) -> list[Any]:
-    """Await calls to workers. A failed one gives its exception."""
-    return await asyncio.gather(*calls, return_exceptions=True)
 
 
 def _call_options(load: LoadSpec) -> dict[str, Any]:

@@ -15,8 +15,6 @@ To add a format, add an entry to `_FORMATS`.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,10 +23,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import msgspec
-
 from workbench.errors import TraceError
 from workbench.workload.arrivals import TraceReplay
+from workbench.workload.trace_files import (
+    TraceLine,
+    csv_lines,
+    csv_rows,
+    json_columns,
+    json_lines,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +101,6 @@ class _Request(NamedTuple):
     output_tokens: int | None
 
 
-class _Line(NamedTuple):
-    """The number of a line, and its raw time, prompt tokens and output tokens."""
-
-    number: int
-    values: tuple[Any, ...]
-
-
 class _Format(NamedTuple):
     """The columns of time, prompt tokens and output tokens, and how the time is read."""
 
@@ -129,9 +125,8 @@ def _read(file: Path) -> Iterator[_Request]:
         first = next((line for line in lines if line.strip()), b"")
     if not first:
         raise TraceError(f"{file}, line 1: the file is empty")
-    is_json = first.startswith(b"{")
-    trace_format, lines_of_file = _open_json(file, first) if is_json else _open_csv(file)
-    requests = _parsed(file, trace_format, lines_of_file)
+    trace_format, trace_lines = _open(file, first)
+    requests = _parsed(file, trace_format, trace_lines)
     if not trace_format.sorted_by_time:
         requests = iter(sorted(requests, key=lambda request: request.time))
     start: float | None = None
@@ -141,7 +136,7 @@ def _read(file: Path) -> Iterator[_Request]:
         yield request._replace(time=(request.time - start) / trace_format.units_per_second)
 
 
-def _parsed(file: Path, trace_format: _Format, lines: Iterable[_Line]) -> Iterator[_Request]:
+def _parsed(file: Path, trace_format: _Format, lines: Iterable[TraceLine]) -> Iterator[_Request]:
     """Check lines. Their times stay in the unit of the file and count from its zero."""
     previous: float | None = None
     for number, values in lines:
@@ -223,66 +218,17 @@ def _detect(file: Path, line: int, names: Iterable[str], kind: Literal["csv", "j
     return _FORMATS[name]
 
 
-def _open_csv(file: Path) -> tuple[_Format, Iterator[_Line]]:
-    rows = _csv_rows(file)
-    number, header = next(rows, (1, []))
-    names = [name.strip() for name in header]
-    trace_format = _detect(file, number, names, "csv")
-    return trace_format, _csv_lines(file, trace_format, names, rows)
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not blank. A byte that is not UTF-8 fails when its column is read."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        try:
-            yield from ((reader.line_num, row) for row in reader if row)
-        except csv.Error as problem:
-            raise TraceError(f"{file}, line {reader.line_num}: {problem}") from None
-
-
-def _csv_lines(
-    file: Path, trace_format: _Format, names: list[str], rows: Iterable[tuple[int, list[str]]]
-) -> Iterator[_Line]:
-    positions = [names.index(column) for column in trace_format.columns]
-    for number, row in rows:
-        if len(row) != len(names):
-            column = repr(names[len(row)]) if len(row) < len(names) else f"{len(names) + 1}"
-            raise TraceError(
-                f"{file}, line {number}, column {column}: the line has {len(row)} fields, "
-                f"the header {len(names)}"
-            )
-        yield _Line(number, tuple(row[position] for position in positions))
-
-
-def _open_json(file: Path, first: bytes) -> tuple[_Format, Iterator[_Line]]:
-    names = _decoded(file, 1, first, msgspec.json.Decoder(dict[str, Any]))
-    trace_format = _detect(file, 1, names, "jsonl")
-    return trace_format, _json_lines(file, trace_format)
-
-
-def _json_lines(file: Path, trace_format: _Format) -> Iterator[_Line]:
-    # A struct skips all other fields: the token times of a run are most of its bytes.
-    shape = msgspec.defstruct("Line", [(column, Any) for column in trace_format.columns])
-    decoder = msgspec.json.Decoder(shape)
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not trace_format.sorted_by_time and not line.endswith(b"\n"):
-                return  # The last line of a run that was cut off.
-            if line.strip():
-                values = msgspec.structs.astuple(_decoded(file, number, line, decoder))
-                yield _Line(number, values)
-
-
-def _decoded(file: Path, number: int, line: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
-    try:
-        return decoder.decode(line)
-    except msgspec.ValidationError as problem:
-        match = re.search(r"field `(\w+)`", str(problem))
-        column = f", column {match[1]!r}" if match else ""
-        raise TraceError(f"{file}, line {number}{column}: {problem}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise TraceError(f"{file}, line {number}: {problem}") from None
+def _open(file: Path, first: bytes) -> tuple[_Format, Iterator[TraceLine]]:
+    """Return the format of a file, and its lines. `first` is its first line."""
+    if first.startswith(b"{"):
+        trace_format = _detect(file, 1, json_columns(file, first), "jsonl")
+        may_be_cut_off = not trace_format.sorted_by_time
+        return trace_format, json_lines(file, trace_format.columns, may_be_cut_off=may_be_cut_off)
+    rows = csv_rows(file)
+    number, names = next(rows, (1, []))
+    header = [name.strip() for name in names]
+    trace_format = _detect(file, number, header, "csv")
+    return trace_format, csv_lines(file, trace_format.columns, header, rows)
 
 
 def _shortened(value: Any) -> str:

@@ -15,7 +15,7 @@ from support.scripted_server import tokens
 
 from serving.cluster import connection
 from workbench.endpoints.remote import Remote, remote
-from workbench.loadgen import runner
+from workbench.loadgen import pool
 from workbench.loadgen.handle import LoadResult
 from workbench.loadgen.start import start_live_load, start_load
 from workbench.loadgen.worker import LoadWorker
@@ -63,7 +63,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[LocalActor]:
         await asyncio.gather(*(prepare(actor) for actor in started))
         return started
 
-    monkeypatch.setattr(runner, "start_workers", start_workers)
+    monkeypatch.setattr(pool, "start_workers", start_workers)
     monkeypatch.setattr(connection, "current", lambda: "connected")
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     return started

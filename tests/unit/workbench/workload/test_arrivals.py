@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 from scipy import stats
 
 from serving.errors import SpecError
@@ -23,15 +24,17 @@ from workbench.workload.arrivals import (
     ClosedLoop,
     Constant,
     Gamma,
+    OpenArrivals,
     Poisson,
     Ramp,
+    Rate,
     Stages,
     Steps,
     TraceReplay,
     diurnal,
     parse_arrivals,
 )
-from workbench.workload.point_process import GammaGaps, gaps_of
+from workbench.workload.point_process import GammaGaps, Gaps, RateSegment, gaps_of, steady
 from workbench.workload.schedule import LiveSchedule, offsets
 
 TAIL = 1e-10
@@ -42,11 +45,11 @@ shapes = st.floats(0.3, 10)
 durations = st.floats(0.1, 1000)
 
 
-def rng(seed: int = 0) -> np.random.Generator:
+def rng(seed: int | list[int] = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def take(spec: Any, seed: int = 0, **bounds: Any) -> np.ndarray:
+def take(spec: Any, seed: int | list[int] = 0, **bounds: Any) -> np.ndarray:
     return np.fromiter(offsets(spec, rng(seed), **bounds), float)
 
 
@@ -360,6 +363,43 @@ class TestRejected:
     def test_invalid_bounds(self, bounds: dict[str, Any], message: str) -> None:
         with pytest.raises(SettingError, match=message):
             offsets(Poisson(rate=1), rng(), **bounds)
+
+
+class LogLogisticGaps(Gaps):
+    """Gaps with a log-logistic distribution of shape 3 and mean 1."""
+
+    def next(self, rng: np.random.Generator) -> float:
+        odds = 1 / rng.uniform() - 1
+        return float(odds ** (1 / 3)) * math.sin(math.pi / 3) / (math.pi / 3)
+
+
+class LogLogistic(OpenArrivals):
+    """A process that is defined outside the package, as a new one would be in it."""
+
+    kind: Literal["log_logistic"] = Field("log_logistic", description="Log-logistic gaps.")
+    rate: Rate = Field(description="Mean requests per second.")
+
+    def segments(self) -> tuple[RateSegment, ...]:
+        return steady(self.rate)
+
+    def gaps(self) -> Gaps:
+        return LogLogisticGaps()
+
+
+class TestNewProcess:
+    """A process needs no more than its own specification."""
+
+    def test_planned_schedule(self) -> None:
+        times = take(LogLogistic(rate=5.0), count=3000)
+        scale = math.sin(math.pi / 3) / (math.pi / 3) / 5
+        gaps = np.diff(times, prepend=0.0)
+        assert stats.kstest(gaps, stats.fisk(3, scale=scale).cdf).pvalue > TAIL
+
+    def test_live_schedule(self) -> None:
+        spec = LogLogistic(rate=5.0)
+        live = LiveSchedule.of(spec, seed=4, start_s=10.0)
+        plain = 10 + take(spec, [4, 0], count=50)
+        np.testing.assert_allclose([live.next(math.inf) for _ in range(50)], plain)
 
 
 def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
