@@ -81,8 +81,9 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     from workbench.dashboard.state import LiveState
     from workbench.dashboard.view import Actions, Settings, View
     from workbench.loadgen.handle import LiveLoad
-    from workbench.loadgen.live_runner import LiveLoadRunner
     from workbench.loadgen.progress import NoProgress
+    from workbench.loadgen.runner import LoadRunner
+    from workbench.loadgen.sources import LiveSource
 
     spec, run = ServiceSpec(model=ModelSpec(id="engine")), Run.create(folder, {})
     deployment = deployment_name(spec.model)
@@ -91,7 +92,8 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     load = LoadSpec(arrivals=Poisson(rate=10), prompts=RandomPrompts(input=64, output=64))
     running = LiveLoad(0, lambda: 0.0, load=load)
     silent = NoProgress(0, None, "")
-    drive = LiveLoadRunner(None, load, [], running, run, silent, state.ended)  # type: ignore[arg-type]
+    source = LiveSource(running, (), 1)
+    drive = LoadRunner(None, load, source, running, run, silent, state.ended)  # type: ignore[arg-type]
     nothing: Any = print
     view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), Actions(*[nothing] * 7), state.frames([]))
     display(view.box)

@@ -61,7 +61,7 @@ from workbench.records import RequestRecord
 from workbench.workload.arrivals import Poisson
 from workbench.workload.prompt_generator import Prompt
 from workbench.workload.schedule import offsets
-from workbench.workload.spec import Session
+from workbench.workload.spec import Arrival
 
 PROMPT = list(range(8))
 TOKENS, BULK, WRITE = 200, 1000, 250
@@ -151,7 +151,7 @@ async def open_loop(base_url: str, due_s: list[float]) -> dict[str, Any]:
     await worker.connect(base_url, "none")
     prompt = Prompt(content=tuple(PROMPT), prompt_tokens=len(PROMPT), max_tokens=16)
     job = WorkerConfig("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
-    await worker.start(job, [(i, Session(at, (prompt,))) for i, at in enumerate(due_s)])
+    await worker.start(job, [(i, Arrival(at, (prompt,))) for i, at in enumerate(due_s)])
     records: list[RequestRecord] = []
     while not (found := await worker.report()).done:
         records += found.records

@@ -27,9 +27,9 @@ from pydantic import SecretStr
 
 import workbench as wb
 from serving.cluster import connection
+from serving.compat.vllm import ENGINE_METRICS
 from serving.spec.model import deployment_name
 from workbench.records import Sample
-from workbench.telemetry.scrape import ENGINE_METRICS
 
 GOALS = {
     "telemetry_core_share": {"max": 0.05},

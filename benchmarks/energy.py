@@ -102,7 +102,7 @@ async def measured(
         await running
     told = [
         (one.time_s, one.output_tokens)
-        for one in run.sample_records()
+        for one in run.samples()
         if isinstance(one, ReplicaSample) and one.output_tokens is not None
         if began <= one.time_s <= until
     ]

@@ -6,19 +6,19 @@ import asyncio
 import time
 from collections.abc import Callable
 
+Clock = Callable[[], float]
+"""Returns a time in seconds."""
+
+
+def start_clock(now: Clock = time.perf_counter) -> Clock:
+    """Return a clock that gives the seconds since this call."""
+    start = now()
+    return lambda: now() - start
+
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The loop that runs in this thread, if one does."""
+    """Return the event loop that runs in this thread, if any."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-Clock = Callable[[], float]
-
-
-def start_clock(now: Clock = time.perf_counter) -> Clock:
-    """A clock that reads seconds since this call."""
-    start = now()
-    return lambda: now() - start

@@ -1,6 +1,6 @@
-"""The exceptions of the client side, and how a failed request is named in its record.
+"""The exceptions of the notebook side.
 
-All of them, and those of the cluster side, come from `WorkbenchError`.
+They and those of the cluster side are subclasses of `WorkbenchError`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = [
 
 
 class SettingError(WorkbenchError):
-    """A value that a measurement cannot be made with."""
+    """A value that is out of range or does not fit the rest."""
 
 
 class UnknownMetricError(SettingError):
-    """A metric name that does not exist."""
+    """A metric, or a kind of sample, that does not exist."""
 
 
 class RunError(WorkbenchError):
-    """A run folder that is missing, already there, or cannot be read."""
+    """A run folder that is missing, exists already, or cannot be read or written."""
 
 
 class TraceError(WorkbenchError):
-    """A trace that cannot be replayed; the message names the file, the line and the column."""
+    """A trace that cannot be replayed. The message names the file, the line and the column."""

@@ -1,4 +1,4 @@
-"""What is kept of one request: the line that every figure is computed from."""
+"""What is recorded of a run: its requests, the changes of its load, and samples of the cluster."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ Status = Literal["ok", "error", "shed", "timeout", "cancelled"]
 class RequestRecord:
     """What the client saw of one request. Times are seconds on the run's clock; absent is None.
 
-    `scheduled_s` is when it should have been sent, `sent_s` when it was (before the request is
-    built, as in `vllm bench serve`), `token_times_s` the arrival of every token event, the first
-    included, and `end_s` the arrival of the last event before `[DONE]`, or when it failed.
-    `model` is the one that answered, where a router chose and said so. Token counts are the
-    server's own (`usage`), as is `stages`: milliseconds in each stage of its work (authentication,
-    guardrail_in, route, queue, prefill, decode, guardrail_out), where told.
-    `replica` is the one that answered, by Serve's replica id; None where no answer says so.
+    Attributes:
+        request_id: Also sent to the server, as `x-request-id`.
+        scheduled_s: When the request should have been sent.
+        sent_s: When it was sent (before the request is built, as in `vllm bench serve`).
+        first_token_s: Arrival of the first token event.
+        end_s: Arrival of the last event before `[DONE]`, or when the request failed.
+        token_times_s: Arrival of every token event, including the first.
+        prompt_tokens: The server's own count (`usage`).
+        output_tokens: The server's own count (`usage`).
+        status: How the request ended.
+        error: Why it failed.
+        model: The model that answered, where a router reports its choice.
+        tenant: Whose request it was.
+        stages: Milliseconds in each stage of the server's work (authentication, guardrail_in,
+            route, queue, prefill, decode, guardrail_out), where reported.
+        replica: Serve's id of the replica that answered, where reported.
     """
 
     request_id: str
@@ -41,47 +50,57 @@ class RequestRecord:
     stages: dict[str, float | None] | None = None
     replica: str | None = None
 
+    @property
+    def due_s(self) -> float:
+        """When the request was due: as scheduled, else when it was sent."""
+        return self.scheduled_s if self.scheduled_s is not None else self.sent_s or 0.0
 
-What = Literal[
+
+ChangeKind = Literal[
     "start", "rate", "burstiness", "output_tokens", "pause", "resume", "late", "scaling", "end"
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadChange:
-    """A line of `load.jsonl`: from `time_s` on (seconds on the run's clock), `what` is `value`.
+    """A line of `load.jsonl`: a change of a live load.
 
-    `start` has the `load` as planned, `burstiness` None for even gaps, and `late` how many requests
-    were left out because the client could not send them in time. `note` says what a reader must
-    know: why a rate is not the one that was asked for, why the load ended early.
+    Attributes:
+        time_s: From when on it applies, in seconds on the run's clock.
+        what: What changed. `late` counts the requests that the client could not send in time and
+            dropped.
+        value: The new value; a `burstiness` of None stands for even gaps.
+        note: Why a rate is not the one that was requested, or why the load ended early.
+        load: The load as planned, in a `start`.
     """
 
     time_s: float
-    what: What
+    what: ChangeKind
     value: float | None = None
     note: str | None = None
     load: Mapping[str, Any] | None = None
 
 
-def due(record: RequestRecord) -> float:
-    """When a request was due: as scheduled, else when it was sent."""
-    return record.scheduled_s if record.scheduled_s is not None else record.sent_s or 0.0
-
-
-class Sampled(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every sample has."""
+class SampleBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every sample has: its time, in seconds on the run's clock."""
 
     time_s: float
 
 
-class DeploymentSample(Sampled, frozen=True, kw_only=True, tag="deployment"):
-    """One deployment's replicas, and what Serve's autoscaler saw of it.
+class DeploymentSample(SampleBase, frozen=True, kw_only=True, tag="deployment"):
+    """The replicas of one deployment, and what Serve's autoscaler saw of it.
 
-    `target` is what Serve aims at, after delays and bounds; `desired` what the policy asks for
-    before them. `total_requests` is the count that Serve's autoscaler goes by, a mean over its
-    look-back, of requests in progress and waiting.
-    `queued_requests` is all that waits now: in Serve's handles, at our gates, in the engines.
-    `shed` counts the requests that gates of ours refused since the run's start.
+    Attributes:
+        deployment: Serve's name of the deployment.
+        target: Number of replicas that Serve aims at, after delays and bounds.
+        running: Replicas that run.
+        starting: Replicas that start.
+        stopping: Replicas that stop.
+        desired: Number of replicas that the policy requests, before delays and bounds.
+        total_requests: Requests in progress and waiting, as Serve's autoscaler counts them: a mean
+            over its look-back period.
+        queued_requests: All requests that wait now: in Serve's handles, at gates, in engines.
+        shed: Requests that gates refused since the start of the run.
     """
 
     deployment: str
@@ -95,13 +114,22 @@ class DeploymentSample(Sampled, frozen=True, kw_only=True, tag="deployment"):
     shed: int | None = None
 
 
-class ReplicaSample(Sampled, frozen=True, kw_only=True, tag="replica"):
-    """One engine by its own account. `replica` is Serve's replica id, `node` Ray's node id.
+class ReplicaSample(SampleBase, frozen=True, kw_only=True, tag="replica"):
+    """The metrics that one engine reports.
 
-    `state` is Serve's (running, starting, stopping); before it runs, there are no figures yet.
-    `running_requests` are in the engine's batch and `waiting_requests` are not yet;
-    `kv_cache_usage` is a share from 0 to 1. The rest are counters since the engine's start: tokens
-    looked up in the prefix cache and found there, preemptions, tokens read and written.
+    Attributes:
+        deployment: Serve's name of the deployment.
+        replica: Serve's id of the replica.
+        node: Ray's id of the node.
+        state: Serve's state (running, starting, stopping). Before it runs there are no metrics.
+        running_requests: Requests in the engine's batch.
+        waiting_requests: Requests that are not in it yet.
+        kv_cache_usage: Used part of the KV cache, from 0 to 1.
+        prefix_queries: Tokens looked up in the prefix cache since the engine started.
+        prefix_hits: Tokens found there since the engine started.
+        preemptions: Preemptions since the engine started.
+        prompt_tokens: Tokens read since the engine started.
+        output_tokens: Tokens generated since the engine started.
     """
 
     deployment: str
@@ -118,8 +146,8 @@ class ReplicaSample(Sampled, frozen=True, kw_only=True, tag="replica"):
     output_tokens: int | None = None
 
 
-class GpuSample(Sampled, frozen=True, kw_only=True, tag="gpu"):
-    """One card: `gpu` is its index on the node, `utilization` from 0 to 1, `power_w` in watts."""
+class GpuSample(SampleBase, frozen=True, kw_only=True, tag="gpu"):
+    """One GPU: its index on the node, its utilization from 0 to 1, its power in watts."""
 
     node: str
     gpu: int
@@ -128,20 +156,27 @@ class GpuSample(Sampled, frozen=True, kw_only=True, tag="gpu"):
     power_w: float | None = None
 
 
-class ProxySample(Sampled, frozen=True, kw_only=True, tag="proxy"):
-    """One node's HTTP proxy: requests it holds now, and those refused behind it so far."""
+class ProxySample(SampleBase, frozen=True, kw_only=True, tag="proxy"):
+    """The HTTP proxy of one node: requests in progress, and requests refused behind it so far."""
 
     node: str
     in_flight: int | None = None
     shed: int | None = None
 
 
-class DecisionSample(Sampled, frozen=True, kw_only=True, tag="decision"):
-    """A change of a deployment's target: what the policy asked for and saw, and what held it back.
+class DecisionSample(SampleBase, frozen=True, kw_only=True, tag="decision"):
+    """A change of a deployment's target, and why it came when it did.
 
-    `wanted_s` is when the policy first asked for a change this way, `held_by` the delay that stood
-    between and the bound that cut it short, by Serve's own names, and `saw` the figures the policy
-    went by, by name.
+    Attributes:
+        deployment: Serve's name of the deployment.
+        from_target: Number of replicas before.
+        to_target: Number of replicas after.
+        desired: Number of replicas that the policy requested.
+        total_requests: Requests in progress and waiting, as Serve's autoscaler counts them.
+        held_by: The delay that held the change back and the bound that limited it, by Serve's
+            names.
+        wanted_s: When the policy first requested a change in this direction.
+        saw: The metrics that the policy used, by name.
     """
 
     deployment: str
@@ -155,34 +190,38 @@ class DecisionSample(Sampled, frozen=True, kw_only=True, tag="decision"):
 
 
 Sample: TypeAlias = DeploymentSample | ReplicaSample | GpuSample | ProxySample | DecisionSample
-
-
 Sink = Callable[[Sample], None]
 
-
-KINDS: dict[str, type[Sampled]] = {str(one.__struct_config__.tag): one for one in get_args(Sample)}
+SAMPLE_KINDS: dict[str, type[SampleBase]] = {
+    str(sample.__struct_config__.tag): sample for sample in get_args(Sample)
+}
+"""The class of each kind of sample."""
 
 
 def columns(kind: str) -> list[str]:
-    """The columns of a kind's frame, in order.
+    """Return the columns of the data frame of a kind of sample, in order.
 
-    Raises UnknownMetricError for a kind that does not exist.
+    Raises:
+        UnknownMetricError: There is no such kind.
     """
-    if kind not in KINDS:
-        raise UnknownMetricError(f"kind = {kind!r}: the samples are of {', '.join(KINDS)}")
-    return list(KINDS[kind].__struct_fields__)
+    if kind not in SAMPLE_KINDS:
+        raise UnknownMetricError(
+            f"kind of sample must be one of {', '.join(SAMPLE_KINDS)}, got {kind!r}"
+        )
+    return list(SAMPLE_KINDS[kind].__struct_fields__)
 
 
-def line(sample: Sample) -> dict[str, Any]:
-    """The sample as its line in `telemetry.jsonl`, `kind` first."""
+def to_line(sample: Sample) -> dict[str, Any]:
+    """Return a sample as its line in `telemetry.jsonl`, `kind` first."""
     fields: dict[str, Any] = msgspec.to_builtins(sample)
     return fields
 
 
-def read(fields: dict[str, Any]) -> Sample:
-    """The sample that a line of `telemetry.jsonl` is. One without a kind is a deployment's.
+def from_line(fields: Mapping[str, Any]) -> Sample:
+    """Return the sample in a line of `telemetry.jsonl`. A line without a kind is a deployment's.
 
-    Raises msgspec.ValidationError for a line that is none.
+    Raises:
+        msgspec.ValidationError: The line is not a sample.
     """
-    sample: Sample = msgspec.convert({"kind": "deployment", **fields}, Sample)
+    sample: Sample = msgspec.convert({"kind": "deployment", **fields}, Sample, strict=False)
     return sample

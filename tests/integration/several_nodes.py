@@ -81,7 +81,7 @@ class TestNodes:
         assert Counter(r.status for r in result.records) == {"ok": 60}
         assert worker_nodes
         assert not worker_nodes & {*replica_nodes, "head"}
-        replicas = run.samples("replica")
+        replicas = run.samples_frame("replica")
         names = {stage.cluster.name(node) for node in replicas.node.unique()}
         assert names == replica_nodes, "telemetry names the node of each engine"
         assert set(replicas.replica) == {r.replica for r in result.records}

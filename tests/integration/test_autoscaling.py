@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import workbench as wb
+from serving.compat.vllm import ENGINE_METRICS
 from serving.spec.scaling import EnginePressure, TTFTTarget
 from workbench.analysis.reactions import reactions
 from workbench.clock import Clock
@@ -18,7 +19,6 @@ from workbench.loadgen.handle import LoadRun
 from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, Sample
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import ENGINE_METRICS
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 FAST_SCALING: dict[str, Any] = {
@@ -109,13 +109,13 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
     with Telemetry(sleeper, clock, keep, say=lines.append) as watch:
         began_s = asyncio.run(drive(sleeper))
         sleeper.delete()
-        asyncio.run(wait_until(lambda: watch.gone is not None))
+        asyncio.run(wait_until(lambda: watch.ended_reason is not None))
     assert sum("telemetry ends" in line for line in lines) == 1
     records = list(run.records())
     # Stopping the load cancels the requests in progress; no other request may fail.
     assert {record.status for record in records} <= {"ok", "cancelled"}
     assert sum(record.status == "ok" for record in records) > 20
-    frame = run.telemetry()
+    frame = run.samples_frame()
     targets = frame[frame.deployment == "sleeper"].target.dropna().astype(int).tolist()
     assert [target for i, target in enumerate(targets) if targets[i - 1 : i] != [target]] == [
         0,

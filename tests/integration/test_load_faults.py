@@ -1,5 +1,6 @@
-"""What dies beside the service: a load worker, the kernel, the disk. The scripted server's log says
-which requests there were and which it answered whole.
+"""Failures beside the service: a dead load worker, a killed kernel, a full disk.
+
+The scripted server's log says which requests there were and which it answered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from serving.cluster.ports import free_port
 from serving.cluster.supervisor import descendants
 from workbench.endpoints.remote import remote
 from workbench.errors import RunError
-from workbench.loadgen import workers as load_places
+from workbench.loadgen import workers
 from workbench.loadgen.handle import LoadResult
 from workbench.loadgen.start import start_load
 from workbench.records import RequestRecord
@@ -42,8 +43,8 @@ LOAD = LoadSpec(
 SLOW = tokens(4, gap_s=0.1, chat=False)
 
 
-def whole(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
-    """The requests that the server had answered to the last byte at a time of its clock."""
+def answered(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
+    """The requests that the server had answered completely before a time of its clock."""
     ends = {e.request_id: e.sends_s[-1] for e in log if len(e.sends_s) == len(SLOW.steps)}
     return {str(name) for name, at in ends.items() if at < before_s}
 
@@ -56,7 +57,7 @@ def by_status(records: list[RequestRecord]) -> dict[str, set[str]]:
 
 
 def load_workers(root: int) -> list[int]:
-    """Process ids of the load workers below a process."""
+    """The process ids of the load workers below a process."""
     found = []
     for pid in descendants(root):
         with contextlib.suppress(psutil.Error):
@@ -65,7 +66,7 @@ def load_workers(root: int) -> list[int]:
     return found
 
 
-def test_a_load_worker_dies_and_every_request_it_sent_has_its_record(tmp_path: Path) -> None:
+def test_every_request_of_a_dead_worker_is_recorded(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {})
     killed: list[float] = []
 
@@ -83,31 +84,31 @@ def test_a_load_worker_dies_and_every_request_it_sent_has_its_record(tmp_path: P
     with scripted.threaded(SLOW) as server:
         result = asyncio.run(go(server.base_url))
         log = list(server.log)
-    got = by_status(result.records)
-    assert set(got) == {"ok", "error"}
+    recorded = by_status(result.records)
+    assert set(recorded) == {"ok", "error"}
     arrived = {str(e.request_id) for e in log}
-    assert arrived <= got["ok"] | got["error"], "a record for each"
-    # A request is noted before it is sent: the kill may have come between the two, once.
-    assert got["ok"] <= arrived
-    assert len(got["error"] - arrived) <= 1
-    # What the client had 100 ms before the kill was whole in its memory, reported or not.
-    assert whole(log, killed[0] - 0.1) <= got["ok"] <= whole(log)
-    assert 1 <= len(got["error"]) <= 12
+    assert arrived <= recorded["ok"] | recorded["error"], "every request has a record"
+    # A request is in the journal before it is sent: the worker may be killed between the two.
+    assert recorded["ok"] <= arrived
+    assert len(recorded["error"] - arrived) <= 1
+    # Answers that were complete 100 ms before the kill were in the journal, reported or not.
+    assert answered(log, killed[0] - 0.1) <= recorded["ok"] <= answered(log)
+    assert 1 <= len(recorded["error"]) <= 12
     assert {r.error for r in result.records if r.status == "error"} == {
         "the load worker that sent it died"
     }
-    assert by_status(list(run.records())) == got
+    assert by_status(list(run.records())) == recorded
     assert "a load worker died" in (result.ended_early or "")
-    # The other worker went on to its end: 75 requests are its half.
-    assert len(got["ok"]) > 75
+    # The other worker completed its half of 75 requests.
+    assert len(recorded["ok"]) > 75
     assert not (run.path / "unsaved").exists()
 
 
-def test_a_load_worker_whose_node_is_gone_starts_elsewhere(
+def test_worker_on_a_lost_node_starts_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = NodeAffinitySchedulingStrategy("1" * 56, soft=False)
-    monkeypatch.setattr(load_places, "away_from_replicas", lambda number: [gone] * number)
+    monkeypatch.setattr(workers, "away_from_replicas", lambda number: [gone] * number)
     run = Run.create(tmp_path, {}, run_id="elsewhere")
 
     async def go(base_url: str) -> LoadResult:
@@ -128,15 +129,15 @@ from integration.test_load_faults import LOAD
 from workbench.endpoints.remote import remote
 run = wb.Run.create(sys.argv[2], {}, run_id="cut")
 target = remote(sys.argv[1], model="scripted", tokenizer="tiny", api_key="sk-other")
-def told(record):
+def on_record(record):
     print("ENDED", flush=True)
 async def go():
-    await wb.start_load(target, LOAD, run=run, progress=None, on_record=told)
+    await wb.start_load(target, LOAD, run=run, progress=None, on_record=on_record)
 asyncio.run(go())
 """
 
 
-def test_the_kernel_is_killed_and_the_run_has_all_that_had_ended(tmp_path: Path) -> None:
+def test_run_of_a_killed_kernel_is_complete(tmp_path: Path) -> None:
     path = os.pathsep.join([str(TESTS), str(ROOT), os.environ.get("PYTHONPATH", "")])
     with scripted.threaded(SLOW) as server:
         kernel = subprocess.Popen(
@@ -147,22 +148,22 @@ def test_the_kernel_is_killed_and_the_run_has_all_that_had_ended(tmp_path: Path)
         )
         assert kernel.stdout is not None
         for _ in range(40):
-            assert kernel.stdout.readline(), "it ended before it was killed"
+            assert kernel.stdout.readline(), "the load ended before the kernel was killed"
         below = descendants(kernel.pid)
         kernel.kill()
         killed = time.perf_counter()
         kernel.communicate()
         assert_gone(below, free_port())
         log = list(server.log)
-    got = by_status(list(Run.open(tmp_path / "cut").records()))
-    assert whole(log, killed - 0.1) <= got["ok"] <= whole(log)
+    recorded = by_status(list(Run.open(tmp_path / "cut").records()))
+    assert answered(log, killed - 0.1) <= recorded["ok"] <= answered(log)
     arrived = {e.request_id for e in log}
-    assert arrived <= got["ok"] | got["error"]
-    assert got["ok"] <= arrived, "what was cut on its way to the server is no answer"
-    assert not got["ok"] & got["error"]
+    assert arrived <= recorded["ok"] | recorded["error"]
+    assert recorded["ok"] <= arrived, "a request that did not reach the server has no answer"
+    assert not recorded["ok"] & recorded["error"]
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_written(
+def test_full_disk_ends_the_run_and_keeps_its_records(
     tmp_path: Path,
 ) -> None:
     disk = tmp_path / "disk"
@@ -180,14 +181,14 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_was_written(
 
         with scripted.threaded(SLOW) as server, pytest.raises(RunError) as caught:
             asyncio.run(go(server.base_url))
-        said, file = str(caught.value), disk / "full" / "requests.jsonl"
-        assert said.startswith(f"{file} cannot be written: No space left on device. ")
-        assert said.count(". ") == 1
+        message, file = str(caught.value), disk / "full" / "requests.jsonl"
+        assert message.startswith(f"{file} cannot be written: No space left on device. ")
+        assert message.count(". ") == 1
         kept = list(Run.open(disk / "full").records())
         assert 30 < len(kept) < 1000
         assert file.read_bytes().endswith(b"\n")
-        assert {r.request_id for r in kept if r.status == "ok"} <= whole(list(server.log))
-        assert len(server.log) < 1000, "it went on sending what it could not keep"
+        assert {r.request_id for r in kept if r.status == "ok"} <= answered(list(server.log))
+        assert len(server.log) < 1000, "the load must stop once records cannot be kept"
         with pytest.raises(RunError, match="No space left"):
             Run.open(disk / "full").finish({"note": "x" * 100_000})
     finally:

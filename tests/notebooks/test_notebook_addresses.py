@@ -31,7 +31,7 @@ def test_the_first_notebook_deploys_nothing_where_it_has_a_url(
     executed = run_notebook(find_notebook("00"), given, runs=tmp_path, run_id="by-url")
     run = Run.open(tmp_path / "by-url")
     assert [record.status for record in run.records()] == ["ok"] * 8
-    assert run.telemetry().empty
+    assert run.samples_frame().empty
     assert endpoint.status() == before
     kept = executed.read_text() + (run.path / "experiment.json").read_text()
     assert endpoint.api_key.get_secret_value() not in kept

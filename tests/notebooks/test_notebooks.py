@@ -46,7 +46,7 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert summary is not None
     assert summary.completed == 8
     assert summary.failed == 0
-    assert set(run.telemetry().deployment) == {"tiny-llama-glossary", "router"}
+    assert set(run.samples_frame().deployment) == {"tiny-llama-glossary", "router"}
     outputs = output_text(executed)
     glossary = [json.loads(line) for line in GLOSSARY.read_text().splitlines()]
     entry = next(e for e in glossary if e["term"].lower() == "continuous batching")
@@ -70,11 +70,11 @@ def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: 
     executed = run_notebook(notebook, given, runs=tmp_path, run_id="watch")
     run = Run.open(tmp_path / "watch")
     assert {record.status for record in run.records()} == {"ok"}
-    replicas = run.telemetry()
+    replicas = run.samples_frame()
     model = replicas[replicas.deployment == "tiny-llama-glossary"]
     assert model.target.iloc[0] == model.target.iloc[-1] == model.running.iloc[-1] == 0
     assert model.target.max() == 2
-    decisions = run.samples("decision")
+    decisions = run.samples_frame("decision")
     path = decisions[decisions.deployment == "tiny-llama-glossary"]
     assert (path.from_target.iloc[0], path.to_target.iloc[-1]) == (0, 0)
     assert [change.what for change in run.changes()] == ["start", "end"]

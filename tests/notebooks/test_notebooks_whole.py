@@ -228,9 +228,9 @@ def test_notebook_09_sends_every_policy_the_same(finished: Finished) -> None:
     assert len(list(run.records())) == sum(counts)
     for one in runs:
         assert {record.status for record in one.records()} == {"ok"}
-        told = one.telemetry().query("deployment == 'tiny-llama-glossary'")
+        told = one.samples_frame().query("deployment == 'tiny-llama-glossary'")
         assert told.desired.notna().any(), "the policy said what it asks for"
-        assert one.samples("replica").kv_cache_usage.notna().any()
+        assert one.samples_frame("replica").kv_cache_usage.notna().any()
     outputs = output_text(executed)
     assert all(name in outputs for name in ("engine pressure", "ttft_p99_ms", "replica_s"))
     report_of(run)

@@ -1,4 +1,4 @@
-"""A run made by hand: the load rises, holds and drops, and replicas go 0, 1, 2, 1, 0."""
+"""A run made by hand: the load rises, holds and drops, and there are 0, 1, 2, 1, 0 replicas."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SECONDS = 120
 
 
 def made_run(root: Path, run_id: str = "made") -> Run:
-    """The whole run in a folder."""
+    """Return the complete run, in a folder below `root`."""
     run = Run.create(root, {"load": LOAD.model_dump(mode="json")}, run_id=run_id)
     for change in (
         LoadChange(0.0, "start", load=LOAD.model_dump(mode="json")),
-        LoadChange(40.0, "rate", 4.0, "9 requests/s asked for, capped"),
+        LoadChange(40.0, "rate", 4.0, "9 requests/s requested, capped"),
         LoadChange(60.0, "rate", 0.0),
         LoadChange(float(SECONDS), "end"),
     ):
         run.append_change(change)
     for number in range(200):
         sent = 0.2 + 0.3 * number
-        # Until the first replica has started, all wait for it.
+        # All requests wait until the first replica has started.
         first = max(sent + 0.1, 15.0 + 0.01 * number)
         times = [first + 0.02 * token for token in range(8)]
         run.append_request(record(sent, *times, scheduled_s=sent, request_id=f"r{number}"))
@@ -44,7 +44,7 @@ def made_run(root: Path, run_id: str = "made") -> Run:
 
 
 def replicas_at(second: int) -> tuple[int, int, int]:
-    """Running, starting and stopping replicas."""
+    """Return the number of running, starting and stopping replicas."""
     if second < 1 or second >= 95:
         return (0, 0, 0)
     if second < 15:
@@ -79,7 +79,7 @@ def _sample(run: Run, second: int) -> None:
         )
     for replica in range(running):
         if second in (50, 51, 52, 53, 54):
-            continue  # the node did not answer
+            continue  # The node did not answer.
         busy = 20 - second if second < 18 else (3 if second < 61 else 0)
         run.append_telemetry(
             ReplicaSample(

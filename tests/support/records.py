@@ -1,4 +1,4 @@
-"""Records made by hand for the tests of what is computed from them."""
+"""Request records made by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from workbench.records import RequestRecord
 
 
 def record(sent: float | None = 0.0, *token_times: float, **fields: Any) -> RequestRecord:
-    """An ok request whose last token is its end, unless `fields` say otherwise."""
-    usual = {
+    """Return a successful request that ends with its last token, unless `fields` say otherwise."""
+    defaults = {
         "request_id": "r",
         "scheduled_s": None,
         "sent_s": sent,
@@ -23,9 +23,10 @@ def record(sent: float | None = 0.0, *token_times: float, **fields: Any) -> Requ
         "model": "m",
         "tenant": None,
     }
-    return RequestRecord(**(usual | fields))
+    return RequestRecord(**(defaults | fields))
 
 
 def failed(status: str, sent: float = 0.0, end: float = 1.0, **fields: Any) -> RequestRecord:
+    """Return a request that failed with `status`."""
     absent = {"prompt_tokens": None, "output_tokens": None, "end_s": end, "error": "X: y"}
     return record(sent, status=status, **(absent | fields))

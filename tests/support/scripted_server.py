@@ -1,13 +1,12 @@
-"""A scripted OpenAI server on a real socket, and its own log of every send.
+"""A scripted OpenAI server on a real socket, with its own log of everything it sends.
 
-The tests and benchmarks take this log as the truth about when what left the server. It speaks
-just enough HTTP/1.1 for the OpenAI client: POST to any path ending in `completions` plays a
-`Script`; GET `/log` returns the log as JSON; anything else is 404. Nothing here imports the code
-under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
+Tests and benchmarks compare measurements with this log. The server supports as much HTTP/1.1 as the
+OpenAI client needs: a POST is answered with a `Script`, GET `/log` with the log as JSON, and any
+other GET with 404. Nothing here imports the code under test. Times are `time.perf_counter()`, which
+on Linux is one clock for all processes.
 
-As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and
-serves until
-it is ended; `spawn` does that from another process.
+As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and serves
+until it is terminated; `spawn` starts it in another process.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """After `delay_s`, one write of `data`. `token` says whether the log counts it as a token."""
+    """One write of `data` after `delay_s` seconds. `token`: the log counts it as a token."""
 
     data: bytes
     delay_s: float = 0.0
@@ -39,10 +38,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """What one request gets: an HTTP status and body, or a stream of steps.
+    """The answer to one request: an HTTP status and body, or a stream of steps.
 
-    `die` cuts the connection after the last step, in the middle of the chunked body;
-    `hang_s` keeps it open and silent for that long instead of ending it.
+    `die` closes the connection after the last step, within the chunked body. `hang_s` keeps it open
+    and silent for so many seconds before it ends.
     """
 
     steps: tuple[Step, ...] = ()
@@ -55,7 +54,7 @@ class Script:
 
 @dataclasses.dataclass
 class Exchange:
-    """The log of one request. `sends_s` has the time just before each write of a step."""
+    """The log of one request. `sends_s` has the time before the write of each step."""
 
     request_id: str | None
     path: str
@@ -67,10 +66,12 @@ class Exchange:
 
 
 def event(payload: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
     return b"data: " + json.dumps(payload).encode() + b"\n\n"
 
 
 def chat_chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    """Return a chunk of a chat."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     return event(
         {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "scripted"}
@@ -79,6 +80,7 @@ def chat_chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
 
 
 def text_chunk(text: str, finish: str | None = None) -> bytes:
+    """Return a chunk of a completion."""
     choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
     return event(
         {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "scripted"}
@@ -87,13 +89,14 @@ def text_chunk(text: str, finish: str | None = None) -> bytes:
 
 
 def usage(prompt_tokens: int, output_tokens: int) -> bytes:
+    """Return the event with the token counts."""
     counts = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}
     total = {"total_tokens": prompt_tokens + output_tokens}
     return event({"id": "x", "object": "x", "choices": [], "usage": counts | total})
 
 
 def error(status: int, message: str, kind: str = "invalid_request_error", **headers: str) -> Script:
-    """An HTTP error in OpenAI's shape."""
+    """Return an HTTP error in OpenAI's format."""
     body = {"error": {"message": message, "type": kind, "param": None, "code": status}}
     return Script(status=status, body=json.dumps(body).encode(), headers=tuple(headers.items()))
 
@@ -107,7 +110,7 @@ def tokens(
     chat: bool = True,
     **end: Any,
 ) -> Script:
-    """The usual answer: a role chunk, `count` tokens `gap_s` apart, the usage, `[DONE]`."""
+    """Return the usual answer: a role chunk, `count` tokens `gap_s` apart, the usage, `[DONE]`."""
     make = (lambda text: chat_chunk({"content": text})) if chat else text_chunk
     role = [Step(chat_chunk({"role": "assistant", "content": ""}), ttft_s)] if chat else []
     first_delay = 0.0 if chat else ttft_s
@@ -120,7 +123,7 @@ Choose = Callable[[dict[str, Any], int], Script]
 
 
 class ScriptedServer:
-    """`async with ScriptedServer(choose) as server`: `choose(body, n)` scripts the n-th request."""
+    """A server whose n-th request is answered with `choose(body, n)`, or with one script."""
 
     def __init__(self, choose: Choose | Script, *, logging: bool = True) -> None:
         self._choose = choose if callable(choose) else lambda body, n: choose
@@ -128,7 +131,7 @@ class ScriptedServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self.log: list[Exchange] = []
         self.open_now = 0
-        self.open_most = 0
+        self.most_open = 0
         self.port = 0
 
     @property
@@ -151,7 +154,7 @@ class ScriptedServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            while await self._one_request(reader, writer):
+            while await self._serve_request(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
@@ -159,7 +162,7 @@ class ScriptedServer:
             self._tasks.discard(task)
             writer.close()
 
-    async def _one_request(
+    async def _serve_request(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -172,15 +175,15 @@ class ScriptedServer:
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "GET":
-            found = path == "/log"
+            is_log = path == "/log"
             log = json.dumps([dataclasses.asdict(e) for e in self.log]).encode()
-            _plain(writer, 200 if found else 404, log if found else b"{}")
+            _plain(writer, 200 if is_log else 404, log if is_log else b"{}")
             return True
         exchange = Exchange(headers.get("x-request-id"), path, json.loads(raw), received)
         script = self._choose(exchange.body, len(self.log))
         self.log.append(exchange)
         self.open_now += 1
-        self.open_most = max(self.open_most, self.open_now)
+        self.most_open = max(self.most_open, self.open_now)
         try:
             return await self._play(script, exchange, writer)
         finally:
@@ -232,14 +235,14 @@ def _plain(
 
 @contextlib.asynccontextmanager
 async def serving(choose: Choose | Script) -> AsyncIterator[ScriptedServer]:
-    """The server in the caller's own event loop."""
+    """Run the server in the caller's event loop."""
     async with ScriptedServer(choose) as server:
         yield server
 
 
 @contextlib.contextmanager
 def threaded(choose: Choose | Script) -> Iterator[ScriptedServer]:
-    """The server in a thread with an event loop of its own."""
+    """Run the server in a thread with its own event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -256,7 +259,7 @@ def threaded(choose: Choose | Script) -> Iterator[ScriptedServer]:
 
 @contextlib.contextmanager
 def spawn(*options: str) -> Iterator[str]:
-    """The server in a process of its own; yields its base URL. `options` as on the command line."""
+    """Run the server in another process with command-line `options`; yield its base URL."""
     process = subprocess.Popen(
         [sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True
     )
@@ -269,7 +272,7 @@ def spawn(*options: str) -> Iterator[str]:
 
 
 def read_log(base_url: str) -> list[Exchange]:
-    """The log of a server in another process."""
+    """Return the log of a server in another process."""
     with urllib.request.urlopen(base_url.removesuffix("/v1") + "/log", timeout=60) as answer:
         return [Exchange(**entry) for entry in json.load(answer)]
 
@@ -286,7 +289,7 @@ async def _main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=16, help="tokens an answer")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens per answer")
     parser.add_argument("--ttft", type=float, default=0.0, help="seconds to the first token")
     parser.add_argument("--gap", type=float, default=0.0, help="seconds between tokens")
     parser.add_argument("--log", action="store_true", help="keep the time of every send")

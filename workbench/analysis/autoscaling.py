@@ -46,7 +46,7 @@ def _row(run: Run, deployment: str, changes: list[float]) -> dict[str, Any]:
         "failed_or_shed": len(requests) - len(done),
         "ttft_p50_ms": quantiles[0],
         "ttft_p99_ms": quantiles[1],
-        "replica_s": held(run.samples("deployment"), deployment),
+        "replica_s": held(run.samples_frame("deployment"), deployment),
         "changes": len(made),
         "wanted_s": _since(up, "policy_wanted_s"),
         "second_replica_s": _since(up, "first_token_s"),
@@ -76,7 +76,7 @@ FLAP_REVERSALS = 2
 
 def recorded_decisions(run: Run) -> list[DecisionSample]:
     """The decisions that a run's telemetry saw."""
-    return [one for one in run.sample_records() if isinstance(one, DecisionSample)]
+    return [one for one in run.samples() if isinstance(one, DecisionSample)]
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def kv_cache_frame(run: Run, size: CacheSize | None) -> pd.DataFrame:
     """
     if size is None:
         return cache_at([], [], 1).assign(reported=[], running=[])
-    samples = run.samples("replica").dropna(subset=["kv_cache_usage"])
+    samples = run.samples_frame("replica").dropna(subset=["kv_cache_usage"])
     samples = samples[samples.running_requests.astype(float) > 0]
     frame = cache_at(list(run.records()), samples.time_s.tolist(), size.block)
     usable = (size.blocks - NULL_BLOCKS) * size.block

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
 from workbench.workload.arrivals import ClosedLoop, TraceReplay
-from workbench.workload.live_schedule import change_times
+from workbench.workload.rate_curve import change_times
 
 if TYPE_CHECKING:
     from workbench.runs.run import Run
@@ -186,7 +186,7 @@ def load_changes(load: LoadSpec, start_s: float = 0.0) -> list[float]:
         return [start_s]
     at, last, found = 0.0, 0.0, []
     until = float("inf") if load.duration_s is None else load.duration_s
-    for piece in load.arrivals.pieces():
+    for piece in load.arrivals.segments():
         if at >= until:
             break
         if not piece.from_rate == piece.to_rate == last:
@@ -198,7 +198,7 @@ def load_changes(load: LoadSpec, start_s: float = 0.0) -> list[float]:
 
 def run_reactions(run: Run, load_changes_s: Sequence[float] | None = None) -> list[Reaction]:
     """The reactions of a run, from its folder. A live load has kept when it changed."""
-    samples = list(run.sample_records())
+    samples = list(run.samples())
     firsts = (record.first_token_s for record in run.records())
     return reactions(
         [one for one in samples if isinstance(one, DeploymentSample)],

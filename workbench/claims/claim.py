@@ -164,10 +164,10 @@ class _Kept(Frozen):
 
 def write_verdicts(run: Run, verdicts: Sequence[Verdict]) -> Path:
     """Keep the verdicts as `claims.json` in the run's folder; its path."""
-    from workbench.runs.jsonl import write_whole
+    from workbench.runs.jsonl import write_document
 
     path = run.path / FILE
-    write_whole(path, _Kept(verdicts=tuple(verdicts)).model_dump(mode="json"))
+    write_document(path, _Kept(verdicts=tuple(verdicts)).model_dump(mode="json"))
     return path
 
 

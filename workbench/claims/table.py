@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from serving.spec.base import Frozen, explain
 from workbench.claims.claim import FILE, Verdict, read_verdicts
 from workbench.errors import RunError, SettingError
-from workbench.runs.jsonl import write_whole
+from workbench.runs.jsonl import write_document
 from workbench.runs.provenance import FLASH_ATTN
 from workbench.runs.redact import redact
 from workbench.runs.run import LOCATION_PARAMETERS, Run
@@ -94,7 +94,7 @@ def archive(folder: str | Path, to: Path = KEPT) -> Path:
     )
     path = to / f"{run.run_id}.json"
     to.mkdir(parents=True, exist_ok=True)
-    write_whole(path, kept.model_dump(mode="json"))
+    write_document(path, kept.model_dump(mode="json"))
     return path
 
 

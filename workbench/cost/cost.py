@@ -111,7 +111,7 @@ def cost_of(
     RunError for a file that cannot be read.
     """
     per_hour = replica_prices(spec, prices)
-    ledger = replica_seconds_of(run.each_sample(), per_hour, start_s=start_s, end_s=end_s)
+    ledger = replica_seconds_of(run.samples(), per_hour, start_s=start_s, end_s=end_s)
     good = good_tokens(run.records(), slo, start_s=start_s, end_s=end_s)
     return _cost(ledger, per_hour, prices, good)
 

@@ -177,7 +177,7 @@ def replica_seconds_of(
     start_s: float = 0.0,
     end_s: float | None = None,
 ) -> ReplicaSecondsMeter:
-    """The ledger of a whole run, `Run.each_sample()`; with `end_s`, what was last seen holds until
+    """The ledger of a whole run, `Run.samples()`; with `end_s`, what was last seen holds until
     then.
     """
     ledger = ReplicaSecondsMeter(

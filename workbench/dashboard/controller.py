@@ -23,7 +23,7 @@ MOST_OUTPUT = 1024
 def peak_rate(load: LoadSpec) -> float:
     """The highest rate of the plan."""
     arrivals: Any = load.arrivals
-    return float(max(max(piece.from_rate, piece.to_rate) for piece in arrivals.pieces()))
+    return float(max(max(piece.from_rate, piece.to_rate) for piece in arrivals.segments()))
 
 
 def settings(dashboard: Dashboard) -> Settings:
@@ -35,7 +35,7 @@ def settings(dashboard: Dashboard) -> Settings:
     output = int(getattr(prompts.output, "high", 1))
     room = (context_length(endpoint) or MOST_OUTPUT + longest) - longest
     return Settings(
-        rate=arrivals.pieces()[0].from_rate if hasattr(arrivals, "pieces") else 0.0,
+        rate=arrivals.segments()[0].from_rate if hasattr(arrivals, "segments") else 0.0,
         max_rate=dashboard.max_rate,
         burstiness=getattr(arrivals, "burstiness", None),
         output_tokens=output,
@@ -104,12 +104,12 @@ def readings(running: LiveLoad, frames: Frames) -> dict[str, str]:
         "offered": f"{running.rate:.1f}/s",
         "in flight": f"{running.in_progress}",
         "ended": f"{running.ended}",
-        "not well": f"{running.not_well}",
+        "failed": f"{running.failed}",
     }
     if len(frames.requests):
         shown["achieved"] = f"{frames.requests.achieved.iloc[-1]:.1f}/s"
-    if running.left_out:
-        shown["left out (client too slow)"] = f"{running.left_out}"
+    if running.dropped:
+        shown["dropped (client too slow)"] = f"{running.dropped}"
     if len(frames.deployments):
         last = frames.deployments[frames.deployments.time_s == frames.deployments.time_s.iloc[-1]]
         shown["replicas"] = f"{last.running.sum():g} of {last.target.sum():g} wanted"

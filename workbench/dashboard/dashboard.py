@@ -22,7 +22,7 @@ from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
 from workbench.loadgen.handle import LiveLoad
-from workbench.loadgen.progress import LINE_EVERY_S, LiveLines
+from workbench.loadgen.progress import LINE_EVERY_S, LiveLineProgress
 from workbench.loadgen.start import start_live_load
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Dashboard:
             return
         said, self._said = self._said, []
         lines = [line for line, _ in said]
-        print("\n".join([LiveLines(running).now(), *lines]), flush=True)
+        print("\n".join([LiveLineProgress(running).now(), *lines]), flush=True)
 
     def frames(self) -> Frames:
         """The whole run as frames, from its folder."""

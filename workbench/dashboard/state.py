@@ -18,7 +18,7 @@ from workbench.records import (
     LoadChange,
     ReplicaSample,
     Sample,
-    Sampled,
+    SampleBase,
     columns,
 )
 
@@ -49,7 +49,7 @@ class LiveState:
         self._requests = RequestWindows(keep=window_s)
         self._cost = cost
         self._incoming: SimpleQueue[Sample] = SimpleQueue()
-        self._samples: dict[type, deque[Sampled]] = {kind: deque() for kind in _DRAWN}
+        self._samples: dict[type, deque[SampleBase]] = {kind: deque() for kind in _DRAWN}
         self.news = 0
         """Grows with every row or sample that a view has not drawn yet."""
 
@@ -106,7 +106,7 @@ class LiveState:
             cost=self._cost.frame(),
         )
 
-    def _frame(self, kind: type[Sampled]) -> pd.DataFrame:
+    def _frame(self, kind: type[SampleBase]) -> pd.DataFrame:
         import pandas as pd
 
         rows = [msgspec.structs.astuple(one) for one in self._samples[kind]]

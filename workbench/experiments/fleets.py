@@ -21,7 +21,6 @@ from workbench.cost.prices import Prices
 from workbench.endpoints.deployed import Endpoint
 from workbench.loadgen.start import start_load
 from workbench.metrics.summary import Summary, summarize
-from workbench.records import due
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
 
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from workbench.loadgen.progress import Progress
     from workbench.metrics.health import ClientHealth
     from workbench.metrics.slo import SLO
-    from workbench.workload.arrivals import RateSegment, Stages
+    from workbench.workload.arrivals import Stages
+    from workbench.workload.point_process import RateSegment
     from workbench.workload.spec import LoadSpec
 
 STEPS = 100
@@ -101,7 +101,7 @@ def _day(
     health: ClientHealth,
 ) -> Day:
     start, end = window
-    records = [one for one in folder.records() if start <= due(one) < end]
+    records = [one for one in folder.records() if start <= one.due_s < end]
     summary = summarize(records, slo=slo, duration_s=end - start, health=health)
     cost = cost_of(folder, spec, prices, slo=slo, start_s=start, end_s=end)
     return Day(with_cost(summary, cost), cost)
@@ -163,7 +163,7 @@ def max_savings_ratio(arrivals: Stages, replicas: int) -> float:
     nothing to start, one always stays: replicas over the mean of max(1, replicas x rate / peak
     rounded up), over time.
     """
-    pieces = arrivals.pieces()
+    pieces = arrivals.segments()
     peak = max(max(one.from_rate, one.to_rate) for one in pieces)
 
     def needed(one: RateSegment) -> float:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from workbench.experiments.search import saturated
 from workbench.loadgen.start import start_load
 from workbench.metrics.bootstrap import repeat_intervals
-from workbench.records import due
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -68,9 +67,9 @@ async def _stop_when_lost(running: LoadRun, slo: SLO, warmup_s: float) -> None:
     """Stop a load once `slo` is missed, however well the rest of it goes."""
     while True:
         await asyncio.sleep(LOOK_S)
-        first = min(map(due, running.records), default=0.0)
-        judged = [one for one in running.records if due(one) >= first + warmup_s]
-        if saturated(judged, slo, requests_left=running.left):
+        first = min((record.due_s for record in running.records), default=0.0)
+        judged = [one for one in running.records if one.due_s >= first + warmup_s]
+        if saturated(judged, slo, requests_left=running.remaining):
             running.stop("the SLO can no longer be met")
             return
 

@@ -230,7 +230,7 @@ def _line(
 
 
 def _change_marks(frames: Frames) -> dict[str, Any]:
-    from workbench.workload.live_schedule import offered
+    from workbench.workload.rate_curve import offered_rates
 
     shown = [one for one in frames.changes if one.what not in ("start", "end")]
     times = [one.time_s for one in shown]
@@ -239,7 +239,7 @@ def _change_marks(frames: Frames) -> dict[str, Any]:
     return {
         "type": "scatter",
         "x": times,
-        "y": offered(frames.changes, times),
+        "y": offered_rates(frames.changes, times),
         "name": "changed by hand",
         "mode": "markers",
         "marker": {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1}},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from workbench.cost.series import CostSeries, cost_rows
 from workbench.metrics.windows import request_windows
 from workbench.records import LoadChange
-from workbench.workload.live_schedule import offered
+from workbench.workload.rate_curve import offered_rates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def frames_of(
 
     `cost` is a new series, which knows the prices.
     """
-    own = {kind: of(run.samples(kind), deployments) for kind in ("deployment", "decision")}
+    own = {kind: of(run.samples_frame(kind), deployments) for kind in ("deployment", "decision")}
     changes = run.changes()
     seen = [*own["deployment"].time_s, *(change.time_s for change in changes)]
     requests = request_windows(run.records(), until_s=max(seen, default=0.0))
@@ -60,8 +60,8 @@ def frames_of(
         changes=changes,
         deployments=own["deployment"],
         decisions=own["decision"],
-        engine=engine_rows(of(run.samples("replica"), deployments)),
-        cost=cost_rows(series, run.each_sample(), run.records()),
+        engine=engine_rows(of(run.samples_frame("replica"), deployments)),
+        cost=cost_rows(series, run.samples(), run.records()),
     )
 
 
@@ -73,7 +73,7 @@ def of(samples: pd.DataFrame, deployments: Collection[str]) -> pd.DataFrame:
 def with_offered(requests: pd.DataFrame, changes: Sequence[LoadChange]) -> pd.DataFrame:
     """`requests` and the rate that a live load wanted at each of its rows."""
     times = requests.time_s.tolist()
-    return requests.assign(offered=offered(changes, times) if changes else float("nan"))
+    return requests.assign(offered=offered_rates(changes, times) if changes else float("nan"))
 
 
 def engine_rows(replicas: pd.DataFrame) -> pd.DataFrame:

@@ -23,8 +23,7 @@ _ROWS = {
 def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     """KV cache, preemptions and batch of each side over its own run's time.
 
-    A side is the `replica` samples of a run (`Run.samples("replica")`). Preemptions are counted
-    from the side's first sample.
+    A side is `Run.samples_frame("replica")`. Preemptions are counted from the side's first sample.
     """
     from plotly.subplots import make_subplots
 

@@ -49,9 +49,9 @@ def replica_panel(
 ) -> go.Figure:
     """Replicas stacked by state under the target line, with the autoscaler's decisions as marks.
 
-    `telemetry` is `Run.samples("deployment")` (columns time_s, deployment, target, running,
-    starting, stopping, desired), `decisions` is `Run.samples("decision")`. One `deployment`, or
-    the sum of all.
+    `telemetry` is `Run.samples_frame("deployment")` (columns time_s, deployment, target, running,
+    starting, stopping, desired), `decisions` is `Run.samples_frame("decision")`. One `deployment`,
+    or the sum of all.
     """
     figure = stacked([1.0], height=340)
     traces = replica_traces(telemetry, decisions, deployment=deployment)
@@ -220,8 +220,8 @@ def policy_figure(runs: Mapping[str, Run], deployment: str) -> go.Figure:
     for row, (name, run) in enumerate(runs.items(), 1):
         start_s = _first_sample(run)
         traces = replica_traces(
-            _shifted(run.samples("deployment"), start_s),
-            _shifted(run.samples("decision"), start_s),
+            _shifted(run.samples_frame("deployment"), start_s),
+            _shifted(run.samples_frame("decision"), start_s),
             deployment=deployment,
         )
         for trace in traces:
@@ -246,7 +246,7 @@ def policy_figure(runs: Mapping[str, Run], deployment: str) -> go.Figure:
 
 
 def _first_sample(run: Run) -> float:
-    times = run.samples("deployment").time_s
+    times = run.samples_frame("deployment").time_s
     return float(times.min()) if len(times) else 0.0
 
 

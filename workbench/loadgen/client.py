@@ -1,8 +1,8 @@
-"""One streamed call through the OpenAI client, timed at the socket, as a `RequestRecord`.
+"""Send one streaming request through the OpenAI client, timed at the socket.
 
-What happens while an answer streams is one timestamp a network read; the bytes are parsed when the
-request has ended, so that reading one answer does not delay the timestamps of the others. Events
-that arrive in one read share its time.
+While an answer streams, only one timestamp per network read is taken. The bytes are parsed when the
+request has ended, so that parsing one answer does not delay the timestamps of others. Events that
+arrive in one read share its time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
 from serving.gateway.stages import TIMING_HEADER
 from workbench.clock import Clock
 from workbench.loadgen.outcome import ends_request, redact_error
-from workbench.loadgen.sse import outcome, parse, stages
+from workbench.loadgen.sse import answer_status, parse_answer, stage_times
 from workbench.records import RequestRecord
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from openai import AsyncAPIResponse, AsyncOpenAI
 
-Prompt = str | Sequence[Mapping[str, Any]]
+ChatInput = str | Sequence[Mapping[str, Any]]
 OnRecord = Callable[[RequestRecord], None]
 OnEvent = Callable[[Literal["sent", "read"], float], None]
 
@@ -33,7 +33,7 @@ async def stream_chat(
     client: AsyncOpenAI,
     *,
     model: str,
-    messages: Prompt,
+    messages: ChatInput,
     max_tokens: int | None,
     clock: Clock,
     ignore_eos: bool = False,
@@ -41,16 +41,29 @@ async def stream_chat(
     extra_body: Mapping[str, Any] | None = None,
     **timing: Any,
 ) -> RequestRecord:
-    """One streamed chat completion. A string is one user message.
+    """Send one streaming chat completion.
 
-    How the server fails becomes the record's status: HTTP 429 and 503 are `shed`; other errors,
-    a connection or stream that breaks, and a stream without `[DONE]` are `error`; nothing is
-    retried. A mistake in the call itself is raised.
+    A failure of the server becomes the record's status: `shed` for HTTP 429 and 503, and `error`
+    for other errors, for a connection or a stream that breaks, and for a stream without `[DONE]`.
+    Nothing is retried. A mistake in the call itself is raised.
 
-    `timing`: `scheduled_s`, `request_id` (also sent, as `x-request-id`), `tenant`, `timeout_s`
-    (for the whole call, instead of the client's own limits), `on_event(kind, at_s)` (`sent` or
-    `read`, called while others stream: keep it quick) and `on_record(record)`, called with every
-    record, also that of a cancelled call, which then raises `CancelledError`.
+    Args:
+        client: The OpenAI client.
+        model: The name of the model.
+        messages: The messages of the chat. A string is one user message.
+        max_tokens: Maximum number of output tokens.
+        clock: The clock of the record, in seconds.
+        ignore_eos: Generate `max_tokens` tokens in any case.
+        temperature: Sampling temperature.
+        extra_body: Further fields of the request.
+        timing: `scheduled_s`; `request_id` (also sent, as `x-request-id`); `tenant`; `timeout_s`,
+            for the whole call, instead of the client's own limits; `on_event(kind, at_s)`, called
+            with `sent` or `read` while other requests stream, so it must be fast; and
+            `on_record(record)`, called with every record, even that of a cancelled call, which
+            then raises `CancelledError`.
+
+    Returns:
+        The record of the request.
     """
     chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     body = {"messages": chat} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
@@ -70,13 +83,14 @@ async def stream_completion(
     extra_body: Mapping[str, Any] | None = None,
     **timing: Any,
 ) -> RequestRecord:
-    """One streamed completion of a text or of token ids; otherwise as `stream_chat`."""
+    """Send one streaming completion of a text or of token ids; otherwise as `stream_chat`."""
     body = {"prompt": prompt} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
     create = without_retries(client).completions.with_streaming_response.create
     return await _call(create, body, client.api_key, clock=clock, **timing)
 
 
 def without_retries(client: AsyncOpenAI) -> AsyncOpenAI:
+    """Return `client` without retries."""
     return client if client.max_retries == 0 else client.with_options(max_retries=0)
 
 
@@ -94,10 +108,10 @@ def _body(
     return body if max_tokens is None else body | {"max_tokens": max_tokens}
 
 
-def _slim(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same request with all that may be long in `extra_body`, which wins over the arguments.
+def bypass_client_validation(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same request with everything long in `extra_body`, which wins over arguments.
 
-    The OpenAI client looks at every element of its arguments, at some 10 us for each token id.
+    The OpenAI client inspects every element of its arguments, at some 10 us per token id.
     """
     required: dict[str, Any] = {"messages": []} if "messages" in body else {"prompt": ""}
     rest = {name: value for name, value in body.items() if name not in {"model", "extra_body"}}
@@ -123,13 +137,14 @@ async def _call(
     sent = clock()
     if on_event is not None:
         on_event("sent", sent)
-    # The client's own limits (5 s for a connection) would cut a request that has longer.
+    # The client's own limits (5 s for a connection) would cut a request that may take longer.
     limit = {} if timeout_s is None else {"timeout": timeout_s}
-    call = create(**_slim(body), extra_headers={"x-request-id": request_id}, **limit)
+    arguments = bypass_client_validation(body)
+    call = create(**arguments, extra_headers={"x-request-id": request_id}, **limit)
     headers: dict[str, str] = {}
     failure = await _read(call, reads, headers, clock, timeout_s, on_event)
-    stopped, answer = clock(), parse(reads)
-    status, error = outcome(answer, failure)
+    stopped, answer = clock(), parse_answer(reads)
+    status, error = answer_status(answer, failure)
     record = RequestRecord(
         request_id=request_id,
         scheduled_s=scheduled_s,
@@ -144,7 +159,7 @@ async def _call(
         model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
-        stages=stages(answer, headers.get(TIMING_HEADER)),
+        stages=stage_times(answer, headers.get(TIMING_HEADER)),
     )
     if on_record is not None:
         on_record(record)
@@ -161,9 +176,12 @@ async def _read(
     timeout_s: float | None,
     on_event: OnEvent | None,
 ) -> BaseException | None:
-    """Send, and note each read and its time in `reads`; what ended the request too early, if so.
+    """Send the request, and add each read with its time to `reads`.
 
-    `headers` gets those of the answer, if one began.
+    The headers of the answer, if one began, are added to `headers`.
+
+    Returns:
+        What ended the request early, if anything did.
     """
     try:
         async with asyncio.timeout(timeout_s), call as response:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.clock import Clock
 from workbench.errors import SettingError
-from workbench.loadgen.client import OnRecord, Prompt, stream_chat, without_retries
+from workbench.loadgen.client import ChatInput, OnRecord, stream_chat, without_retries
 from workbench.records import RequestRecord
 
 if TYPE_CHECKING:
@@ -19,24 +19,40 @@ async def closed_loop(
     client: AsyncOpenAI,
     *,
     model: str,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ChatInput],
     max_tokens: int | Sequence[int],
     concurrency: int,
     clock: Clock,
     on_record: OnRecord | None = None,
     **call: Any,
 ) -> list[RequestRecord]:
-    """Send `prompts` as chats, at most `concurrency` at once; records in the order they ended.
+    """Send `prompts` as chats, at most `concurrency` at a time.
 
-    With at least as many slots as prompts, all start at once. `scheduled_s` is when a slot became
-    free. If the loop is cancelled or interrupted, `on_record` has had every record, those of the
-    cut requests (`cancelled`) included, and the cancellation goes on. `call` goes to `stream_chat`.
+    With at least as many users as prompts, all start at once. `scheduled_s` of a record is when its
+    user became free. If the loop is cancelled or interrupted, `on_record` has had every record,
+    including those of the cut requests (`cancelled`), and the cancellation is raised.
+
+    Args:
+        client: The OpenAI client.
+        model: The name of the model.
+        prompts: The chats.
+        max_tokens: Maximum number of output tokens, for all or for each.
+        concurrency: Number of users.
+        clock: The clock of the records, in seconds.
+        on_record: Called with each record.
+        call: Passed to `stream_chat`.
+
+    Returns:
+        The records in the order in which the requests ended.
+
+    Raises:
+        SettingError: `concurrency` is below 1.
     """
     if concurrency < 1:
-        raise SettingError(f"concurrency is {concurrency}: give at least 1")
+        raise SettingError(f"concurrency must be at least 1, got {concurrency}")
     limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
-    work = iter(list(zip(prompts, limits, strict=True)))
-    once = without_retries(client)
+    pending = iter(list(zip(prompts, limits, strict=True)))
+    client = without_retries(client)
     records: list[RequestRecord] = []
 
     def keep(record: RequestRecord) -> None:
@@ -44,23 +60,21 @@ async def closed_loop(
         if on_record is not None:
             on_record(record)
 
-    async def slot(free_s: float) -> None:
-        for messages, limit in work:
-            timing: dict[str, Any] = {
-                "clock": clock,
-                "scheduled_s": free_s,
-                "on_record": keep,
-            } | call
-            await stream_chat(once, model=model, messages=messages, max_tokens=limit, **timing)
+    async def user(free_s: float) -> None:
+        for messages, limit in pending:
+            timing: dict[str, Any] = {"clock": clock, "scheduled_s": free_s, "on_record": keep}
+            await stream_chat(
+                client, model=model, messages=messages, max_tokens=limit, **timing | call
+            )
             free_s = clock()
 
     start = clock()
-    await _together([slot(start) for _ in range(min(concurrency, len(prompts)))])
+    await _run_together([user(start) for _ in range(min(concurrency, len(prompts)))])
     return records
 
 
-async def _together(coroutines: Sequence[Any]) -> None:
-    """Run them at once. The first exception cancels the rest and is raised as itself."""
+async def _run_together(coroutines: Sequence[Any]) -> None:
+    """Run coroutines concurrently. The first exception cancels the others and is raised itself."""
     try:
         async with asyncio.TaskGroup() as group:
             for coroutine in coroutines:

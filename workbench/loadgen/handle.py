@@ -1,31 +1,32 @@
-"""A load on its way and what became of it: what `start_load` hands out."""
+"""What `start_load` and `start_live_load` return: a load in progress, and its result."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import SettingError
 from workbench.metrics.health import ClientHealth
-from workbench.records import LoadChange, What
-from workbench.workload.live_schedule import RateCurve, checked_burstiness, checked_rate
+from workbench.records import ChangeKind, LoadChange
 from workbench.workload.prompts import RandomPrompts
-from workbench.workload.spec import LoadSpec
+from workbench.workload.rate_curve import RateCurve, check_burstiness, check_rate
+from workbench.workload.spec import WORKER_RATE, LoadSpec
 
 if TYPE_CHECKING:
     from workbench.clock import Clock
     from workbench.metrics.slo import SLO
     from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
+    from workbench.runs.run import Run
 
 
 @dataclass(repr=False)
 class LoadResult:
-    """What became of a load.
+    """The result of a load.
 
-    `ended_early` says why it did not run to its end, if so; `incidents` what went wrong on the way.
+    `ended_early` says why it ended before its plan did, and `incidents` what went wrong meanwhile.
     """
 
     records: Sequence[RequestRecord]
@@ -40,58 +41,74 @@ class LoadResult:
         return f"LoadResult({self.summary().headline()})"
 
     def summary(self, slo: SLO | None = None) -> Summary:
-        """The figures, warm-up cut, with the verdict on the workers."""
+        """Return the metrics without the warm-up, and the health of the load workers."""
         from workbench.metrics.summary import summarize
 
         return summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
 
 
+class StoredRecords(Sequence["RequestRecord"]):
+    """The records in a run's folder, which are read again each time they are used."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __iter__(self) -> Iterator[RequestRecord]:
+        return self._run.records()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
 @dataclass
 class LoadRun:
-    """A load on its way. Await it for its `LoadResult`; `stop()` ends it early.
+    """A load in progress. Await it for its `LoadResult`; `stop()` ends it early.
 
-    `start_s` is when its schedule begins, on the run's clock; None while workers come up.
+    `start_s` is when its schedule begins, on the run's clock; None while the workers start.
     """
 
     planned: int
     clock: Clock
     records: list[RequestRecord] = field(default_factory=list)
     start_s: float | None = None
-    _most: int | None = None
+    _at_most: int | None = None
     _task: asyncio.Task[LoadResult] | None = None
     _stopped: str | None = None
 
     @property
-    def left(self) -> int:
-        """The most requests that may still end: in a closed loop, few once its time is over."""
-        return (self.planned if self._most is None else self._most) - len(self.records)
+    def remaining(self) -> int:
+        """How many requests may still end; few in a closed loop whose duration is over."""
+        return (self.planned if self._at_most is None else self._at_most) - len(self.records)
 
-    def stop(self, why: str = "stopped by hand") -> None:
-        """Send nothing more; what is in progress is recorded as cancelled."""
-        self._stopped = self._stopped or why
+    def add(self, record: RequestRecord) -> None:
+        """Count a request that ended."""
+        self.records.append(record)
+
+    def stop(self, reason: str = "stopped by hand") -> None:
+        """Send nothing more. Requests in progress are recorded as cancelled."""
+        self._stopped = self._stopped or reason
 
     def __await__(self) -> Generator[Any, None, LoadResult]:
         assert self._task is not None
         return self._task.__await__()
 
 
-WORKER_RATE = 100.0
-"""Requests per second that one load worker is trusted with."""
-
-
-State = Literal["starting", "running", "paused", "ended"]
+LoadState = Literal["starting", "running", "paused", "ended"]
 
 
 @dataclass
 class LiveLoad(LoadRun):
-    """A live load on its way. Await it for its `LoadResult`.
+    """A live load in progress. Await it for its `LoadResult`.
 
-    `by_hand` once a rate was set in place of the plan; `ended` requests so far, `not_well` of
-    them, `in_progress`, and `left_out`, which the client could not send in time. With a run folder,
-    `records` has the latest alone.
+    `by_hand` is true once a rate replaced the plan. `ended` counts the requests that ended,
+    `failed` those of them without an answer, `in_progress` those that have not ended, and `dropped`
+    those that the client could not send in time. With a run folder, `records` has only the latest.
 
-    Every `set_` takes effect within half a second; what is no value raises SettingError and changes
-    nothing. `changes` has what was changed and when.
+    Every change takes effect within half a second. A value out of range raises SettingError and
+    changes nothing. `changes` has what was changed and when.
     """
 
     load: LoadSpec = field(default_factory=LoadSpec)
@@ -99,64 +116,84 @@ class LiveLoad(LoadRun):
     max_model_len: int | None = None
     changes: list[LoadChange] = field(default_factory=list)
     in_progress: int = 0
-    left_out: int = 0
-    state: State = "starting"
+    dropped: int = 0
+    state: LoadState = "starting"
     on_sent: Callable[[list[float]], None] | None = None
     by_hand: bool = False
     ended: int = 0
-    not_well: int = 0
-    _asked: list[LoadChange] = field(default_factory=list)
+    failed: int = 0
+    _requested: list[LoadChange] = field(default_factory=list)
     _curve: RateCurve | None = None
 
     @property
     def rate(self) -> float:
-        """Requests per second wanted now; 0 while paused."""
+        """The current target rate, in requests per second; 0 while paused."""
         return 0.0 if self._curve is None else self._curve.rate_at(self.clock())
+
+    def add(self, record: RequestRecord) -> None:
+        """Count a request that ended."""
+        super().add(record)
+        self.ended += 1
+        self.failed += record.status != "ok"
 
     def set_rate(self, rate: float) -> float:
         """Send `rate` requests per second from now on, instead of the plan.
 
-        The rate that holds is returned: one beyond `max_rate`, which the load workers cannot reach,
-        is capped to it, and the change is marked.
+        Returns:
+            The rate that applies. A rate above `max_rate`, which the load workers cannot reach, is
+            capped, and the change is marked.
+
+        Raises:
+            SettingError: The rate is out of range, or the load has ended.
         """
-        held = min(checked_rate(rate), self.max_rate)
+        capped = min(check_rate(rate), self.max_rate)
         note = None
-        if held < rate:
-            note = f"{rate:g} requests/s asked for, capped to what the load workers reach"
-        self._ask("rate", held, note)
+        if capped < rate:
+            note = f"{rate:g} requests/s requested, capped to what the load workers reach"
+        self._request("rate", capped, note)
         self.by_hand = True
-        return held
+        return capped
 
     def set_burstiness(self, burstiness: float | None) -> None:
-        """The shape of the gamma law of the gaps: 1 is Poisson, below 1 bursty, None even."""
-        self._ask("burstiness", checked_burstiness(burstiness))
+        """Set the shape of the gamma distribution of the gaps: 1 is Poisson, None even gaps.
+
+        Raises:
+            SettingError: The value is out of range, or the load has ended.
+        """
+        self._request("burstiness", check_burstiness(burstiness))
 
     def set_output_tokens(self, tokens: int) -> None:
-        """Ask for so many tokens in each further request."""
+        """Request so many output tokens in each further request.
+
+        Raises:
+            SettingError: Prompt and answer could exceed the context, or the load has ended.
+        """
         assert isinstance(self.load.prompts, RandomPrompts)
-        longest: Any = self.load.prompts.input
+        prompt: Any = self.load.prompts.input
         if tokens < 1:
-            raise SettingError(f"output_tokens is {tokens}: give at least 1")
-        if self.max_model_len is not None and longest.high + tokens > self.max_model_len:
+            raise SettingError(f"output_tokens must be at least 1, got {tokens}")
+        if self.max_model_len is not None and prompt.high + tokens > self.max_model_len:
             raise SettingError(
-                f"output_tokens is {tokens}: with {longest.high} of the prompt that is beyond "
-                f"max_model_len = {self.max_model_len}; lower it"
+                f"output_tokens = {tokens} and a prompt of {prompt.high} are beyond "
+                f"max_model_len = {self.max_model_len}; lower output_tokens"
             )
-        self._ask("output_tokens", tokens)
+        self._request("output_tokens", tokens)
 
     def pause(self) -> None:
-        """Send nothing more until `resume`; what is in progress goes on."""
-        self._ask("pause")
+        """Send nothing more until `resume`. Requests in progress go on."""
+        self._request("pause")
 
     def resume(self) -> None:
-        """Go on where `pause` came, in the plan too."""
-        self._ask("resume")
+        """Continue where `pause` came, in the plan too."""
+        self._request("resume")
 
-    def note(self, what: What, value: float | None = None, note: str | None = None) -> None:
-        """Keep something else that was changed now, such as the scaling."""
-        self._ask(what, value, note)
+    def note(self, what: ChangeKind, value: float | None = None, note: str | None = None) -> None:
+        """Log another change at this time, such as one of the scaling."""
+        self._request(what, value, note)
 
-    def _ask(self, what: What, value: float | None = None, note: str | None = None) -> None:
+    def _request(
+        self, what: ChangeKind, value: float | None = None, note: str | None = None
+    ) -> None:
         if self.state == "ended":
             raise SettingError(f"{what} cannot be changed: the load has ended. Start another")
-        self._asked.append(LoadChange(self.clock(), what, value, note))
+        self._requested.append(LoadChange(self.clock(), what, value, note))

@@ -6,21 +6,17 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-_TRANSPORTS = {"aiohttp", "anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2"}
-
-
-_SHED = {429, 503}
-
-
 UNREACHABLE = "connection failed"
-"""How the reason of a request begins that reached no server, or lost it."""
+"""Start of the reason of a request that reached no server, or lost it."""
 
-
-_QUOTE = 16
+_TRANSPORTS = {"aiohttp", "anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2"}
+_SHED = {429, 503}
+_QUOTE_LENGTH = 16
+"""Characters of a prompt that count as a quotation of it."""
 
 
 def ends_request(problem: BaseException) -> bool:
-    """Whether `problem` says how a request ended. A mistake in the call does not: raise it."""
+    """Return whether `problem` is how a request ended. A mistake in the call is not: raise it."""
     import openai
 
     kinds = (openai.OpenAIError, OSError, EOFError, asyncio.CancelledError)
@@ -31,7 +27,7 @@ def ends_request(problem: BaseException) -> bool:
 def classify_failure(
     problem: BaseException,
 ) -> tuple[Literal["error", "shed", "timeout", "cancelled"], str | None]:
-    """The status and the reason of a request that ended with `problem`."""
+    """Return the status and the reason of a request that ended with `problem`."""
     if isinstance(problem, asyncio.CancelledError):
         return "cancelled", None
     name, code = type(problem).__name__, getattr(problem, "status_code", None)
@@ -39,30 +35,31 @@ def classify_failure(
         body = getattr(problem, "body", None)
         message = body.get("message") if isinstance(body, Mapping) else problem
         return ("shed" if code in _SHED else "error"), f"{name}: HTTP {code}: {message}"
-    beneath = problem.__cause__ or problem.__context__
-    if name == "APIConnectionError" or _refused(problem):
-        return "error", f"{UNREACHABLE}: {beneath or problem}"
-    below = "" if beneath is None else f" ({type(beneath).__name__}: {beneath})"
+    cause = problem.__cause__ or problem.__context__
+    if name == "APIConnectionError" or _is_refused(problem):
+        return "error", f"{UNREACHABLE}: {cause or problem}"
+    detail = "" if cause is None else f" ({type(cause).__name__}: {cause})"
     late = any("Timeout" in kind.__name__ for kind in type(problem).__mro__)
-    return ("timeout" if late else "error"), f"{name}: {problem}{below}"
+    return ("timeout" if late else "error"), f"{name}: {problem}{detail}"
 
 
-def _refused(problem: BaseException) -> bool:
-    """Whether a socket failed beneath it. The OpenAI client's aiohttp transport calls a refused
-    connection a timeout.
+def _is_refused(problem: BaseException) -> bool:
+    """Return whether a socket failed.
+
+    The OpenAI client's aiohttp transport reports a refused connection as a timeout.
     """
-    beneath: BaseException | None = problem
-    while beneath is not None:
-        if isinstance(beneath, OSError) and not isinstance(beneath, TimeoutError):
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, TimeoutError):
             return True
-        beneath = beneath.__cause__ or beneath.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 def redact_error(reason: str, prompt: Any, api_key: str | None) -> str:
-    """`reason` on one line of at most 200 characters that quotes neither the key nor the prompt.
+    """Return `reason` as one line of at most 200 characters, without the key or the prompt.
 
-    Servers repeat the request in their error messages, and a record must not hold its text.
+    Servers repeat the request in their error messages, and a record must not contain its text.
     """
     if api_key:
         reason = reason.replace(api_key, "[key]")
@@ -73,9 +70,10 @@ def redact_error(reason: str, prompt: Any, api_key: str | None) -> str:
 
 
 def _quotes(short: str, text: str) -> bool:
-    if len(text) < _QUOTE:
+    if len(text) < _QUOTE_LENGTH:
         return any(f"{mark}{text}{mark}" in short for mark in "'\"")
-    return any(short[i : i + _QUOTE] in text for i in range(len(short) - _QUOTE + 1))
+    starts = range(len(short) - _QUOTE_LENGTH + 1)
+    return any(short[start : start + _QUOTE_LENGTH] in text for start in starts)
 
 
 def _texts(prompt: Any) -> Iterator[str]:

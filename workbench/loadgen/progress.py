@@ -1,4 +1,4 @@
-"""How far a load is: a bar for a person, lines for a pipeline, and an estimate of the rest."""
+"""Show the progress of a load: a bar for a person, lines for a pipeline."""
 
 from __future__ import annotations
 
@@ -12,39 +12,57 @@ from workbench.errors import SettingError
 if TYPE_CHECKING:
     from workbench.loadgen.handle import LiveLoad
     from workbench.records import RequestRecord
-    from workbench.workload.spec import LoadSpec, Session
+    from workbench.workload.spec import Arrival, LoadSpec
 
 LINE_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What a load tells of itself while it goes."""
+    """What a load reports while it runs."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
-    def show(
-        self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float
-    ) -> None: ...
+    def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
+        """Show the state of the load."""
+        ...
 
-    def say(self, line: str) -> None: ...
+    def say(self, line: str) -> None:
+        """Show one more line."""
+        ...
 
 
-def make_progress(
-    kind: Progress | str | None, load: LoadSpec, sessions: Sequence[Session]
-) -> Progress:
-    """The progress that `kind` names. Raises SettingError for a name that is none."""
+def make_progress(kind: Progress | str | None, load: LoadSpec, plan: Sequence[Arrival]) -> Progress:
+    """Return the progress of a planned load: 'bar', 'lines' or None.
+
+    Raises:
+        SettingError: There is no such progress.
+    """
     if kind is not None and not isinstance(kind, str):
         return kind
     kinds = {"bar": BarProgress, "lines": LineProgress, None: NoProgress}
     if kind not in kinds:
-        raise SettingError(f"progress is {kind!r}: give 'bar', 'lines' or None")
-    planned = sum(len(session.turns) for session in sessions)
-    return kinds[kind](planned, sessions[-1].at_s, _what(load))
+        raise SettingError(f"progress must be 'bar', 'lines' or None, got {kind!r}")
+    planned = sum(len(arrival.turns) for arrival in plan)
+    return kinds[kind](planned, plan[-1].at_s, rate_label(load))
 
 
-def _what(load: LoadSpec) -> str:
+def make_live_progress(kind: Progress | str | None, running: LiveLoad) -> Progress:
+    """Return the progress of a live load: 'lines' or None. A bar would need a known end.
+
+    Raises:
+        SettingError: There is no such progress.
+    """
+    if kind is not None and not isinstance(kind, str):
+        return kind
+    if kind not in ("lines", None):
+        raise SettingError(f"progress of a live load must be 'lines' or None, got {kind!r}")
+    return LiveLineProgress(running) if kind else NoProgress(0, None, "")
+
+
+def rate_label(load: LoadSpec) -> str:
+    """Return the rate of a load in words, or '' where it has no single one."""
     arrivals = load.arrivals
     if arrivals.kind == "closed":
         return f"{arrivals.max_concurrency} at a time"
@@ -53,12 +71,12 @@ def _what(load: LoadSpec) -> str:
 
 
 class NoProgress:
-    """Says nothing; the others build on what it counts."""
+    """Shows nothing. The others build on what it computes."""
 
-    def __init__(self, planned: int, last_at_s: float | None, what: str) -> None:
+    def __init__(self, planned: int, last_at_s: float | None, rate: str) -> None:
         self._planned = planned
         self._last_at_s = last_at_s
-        self._title = f"sending {planned} requests" + (f", {what}" if what else "")
+        self._title = f"sending {planned} requests" + (f", {rate}" if rate else "")
 
     def __enter__(self) -> Self:
         return self
@@ -67,32 +85,32 @@ class NoProgress:
         return
 
     def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
-        return
+        """Show nothing."""
 
     def say(self, line: str) -> None:
-        return
+        """Show nothing."""
 
     def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
-        """One line: what ended, what failed, what is in progress, and about how much is left."""
+        """Return one line: what ended, failed and is in progress, and how long it still takes."""
         failed = sum(record.status != "ok" for record in records)
-        left = self.left_s(len(records), elapsed_s)
+        remaining_s = self.remaining_s(len(records), elapsed_s)
         parts = [
             f"{len(records)} of {self._planned} requests ended",
-            f"{failed} of them not well" if failed else "",
+            f"{failed} failed" if failed else "",
             f"{in_progress} in progress",
-            "" if not left else f"about {left:.0f} s left",
+            f"about {remaining_s:.0f} s left" if remaining_s else "",
         ]
         return f"{max(0.0, elapsed_s):5.1f} s  " + ", ".join(part for part in parts if part)
 
-    def left_s(self, ended: int, elapsed_s: float) -> float | None:
-        """Seconds to the last send; in a closed loop, at the pace so far."""
+    def remaining_s(self, ended: int, elapsed_s: float) -> float | None:
+        """Return the seconds to the last send or, in a closed loop, to the end at this pace."""
         if self._last_at_s is not None:
             return max(0.0, self._last_at_s - elapsed_s)
         return elapsed_s / ended * (self._planned - ended) if ended and elapsed_s > 0 else None
 
 
 class LineProgress(NoProgress):
-    """A line every few seconds, and one at the end."""
+    """Prints a line every few seconds, and one at the end."""
 
     def __enter__(self) -> Self:
         self._next = time.monotonic() + LINE_EVERY_S
@@ -105,79 +123,71 @@ class LineProgress(NoProgress):
             print(self._latest, flush=True)
 
     def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
+        """Print a line if it is time for one."""
         self._latest = self.line(records, in_progress, elapsed_s)
         if time.monotonic() >= self._next:
             print(self._latest, flush=True)
             self._latest, self._next = "", time.monotonic() + LINE_EVERY_S
 
     def say(self, line: str) -> None:
+        """Print a line now."""
         print(line, flush=True)
 
 
-class LiveLines(LineProgress):
-    """Lines of a load that has no planned number of requests."""
+class LiveLineProgress(LineProgress):
+    """Prints lines about a load that has no planned number of requests."""
 
     def __init__(self, running: LiveLoad) -> None:
         super().__init__(0, None, "")
         self._running, self._title = running, "starting load workers"
 
     def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
+        """Return the current line."""
         return self.now()
 
     def now(self) -> str:
-        """One line, timed on the run's clock: what is offered, and what became of it."""
+        """Return one line, timed on the run's clock: the target rate and the requests so far."""
         running = self._running
         parts = [
             f"{running.rate:.1f} requests/s offered"
             if running.state != "starting"
             else self._title,
             f"{running.ended} ended",
-            f"{running.not_well} of them not well" if running.not_well else "",
+            f"{running.failed} failed" if running.failed else "",
             f"{running.in_progress} in progress",
-            f"{running.left_out} left out" if running.left_out else "",
+            f"{running.dropped} dropped" if running.dropped else "",
         ]
         return f"{running.clock():5.1f} s  " + ", ".join(part for part in parts if part)
 
 
-def live_progress(kind: Progress | str | None, running: LiveLoad) -> Progress:
-    """The progress that `kind` names, of a live load. Raises SettingError for a name that is none.
-
-    A bar would need an end that is known.
-    """
-    if kind is not None and not isinstance(kind, str):
-        return kind
-    if kind not in ("lines", None):
-        raise SettingError(f"progress is {kind!r}: give 'lines' or None for a live load")
-    return LiveLines(running) if kind else NoProgress(0, None, "")
-
-
 class BarProgress(NoProgress):
-    """A bar in the cell's output, drawn anew in place; no widget, so that it can be saved."""
+    """A bar in the cell's output. It is not a widget, so that the notebook keeps it."""
 
     def __enter__(self) -> Self:
         from IPython import display
 
-        shown: Any = display  # untyped
-        self._html, self._said = shown.HTML, list[str]()
-        first = self._drawn(0, "starting load workers")
-        self._handle: Any = shown.display(self._html(first), display_id=True)
+        untyped: Any = display
+        self._html, self._lines = untyped.HTML, list[str]()
+        first = self._render(0, "starting load workers")
+        self._handle: Any = untyped.display(self._html(first), display_id=True)
         return self
 
     def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
+        """Update the bar."""
         self._update(len(records), self.line(records, in_progress, elapsed_s))
 
     def say(self, line: str) -> None:
-        self._said.append(line)
+        """Add a line below the bar."""
+        self._lines.append(line)
         self._update(*self._last)
 
     def _update(self, ended: int, line: str) -> None:
-        self._last = (ended, line)
         if self._handle is not None:
-            self._handle.update(self._html(self._drawn(ended, line)))
+            self._handle.update(self._html(self._render(ended, line)))
 
-    def _drawn(self, ended: int, line: str) -> str:
+    def _render(self, ended: int, line: str) -> str:
         self._last = (ended, line)
-        text = "<br>".join(html.escape(part) for part in (self._title, line, *self._said))
+        text = "<br>".join(html.escape(part) for part in (self._title, line, *self._lines))
         return (
             f'<progress value="{ended}" max="{self._planned}" style="width:24em"></progress>'
             f'<div style="font-variant-numeric:tabular-nums">{text}</div>'

@@ -1,9 +1,9 @@
-"""A streamed answer, parsed after it has ended: its token events, its usage, and how it ended.
+"""Parse a streamed answer after it has ended: its tokens, its usage, and how it ended.
 
-A token event is one with a non-empty `choices` that carries what the model generated, whether or
-not its text is empty (a token may complete no character). The chunk that only opens a chat answer
-with its role is no token: vLLM sends it in the same instant as the first token, so TTFT is that of
-`vllm bench serve`; other servers send it before they have computed anything.
+A token event has a non-empty `choices` with something the model generated, even if its text is
+empty (a token may complete no character). A first chat chunk that only gives the role is not a
+token: vLLM sends it at the same instant as the first token, so TTFT equals that of `vllm bench
+serve`; other servers send it before they have computed anything.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
 _STAGES = re.compile(rb"^" + re.escape(TIMING_COMMENT.encode()) + rb"([^\r\n]*)", re.MULTILINE)
+_TAIL_BYTES = 4096
+"""Where the comment with the stages is searched, from the end."""
 
 
 @dataclass(slots=True)
-class Answer:
-    """What the events of one answer say; times are of the read that completed each event."""
+class StreamedAnswer:
+    """The content of an answer's events. Times are of the read that completed the event."""
 
     token_times: list[float] = field(default_factory=list)
     last_event_s: float | None = None
@@ -39,38 +41,38 @@ class Answer:
     stages: Mapping[str, float | None] | None = None
 
 
-def parse(reads: Sequence[tuple[float, bytes]]) -> Answer:
-    """What `reads` say: each the bytes of one network read, and the time when it came."""
-    answer, read = Answer(), 0
+def parse_answer(reads: Sequence[tuple[float, bytes]]) -> StreamedAnswer:
+    """Parse network reads, each a time and bytes."""
+    answer, read = StreamedAnswer(), 0
     ends = list(itertools.accumulate(len(data) for _, data in reads))
-    whole = b"".join(data for _, data in reads)
-    for event in _EVENT.finditer(whole):
+    content = b"".join(data for _, data in reads)
+    for event in _EVENT.finditer(content):
         while ends[read] < event.end():
             read += 1
         if event[1] == b"[DONE]":
             answer.done = True
             break
         try:
-            _take(answer, pydantic_core.from_json(event[1]), reads[read][0])
+            _add_event(answer, pydantic_core.from_json(event[1]), reads[read][0])
         except (ValueError, LookupError, AttributeError, TypeError):
             answer.garbled = True
-    answer.stages = _told(whole)
+    answer.stages = _stages_comment(content)
     return answer
 
 
-def _told(whole: bytes) -> Mapping[str, float | None] | None:
-    """The stages that a comment near the end tells; an answer's text never begins such a line."""
-    comment = _STAGES.search(whole, max(0, len(whole) - 4096))
+def _stages_comment(content: bytes) -> Mapping[str, float | None] | None:
+    """Return the stages in a comment near the end. An answer's text never starts such a line."""
+    comment = _STAGES.search(content, max(0, len(content) - _TAIL_BYTES))
     try:
-        told = pydantic_core.from_json(comment[1]) if comment else None
+        stages = pydantic_core.from_json(comment[1]) if comment else None
     except ValueError:
         return None
-    if not isinstance(told, dict):
+    if not isinstance(stages, dict):
         return None
-    return told if all(isinstance(ms, int | float | None) for ms in told.values()) else None
+    return stages if all(isinstance(ms, int | float | None) for ms in stages.values()) else None
 
 
-def _take(answer: Answer, event: Mapping[str, Any], at_s: float) -> None:
+def _add_event(answer: StreamedAnswer, event: Mapping[str, Any], at_s: float) -> None:
     answer.last_event_s = at_s
     problem = event.get("error") or (event if event.get("object") == "error" else None)
     if problem:
@@ -93,8 +95,13 @@ def _is_token(choice: Mapping[str, Any]) -> bool:
     return any(value for name, value in delta.items() if name != "role")
 
 
-def outcome(answer: Answer, failure: BaseException | None) -> tuple[Status, str | None]:
-    """The server's own word first; a garbled event last, as a cut stream ends in one too."""
+def answer_status(
+    answer: StreamedAnswer, failure: BaseException | None
+) -> tuple[Status, str | None]:
+    """Return the status of a request and its reason.
+
+    The server's own error comes first, and a garbled event last, as a cut stream ends in one too.
+    """
     if isinstance(failure, asyncio.CancelledError) and not answer.done:
         return classify_failure(failure)
     if answer.error is not None:
@@ -106,16 +113,17 @@ def outcome(answer: Answer, failure: BaseException | None) -> tuple[Status, str 
     return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")
 
 
-def stages(answer: Answer, header: str | None) -> dict[str, float | None] | None:
-    """The server's stages: what its comment says, else its `Server-Timing` and vLLM's `metrics`.
+def stage_times(answer: StreamedAnswer, header: str | None) -> dict[str, float | None] | None:
+    """Return the milliseconds in each stage of the server's work.
 
-    None where it said nothing of the kind.
+    They come from the stream's comment, else from the `Server-Timing` header and vLLM's `metrics`.
+    None if the server reported nothing of the kind.
     """
     if answer.stages is not None:
         return dict(answer.stages)
-    found = StageTimings()
-    found.read_header(header or "")
+    timings = StageTimings()
+    timings.read_header(header or "")
     if answer.metrics:
-        found.set_engine_metrics(answer.metrics)
-    ms = {name: None if value is None else round(value, 3) for name, value in found.ms.items()}
+        timings.set_engine_metrics(answer.metrics)
+    ms = {name: None if value is None else round(value, 3) for name, value in timings.ms.items()}
     return ms if any(value is not None for value in ms.values()) else None

@@ -3,9 +3,9 @@
     load = LoadSpec(arrivals=Poisson(rate=8), prompts=RandomPrompts(input=64, output=64), count=200)
     result = await start_load(endpoint, load, run=run)
 
-`start_load` checks and plans, so that what is wrong is said before the first request, and returns
-a `LoadRun` that sends in the background; awaiting it gives the `LoadResult`, or raises what went
-wrong. `stop()` ends it early and keeps all that ended.
+`start_load` checks and plans first, so that mistakes are reported before the first request. It
+returns a `LoadRun` that sends in the background. Awaiting it gives the `LoadResult`, or raises what
+failed. `stop()` ends it early and keeps everything that ended.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from workbench.clock import start_clock
 from workbench.endpoints.remote import Remote, context_length
 from workbench.errors import SettingError
-from workbench.loadgen.handle import WORKER_RATE, LiveLoad, LoadResult, LoadRun
-from workbench.loadgen.progress import Progress, live_progress, make_progress
+from workbench.loadgen.handle import LiveLoad, LoadRun
+from workbench.loadgen.progress import Progress, make_live_progress, make_progress
 from workbench.loadgen.runner import LoadRunner
-from workbench.workload.live_schedule import checked_rate
-from workbench.workload.spec import LoadSpec, digest, plan
+from workbench.loadgen.sources import LiveSource, PlannedSource
+from workbench.workload.arrivals import OpenArrivals, kinds_of
+from workbench.workload.prompt_generator import generate_prompts
+from workbench.workload.rate_curve import check_rate
+from workbench.workload.spec import WORKER_RATE, LoadSpec, make_plan, plan_digest
 
 if TYPE_CHECKING:
     from workbench.clock import Clock
     from workbench.records import RequestRecord
     from workbench.runs.run import Run
-
-__all__ = ["LoadResult", "LoadRun", "start_load"]
 
 
 def start_load(
@@ -39,27 +41,32 @@ def start_load(
     progress: Progress | str | None = "lines",
     on_record: Callable[[RequestRecord], None] | None = None,
 ) -> LoadRun:
-    """Plan `load` and begin to send it to `target`, in the running event loop.
+    """Plan `load` and start to send it to `target`, in the running event loop.
 
-    Records are appended to `run` as requests end, in seconds on `clock` (by default one that
-    starts now). `progress`: `"bar"` for a person in a notebook, `"lines"` for a pipeline, None.
-    `on_record` sees each record.
+    Args:
+        target: The endpoint.
+        load: What to send, and when.
+        run: Records are appended to it as requests end.
+        clock: The run's clock, in seconds; by default one that starts now.
+        progress: `"bar"` for a person in a notebook, `"lines"` for a pipeline, or None.
+        on_record: Called with each record.
 
-    Raises, before anything is sent: SettingError for a load that the model or the endpoint cannot
-    take, TraceError for a broken trace, EndpointGoneError if nothing answers.
+    Raises:
+        SettingError: The model or the endpoint cannot take the load.
+        TraceError: A trace cannot be read.
+        EndpointGoneError: Nothing answers. All three are raised before anything is sent.
     """
-    from workbench.clock import start_clock
     from workbench.workload.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(target.tokenizer)
-    sessions = plan(load, tokenizer, max_model_len=context_length(target))
-    planned = sum(len(session.turns) for session in sessions)
-    running = LoadRun(planned, clock or start_clock())
+    plan = make_plan(load, tokenizer, max_model_len=context_length(target))
+    running = LoadRun(sum(len(arrival.turns) for arrival in plan), clock or start_clock())
     if run is not None:
-        run.write_plan(len(sessions), digest(sessions))
-    said = make_progress(progress, load, sessions)
-    drive = LoadRunner(target, load, sessions, running, run, said, on_record)
-    running._task = asyncio.get_running_loop().create_task(drive.run())
+        run.write_plan(len(plan), plan_digest(plan))
+    shown = make_progress(progress, load, plan)
+    source = PlannedSource(load, plan)
+    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 
 
@@ -74,47 +81,61 @@ def start_live_load(
     on_record: Callable[[RequestRecord], None] | None = None,
     on_sent: Callable[[list[float]], None] | None = None,
 ) -> LiveLoad:
-    """Begin to send `load` to `target`, in the running event loop, and let it be steered.
+    """Start to send `load` to `target`, in the running event loop, as a load that can be changed.
 
-    `max_rate` is the most that will be set by hand (100 a second for each load worker that the plan
-    needs, if absent). `on_sent` sees the times of requests sent, the rest is as in `start_load`.
+    Args:
+        target: The endpoint.
+        load: What to send, and when. It has random prompts and no count.
+        max_rate: The highest rate that can be set, in requests per second; by default 100 for
+            each load worker that the plan needs.
+        run: Records and changes are appended to it.
+        clock: The run's clock, in seconds; by default one that starts now.
+        progress: `"lines"` or None.
+        on_record: Called with each record.
+        on_sent: Called with the times of requests that were sent.
 
-    Raises, before anything is sent: SettingError for a load that cannot be steered, or that the
-    model or the endpoint cannot take; EndpointGoneError if nothing answers.
+    Raises:
+        SettingError: The load cannot be changed while it runs, or the model or the endpoint cannot
+            take it.
+        EndpointGoneError: Nothing answers. Both are raised before anything is sent.
     """
     import numpy as np
 
-    from workbench.clock import start_clock
-    from workbench.loadgen.live_runner import LiveLoadRunner
-    from workbench.workload.prompt_generator import prompts
     from workbench.workload.tokenizer import load_tokenizer
 
-    _check_steerable(load)
-    tokenizer, length = load_tokenizer(target.tokenizer), context_length(target)
-    prompts(load.prompts, tokenizer, np.random.default_rng(0), max_model_len=length)
-    needed = max(load.needed_workers, -(-int(checked_rate(max_rate or 0)) // int(WORKER_RATE)))
+    _check_live(load)
+    tokenizer, max_model_len = load_tokenizer(target.tokenizer), context_length(target)
+    rng = np.random.default_rng(0)
+    generate_prompts(load.prompts, tokenizer, rng, max_model_len=max_model_len)
+    workers = max(load.needed_workers, -(-int(check_rate(max_rate or 0)) // int(WORKER_RATE)))
     running = LiveLoad(
         planned=0,
         clock=clock or start_clock(),
         load=load,
-        max_rate=max_rate or needed * WORKER_RATE,
-        max_model_len=length,
+        max_rate=max_rate or workers * WORKER_RATE,
+        max_model_len=max_model_len,
         on_sent=on_sent,
     )
-    said = live_progress(progress, running)
-    drive = LiveLoadRunner(target, load, [], running, run, said, on_record)
-    drive.ordinary, drive.needed = tokenizer.ordinary, needed
-    running._task = asyncio.get_running_loop().create_task(drive.run())
+    shown = make_live_progress(progress, running)
+    source = LiveSource(running, tokenizer.regular_token_ids, workers)
+    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 
 
-def _check_steerable(load: LoadSpec) -> None:
-    if load.arrivals.kind in ("closed", "trace"):
+def _check_live(load: LoadSpec) -> None:
+    if not isinstance(load.arrivals, OpenArrivals):
         raise SettingError(
-            f"arrivals.kind is {load.arrivals.kind!r}, which has no rate to change: give constant, "
-            "poisson, gamma, ramp, steps or stages"
+            f"arrivals of kind {load.arrivals.kind!r} have no rate to change: give "
+            f"{kinds_of(OpenArrivals)}"
         )
     if load.prompts.kind != "random":
-        raise SettingError(f"prompts.kind is {load.prompts.kind!r}: a live load sends random ones")
+        raise SettingError(
+            f"a live load sends random prompts, got prompts of kind {load.prompts.kind!r}: "
+            "give RandomPrompts"
+        )
     if load.count is not None:
-        raise SettingError(f"count is {load.count}: a live load ends by its plan or duration_s")
+        raise SettingError(
+            f"a live load ends with its plan or its duration_s, got count = {load.count}: "
+            "leave it out"
+        )

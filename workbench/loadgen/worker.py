@@ -1,40 +1,37 @@
-"""One load worker: an asyncio loop that sends its share of a plan and keeps the records.
+"""A load worker: an asyncio loop that sends its share of a load and keeps the records.
 
-It runs as a Ray actor (`workbench.loadgen.start` makes it one), or in any event loop.
+It runs as a Ray actor (`workbench.loadgen.runner` starts it), or in any event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.loadgen.client import stream_chat, stream_completion
-from workbench.loadgen.outcome import UNREACHABLE
+from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerShare
 from workbench.metrics.health import LoopWatch
-from workbench.records import RequestRecord
 from workbench.runs.journal import Journal, Sent, open_first
-from workbench.workload.spec import Session
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from workbench.records import LoadChange, RequestRecord
     from workbench.workload.prompt_generator import Prompt
-
-REFUSED_S = 0.25
-"""Before a slot of a closed loop tries again where nobody answers: it would only spin."""
+    from workbench.workload.spec import Arrival
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What every request of a load has in common. It holds no key: `LoadWorker.connect` gets it.
+    """What all requests of a load have in common. The key is not in it (see `connect`).
 
-    `epoch_s` is the zero of the run's clock and `start_s` the start of the load on it.
+    `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
+    the load on the run's clock.
     """
 
     model: str
@@ -48,186 +45,164 @@ class WorkerConfig:
 
 @dataclass(slots=True)
 class WorkerReport:
-    """What has happened since the last report; lag and CPU share once the work is done."""
+    """What happened since the last report; event-loop lag and CPU share once the work is done.
+
+    For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
+    could not be sent in time.
+    """
 
     records: list[RequestRecord]
     in_progress: int
     done: bool
     loop_lag_p99_ms: float | None = None
     cpu_share: float | None = None
+    sent_s: list[float] = field(default_factory=list)
+    dropped: int = 0
 
 
 def read_clock() -> tuple[str, float]:
-    """Which clock `time.perf_counter` is here (one a boot, for all processes), and its reading."""
+    """Return this machine's boot id and `time.perf_counter`, which all its processes share."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), time.perf_counter()
 
 
 class LoadWorker:
-    """Sends its share of a plan, when it is due, and hands the records over when asked."""
+    """Sends its share of a load and hands the records over when asked."""
 
     def __init__(self) -> None:
         self._records: list[RequestRecord] = []
         self._in_progress = 0
         self._task: asyncio.Task[None] | None = None
         self._watch = LoopWatch()
-        self._spool: Journal | None = None
+        self._journal: Journal | None = None
+        self._sender: PlannedSender | LiveSender | None = None
 
-    async def keep(self, places: Sequence[str]) -> str | None:
-        """Write what is sent and what ends to the first of these files that can be written.
+    async def open_journal(self, paths: Sequence[str]) -> str | None:
+        """Write what is sent and what ends to the first of `paths` that can be written.
 
-        Its path is returned: what it has survives this process.
+        Returns:
+            The path of the journal, which survives this process.
         """
-        self._spool = open_first(places)
-        return None if self._spool is None else str(self._spool.path)
+        self._journal = open_first(paths)
+        return None if self._journal is None else str(self._journal.path)
+
+    async def delete_journal(self) -> None:
+        """Remove the journal, because all records have been handed over."""
+        if self._journal is not None:
+            self._journal.delete()
 
     async def node(self) -> str:
-        """The Ray node this worker is on."""
+        """Return the id of the Ray node this worker is on."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
 
-    async def forget(self) -> None:
-        """Remove that file: all records have been handed over."""
-        if self._spool is not None:
-            self._spool.forget()
-
     async def clock(self) -> tuple[str, float]:
+        """Return `read_clock()` of this worker's machine."""
         return read_clock()
 
     async def connect(self, base_url: str, api_key: str) -> None:
-        """Make the client, and pay for its imports now rather than at the first request."""
+        """Create the client now, so that the first request does not pay for its imports."""
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
-        http = DefaultAioHttpClient(limits=_no_limits())
+        http = DefaultAioHttpClient(limits=_unlimited())
         self._client: AsyncOpenAI = AsyncOpenAI(
             base_url=base_url, api_key=api_key, http_client=http, max_retries=0
         )
 
-    async def start(self, job: WorkerConfig, numbered: Sequence[tuple[int, Session]]) -> None:
-        """Begin; returns at once."""
-        leave_to_itself()
-        self._job = job
-        self._task = asyncio.create_task(self._run(list(numbered)))
+    async def start(self, config: WorkerConfig, arrivals: Sequence[tuple[int, Arrival]]) -> None:
+        """Start to send these numbered arrivals of a plan, and return at once."""
+        self._start(config, PlannedSender(config, arrivals))
+
+    async def start_live(self, config: WorkerConfig, share: WorkerShare) -> None:
+        """Start to send a share of a live load, and return at once."""
+        self._start(config, LiveSender(config, share))
+
+    def _start(self, config: WorkerConfig, sender: PlannedSender | LiveSender) -> None:
+        freeze_gc()
+        self._config, self._sender = config, sender
+        self._task = asyncio.create_task(self._run(sender))
+
+    async def apply(self, change: LoadChange) -> None:
+        """Apply `change` to a live load, from the time of the change on."""
+        assert isinstance(self._sender, LiveSender)
+        self._sender.apply(change)
 
     async def stop(self) -> None:
-        """Send nothing more and cut what is in progress; it is recorded as cancelled."""
+        """Send nothing more and cut the requests in progress, which are recorded as cancelled."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def report(self) -> WorkerReport:
-        """What ended since the last report. Raises what went wrong in the worker itself."""
+        """Return what happened since the last report, or raise what failed in this worker."""
         records, self._records = self._records, []
         task = self._task
         done = task is not None and task.done()
         if task is not None and done and not task.cancelled():
             task.result()
-        watch = self._watch
-        return WorkerReport(
-            records, self._in_progress, done, watch.loop_lag_p99_ms, watch.cpu_share
-        )
+        lag_ms, cpu_share = self._watch.loop_lag_p99_ms, self._watch.cpu_share
+        report = WorkerReport(records, self._in_progress, done, lag_ms, cpu_share)
+        if isinstance(self._sender, LiveSender):
+            report.sent_s, report.dropped = self._sender.take_counts()
+        return report
 
-    async def _run(self, numbered: list[tuple[int, Session]]) -> None:
+    async def _run(self, sender: PlannedSender | LiveSender) -> None:
         async with self._watch, self._client:
-            if self._job.max_concurrency is None:
-                await self._open_loop(numbered)
-            else:
-                await self._closed_loop(numbered, self._job.max_concurrency)
+            await sender.run(self)
 
-    async def _open_loop(self, numbered: list[tuple[int, Session]]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for number, session in numbered:
-                due = self._job.start_s + (session.at_s or 0.0)
-                await self._until(due)
-                group.create_task(self._session(number, session, due))
-
-    async def _closed_loop(self, numbered: list[tuple[int, Session]], slots: int) -> None:
-        work = iter(numbered)
-        duration = math.inf if self._job.duration_s is None else self._job.duration_s
-        end = self._job.start_s + duration
-
-        async def slot() -> None:
-            for number, session in work:
-                due = self._now() + session.turns[0].think_s
-                if due >= end:
-                    return
-                await self._until(due)
-                await self._session(number, session, due, end)
-
-        await self._until(self._job.start_s)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(slots, len(numbered))):
-                group.create_task(slot())
-
-    async def _session(
-        self, number: int, session: Session, due: float, end: float = math.inf
-    ) -> None:
-        for turn, prompt in enumerate(session.turns):
-            if turn:
-                due = self._now() + prompt.think_s
-                if due >= end:
-                    return
-                await self._until(due)
-            record = await self._send(f"{self._job.tag}-{number}-{turn}", prompt, due)
-            if record.status != "ok":
-                if self._job.max_concurrency and (record.error or "").startswith(UNREACHABLE):
-                    await asyncio.sleep(REFUSED_S)
-                return  # the conversation is broken: its next turn would follow on nothing
-
-    async def _send(self, request_id: str, prompt: Prompt, due: float) -> RequestRecord:
+    async def send(self, request_id: str, prompt: Prompt, due_s: float) -> RequestRecord:
+        """Send one request now. `due_s` is when it should have been sent."""
+        config = self._config
         timing: dict[str, Any] = {
-            "clock": self._now,
-            "scheduled_s": due,
+            "clock": self.now,
+            "scheduled_s": due_s,
             "request_id": request_id,
             "on_record": self._keep,
-            "model": self._job.model,
+            "model": config.model,
             "max_tokens": prompt.max_tokens,
         }
         content = prompt.content
-        if self._spool is not None:
-            call = self._job.call
-            sent = Sent(request_id, due, self._now(), self._job.model, call.get("tenant"))
-            self._spool.note(sent)
+        if self._journal is not None:
+            tenant = config.call.get("tenant")
+            self._journal.append(Sent(request_id, due_s, self.now(), config.model, tenant))
         self._in_progress += 1
         try:
             if isinstance(content, str) or isinstance(content[0], int):
                 text = content if isinstance(content, str) else list(content)
-                return await stream_completion(
-                    self._client, prompt=text, **timing, **self._job.call
-                )
-            return await stream_chat(
-                self._client, messages=list(content), **timing, **self._job.call
-            )
+                return await stream_completion(self._client, prompt=text, **timing, **config.call)
+            return await stream_chat(self._client, messages=list(content), **timing, **config.call)
         finally:
             self._in_progress -= 1
 
     def _keep(self, record: RequestRecord) -> None:
-        # Not the list's own `append`: a report takes the list away while requests are in progress.
+        # Not the list's own `append`: `report` replaces the list while requests are in progress.
         self._records.append(record)
-        if self._spool is not None:
-            self._spool.note(record)
+        if self._journal is not None:
+            self._journal.append(record)
 
-    def _now(self) -> float:
-        return time.perf_counter() - self._job.epoch_s
+    def now(self) -> float:
+        """Return the time on the run's clock, in seconds."""
+        return time.perf_counter() - self._config.epoch_s
 
-    async def _until(self, due_s: float) -> None:
-        # Again, as timers may ring up to a millisecond early.
-        while (wait := due_s - self._now()) > 0:
-            await asyncio.sleep(wait)
+    async def sleep_until(self, due_s: float) -> None:
+        """Sleep until `due_s` on the run's clock."""
+        # In a loop, as a timer may fire up to a millisecond early.
+        while (wait_s := due_s - self.now()) > 0:
+            await asyncio.sleep(wait_s)
 
 
-def leave_to_itself() -> None:
-    """Take all that is there out of the garbage collector's sight: imports and plan stay anyhow.
+def freeze_gc() -> None:
+    """Exclude all existing objects from garbage collection: imports and the plan stay anyway.
 
-    Every few seconds a look through them held all streams up for a tenth of a second.
+    Scanning them every few seconds delayed all streams by a tenth of a second.
     """
     gc.freeze()
 
 
-def _no_limits() -> Any:
-    """As many connections as requests: a pool's limit would hold requests back unseen.
+def _unlimited() -> Any:
+    """Return limits without bound: a connection pool would delay requests unnoticed.
 
-    0 is aiohttp's word for no limit; None would be taken for its default of 100.
+    aiohttp reads 0 as no limit, and None as its default of 100.
     """
     import httpx2
 

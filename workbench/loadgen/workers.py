@@ -1,9 +1,10 @@
-"""A load worker that died: what it sent, what became of it, what only the plan knows."""
+"""Start load workers, and recover what a dead one had sent."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,129 +13,153 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.compat.ray import HEAD_RESOURCE
-from workbench.records import RequestRecord
 from workbench.runs import journal
 
 if TYPE_CHECKING:
+    from workbench.clock import Clock
     from workbench.loadgen.worker import WorkerConfig
-    from workbench.workload.spec import Session
+    from workbench.records import RequestRecord
+    from workbench.workload.spec import Arrival
 
-SALVAGE_S = 30.0
+RECOVER_TIMEOUT_S = 30.0
 
 
 @dataclass
 class WorkerHandle:
-    """One load worker: its actor, its node, its file, and the share of the plan it was given."""
+    """One load worker: its actor, its node, its journal, and its share of a plan."""
 
     worker: Any
     node: str | None = None
-    file: str | None = None
-    job: WorkerConfig | None = None
-    share: Sequence[tuple[int, Session]] = field(default_factory=tuple)
+    journal_path: str | None = None
+    config: WorkerConfig | None = None
+    share: Sequence[tuple[int, Arrival]] = field(default_factory=tuple)
     died: bool = False
 
-    async def keep(self, run: Path | None, name: str) -> None:
-        """Have the worker write to the run's folder, or on another machine to a file there."""
-        run_file = [] if run is None else [str(run.resolve() / journal.FOLDER / f"{name}.jsonl")]
-        if run is not None:
-            (run / journal.FOLDER).mkdir(exist_ok=True)
-        own = Path(tempfile.gettempdir()) / f"llm-workbench-{name}.jsonl"
-        self.file = await self.worker.keep.remote([*run_file, str(own)])
+    async def open_journal(self, folder: Path | None, name: str) -> None:
+        """Have the worker write to the run's folder, or to a temporary file on its own machine."""
+        paths = [str(Path(tempfile.gettempdir()) / f"llm-workbench-{name}.jsonl")]
+        if folder is not None:
+            unsaved = folder.resolve() / journal.FOLDER
+            unsaved.mkdir(exist_ok=True)
+            paths.insert(0, str(unsaved / f"{name}.jsonl"))
+        self.journal_path = await self.worker.open_journal.remote(paths)
         self.node = await self.worker.node.remote()
 
-    async def left(
-        self, recorded: Callable[[], Sequence[RequestRecord]], now_s: float, why: str
+    async def recover(
+        self, recorded: Callable[[], Sequence[RequestRecord]], now_s: float, reason: str
     ) -> tuple[list[RequestRecord], list[RequestRecord]]:
-        """What the dead worker had and is not `recorded`: what ended, and what was cut short."""
-        # Read and removed first: a run's own records count what lies in its folder.
-        ended, under_way = await self._read()
-        known = {record.request_id for record in recorded()}
-        cut = [journal.failed(one, why, now_s) for one in under_way]
-        if not ended and not under_way:
-            cut = [journal.failed(one, why, now_s) for one in self._presumed(known, now_s)]
-        return ([r for r in ended if r.request_id not in known], cut)
+        """Return what the dead worker had and is not `recorded`: ended requests, and cut ones.
 
-    async def _read(self) -> tuple[list[RequestRecord], list[journal.Sent]]:
-        if self.file is None:
+        The journal is removed. Where it is lost with its node, the plan says what was in progress.
+        """
+        # Read and removed first, as a run's own records include its journals.
+        ended, in_progress = await self._read_journal()
+        known = {record.request_id for record in recorded()}
+        if not ended and not in_progress:
+            in_progress = list(self._presumed_sent(known, now_s))
+        cut = [journal.failed(request, reason, now_s) for request in in_progress]
+        return [record for record in ended if record.request_id not in known], cut
+
+    async def _read_journal(self) -> tuple[list[RequestRecord], list[journal.Sent]]:
+        if self.journal_path is None:
             return [], []
-        path = Path(self.file)
+        path = Path(self.journal_path)
         if path.exists():
-            found = journal.read(path)
+            content = journal.read(path)
             path.unlink(missing_ok=True)
-            return found
+            return content
         try:
-            return await asyncio.wait_for(self._fetch(path), SALVAGE_S)
+            return await asyncio.wait_for(self._fetch(path), RECOVER_TIMEOUT_S)
         except Exception:
-            return [], []  # its node died with it
+            return [], []  # Its node died with it.
 
     async def _fetch(self, path: Path) -> Any:
-        """Read the file where it lies, on the worker's own node."""
+        """Read the journal on the worker's own node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
-        read = ray.remote(journal.read).options(num_cpus=0, scheduling_strategy=there)
+        on_its_node = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        read = ray.remote(journal.read).options(num_cpus=0, scheduling_strategy=on_its_node)
         return await read.remote(path)
 
-    def _presumed(self, known: set[str], now_s: float) -> Iterator[journal.Sent]:
-        """From the plan alone: in an open loop what was due, in a closed one the next `slots`."""
-        if self.job is None:
+    def _presumed_sent(self, known: set[str], now_s: float) -> Iterator[journal.Sent]:
+        """Yield what was in progress by the plan: what was due, or one request per user."""
+        if self.config is None:
             return
-        job, slots = self.job, self.job.max_concurrency
-        for number, session in self.share:
-            ids = (f"{job.tag}-{number}-{turn}" for turn in range(len(session.turns)))
-            first = next((one for one in ids if one not in known), None)
+        config, users = self.config, self.config.max_concurrency
+        for number, arrival in self.share:
+            ids = (f"{config.tag}-{number}-{turn}" for turn in range(len(arrival.turns)))
+            first = next((request_id for request_id in ids if request_id not in known), None)
             if first is None:
                 continue
-            due = None if session.at_s is None else job.start_s + session.at_s
-            if (due is not None and due > now_s) or slots == 0:
+            due_s = None if arrival.at_s is None else config.start_s + arrival.at_s
+            if (due_s is not None and due_s > now_s) or users == 0:
                 return
-            slots = None if slots is None else slots - 1
-            yield journal.Sent(first, due, None, job.model, job.call.get("tenant"))
+            users = None if users is None else users - 1
+            yield journal.Sent(first, due_s, None, config.model, config.call.get("tenant"))
+
+
+async def clock_epoch_s(worker: Any, clock: Clock) -> float:
+    """Return the zero of the run's `clock` on the worker's own clock, in seconds.
+
+    The offset of another machine's clock is that of the fastest of five answers.
+    """
+    from workbench.loadgen.worker import read_clock
+
+    offsets: list[tuple[float, float]] = []
+    for _ in range(5):
+        before = time.perf_counter()
+        boot_id, reading = await worker.clock.remote()
+        after = time.perf_counter()
+        if boot_id == read_clock()[0]:
+            return time.perf_counter() - clock()
+        offsets.append((after - before, reading - (before + after) / 2))
+    return time.perf_counter() - clock() + min(offsets)[1]
 
 
 async def start_workers(
-    actor: Any, number: int, begin: Callable[[Any], Awaitable[None]]
+    actor: Any, number: int, prepare: Callable[[Any], Awaitable[None]]
 ) -> list[Any]:
-    """`number` actors away from replicas, each after its `begin`.
+    """Start `number` actors away from replicas, and `prepare` each.
 
-    One whose node dies meanwhile starts where Ray sees fit.
+    An actor whose node dies meanwhile starts where Ray chooses.
     """
     from ray.exceptions import ActorUnschedulableError, RayActorError
 
-    async def start(place: Any) -> Any:
-        made = actor.options(scheduling_strategy=place).remote()
+    async def start(strategy: Any) -> Any:
+        worker = actor.options(scheduling_strategy=strategy).remote()
         try:
-            await begin(made)
+            await prepare(worker)
         except (ActorUnschedulableError, RayActorError):
-            made = actor.remote()
-            await begin(made)
-        return made
+            worker = actor.remote()
+            await prepare(worker)
+        return worker
 
-    places = await asyncio.to_thread(away_from_replicas, number)
-    return await asyncio.gather(*(start(place) for place in places))
+    strategies = await asyncio.to_thread(away_from_replicas, number)
+    return await asyncio.gather(*(start(strategy) for strategy in strategies))
 
 
 def away_from_replicas(number: int) -> list[Any]:
-    """Ray's scheduling strategy for each of `number` load workers.
+    """Return Ray's scheduling strategy for each of `number` load workers.
 
-    The nodes with fewest replicas share them, and of those the head, which has the proxy, comes
-    last. The places are firm: a soft one Ray leaves for another when two actors start at once.
+    The nodes with the fewest replicas share them; of those the head, which has the proxy, comes
+    last. The strategies are hard: Ray ignores a soft one when two actors start at once.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from serving.deploy import status
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    held = status.replicas_by_node()
-    places = least_loaded_nodes(
-        {node["NodeID"]: HEAD_RESOURCE in node["Resources"] for node in alive}, held
-    )
-    return [NodeAffinitySchedulingStrategy(p, soft=False) for p in islice(cycle(places), number)]
+    is_head = {
+        node["NodeID"]: HEAD_RESOURCE in node["Resources"] for node in ray.nodes() if node["Alive"]
+    }
+    nodes = least_loaded_nodes(is_head, status.replicas_by_node())
+    return [
+        NodeAffinitySchedulingStrategy(node, soft=False) for node in islice(cycle(nodes), number)
+    ]
 
 
-def least_loaded_nodes(heads: dict[str, bool], replicas: Counter[str]) -> list[str]:
-    """The nodes that load workers take, of all nodes (and whether each is the head)."""
-    rank = {node: (replicas[node], is_head) for node, is_head in heads.items()}
-    return [node for node, of in rank.items() if of == min(rank.values())]
+def least_loaded_nodes(is_head: dict[str, bool], replicas: Counter[str]) -> list[str]:
+    """Return the nodes for load workers, given all nodes (and whether each is the head)."""
+    rank = {node: (replicas[node], head) for node, head in is_head.items()}
+    return [node for node in rank if rank[node] == min(rank.values())]

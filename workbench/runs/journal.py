@@ -1,8 +1,8 @@
-"""What a load worker sent and what became of it, on disk as it happens.
+"""A write-ahead journal of a load worker: what it sent, and how the requests ended.
 
-A worker that is killed takes its memory along; what it wrote stays. Each request leaves a line when
-it is sent and one when it ends, with no text of it. The worker holds a lock on its file while it
-lives, so that whoever finds the file knows whether it is still being written.
+A worker that is killed loses its memory but not its journal. A request adds a line when it is sent
+and another when it ends; no line contains its text. The worker holds a lock on the file while it
+lives, so that a reader knows whether the file is still being written.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import msgspec
 from workbench.records import RequestRecord
 
 FOLDER = "unsaved"
-"""In a run's folder: the files of workers whose records may not have reached the run."""
+"""The journals in a run's folder: of workers whose records may not have reached the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request on its way: what is known of it before it ends."""
+    """A request in progress: what is known before it ends. `sent` is its id."""
 
     sent: str
     scheduled_s: float | None
@@ -34,7 +34,7 @@ class Sent:
 
 
 class Journal:
-    """One worker's file. A disk that takes no more ends it, never the load."""
+    """The file of one worker. A disk that is full ends the journal, but not the load."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,70 +42,77 @@ class Journal:
         self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
-    def note(self, line: Sent | RequestRecord) -> None:
-        """Write one line; once this has returned, no death of this process loses it."""
+    def append(self, line: Sent | RequestRecord) -> None:
+        """Write one line. It survives the death of this process."""
         if self._descriptor is None:
             return
         try:
             os.write(self._descriptor, msgspec.json.encode(line) + b"\n")
         except OSError:
-            self.forget()
+            self.delete()
 
-    def forget(self) -> None:
-        """Close and remove the file: its records are kept elsewhere now."""
+    def delete(self) -> None:
+        """Close and remove the file, because its records are kept elsewhere."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
             self.path.unlink(missing_ok=True)
 
 
-def open_first(places: Sequence[str]) -> Journal | None:
-    """A spool at the first of `places` that can be written; None without one."""
-    for place in places:
+def open_first(paths: Sequence[str]) -> Journal | None:
+    """Return a journal at the first of `paths` that can be written, or None."""
+    for path in paths:
         try:
-            return Journal(Path(place))
+            return Journal(Path(path))
         except OSError:
             continue
     return None
 
 
 def read(path: Path) -> tuple[list[RequestRecord], list[Sent]]:
-    """The requests that ended, and those that were under way when the worker died.
+    """Return the requests that ended, and those in progress when the worker died.
 
-    Nothing from a file that is not there, or that a living worker still writes.
+    Both are empty for a file that does not exist or that a living worker still writes.
     """
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            whole = [line for line in file if line.endswith(b"\n")]
+            lines = [line for line in file if line.endswith(b"\n")]
     except OSError:
         return [], []
     ended: list[RequestRecord] = []
-    sent: dict[str, Sent] = {}
-    for line in whole:
+    in_progress: dict[str, Sent] = {}
+    for line in lines:
         if line.startswith(b'{"sent":'):
-            one = msgspec.json.decode(line, type=Sent)
-            sent[one.sent] = one
+            request = msgspec.json.decode(line, type=Sent)
+            in_progress[request.sent] = request
         else:
             ended.append(msgspec.json.decode(line, type=RequestRecord))
-            sent.pop(ended[-1].request_id, None)
-    return ended, list(sent.values())
+            in_progress.pop(ended[-1].request_id, None)
+    return ended, list(in_progress.values())
 
 
-def failed(one: Sent, why: str, end_s: float | None = None) -> RequestRecord:
-    """The record of a request that was under way when what sent it died."""
-    known = {"request_id": one.sent, "scheduled_s": one.scheduled_s, "sent_s": one.sent_s}
-    known |= {"model": one.model, "tenant": one.tenant, "end_s": end_s}
+def failed(request: Sent, reason: str, end_s: float | None = None) -> RequestRecord:
+    """Return the record of a request that was in progress when its worker died."""
     absent: dict[str, Any] = {field.name: None for field in fields(RequestRecord)}
-    return RequestRecord(
-        **absent | {"token_times_s": ()} | known | {"status": "error", "error": why}
-    )
+    known = {
+        "request_id": request.sent,
+        "scheduled_s": request.scheduled_s,
+        "sent_s": request.sent_s,
+        "end_s": end_s,
+        "token_times_s": (),
+        "status": "error",
+        "error": reason,
+        "model": request.model,
+        "tenant": request.tenant,
+    }
+    return RequestRecord(**absent | known)
 
 
-def left_in(run: Path) -> Iterator[RequestRecord]:
-    """What dead workers left in a run's folder, the cut requests as failed."""
+def records_in(run: Path) -> Iterator[RequestRecord]:
+    """Yield the records in the journals of a run's folder. Requests in progress count as failed."""
     for path in sorted((run / FOLDER).glob("*.jsonl")):
-        ended, under_way = read(path)
+        ended, in_progress = read(path)
         yield from ended
-        for one in under_way:
-            yield failed(one, "the run was cut off while this request was in progress")
+        for request in in_progress:
+            yield failed(request, "the run was cut off while this request was in progress")

@@ -1,4 +1,4 @@
-"""Files of one JSON value per line, written whole or not at all."""
+"""Write and read JSON files and files of JSON lines, so that a crash leaves them readable."""
 
 from __future__ import annotations
 
@@ -7,44 +7,51 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from workbench.errors import RunError
 
-if TYPE_CHECKING:
-    pass
-
 
 class JsonLines:
-    """A file of JSON lines, each appended with one write, so that a crash cuts only the last."""
+    """A file of JSON lines. Each is appended in one write, so that a crash cuts only the last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
 
     def append(self, value: Any) -> None:
+        """Append one line.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
         if self._descriptor is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-            with _disk(self.path):
+            with _write_errors(self.path):
                 self._descriptor = os.open(self.path, flags, 0o644)
             self._drop_cut_line(self._descriptor)
         line = msgspec.json.encode(value) + b"\n"
-        with _disk(self.path):
+        with _write_errors(self.path):
             written = os.write(self._descriptor, line)
             if written != len(line):
-                # What fits of a line is no line, and the next would be appended to it.
+                # A part of a line is not a line, and the next would be appended to it.
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _drop_cut_line(self, descriptor: int) -> None:
-        # Appending to it would make a broken line in the middle of the file.
+        # Appending to it would make an invalid line in the middle of the file.
         data = self.path.read_bytes() if os.fstat(descriptor).st_size else b""
         if data and not data.endswith(b"\n"):
             os.ftruncate(descriptor, data.rfind(b"\n") + 1)
 
     def read(self, kind: Any) -> Iterator[Any]:
+        """Yield the complete lines as values of the type `kind`.
+
+        Raises:
+            RunError: A line is invalid. The message names the file and the line.
+        """
         if not self.path.exists():
             return
         decode = msgspec.json.Decoder(kind).decode
@@ -64,17 +71,26 @@ class JsonLines:
             os.close(self._descriptor)
 
 
-def decode(file: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        RunError: The file is not a JSON object.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except msgspec.MsgspecError as problem:
-        raise RunError(f"{file} cannot be read: {problem}") from None
+        raise RunError(f"{path} cannot be read: {problem}") from None
 
 
-def write_whole(path: Path, document: Any) -> None:
-    """Write `document` as JSON: a crash leaves the whole file, or the one before, or none."""
+def write_document(path: Path, document: Any) -> None:
+    """Write `document` as JSON. A crash leaves the complete file, or the one before, or none.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     part = path.with_suffix(".part")
-    with _disk(path), part.open("wb") as file:
+    with _write_errors(path), part.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -82,12 +98,12 @@ def write_whole(path: Path, document: Any) -> None:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Say in one sentence what a disk does not take."""
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError as a RunError that names the file and the fix."""
     try:
         yield
     except OSError as problem:
         raise RunError(
-            f"{path} cannot be written: {problem.strerror or problem}. All that was written before "
-            "is kept and can be read; make room, and start the run again."
+            f"{path} cannot be written: {problem.strerror or problem}. Everything written "
+            "before is kept and can be read; make room, and start the run again."
         ) from None

@@ -1,4 +1,4 @@
-"""What a figure was measured with: the versions and the hardware, and no name of the host."""
+"""The versions and the hardware of a measurement, without the name of the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FLASH_ATTN = "flash-attn"
-"""By its documentation much better for transformers' continuous batching."""
+"""Its documentation recommends it for the continuous batching of transformers."""
 
 PACKAGES = (
     "ray",
@@ -27,24 +27,23 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Python's and those of the packages that a figure may depend on, where installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that may influence results."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores, memory in GB and the GPUs, and no name of the host."""
+    """Return the CPU model, the number of cores, the memory in GB and the GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    restricted = hasattr(os, "sched_getaffinity")
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if restricted else os.cpu_count(),
         "memory_gb": round(memory / 1e9, 1),
         "gpus": _gpus(),
     }
@@ -55,8 +54,8 @@ def _cpu_model() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:
@@ -66,7 +65,9 @@ def _gpus() -> list[str]:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         command += ["--id", visible]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        output = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in output.splitlines() if line.strip()]

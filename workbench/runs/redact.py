@@ -1,4 +1,4 @@
-"""Parameters without their secrets, as plain JSON data, for files that others will read."""
+"""Remove secrets from parameters before they are written to files that others read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECRET_KEY = re.compile(
     r"|authorization|credentials?|cookies?|bearer)(_|$)"
 )
 _ACCESS_TOKEN = re.compile(r"(^|_)token$|(^|_)(access|api|auth|bearer|hf|hub|refresh)_tokens$")
-# Tokens of text, not of access: a model's special tokens are parameters like any other.
+# These are tokens of text: a model's special tokens are ordinary parameters.
 _TEXT_TOKEN = re.compile(r"(^|_)(bos|cls|eos|first|image|mask|pad|per|sep|stop|unk)_token$")
 _SECRET_TEXT = re.compile(
     r"(?i:bearer )\S+|\b(hf_[A-Za-z0-9]{20,}|sk-[\w-]{16,}|gh[pos]_\w{20,})|(?<=://)[^/@\s]+@"
@@ -23,10 +23,10 @@ _SECRET_TEXT = re.compile(
 
 
 def redact(value: Any) -> Any:
-    """`value` as plain JSON data, with what stands under the name of a secret replaced.
+    """Return `value` as plain JSON data, with secrets replaced.
 
-    `api_key`, `HF_TOKEN`, `authorization` and the like are secrets; `max_tokens` and `eos_token`
-    are not. Text that has the form of a key is replaced wherever it stands.
+    A secret is a value under a name such as `api_key`, `HF_TOKEN` or `authorization` (but not
+    `max_tokens` or `eos_token`), and any text that has the form of a key.
     """
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")

@@ -1,9 +1,10 @@
-"""A run is a folder: it grows as the run goes, and can be read after a crash at any point.
+"""A run is a folder that grows while the run goes on and can be read after a crash at any point.
 
-`experiment.json` is written when the run is made, `requests.jsonl` and `telemetry.jsonl` get one
-line, in one write, as a request ends or a sample is taken, and `summary.json` appears whole when
-the run is finished. A last line without its end was cut off by a crash and is not read. Times in
-the lines are seconds since the run's start, to the microsecond.
+`experiment.json` is written when the run is created. `requests.jsonl` and `telemetry.jsonl` get one
+line, in one write, when a request ends or a sample is taken, and `load.jsonl` one per change of a
+live load. `summary.json` appears complete when the run is finished. A last line without its end was
+cut off by a crash and is not read. Times are seconds since the start of the run, to the
+microsecond.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from pydantic import ValidationError
 
 from serving.spec.base import explain
 from workbench.errors import RunError
-from workbench.records import RequestRecord, Sample, Sampled, columns, line, read
+from workbench.records import (
+    LoadChange,
+    RequestRecord,
+    Sample,
+    SampleBase,
+    columns,
+    from_line,
+    to_line,
+)
 from workbench.runs import journal
-from workbench.runs.jsonl import JsonLines, decode, write_whole
+from workbench.runs.jsonl import JsonLines, read_document, write_document
 from workbench.runs.provenance import hardware, versions
 from workbench.runs.redact import redact
 
@@ -33,9 +42,12 @@ if TYPE_CHECKING:
     from workbench.metrics.summary import Summary
     from workbench.records import LoadChange
 
+LOCATION_PARAMETERS = ("run_root", "run_id")
+"""The parameters that say where a run is stored. They have no influence on its results."""
+
 
 class Run:
-    """One run's folder. `Run.create` starts one, `Run.open` reads one back (or goes on with it)."""
+    """The folder of one run. `Run.create` starts one, and `Run.open` reads or continues one."""
 
     def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
         self.path = path
@@ -53,11 +65,17 @@ class Run:
         run_id: str | None = None,
         now: datetime | None = None,
     ) -> Run:
-        """Make the folder `root/run_id` (a UTC time that sorts, and a few random letters).
+        """Create the folder `root/run_id`.
 
-        `experiment` is everything that shapes the run; its `seed`, if any, is also kept apart.
-        Values under names of secrets are redacted at any depth. Raises RunError if the folder is
-        there.
+        Args:
+            root: The folder of all runs.
+            experiment: Everything that influences the results; its `seed`, if any, is also kept
+                separately. Values under the names of secrets are redacted at any depth.
+            run_id: By default a UTC time that sorts, and a few random letters.
+            now: The date of the run.
+
+        Raises:
+            RunError: The name is invalid, or the folder exists.
         """
         date = now or datetime.now(UTC)
         name = run_id or f"{date:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
@@ -67,80 +85,94 @@ class Run:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            raise RunError(f"run_id is {name!r}, but {path} is there: give another") from None
-        plain = redact(experiment)
+            raise RunError(f"run_id is {name!r}, but {path} exists: give another") from None
+        parameters = redact(experiment)
         document = {
             "run_id": name,
             "date": date.astimezone(UTC).isoformat(timespec="seconds"),
-            "seed": plain.get("seed"),
-            "experiment": plain,
+            "seed": parameters.get("seed"),
+            "experiment": parameters,
             "versions": versions(),
             "hardware": hardware(),
         }
-        write_whole(path / "experiment.json", document)
+        write_document(path / "experiment.json", document)
         return cls(path, document)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Raises RunError if there is no run at `path`."""
+        """Return the run at `path`.
+
+        Raises:
+            RunError: There is none.
+        """
         file = Path(path) / "experiment.json"
         if not file.exists():
-            raise RunError(f"{path} is no run folder: it has no experiment.json")
-        return cls(Path(path), decode(file))
+            raise RunError(f"{path} is not a run folder: it has no experiment.json")
+        return cls(Path(path), read_document(file))
 
     @property
     def run_id(self) -> str:
+        """The name of the run."""
         return str(self.document["run_id"])
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The parameters the run was made with, without secrets."""
+        """The parameters of the run, without secrets."""
         return dict(self.document["experiment"])
 
-    def write_plan(self, sessions: int, digest: str) -> None:
-        """Keep, in `plan.json`, the SHA-256 of all that a load will send, and when: not the text.
+    def write_plan(self, arrivals: int, digest: str) -> None:
+        """Write `plan.json`: the number of arrivals and the SHA-256 of what a load will send.
 
-        Two runs with the same one sent the same, byte for byte.
+        Two runs with the same digest sent the same bytes at the same times.
         """
-        write_whole(self.path / "plan.json", {"sessions": sessions, "sha256": digest})
+        write_document(self.path / "plan.json", {"sessions": arrivals, "sha256": digest})
 
     def append_request(self, record: RequestRecord) -> None:
-        self._requests.append(_rounded({f.name: getattr(record, f.name) for f in fields(record)}))
+        """Append a request that ended.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        line = {field.name: getattr(record, field.name) for field in fields(record)}
+        self._requests.append(_rounded(line))
 
     def append_telemetry(self, sample: Sample | Mapping[str, Any]) -> None:
-        """One sample of `workbench.records`, or a line like one."""
-        fields = line(sample) if isinstance(sample, Sampled) else redact(sample)
-        self._telemetry.append(_rounded(fields))
+        """Append a sample of `workbench.records`, or a line like one."""
+        line = to_line(sample) if isinstance(sample, SampleBase) else redact(sample)
+        self._telemetry.append(_rounded(line))
 
     def append_change(self, change: LoadChange) -> None:
-        """What was changed in a live load, and when."""
+        """Append a change of a live load."""
         self._changes.append(_rounded(redact(change)))
 
     def finish(self, summary: Summary | Mapping[str, Any]) -> None:
-        """Write `summary.json`, whole or not at all."""
-        write_whole(self.path / "summary.json", redact(summary))
+        """Write `summary.json`, completely or not at all."""
+        write_document(self.path / "summary.json", redact(summary))
 
     def records(self) -> Iterator[RequestRecord]:
-        """The requests in the order they ended. RunError names the file and line it cannot read.
+        """Yield the requests in the order in which they ended.
 
-        Where the process that ran the load was killed, what its workers left comes after them: what
-        ended meanwhile, and as failed what was in progress.
+        If the process that ran the load was killed, the journals of its workers follow: what had
+        ended, and what was in progress, as failed.
+
+        Raises:
+            RunError: A line is invalid. The message names the file and the line.
         """
         yield from self._requests.read(RequestRecord)
         if (self.path / journal.FOLDER).is_dir():
             known = {record.request_id for record in self._requests.read(RequestRecord)}
-            yield from (r for r in journal.left_in(self.path) if r.request_id not in known)
+            yield from (
+                record for record in journal.records_in(self.path) if record.request_id not in known
+            )
 
     def changes(self) -> list[LoadChange]:
-        """What was changed in a live load, in order; nothing if it was none."""
-        from workbench.records import LoadChange
-
+        """Return the changes of a live load in order; empty for another load."""
         return list(self._changes.read(LoadChange))
 
     def requests_frame(self) -> pd.DataFrame:
-        """A row a record, its fields as columns, and `ttft_ms`, `tpot_ms`, `e2el_ms` beside them.
+        """Return a row per request: the fields of its record, and `ttft_ms`, `tpot_ms`, `e2el_ms`.
 
-        `attrs["client_health"]` has the verdict if the run is finished; figures show it.
+        If the run is finished, `attrs["client_health"]` has its verdict, which figures show.
         """
         import pandas as pd
 
@@ -153,68 +185,64 @@ class Run:
         frame[numbers] = frame[numbers].astype(float)
         frame["ttft_ms"] = (frame.first_token_s - frame.sent_s) * 1e3
         frame["e2el_ms"] = (frame.end_s - frame.sent_s) * 1e3
-        further = (frame.output_tokens - 1).where(frame.output_tokens > 1)
-        frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further
+        further_tokens = (frame.output_tokens - 1).where(frame.output_tokens > 1)
+        frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further_tokens
         file = self.path / "summary.json"
         if file.exists():
-            frame.attrs["client_health"] = decode(file).get("client_health")
+            frame.attrs["client_health"] = read_document(file).get("client_health")
         return frame
 
-    def telemetry(self) -> pd.DataFrame:
-        """A row a deployment and moment: `samples("deployment")`."""
-        return self.samples("deployment")
+    def samples(self) -> Iterator[Sample]:
+        """Yield all samples in the order in which they were taken.
 
-    def each_sample(self) -> Iterator[Sample]:
-        """Every sample in the order they were taken, as `workbench.records` has them.
-
-        Raises RunError for a line that is none.
+        Raises:
+            RunError: A line is not a sample.
         """
-        for row in self._telemetry.read(dict[str, Any]):
+        for line in self._telemetry.read(dict[str, Any]):
             try:
-                yield msgspec.convert({"kind": "deployment"} | row, Sample, strict=False)
+                yield from_line(line)
             except msgspec.ValidationError as problem:
-                raise RunError(f"{self._telemetry.path}: {row} is no sample: {problem}") from None
+                raise RunError(
+                    f"{self._telemetry.path}: {line} is not a sample: {problem}"
+                ) from None
 
-    def sample_records(self) -> Iterator[Sample]:
-        """Every sample in the order it was taken, for what is computed over them."""
-        return map(read, self._telemetry.read(dict[str, Any]))
+    def samples_frame(self, kind: str = "deployment") -> pd.DataFrame:
+        """Return a row per sample of one kind (see `workbench.records`).
 
-    def samples(self, kind: str) -> pd.DataFrame:
-        """A row a sample of one kind (see `workbench.records`); absent values are NaN or None.
+        Absent values are NaN or None. A line without a kind, as in older runs, is a deployment's.
 
-        Raises UnknownMetricError for a kind that does not exist. A line without a kind, as older
-        runs have, is a deployment's.
+        Raises:
+            UnknownMetricError: There is no such kind.
         """
         import pandas as pd
 
         known = columns(kind)
         lines = self._telemetry.read(dict[str, Any])
-        rows = [row for row in lines if row.pop("kind", "deployment") == kind]
-        frame = pd.DataFrame(rows)
+        frame = pd.DataFrame([line for line in lines if line.pop("kind", "deployment") == kind])
         further = [name for name in frame.columns if name not in known]
         return frame.reindex(columns=[*known, *further])
 
     def summary(self) -> Summary | None:
-        """What `finish` wrote, or None. Raises RunError if it is no summary of this version."""
+        """Return what `finish` wrote, or None.
+
+        Raises:
+            RunError: It is not a summary of this version.
+        """
         from workbench.metrics.summary import Summary
 
         file = self.path / "summary.json"
         try:
-            return Summary.model_validate(decode(file)) if file.exists() else None
+            return Summary.model_validate(read_document(file)) if file.exists() else None
         except ValidationError as problem:
-            raise RunError(f"{file} is no summary: {explain(problem, Summary)}") from None
+            raise RunError(f"{file} is not a summary: {explain(problem, Summary)}") from None
 
 
 def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
-    """To the microsecond: finer is noise, and twice the bytes."""
+    """Round to the microsecond: finer digits are noise and double the size."""
 
-    def short(name: str, value: Any) -> Any:
+    def rounded(name: str, value: Any) -> Any:
         if name == "token_times_s":
-            return [float(round(at, 6)) for at in value]
+            return [float(round(at_s, 6)) for at_s in value]
         return float(round(value, 6)) if isinstance(value, float) else value
 
-    return {name: short(name, value) for name, value in line.items()}
-
-
-LOCATION_PARAMETERS = ("run_root", "run_id")
-"""The parameters that say where a run goes; they shape nothing in it."""
+    return {name: rounded(name, value) for name, value in line.items()}

@@ -1,12 +1,21 @@
-"""Serve's account of an application and its nodes' metrics, made into samples; pure."""
+"""Build samples from Serve's details and the nodes' metrics. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.compat.ray import (
+    GPU_METRICS,
+    HANDLE_QUEUE,
+    HTTP_REQUESTS,
+    IN_FLIGHT,
+    TARGET_ONGOING,
+    TOTAL_REQUESTS,
+)
+from serving.compat.vllm import ENGINE_METRICS
 from workbench.records import (
     DecisionSample,
     DeploymentSample,
@@ -16,35 +25,66 @@ from workbench.records import (
     Sample,
 )
 from workbench.telemetry.decisions import DecisionLog, ScalingLimits
-from workbench.telemetry.scrape import (
-    ENGINE_METRICS,
+from workbench.telemetry.metrics_page import (
     GATE_QUEUED,
     GATE_SHED,
-    GPU_METRICS,
-    HANDLE_QUEUE,
-    HTTP_REQUESTS,
-    IN_FLIGHT,
     POLICY_DESIRED,
     POLICY_LED,
     POLICY_SAW,
-    TARGET_ONGOING,
-    TOTAL_REQUESTS,
     MetricsPage,
-    add,
-    merged,
+    merge_pages,
+    total_of,
 )
 
 SHED_STATUSES = ("429", "503")
 _GPU_UNITS = {"utilization": 100.0, "memory_gib": 1024.0, "power_w": 1000.0}
-Nodes = Mapping[str, MetricsPage]
+Pages = Mapping[str, MetricsPage]
+"""The metrics of each node that answered, by node id."""
+
+
+@dataclass(frozen=True)
+class _Deployment:
+    """What is known of one deployment at one moment."""
+
+    now_s: float
+    name: str
+    application: str
+    details: Mapping[str, Any]
+    pages: Pages
+    merged: MetricsPage
+
+    def total(self, metric: str) -> float | None:
+        """Return the sum of a metric of this deployment."""
+        return self.merged.total(metric, **self._labels)
+
+    def rows(self, metric: str) -> Iterator[tuple[dict[str, str], float]]:
+        """Yield the labels and values of a metric of this deployment."""
+        return self.merged.rows(metric, **self._labels)
+
+    @property
+    def target(self) -> int:
+        """The number of replicas that Serve aims at."""
+        return int(self.details["target_num_replicas"])
+
+    @property
+    def has_workbench_policy(self) -> bool:
+        """Whether the policy is from `serving.deploy.autoscaling`, which exports its metrics."""
+        config = self.details["deployment_config"].get("autoscaling_config") or {}
+        policy = (config.get("policy") or {}).get("policy_function", "")
+        return str(policy).startswith("serving.")
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {"deployment": self.name, "application": self.application}
 
 
 @dataclass
 class SampleBuilder:
-    """Makes the samples of one application, moment by moment.
+    """Builds the samples of one application.
 
-    It remembers what a moment alone does not tell: the last target of each deployment, and what
-    replicas that are gone had refused. `engines` are the deployments that run an engine.
+    It remembers what the details of one moment lack: the last target of each deployment, and how
+    many requests replicas that no longer exist had refused. `engines` are the deployments that run
+    an engine.
     """
 
     application: str
@@ -52,128 +92,101 @@ class SampleBuilder:
     _logs: dict[str, DecisionLog] = field(default_factory=dict)
     _shed: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def samples(self, now_s: float, details: Mapping[str, Any], nodes: Nodes) -> list[Sample]:
-        """All of this moment, from Serve's details and the nodes that answered, by node id."""
-        found: list[Sample] = []
-        everything = merged(nodes.values())
-        for name, told in details["applications"][self.application]["deployments"].items():
-            replicas = list(self._replicas(now_s, name, told, nodes, everything))
-            sample = self._deployment(now_s, name, told, nodes, everything, replicas)
-            found += [sample, *replicas, *self._decisions(sample, told, everything)]
-        found += proxies(now_s, details.get("proxies", {}), nodes, self.application)
-        return found + list(gpus(now_s, nodes))
+    def samples(self, now_s: float, details: Mapping[str, Any], pages: Pages) -> list[Sample]:
+        """Return the samples of this moment, from Serve's details and the nodes' metrics."""
+        samples: list[Sample] = []
+        merged = merge_pages(pages.values())
+        for name, own in details["applications"][self.application]["deployments"].items():
+            deployment = _Deployment(now_s, name, self.application, own, pages, merged)
+            replicas = list(self._replicas(deployment))
+            sample = self._deployment(deployment, replicas)
+            samples += [sample, *replicas, *self._decisions(sample, deployment)]
+        samples += proxies(now_s, details.get("proxies", {}), pages, self.application)
+        return samples + list(gpus(now_s, pages))
+
+    def flush(self) -> list[DecisionSample]:
+        """Return the decisions that still wait for their policy's metrics."""
+        return [decision for log in self._logs.values() for decision in log.close()]
 
     def _deployment(
-        self,
-        now_s: float,
-        name: str,
-        told: Mapping[str, Any],
-        nodes: Nodes,
-        everything: MetricsPage,
-        replicas: list[ReplicaSample],
+        self, deployment: _Deployment, replicas: list[ReplicaSample]
     ) -> DeploymentSample:
-        states = [word(one["state"]) for one in told["replicas"]]
+        own_replicas = deployment.details["replicas"]
+        states = [state_name(replica["state"]) for replica in own_replicas]
         counts = {state: states.count(state) for state in ("running", "starting", "stopping")}
-        labels = {"deployment": name, "application": self.application}
-        hidden = any(one["node_id"] not in nodes for one in told["replicas"] if one.get("node_id"))
+        nodes = [replica.get("node_id") for replica in own_replicas]
+        incomplete = any(node and node not in deployment.pages for node in nodes)
         waiting = [
-            everything.total(HANDLE_QUEUE, **labels),
-            everything.total(GATE_QUEUED, **labels),
-            *(one.waiting_requests for one in replicas),
+            deployment.total(HANDLE_QUEUE),
+            deployment.total(GATE_QUEUED),
+            *(replica.waiting_requests for replica in replicas),
         ]
-        target = int(told["target_num_replicas"])
         return DeploymentSample(
-            time_s=now_s,
-            deployment=name,
-            target=target,
+            time_s=deployment.now_s,
+            deployment=deployment.name,
+            target=deployment.target,
             **counts,
-            desired=self._desired(name, told, everything, counts["running"], target),
-            total_requests=everything.total(TOTAL_REQUESTS, **labels),
-            queued_requests=None if hidden else add(waiting),
-            shed=self._refused(name, everything),
+            desired=_desired(deployment, counts["running"]),
+            total_requests=deployment.total(TOTAL_REQUESTS),
+            queued_requests=None if incomplete else total_of(waiting),
+            shed=self._refused(deployment),
         )
 
-    def _desired(
-        self,
-        name: str,
-        told: Mapping[str, Any],
-        everything: MetricsPage,
-        running: int,
-        target: int,
-    ) -> int | None:
-        """What the policy asks for: told by ours, worked out for Serve's own.
+    def _refused(self, deployment: _Deployment) -> int | None:
+        by_replica = self._shed.setdefault(deployment.name, {})
+        for labels, value in deployment.rows(GATE_SHED):
+            by_replica[labels.get("replica", "")] = int(value)
+        return sum(by_replica.values()) if by_replica else None
 
-        Serve's gauge of this name has the policy's result after the delays.
-        """
-        labels = {"deployment": name, "application": self.application}
-        # A sleeping deployment is woken by Serve's own rule, without asking the policy.
-        if running and _is_ours(told):
-            asked = everything.total(POLICY_DESIRED, **labels)
-        else:
-            total = everything.total(TOTAL_REQUESTS, **labels)
-            asked = desired_by_requests(
-                total, everything.total(TARGET_ONGOING, **labels), running, target
-            )
-        return None if asked is None else math.ceil(asked - 1e-9)
-
-    def _refused(self, name: str, everything: MetricsPage) -> int | None:
-        seen = self._shed.setdefault(name, {})
-        labels = {"deployment": name, "application": self.application}
-        for own, value in everything.rows(GATE_SHED, **labels):
-            seen[own.get("replica", "")] = int(value)
-        return sum(seen.values()) if seen else None
-
-    def _replicas(
-        self,
-        now_s: float,
-        name: str,
-        told: Mapping[str, Any],
-        nodes: Nodes,
-        everything: MetricsPage,
-    ) -> Iterator[ReplicaSample]:
-        if name not in self.engines:
+    def _replicas(self, deployment: _Deployment) -> Iterator[ReplicaSample]:
+        if deployment.name not in self.engines:
             return
-        for one in told["replicas"]:
-            if one.get("node_id") in nodes:
+        for replica in deployment.details["replicas"]:
+            if replica.get("node_id") in deployment.pages:
                 yield ReplicaSample(
-                    time_s=now_s,
-                    deployment=name,
-                    replica=one["replica_id"],
-                    node=one["node_id"],
-                    state=word(one["state"]),
-                    **engine_figures(everything, one["replica_id"]),
+                    time_s=deployment.now_s,
+                    deployment=deployment.name,
+                    replica=replica["replica_id"],
+                    node=replica["node_id"],
+                    state=state_name(replica["state"]),
+                    **engine_metrics(deployment.merged, replica["replica_id"]),
                 )
 
-    def _decisions(
-        self, sample: DeploymentSample, told: Mapping[str, Any], everything: MetricsPage
-    ) -> list[DecisionSample]:
-        limits = ScalingLimits.read(told["deployment_config"].get("autoscaling_config"))
-        labels = {"deployment": sample.deployment, "application": self.application}
+    def _decisions(self, sample: DeploymentSample, deployment: _Deployment) -> list[DecisionSample]:
+        config = deployment.details["deployment_config"].get("autoscaling_config")
         saw, led = (
-            {own["figure"]: value for own, value in everything.rows(metric, **labels)}
+            {labels["figure"]: value for labels, value in deployment.rows(metric)}
             for metric in (POLICY_SAW, POLICY_LED)
         )
         log = self._logs.setdefault(sample.deployment, DecisionLog())
-        return log.see(sample, limits, saw, led if _is_ours(told) else None)
-
-    def rest(self) -> list[DecisionSample]:
-        """The decisions that still wait for their policy's figures; none will come."""
-        return [one for log in self._logs.values() for one in log.close()]
+        limits = ScalingLimits.from_config(config)
+        return log.observe(sample, limits, saw, led if deployment.has_workbench_policy else None)
 
 
-def _is_ours(told: Mapping[str, Any]) -> bool:
-    """Whether the policy is of `serving.deploy.autoscaling`, and tells what it goes by."""
-    config = told["deployment_config"].get("autoscaling_config") or {}
-    policy = (config.get("policy") or {}).get("policy_function", "")
-    return str(policy).startswith("serving.")
+def _desired(deployment: _Deployment, running: int) -> int | None:
+    """Return what the policy requests: reported by a workbench policy, computed for Serve's own.
+
+    Serve's gauge of this name has the result of the policy after the delays.
+    """
+    # Serve wakes a deployment without replicas by its own rule, without calling the policy.
+    if running and deployment.has_workbench_policy:
+        desired = deployment.total(POLICY_DESIRED)
+    else:
+        desired = desired_by_requests(
+            deployment.total(TOTAL_REQUESTS),
+            deployment.total(TARGET_ONGOING),
+            running,
+            deployment.target,
+        )
+    return None if desired is None else math.ceil(desired - 1e-9)
 
 
 def desired_by_requests(
     total: float | None, target_ongoing: float | None, running: int, target: int
 ) -> float | None:
-    """What Serve's own policy asks for: `total` over `target_ongoing`, rounded up by Serve.
+    """Return what Serve's own policy requests: `total` / `target_ongoing`, which Serve rounds up.
 
-    With none running, one replica for whoever waits, and otherwise no change (Ray Serve's
+    With no running replica it is one replica for a waiting request, else no change (Ray Serve's
     `replica_queue_length_autoscaling_policy`).
     """
     if total is None or not target_ongoing:
@@ -183,53 +196,56 @@ def desired_by_requests(
     return total / target_ongoing
 
 
-def engine_figures(everything: MetricsPage, replica: str) -> dict[str, Any]:
-    """The engine's fields of a `ReplicaSample`; over several engines of one replica, their sum,
-    and the mean share of KV cache.
+def engine_metrics(merged: MetricsPage, replica: str) -> dict[str, Any]:
+    """Return the engine's fields of a `ReplicaSample`.
+
+    Over several engines of one replica they are sums, and the mean for the use of the KV cache.
     """
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for metric, name in ENGINE_METRICS.items():
-        values = [value for _, value in everything.rows(metric, ReplicaId=replica)]
+        values = [value for _, value in merged.rows(metric, ReplicaId=replica)]
         if values and name == "kv_cache_usage":
-            found[name] = sum(values) / len(values)
+            metrics[name] = sum(values) / len(values)
         elif values:
-            found[name] = round(sum(values))
-    return found
+            metrics[name] = round(sum(values))
+    return metrics
 
 
 def proxies(
-    now_s: float, told: Mapping[str, Any], nodes: Nodes, application: str
-) -> Iterable[ProxySample]:
-    """The proxy of each node that has one and answered."""
-    for node in told:
-        if node in nodes:
+    now_s: float, details: Mapping[str, Any], pages: Pages, application: str
+) -> Iterator[ProxySample]:
+    """Yield a sample of the proxy of each node that has one and answered."""
+    for node in details:
+        if node in pages:
+            page = pages[node]
             refused = [
-                nodes[node].total(HTTP_REQUESTS, application=application, status_code=status)
+                page.total(HTTP_REQUESTS, application=application, status_code=status)
                 for status in SHED_STATUSES
             ]
-            answered = nodes[node].total(HTTP_REQUESTS, application=application)
-            shed = add(refused) if answered is None else add([*refused, 0.0])
-            in_flight = nodes[node].total(IN_FLIGHT)
-            yield ProxySample(time_s=now_s, node=node, in_flight=whole(in_flight), shed=whole(shed))
+            answered = page.total(HTTP_REQUESTS, application=application)
+            shed = total_of(refused) if answered is None else total_of([*refused, 0.0])
+            in_flight = page.total(IN_FLIGHT)
+            yield ProxySample(
+                time_s=now_s, node=node, in_flight=_count(in_flight), shed=_count(shed)
+            )
 
 
-def gpus(now_s: float, nodes: Nodes) -> Iterable[GpuSample]:
-    """Each card of each node that answered, by Ray's account."""
-    for node, told in nodes.items():
-        cards: dict[int, dict[str, float]] = {}
+def gpus(now_s: float, pages: Pages) -> Iterator[GpuSample]:
+    """Yield a sample of each GPU of each node that answered."""
+    for node, page in pages.items():
+        by_index: dict[int, dict[str, float]] = {}
         for metric, name in GPU_METRICS.items():
-            for own, value in told.rows(metric):
-                card = cards.setdefault(int(own["GpuIndex"]), {})
-                card[name] = value / _GPU_UNITS[name]
-        for index, figures in sorted(cards.items()):
-            yield GpuSample(time_s=now_s, node=node, gpu=index, **figures)
+            for labels, value in page.rows(metric):
+                gpu = by_index.setdefault(int(labels["GpuIndex"]), {})
+                gpu[name] = value / _GPU_UNITS[name]
+        for index, values in sorted(by_index.items()):
+            yield GpuSample(time_s=now_s, node=node, gpu=index, **values)
 
 
-def whole(value: float | None) -> int | None:
-    """A count that came as a float."""
-    return None if value is None else round(value)
-
-
-def word(state: Any) -> str:
-    """Serve's states are enumerations in one version and strings in another."""
+def state_name(state: Any) -> str:
+    """Return Serve's name of a state, which is an enumeration or a string by version."""
     return str(getattr(state, "value", state)).lower()
+
+
+def _count(value: float | None) -> int | None:
+    return None if value is None else round(value)

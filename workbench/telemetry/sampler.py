@@ -1,8 +1,9 @@
-"""The cluster over time, on the run's own clock: the samples of `telemetry.jsonl`.
+"""Sample the cluster over time, on the run's own clock, for `telemetry.jsonl`.
 
-Each second: Serve's account of the application, every node's metrics, and of both the samples of
-`workbench.records`. It runs in a thread with an event loop of its own, so that a busy kernel does
-not thin it out, and takes a few milliseconds a second of the kernel (`benchmarks/dashboard.py`).
+Once a second it reads Serve's details of the application and the metrics of all nodes, and makes
+samples of `workbench.records` from them. It runs in a thread with its own event loop, so that a
+busy kernel does not delay it, and takes a few milliseconds of the kernel per second
+(`benchmarks/dashboard.py`).
 """
 
 from __future__ import annotations
@@ -25,19 +26,17 @@ if TYPE_CHECKING:
     from workbench.endpoints.remote import Remote
 
 NODES_EVERY_S = 5.0
-ANSWER_S = 5.0
+DETAILS_TIMEOUT_S = 5.0
 BLIND_AFTER = 3
-"""So many samples without a node's metrics, one after the other, are worth a line."""
+"""After so many samples in a row without any node's metrics, a line says so."""
 
 
 class Telemetry:
-    """While open (``with``), samples the cluster behind ``endpoint`` into ``sink``.
+    """A context manager that samples the cluster behind `endpoint` into `sink`.
 
-    The sink gets the samples of `workbench.records`, from a thread of this class: pass
-    ``run.append_telemetry``. A service that is gone ends it, and ``gone`` says so; what it has
-    stays. Where metrics can't be reached, replicas and targets go on. An endpoint that is no
-    deployment of ours has nothing to sample. ``say`` gets one line about each of these; by default
-    it is printed. An error of the sink is raised when the block ends.
+    If the service no longer exists, sampling ends and `ended_reason` says why. If metrics cannot
+    be reached, replicas and targets are still sampled. Only an endpoint that this process deployed
+    can be sampled. An error of the sink is raised when the block ends.
     """
 
     def __init__(
@@ -49,20 +48,30 @@ class Telemetry:
         *,
         say: Callable[[str], None] = print,
     ) -> None:
+        """Prepare to sample; entering the context starts it.
+
+        Args:
+            endpoint: The endpoint.
+            clock: The run's clock, in seconds.
+            sink: Called with each sample, from a thread; usually `run.append_telemetry`.
+            interval_s: Seconds between samples.
+            say: Called with a line when there is nothing to sample, metrics cannot be reached, or
+                sampling ends.
+        """
         self._endpoint, self._clock, self._sink, self._say = endpoint, clock, sink, say
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._failure: BaseException | None = None
-        self._blind = 0
-        self.gone: str | None = None
+        self._blind_samples = 0
+        self.ended_reason: str | None = None
 
     def __enter__(self) -> Telemetry:
         if isinstance(self._endpoint, Endpoint):
             self._thread.start()
         else:
-            where = self._endpoint.base_url
-            self._say(f"no telemetry: {where} is not a deployment of this process")
+            url = self._endpoint.base_url
+            self._say(f"no telemetry: {url} is not a deployment of this process")
         return self
 
     def __exit__(
@@ -84,67 +93,68 @@ class Telemetry:
             self._failure = problem
 
     async def _watch(self) -> None:
-        """Sample until the block ends, and once more then."""
+        """Sample until the block ends, and once more after that."""
         assert isinstance(self._endpoint, Endpoint)
-        source = Source(self._endpoint)
+        source = TelemetrySource(self._endpoint)
         loop = asyncio.get_running_loop()
         async with Scraper() as scraper:
             last = False
-            while self.gone is None and not last:
+            while self.ended_reason is None and not last:
                 last = self._stop.is_set()
-                due = loop.time() + self._interval_s
+                due_s = loop.time() + self._interval_s
                 await self._sample(source, scraper)
-                wait_s = max(0.0, due - loop.time())
+                wait_s = max(0.0, due_s - loop.time())
                 await asyncio.to_thread(self._stop.wait, 0 if last else wait_s)
-        for sample in source.rows.rest():
+        for sample in source.builder.flush():
             self._sink(sample)
 
-    async def _sample(self, source: Source, scraper: Scraper) -> None:
+    async def _sample(self, source: TelemetrySource, scraper: Scraper) -> None:
         try:
-            details, nodes = await asyncio.to_thread(source.account)
-            shown = await scraper.scrape(nodes)
+            details, nodes = await asyncio.to_thread(source.snapshot)
+            pages = await scraper.scrape(nodes)
         except WorkbenchError as problem:
-            self.gone = str(problem)
+            self.ended_reason = str(problem)
             self._say(f"telemetry ends: {problem}")
             return
         if details is None:
             return
-        self._tell_blindness(bool(shown) or not nodes, scraper)
-        for sample in source.rows.samples(self._clock(), details, shown):
+        self._warn_if_blind(bool(pages) or not nodes, scraper)
+        for sample in source.builder.samples(self._clock(), details, pages):
             self._sink(sample)
 
-    def _tell_blindness(self, sees: bool, scraper: Scraper) -> None:
-        self._blind = 0 if sees else self._blind + 1
-        if self._blind == BLIND_AFTER:
+    def _warn_if_blind(self, sees: bool, scraper: Scraper) -> None:
+        self._blind_samples = 0 if sees else self._blind_samples + 1
+        if self._blind_samples == BLIND_AFTER:
             reason = next(iter(scraper.failures.values()), "no node")
             self._say(
-                f"telemetry: no node's metrics can be reached ({reason}). Replicas and targets go "
-                "on; queues, engines and GPUs are missing. Open the nodes' metrics ports to this "
-                "machine."
+                f"telemetry: no node's metrics can be reached ({reason}). Replicas and targets are "
+                "still sampled; queues, engines and GPUs are missing. Open the nodes' metrics "
+                "ports to this machine."
             )
 
 
-class Source:
-    """Serve's details and the cluster's nodes, by calls that wait no longer than ``ANSWER_S``."""
+class TelemetrySource:
+    """Serve's details and the cluster's nodes, by calls that wait at most `DETAILS_TIMEOUT_S`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         from serving.spec.model import deployment_name
 
         self._endpoint = endpoint
         engines = frozenset(deployment_name(model) for model in endpoint.spec.models)
-        self.rows = SampleBuilder(endpoint.spec.name, engines)
+        self.builder = SampleBuilder(endpoint.spec.name, engines)
         self._nodes: list[Node] = []
-        self._nodes_at = float("-inf")
+        self._nodes_at_s = float("-inf")
 
-    def account(self) -> tuple[dict[str, Any] | None, list[Node]]:
-        """Serve's account, None if its controller did not answer in time, and the living nodes.
+    def snapshot(self) -> tuple[dict[str, Any] | None, list[Node]]:
+        """Return Serve's details (None if its controller did not answer in time) and live nodes.
 
-        Raises EndpointGoneError if the service or its cluster is gone.
+        Raises:
+            EndpointGoneError: The service or its cluster no longer exists.
         """
         import ray
 
-        details = self._endpoint.details(ANSWER_S)
-        if time.monotonic() - self._nodes_at > NODES_EVERY_S:
+        details = self._endpoint.details(DETAILS_TIMEOUT_S)
+        if time.monotonic() - self._nodes_at_s > NODES_EVERY_S:
             self._nodes = live_nodes(ray.nodes())
-            self._nodes_at = time.monotonic()
+            self._nodes_at_s = time.monotonic()
         return details, self._nodes

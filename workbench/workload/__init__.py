@@ -1,1 +1,1 @@
-"""Describe what is sent and when."""
+"""Describe what is sent and when. Pure: no clock, no network, no cluster."""

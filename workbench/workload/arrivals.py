@@ -1,18 +1,29 @@
-"""Arrivals as data: strict, frozen, described. `workbench.workload.schedule` turns them into send
-times."""
+"""Specifications of arrivals. `workbench.workload.schedule` turns them into send times.
+
+To add an arrival process, define its class here and add it to `Arrivals`. A subclass of
+`OpenArrivals` gives a rate over time (`segments`) and the gaps between requests (`gaps`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
 from serving.errors import SpecError
 from serving.spec.base import Strict
 from workbench.errors import SettingError
+from workbench.workload.point_process import (
+    EvenGaps,
+    GammaGaps,
+    Gaps,
+    RateSegment,
+    gaps_of,
+    steady,
+)
 
 MAX_RATE = 1e6
 MIN_BURSTINESS = 1e-3
@@ -21,42 +32,16 @@ Rate = Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)]
 RateOrZero = Annotated[float, Field(ge=0, le=MAX_RATE, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# With far smaller shapes every drawn gap is 0 in floating point, and no schedule would ever end.
+# With a much smaller shape every drawn gap is 0 in floating point, and no schedule would end.
 Burstiness = Annotated[float, Field(ge=MIN_BURSTINESS, allow_inf_nan=False)]
-_SPACING = "Shape of the gamma law of the gaps: 1 is Poisson, below 1 bursty, None even."
-
-
-class RateSegment(NamedTuple):
-    """A stretch of `duration_s` over which the rate goes from one value to another in a line."""
-
-    duration_s: float
-    from_rate: float
-    to_rate: float
-
-    @property
-    def requests(self) -> float:
-        """The integral of the rate: the expected number of requests."""
-        return self.duration_s * (self.from_rate + self.to_rate) / 2
-
-    def rate_at(self, at_s: float) -> float:
-        """The rate `at_s` seconds into it."""
-        return self.from_rate + (self.to_rate - self.from_rate) * (at_s / self.duration_s)
-
-    def cut(self, at_s: float) -> tuple[RateSegment, RateSegment]:
-        """The stretch before `at_s` and the one after."""
-        rate = self.rate_at(at_s)
-        rest = self.duration_s - at_s
-        return RateSegment(at_s, self.from_rate, rate), RateSegment(rest, rate, self.to_rate)
-
-    def when(self, requests: float) -> float:
-        """The second at which the integral of the rate reaches `requests`."""
-        slope = (self.to_rate - self.from_rate) / self.duration_s
-        # The root of slope/2 t² + from_rate t = requests that loses no digits as slope nears 0.
-        root = math.sqrt(max(0.0, self.from_rate**2 + 2 * slope * requests))
-        return min(2 * requests / (self.from_rate + root), self.duration_s) if requests else 0.0
+_BURSTINESS = (
+    "Shape of the gamma distribution of the gaps: 1 is Poisson, below 1 bursty; None: even."
+)
 
 
 class _Arrivals(Strict):
+    """A base that names a missing field and describes it."""
+
     def __init__(self, **fields: Any) -> None:
         for name, field in type(self).model_fields.items():
             if field.is_required() and name not in fields:
@@ -67,56 +52,89 @@ class _Arrivals(Strict):
         super().__init__(**fields)
 
 
-class Constant(_Arrivals):
-    """Requests at even distances, the first at 0."""
+class OpenArrivals(_Arrivals):
+    """Arrivals on a schedule, which does not depend on the answers."""
 
-    kind: Literal["constant"] = Field("constant", description="Even distances.")
-    rate: Rate = Field(description="Requests per second.")
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return the rate over time. After the last segment its final rate goes on."""
+        raise NotImplementedError
+
+    def gaps(self) -> Gaps:
+        """Return the distribution of the gaps between requests."""
+        raise NotImplementedError
 
     @property
-    def burstiness(self) -> None:
-        return None
-
-    def pieces(self) -> tuple[RateSegment, ...]:
-        return (RateSegment(math.inf, self.rate, self.rate),)
+    def peak_rate(self) -> float:
+        """The highest rate, in requests per second."""
+        return max(max(segment.from_rate, segment.to_rate) for segment in self.segments())
 
 
-class Poisson(_Arrivals):
-    """Requests that know nothing of each other: exponential gaps, the first from 0."""
+class Constant(OpenArrivals):
+    """Requests at equal distances, the first at 0."""
 
+    burstiness: ClassVar[None] = None
+    kind: Literal["constant"] = Field("constant", description="Equal gaps.")
+    rate: Rate = Field(description="Requests per second.")
+
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return one endless segment."""
+        return steady(self.rate)
+
+    def gaps(self) -> Gaps:
+        """Return equal gaps."""
+        return EvenGaps()
+
+
+class Poisson(OpenArrivals):
+    """Independent requests: exponential gaps, the first counted from 0."""
+
+    burstiness: ClassVar[float] = 1.0
     kind: Literal["poisson"] = Field("poisson", description="Exponential gaps.")
     rate: Rate = Field(description="Mean requests per second.")
 
-    @property
-    def burstiness(self) -> float:
-        return 1.0
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return one endless segment."""
+        return steady(self.rate)
 
-    def pieces(self) -> tuple[RateSegment, ...]:
-        return (RateSegment(math.inf, self.rate, self.rate),)
+    def gaps(self) -> Gaps:
+        """Return exponential gaps."""
+        return GammaGaps(1.0)
 
 
-class Gamma(_Arrivals):
-    """Gamma-distributed gaps, the first from 0."""
+class Gamma(OpenArrivals):
+    """Gamma-distributed gaps, the first counted from 0."""
 
     kind: Literal["gamma"] = Field("gamma", description="Gamma-distributed gaps.")
     rate: Rate = Field(description="Mean requests per second.")
-    burstiness: Burstiness = Field(description="Shape of the gamma law; below 1 is bursty.")
+    burstiness: Burstiness = Field(
+        description="Shape of the gamma distribution; below 1 is bursty."
+    )
 
-    def pieces(self) -> tuple[RateSegment, ...]:
-        return (RateSegment(math.inf, self.rate, self.rate),)
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return one endless segment."""
+        return steady(self.rate)
+
+    def gaps(self) -> Gaps:
+        """Return gamma-distributed gaps."""
+        return GammaGaps(self.burstiness)
 
 
-class Ramp(_Arrivals):
-    """A rate that goes from one value to another in a line."""
+class Ramp(OpenArrivals):
+    """A rate that changes linearly from one value to another."""
 
-    kind: Literal["ramp"] = Field("ramp", description="A rate that grows or falls in a line.")
+    kind: Literal["ramp"] = Field("ramp", description="A rate that rises or falls linearly.")
     from_rate: RateOrZero = Field(description="Requests per second at the start.")
     to_rate: RateOrZero = Field(description="Requests per second at the end, and after it.")
     duration_s: Seconds = Field(description="Seconds from one rate to the other.")
-    burstiness: Burstiness | None = Field(1.0, description=_SPACING)
+    burstiness: Burstiness | None = Field(1.0, description=_BURSTINESS)
 
-    def pieces(self) -> tuple[RateSegment, ...]:
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return the ramp."""
         return (RateSegment(self.duration_s, self.from_rate, self.to_rate),)
+
+    def gaps(self) -> Gaps:
+        """Return gaps of this burstiness."""
+        return gaps_of(self.burstiness)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
@@ -126,21 +144,26 @@ class Ramp(_Arrivals):
 
 
 class Step(NamedTuple):
-    """One rate for a while."""
+    """A constant rate for `duration_s` seconds."""
 
     rate: RateOrZero
     duration_s: Seconds
 
 
-class Steps(_Arrivals):
-    """One rate after the other. A rate of 0 is a pause; one of them must be above 0."""
+class Steps(OpenArrivals):
+    """Constant rates, one after another. A rate of 0 is a pause; at least one must be above 0."""
 
-    kind: Literal["steps"] = Field("steps", description="One rate after the other.")
+    kind: Literal["steps"] = Field("steps", description="Constant rates, one after another.")
     steps: tuple[Step, ...] = Field(min_length=1, description="Pairs of rate and duration_s.")
-    burstiness: Burstiness | None = Field(1.0, description=_SPACING)
+    burstiness: Burstiness | None = Field(1.0, description=_BURSTINESS)
 
-    def pieces(self) -> tuple[RateSegment, ...]:
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return one segment per step."""
         return tuple(RateSegment(step.duration_s, step.rate, step.rate) for step in self.steps)
+
+    def gaps(self) -> Gaps:
+        """Return gaps of this burstiness."""
+        return gaps_of(self.burstiness)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
@@ -150,76 +173,50 @@ class Steps(_Arrivals):
 
 
 class Stage(NamedTuple):
-    """In a line to `rate` within `duration_s`; a jump if that is 0."""
+    """A linear change to `rate` within `duration_s` seconds; a jump if that is 0."""
 
     rate: RateOrZero
     duration_s: SecondsOrZero
 
 
-class Stages(_Arrivals):
-    """Ramps one after the other, as load tests are often written: rise, hold, drop, rest.
+class Stages(OpenArrivals):
+    """Ramps, one after another, as load tests are often written: rise, hold, drop, rest.
 
-    `Stages(stages=[(8, 60), (8, 30), (0, 0), (0, 40)])` rises to 8 a second within a minute, holds
-    for half a minute, and drops to nothing for 40 s.
+    `Stages(stages=[(8, 60), (8, 30), (0, 0), (0, 40)])` rises to 8 requests/s within a minute,
+    holds for 30 s, and drops to 0 for 40 s.
     """
 
-    kind: Literal["stages"] = Field("stages", description="Ramps one after the other.")
+    kind: Literal["stages"] = Field("stages", description="Ramps, one after another.")
     from_rate: RateOrZero = Field(0.0, description="Requests per second at the start.")
     stages: tuple[Stage, ...] = Field(min_length=1, description="Pairs of rate and duration_s.")
-    burstiness: Burstiness | None = Field(1.0, description=_SPACING)
+    burstiness: Burstiness | None = Field(1.0, description=_BURSTINESS)
 
-    def pieces(self) -> tuple[RateSegment, ...]:
-        before = [self.from_rate, *(stage.rate for stage in self.stages)]
-        ramps = zip(before, self.stages, strict=False)
-        return tuple(RateSegment(to.duration_s, was, to.rate) for was, to in ramps if to.duration_s)
+    def segments(self) -> tuple[RateSegment, ...]:
+        """Return one segment per stage that takes time."""
+        starts = [self.from_rate, *(stage.rate for stage in self.stages)]
+        return tuple(
+            RateSegment(stage.duration_s, start, stage.rate)
+            for start, stage in zip(starts, self.stages, strict=False)
+            if stage.duration_s
+        )
+
+    def gaps(self) -> Gaps:
+        """Return gaps of this burstiness."""
+        return gaps_of(self.burstiness)
 
     @model_validator(mode="after")
     def _sends_something(self) -> Self:
-        if not any(piece.requests for piece in self.pieces()):
+        if not any(segment.requests for segment in self.segments()):
             raise ValueError("Stages.stages: nothing is sent; raise a rate and its duration_s")
         return self
 
 
-def diurnal(
-    peak_rate: float,
-    day_s: float,
-    *,
-    night: float = 0.1,
-    width: float = 1.0,
-    days: int = 1,
-    burstiness: float | None = 1.0,
-) -> Stages:
-    """The load of `days` days, each within `day_s` seconds: quiet at its ends, busiest at noon.
-
-    The rate at the share t of a day is peak_rate x (night + (1 - night) x s(t)), where s is
-    ((1 - cos 2 pi t) / 2) to the power 1 / `width`: below 1 the busy hours are fewer, above more.
-    It is drawn as 48 lines a day. Each day begins and ends at the night's rate. Seeded by the
-    `LoadSpec` it stands in.
-
-    Raises SettingError for a number that makes no day.
-    """
-    bounds = {"peak_rate": peak_rate > 0, "day_s": day_s > 0, "width": width > 0, "days": days >= 1}
-    given = {"peak_rate": peak_rate, "day_s": day_s, "width": width, "days": days}
-    wrong = [name for name, good in bounds.items() if not good]
-    if wrong:
-        raise SettingError(f"{wrong[0]} is {given[wrong[0]]!r}: give more than 0")
-    if not 0 <= night <= 1:
-        raise SettingError(f"night is {night!r}: give a share of the peak, from 0 to 1")
-
-    def rate(half_hour: int) -> float:
-        sun = (1 - math.cos(2 * math.pi * half_hour / 48)) / 2
-        return float(peak_rate * (night + (1 - night) * sun ** (1 / width)))
-
-    stages = tuple(Stage(rate(i % 48 or 48), day_s / 48) for i in range(1, 48 * days + 1))
-    return Stages(from_rate=rate(0), stages=stages, burstiness=burstiness)
-
-
 class ClosedLoop(_Arrivals):
-    """A closed loop: the next request is sent when one ends. It has no offsets.
+    """A closed loop: the next request is sent when one ends, so there are no send times.
 
-    With `think_s` it is so many users, each of whom waits before every request or conversation, the
-    first included: they do not all begin at once. A conversation has its own `think_s` between its
-    turns.
+    With `think_s` it models users who wait before each request or conversation, the first
+    included, so that they do not all begin at once. A conversation has its own `think_s` between
+    its turns.
     """
 
     kind: Literal["closed"] = Field("closed", description="The next is sent when one ends.")
@@ -230,16 +227,18 @@ class ClosedLoop(_Arrivals):
 
 
 class TraceReplay(_Arrivals):
-    """The arrivals of a recorded trace, which `workbench.workload.traces.replay` reads."""
+    """The arrivals of a recorded trace, which `workbench.workload.traces.replay_trace` reads."""
 
     kind: Literal["trace"] = Field("trace", description="As recorded.")
     path: str = Field(min_length=1, description="A trace file, or the folder of a run.")
     start_s: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="Cut before, in seconds of the trace."
+        None, ge=0, allow_inf_nan=False, description="Start of the cut, in seconds of the trace."
     )
-    end_s: Seconds | None = Field(None, description="Cut from here on, in seconds of the trace.")
-    speed: Seconds = Field(1.0, description="Times as fast as recorded.")
-    limit: int | None = Field(None, ge=1, description="Most requests to take.")
+    end_s: Seconds | None = Field(
+        None, description="End of the cut (exclusive), in seconds of the trace."
+    )
+    speed: Seconds = Field(1.0, description="Speed relative to the recording.")
+    limit: int | None = Field(None, ge=1, description="Maximum number of requests.")
 
     @model_validator(mode="after")
     def _cut_is_not_empty(self) -> Self:
@@ -255,18 +254,74 @@ Arrivals = Annotated[
     Constant | Poisson | Gamma | Ramp | Steps | Stages | ClosedLoop | TraceReplay,
     Field(discriminator="kind"),
 ]
-_KINDS = ("constant", "poisson", "gamma", "ramp", "steps", "stages", "closed", "trace")
+ARRIVALS: dict[str, type[_Arrivals]] = {
+    spec.model_fields["kind"].default: spec for spec in get_args(get_args(Arrivals)[0])
+}
+"""The specification of each `kind`."""
 
 
-def parse(fields: Mapping[str, Any]) -> Arrivals:
-    """The spec that plain data stands for: its `kind` and that kind's fields.
+def kinds_of(base: type, *, field: str | None = None) -> str:
+    """Return the kinds that are subclasses of `base` (and have `field`), as a list in prose."""
+    kinds = [
+        kind
+        for kind, spec in ARRIVALS.items()
+        if issubclass(spec, base) and (field is None or field in spec.model_fields)
+    ]
+    return " or ".join([", ".join(kinds[:-1]), kinds[-1]])
 
-    Raises SpecError naming the field, its value and what is wrong.
+
+def parse_arrivals(fields: Mapping[str, Any]) -> Arrivals:
+    """Return the specification in plain data: a `kind` and the fields of that kind.
+
+    Raises:
+        SpecError: A field is wrong. The message names the field, its value and the fix.
     """
     kind = fields.get("kind")
-    if kind not in _KINDS:
-        close = get_close_matches(str(kind), _KINDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(_KINDS)}"
-        raise SpecError(f"kind = {kind!r}: there are no such arrivals; {hint}")
+    if kind not in ARRIVALS:
+        close = get_close_matches(str(kind), ARRIVALS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(ARRIVALS)}"
+        raise SpecError(f"kind = {kind!r}: there is no such arrival process; {hint}")
     spec: Arrivals = TypeAdapter(Arrivals).validate_python(dict(fields))
     return spec
+
+
+def diurnal(
+    peak_rate: float,
+    day_s: float,
+    *,
+    night: float = 0.1,
+    width: float = 1.0,
+    days: int = 1,
+    burstiness: float | None = 1.0,
+) -> Stages:
+    """Return the load of days with quiet nights and a peak at noon.
+
+    At the fraction t of a day the rate is peak_rate x (night + (1 - night) x s(t)), where s is
+    ((1 - cos 2 pi t) / 2) ** (1 / width). It is approximated by 48 linear stages a day. Each day
+    begins and ends at the night's rate. The `LoadSpec` that holds it gives the seed.
+
+    Args:
+        peak_rate: Requests per second at noon.
+        day_s: Seconds in a day.
+        night: Rate at night as a fraction of the peak.
+        width: Below 1 the busy hours are shorter, above 1 longer.
+        days: Number of days.
+        burstiness: Shape of the gamma distribution of the gaps; None for even gaps.
+
+    Raises:
+        SettingError: A number is out of range.
+    """
+    bounds = {"peak_rate": peak_rate > 0, "day_s": day_s > 0, "width": width > 0, "days": days >= 1}
+    given = {"peak_rate": peak_rate, "day_s": day_s, "width": width, "days": days}
+    invalid = [name for name, in_range in bounds.items() if not in_range]
+    if invalid:
+        raise SettingError(f"{invalid[0]} must be above 0, got {given[invalid[0]]!r}")
+    if not 0 <= night <= 1:
+        raise SettingError(f"night must be a fraction of the peak from 0 to 1, got {night!r}")
+
+    def rate(half_hour: int) -> float:
+        sun = (1 - math.cos(2 * math.pi * half_hour / 48)) / 2
+        return float(peak_rate * (night + (1 - night) * sun ** (1 / width)))
+
+    stages = tuple(Stage(rate(i % 48 or 48), day_s / 48) for i in range(1, 48 * days + 1))
+    return Stages(from_rate=rate(0), stages=stages, burstiness=burstiness)

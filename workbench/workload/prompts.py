@@ -1,5 +1,4 @@
-"""Prompt sets as data: strict, frozen, described. `workbench.workload.prompt_generator` makes
-prompts of them."""
+"""Specifications of prompts. `workbench.workload.prompt_generator` generates prompts from them."""
 
 from __future__ import annotations
 
@@ -27,31 +26,35 @@ TokensOrZero = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 class Fixed(Strict):
-    """Always the same length. A plain int stands for it."""
+    """Always the same length. A plain int is a shorthand for it."""
 
-    kind: Literal["fixed"] = Field("fixed", description="Always the same.")
+    kind: Literal["fixed"] = Field("fixed", description="Always the same length.")
     tokens: Tokens = Field(description="Tokens.")
 
     @property
     def low(self) -> int:
+        """The smallest length."""
         return self.tokens
 
     @property
     def high(self) -> int:
+        """The largest length."""
         return self.tokens
 
     def draw(self, rng: np.random.Generator) -> int:
+        """Return the length."""
         return self.tokens
 
 
 class Uniform(Strict):
-    """Every length from `low` to `high`, both included, equally often."""
+    """Every length from `low` to `high`, both included, with equal probability."""
 
-    kind: Literal["uniform"] = Field("uniform", description="Each equally often.")
-    low: Tokens = Field(description="Fewest tokens.")
-    high: Tokens = Field(description="Most tokens.")
+    kind: Literal["uniform"] = Field("uniform", description="Uniformly distributed.")
+    low: Tokens = Field(description="Minimum number of tokens.")
+    high: Tokens = Field(description="Maximum number of tokens.")
 
     def draw(self, rng: np.random.Generator) -> int:
+        """Draw a length."""
         return int(rng.integers(self.low, self.high, endpoint=True))
 
     @model_validator(mode="after")
@@ -62,15 +65,16 @@ class Uniform(Strict):
 
 
 class LogNormal(Strict):
-    """`median` × exp(`sigma` × a standard normal), rounded; beyond the bounds, the bound."""
+    """`median` × exp(`sigma` × a standard normal), rounded and clipped to `low` and `high`."""
 
-    kind: Literal["lognormal"] = Field("lognormal", description="Many short ones, a few long.")
-    median: float = Field(ge=1, le=MAX_TOKENS, description="Half are longer.")
+    kind: Literal["lognormal"] = Field("lognormal", description="Many short, a few long.")
+    median: float = Field(ge=1, le=MAX_TOKENS, description="Median number of tokens.")
     sigma: float = Field(ge=0, le=10, description="Standard deviation of the logarithm.")
-    low: Tokens = Field(1, description="Fewest tokens.")
-    high: Tokens = Field(description="Most tokens.")
+    low: Tokens = Field(1, description="Minimum number of tokens.")
+    high: Tokens = Field(description="Maximum number of tokens.")
 
     def draw(self, rng: np.random.Generator) -> int:
+        """Draw a length."""
         tokens = self.median * float(rng.lognormal(0, self.sigma))
         return round(min(max(tokens, self.low), self.high))
 
@@ -85,7 +89,7 @@ class LogNormal(Strict):
 
 
 class FromTrace(Strict):
-    """As in the replayed trace: the first request has the first one's count, and so on."""
+    """The lengths of the replayed trace: each request has its own."""
 
     kind: Literal["trace"] = Field("trace", description="As recorded.")
 
@@ -94,81 +98,87 @@ def _as_length(
     given: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> Fixed | Uniform | LogNormal | FromTrace:
     try:
-        made: Fixed | Uniform | LogNormal | FromTrace = validate(
+        length: Fixed | Uniform | LogNormal | FromTrace = validate(
             {"kind": "fixed", "tokens": given} if type(given) is int else given
         )
     except (SpecError, ValidationError) as problem:
-        why = str(problem) if isinstance(problem, SpecError) else problem.errors()[0]["msg"]
-        # Of a dict, the message would not say where it stands.
-        raise ValueError(f"{info.field_name}: {why}" if isinstance(given, dict) else why) from None
-    return made
+        reason = str(problem) if isinstance(problem, SpecError) else problem.errors()[0]["msg"]
+        # The message about a dict does not say which field holds it.
+        prefix = f"{info.field_name}: " if isinstance(given, dict) else ""
+        raise ValueError(prefix + reason) from None
+    return length
 
 
-Drawn = Annotated[
+LengthDistribution = Annotated[
     Fixed | Uniform | LogNormal, Field(discriminator="kind"), WrapValidator(_as_length)
 ]
-"""A length that stands for itself."""
+"""A length that is drawn at random."""
 Length = Annotated[
     Fixed | Uniform | LogNormal | FromTrace, Field(discriminator="kind"), WrapValidator(_as_length)
 ]
+"""A length that is drawn at random or read from a trace."""
 
 
 class RandomPrompts(Strict):
-    """Ids of ordinary tokens, drawn at random, each prompt for itself.
+    """Ids of regular tokens, drawn at random for each prompt.
 
-    The prefixes are drawn first, and a prompt starts with one of them, each equally often.
+    The shared prefixes are drawn first. Each prompt starts with one of them, all equally likely.
     """
 
-    kind: Literal["random"] = Field("random", description="Ids drawn at random.")
-    input: Length = Field(description="Tokens of a prompt, the prefix included.")
-    output: Length = Field(description="Tokens to ask for.")
+    kind: Literal["random"] = Field("random", description="Token ids drawn at random.")
+    input: Length = Field(description="Tokens of a prompt, including the prefix.")
+    output: Length = Field(description="Tokens to request.")
     shared_prefix_tokens: TokensOrZero = Field(0, description="Tokens of a shared prefix.")
-    prefixes: int = Field(1, ge=1, le=100_000, description="Different prefixes.")
+    prefixes: int = Field(1, ge=1, le=100_000, description="Number of different prefixes.")
 
     @model_validator(mode="after")
     def _prefix_fits(self) -> Self:
-        if not isinstance(self.input, FromTrace) and (why := self.no_room(self.input.low)):
-            raise ValueError(why)
+        if not isinstance(self.input, FromTrace):
+            self.check_prefix(self.input.low)
         return self
 
-    def no_room(self, tokens: int) -> str | None:
-        """What is wrong with a prompt of so many tokens, if the prefix is longer."""
-        if tokens >= self.shared_prefix_tokens:
-            return None
-        return (
-            f"RandomPrompts.input = {tokens} is below shared_prefix_tokens = "
-            f"{self.shared_prefix_tokens}; raise the one or lower the other"
-        )
+    def check_prefix(self, tokens: int) -> None:
+        """Check that a prompt of so many tokens has room for the shared prefix.
+
+        Raises:
+            ValueError: The prefix is longer.
+        """
+        if tokens < self.shared_prefix_tokens:
+            raise ValueError(
+                f"RandomPrompts.input = {tokens} is below shared_prefix_tokens = "
+                f"{self.shared_prefix_tokens}; raise the one or lower the other"
+            )
 
 
 class Conversations(Strict):
-    """Chats of `turns` turns as token ids, each turn sent with all that was said before.
+    """Chats of `turns` turns as token ids. Each turn is sent with the whole history.
 
-    A turn's prompt is the system part (one for all conversations), every earlier user part, each
-    with its answer, and the new user part. The answers in it are drawn ids too, as many as were
-    asked for, and not what the model said: so a prompt is the same bytes in every repeat, whatever
-    the model answers. A prefix cache finds the whole prompt of the turn before, but not its answer.
+    The prompt of a turn is the system part (shared by all conversations), every earlier user part
+    with its answer, and the new user part. The answers in it are drawn at random too, as long as
+    requested, and are not the model's. A prompt is therefore the same bytes in every repetition,
+    whatever the model answers. A prefix cache finds the whole prompt of the turn before, but not
+    its answer.
     """
 
     kind: Literal["conversations"] = Field("conversations", description="Chats of several turns.")
-    turns: int = Field(ge=1, le=10_000, description="Requests of a conversation.")
-    input: Drawn = Field(description="Tokens of a user's part.")
-    output: Drawn = Field(description="Tokens to ask for.")
+    turns: int = Field(ge=1, le=10_000, description="Requests per conversation.")
+    input: LengthDistribution = Field(description="Tokens of a user's part.")
+    output: LengthDistribution = Field(description="Tokens to request.")
     system_tokens: TokensOrZero = Field(0, description="Tokens that all conversations start with.")
     think_s: float = Field(0, ge=0, description="Mean wait before a next turn; exponential.")
 
 
 class FilePrompts(Strict):
-    """The lines of a JSONL file in their order, from the first again when all were taken.
+    """The lines of a JSONL file in order, starting again at the first after the last.
 
     A line has either `prompt`, a text, or `messages`, objects of strings with `role` and
-    `content`. Its `output_tokens` is what is asked for; `output` is for lines without. Other
-    fields are not read.
+    `content`. Its `output_tokens` is the length to request; `output` applies to lines without it.
+    Other fields are ignored.
     """
 
     kind: Literal["file"] = Field("file", description="Lines of a JSONL file.")
     path: str = Field(min_length=1, description="The file.")
-    output: Length | None = Field(None, description="Tokens to ask for where a line does not say.")
+    output: Length | None = Field(None, description="Tokens to request where a line has none.")
 
 
 PromptSet = Annotated[RandomPrompts | Conversations | FilePrompts, Field(discriminator="kind")]

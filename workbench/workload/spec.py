@@ -1,4 +1,4 @@
-"""The load as data, and the plan made from it: what is sent when, the same for the same seed."""
+"""The specification of a load, and the plan made from it: the same for the same seed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from pydantic import Field, model_validator
 
 from serving.spec.base import Strict
 from workbench.errors import SettingError
-from workbench.workload.arrivals import Arrivals, ClosedLoop, Poisson, Seconds, TraceReplay
-from workbench.workload.prompt_generator import Prompt, prompts
+from workbench.workload.arrivals import (
+    Arrivals,
+    ClosedLoop,
+    OpenArrivals,
+    Poisson,
+    Seconds,
+    TraceReplay,
+    kinds_of,
+)
+from workbench.workload.prompt_generator import Prompt, generate_prompts
 from workbench.workload.prompts import PromptSet, RandomPrompts
 
 if TYPE_CHECKING:
@@ -23,26 +31,37 @@ if TYPE_CHECKING:
     from workbench.workload.tokenizer import Tokenizer
     from workbench.workload.traces import TraceRequest
 
+WORKER_RATE = 100.0
+"""Requests per second that one load worker sends reliably."""
+
+WORKER_CONCURRENCY = 64
+"""Users of a closed loop that one load worker serves."""
+
 
 class LoadSpec(Strict):
     """What is sent, when, and for how long."""
 
     arrivals: Arrivals = Field(Poisson(rate=1.0), description="When requests are sent.")
     prompts: PromptSet = Field(
-        RandomPrompts(input=64, output=64), description="What is sent, and how much is asked for."
+        RandomPrompts(input=64, output=64),
+        description="Prompts and the output lengths.",
     )
     duration_s: Seconds | None = Field(None, description="Send for so many seconds.")
-    count: int | None = Field(None, ge=1, description="Send at most so many (conversations).")
-    warmup_s: float = Field(0, ge=0, description="Seconds at the start that no figure counts.")
-    timeout_s: Seconds | None = Field(120, description="Give a request up after so long.")
-    patience_s: Seconds = Field(
-        2, description="End the load when nothing but refused connections came for so long."
+    count: int | None = Field(
+        None, ge=1, description="Maximum number of requests, or of conversations."
     )
-    seed: int = Field(0, ge=0, description="Of the arrivals and the prompts.")
-    workers: int | None = Field(None, ge=1, le=256, description="Load workers; None: by the rate.")
-    temperature: float = Field(0, ge=0, description="Of the sampling.")
-    ignore_eos: bool = Field(True, description="Ask for the full output length.")
-    tenant: str | None = Field(None, description="Kept in the records.")
+    warmup_s: float = Field(0, ge=0, description="Seconds at the start that no metric counts.")
+    timeout_s: Seconds | None = Field(120, description="Timeout of a request, in seconds.")
+    patience_s: Seconds = Field(
+        2, description="End the load after only refused connections for so many seconds."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the arrivals and the prompts.")
+    workers: int | None = Field(
+        None, ge=1, le=256, description="Number of load workers; None: chosen from the rate."
+    )
+    temperature: float = Field(0, ge=0, description="Sampling temperature.")
+    ignore_eos: bool = Field(True, description="Generate the full output length.")
+    tenant: str | None = Field(None, description="Tenant, kept in the records.")
 
     @model_validator(mode="after")
     def _ends(self) -> LoadSpec:
@@ -56,16 +75,18 @@ class LoadSpec(Strict):
         return self
 
     def at(self, load: float, seed: int | None = None) -> LoadSpec:
-        """The same at another rate, or in a closed loop at another `max_concurrency`.
+        """Return this load at another rate or, in a closed loop, at another `max_concurrency`.
 
-        Raises SettingError for arrivals that have no one rate, SpecError for a rate that is none.
+        Raises:
+            SettingError: The arrivals have no single rate.
+            SpecError: The rate is out of range.
         """
         fields = self.arrivals.model_dump()
         name = "max_concurrency" if isinstance(self.arrivals, ClosedLoop) else "rate"
         if name not in fields:
             raise SettingError(
-                f"arrivals.kind is {self.arrivals.kind!r}, which has no one rate: give constant, "
-                "poisson, gamma or closed"
+                f"arrivals of kind {self.arrivals.kind!r} have no single rate: give "
+                f"{kinds_of(OpenArrivals, field='rate')}, or a closed loop"
             )
         fields[name] = int(load) if name == "max_concurrency" else load
         arrivals = type(self.arrivals)(**fields)
@@ -75,20 +96,19 @@ class LoadSpec(Strict):
 
     @property
     def needed_workers(self) -> int:
-        """One for every 100 requests a second at the peak, or 64 at once in a closed loop."""
+        """One worker per 100 requests/s at the peak, or per 64 users of a closed loop."""
         if self.workers is not None:
             return self.workers
         if isinstance(self.arrivals, ClosedLoop):
-            return -(-self.arrivals.max_concurrency // 64)
+            return -(-self.arrivals.max_concurrency // WORKER_CONCURRENCY)
         if isinstance(self.arrivals, TraceReplay):
             return 2
-        peak = max(max(piece.from_rate, piece.to_rate) for piece in self.arrivals.pieces())
-        return min(64, max(1, -(-int(peak) // 100)))
+        return min(64, max(1, -(-int(self.arrivals.peak_rate) // int(WORKER_RATE))))
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """One arrival: a request, or the turns of a conversation, one after the other.
+class Arrival:
+    """A request, or the turns of a conversation, which are sent one after another.
 
     `at_s` is when the first is due, in seconds since the start of the load; None in a closed loop.
     """
@@ -97,34 +117,39 @@ class Session:
     turns: tuple[Prompt, ...]
 
 
-def plan(
+def make_plan(
     load: LoadSpec, tokenizer: Tokenizer, *, max_model_len: int | None = None
-) -> list[Session]:
-    """All that will be sent. The seed decides it, byte for byte; arrivals and prompts apart.
+) -> list[Arrival]:
+    """Return everything that `load` will send. It depends on the seed alone.
 
-    Raises SettingError for lengths beyond the model's context and TraceError for a trace that
-    cannot be replayed, so that nothing of it has been sent.
+    Raises:
+        SettingError: A length exceeds the model's context, or nothing would be sent.
+        TraceError: A trace cannot be replayed.
     """
     import numpy as np
 
-    from workbench.workload.traces import replay
+    from workbench.workload.traces import replay_trace
 
-    trace = replay(load.arrivals) if isinstance(load.arrivals, TraceReplay) else None
-    rng = {name: np.random.default_rng([load.seed, i]) for i, name in enumerate(("at", "text"))}
-    at = _offsets(load, rng["at"], trace)
-    made = prompts(load.prompts, tokenizer, rng["text"], trace=trace, max_model_len=max_model_len)
-    think = _thinking(load)
+    trace = replay_trace(load.arrivals) if isinstance(load.arrivals, TraceReplay) else None
+    arrivals_rng, prompts_rng = (np.random.default_rng([load.seed, stream]) for stream in (0, 1))
+    times = _offsets(load, arrivals_rng, trace)
+    prompts = generate_prompts(
+        load.prompts, tokenizer, prompts_rng, trace=trace, max_model_len=max_model_len
+    )
+    add_think_time = _think_time(load)
     turns = load.prompts.turns if load.prompts.kind == "conversations" else 1
-    sessions = [
-        Session(due, think(said)) for due in at if len(said := tuple(islice(made, turns))) == turns
+    plan = [
+        Arrival(at_s, add_think_time(texts))
+        for at_s in times
+        if len(texts := tuple(islice(prompts, turns))) == turns
     ]
-    if not sessions:
+    if not plan:
         raise SettingError("the load is empty: no request is due before its end; lengthen it")
-    return sessions
+    return plan
 
 
-def _thinking(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]]:
-    """Gives the first turn of each session the wait that a closed loop's users take before it."""
+def _think_time(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]]:
+    """Return a function that gives a first turn the wait of a closed loop's user before it."""
     import numpy as np
 
     if not isinstance(load.arrivals, ClosedLoop) or not load.arrivals.think_s:
@@ -144,6 +169,6 @@ def _offsets(
     return offsets(load.arrivals, rng, duration_s=load.duration_s, count=load.count, trace=times)
 
 
-def digest(sessions: Sequence[Session]) -> str:
-    """SHA-256 over every send time and every prompt: two runs with the same one sent the same."""
-    return hashlib.sha256(msgspec.json.encode(sessions)).hexdigest()
+def plan_digest(plan: Sequence[Arrival]) -> str:
+    """Return the SHA-256 of every send time and prompt. Equal digests mean equal requests."""
+    return hashlib.sha256(msgspec.json.encode(plan)).hexdigest()

@@ -1,4 +1,4 @@
-"""The served model's tokenizer, so that prompts have the lengths that the server will count."""
+"""The tokenizer of the served model, so that prompts have the lengths that the server counts."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from workbench.errors import SettingError
 
 
 class Tokenizer(Protocol):
-    """What prompts need of a tokenizer.
-
-    `ordinary` has the ids of the tokens that are neither special nor added, in rising order.
-    """
+    """What the prompt generator needs of a tokenizer."""
 
     @property
-    def ordinary(self) -> Sequence[int]: ...
+    def regular_token_ids(self) -> Sequence[int]:
+        """The ids of the tokens that are neither special nor added, in rising order."""
+        ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` as vLLM's `/v1/completions` has them.
+        """Return the ids of `text` as vLLM's `/v1/completions` counts them.
 
         Special tokens such as BOS are included if the tokenizer itself adds them.
         """
         ...
 
     def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
-        """How many tokens the chat template makes of `messages`, up to where the answer starts.
+        """Return the number of tokens of `messages` in the chat template, up to the answer.
 
-        Raises SettingError where there is no template, or it refuses the messages.
+        Raises:
+            SettingError: There is no chat template, or it rejects the messages.
         """
         ...
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of `source`: 'tiny' (the embedded model), a folder, or a Hugging Face id.
+    """Return the tokenizer of 'tiny' (the embedded model), of a folder, or of a Hugging Face id.
 
-    Raises SettingError for a source that cannot be loaded, MissingPackageError without
-    transformers, and ModelNotFoundError if the embedded model is not whole.
+    Raises:
+        SettingError: The source cannot be loaded.
+        MissingPackageError: The package transformers is not installed.
+        ModelNotFoundError: The embedded model is incomplete.
     """
     try:
         from transformers import AutoTokenizer
@@ -50,26 +52,30 @@ def load_tokenizer(source: str) -> Tokenizer:
     path = str(tiny_model_path(name=source)) if source in EMBEDDED else source
     try:
         return _HuggingFace.of(source, AutoTokenizer.from_pretrained(path))
-    except Exception as problem:  # The tokenizers library raises no narrower one.
-        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    except Exception as problem:  # The tokenizers library raises nothing more specific.
         raise SettingError(
-            f"tokenizer = {source!r} cannot be loaded ({why}): give a folder that has one, "
-            "a Hugging Face id that can be reached from here, or 'tiny'"
+            f"tokenizer = {source!r} cannot be loaded ({_first_line(problem)}): give a folder that "
+            "has one, a Hugging Face id that can be reached from here, or 'tiny'"
         ) from None
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 @dataclass(frozen=True)
 class _HuggingFace:
-    """A tokenizer of transformers."""
+    """A tokenizer of the transformers package."""
 
     source: str
     tokenizer: Any
-    ordinary: Sequence[int]
+    regular_token_ids: Sequence[int]
 
     @classmethod
     def of(cls, source: str, tokenizer: Any) -> _HuggingFace:
-        apart = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        return cls(source, tokenizer, tuple(sorted({*tokenizer.get_vocab().values()} - apart)))
+        excluded = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        ids = sorted({*tokenizer.get_vocab().values()} - excluded)
+        return cls(source, tokenizer, tuple(ids))
 
     def encode(self, text: str) -> list[int]:
         return self._ids(text, add_special_tokens=True)
@@ -77,22 +83,21 @@ class _HuggingFace:
     def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
         from jinja2 import TemplateError
 
-        said = [dict(message) for message in messages]
+        chat = [dict(message) for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                said, tokenize=False, add_generation_prompt=True
+                chat, tokenize=False, add_generation_prompt=True
             )
         except (TemplateError, ValueError) as problem:
-            why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
             raise SettingError(
-                f"the chat template of {self.source} does not take the messages ({why}); "
-                "change them, or give a prompt as text"
+                f"the chat template of {self.source} rejects the messages "
+                f"({_first_line(problem)}); change them, or give a prompt as text"
             ) from None
-        # The template writes BOS and the like itself.
+        # The template itself writes BOS and other special tokens.
         return len(self._ids(text, add_special_tokens=False))
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # Not verbose: what is beyond the context is refused by name elsewhere.
+        # Not verbose: a prompt beyond the context is rejected by name elsewhere.
         ids: list[int] = self.tokenizer.encode(
             text, add_special_tokens=add_special_tokens, verbose=False
         )

@@ -1,32 +1,37 @@
-"""Recorded arrivals: the trace files people have, and runs of our own.
+"""Recorded arrivals: published trace files, and the runs of this workbench.
 
-| format | how it is known | unit of time |
+| format | recognized by | unit of time |
 | --- | --- | --- |
 | BurstGPT | CSV: `Timestamp, Request tokens, Response tokens` | seconds |
 | Azure LLM inference | CSV: `TIMESTAMP, ContextTokens, GeneratedTokens` | dates |
 | Mooncake | JSONL: `timestamp, input_length, output_length` | milliseconds |
 | a run's requests.jsonl | JSONL: `scheduled_s, prompt_tokens, output_tokens` | seconds |
 
-Other columns may stand beside these. A file is read as a stream, and no further than the cut needs;
-only the lines of a run, which stand in the order in which requests ended, are all read and sorted.
+Other columns may stand beside these. A file is read as a stream, and no further than needed. Only
+the lines of a run, which are in the order in which requests ended, are all read and sorted.
+
+To add a format, add an entry to `_FORMATS`.
 """
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any, Literal, NamedTuple
 
 from workbench.errors import TraceError
 from workbench.workload.arrivals import TraceReplay
+from workbench.workload.trace_files import (
+    TraceLine,
+    csv_lines,
+    csv_rows,
+    json_columns,
+    json_lines,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +55,30 @@ def read_trace(
     speed: float = 1.0,
     limit: int | None = None,
 ) -> list[TraceRequest]:
-    """The requests of a trace file, or of a run's folder, in the order of their times.
+    """Return the requests of a trace file, or of a run's folder, in the order of their times.
 
-    The trace's time starts with its first request. Those from `start_s` (included) to `end_s`
-    (excluded) are taken, at most `limit` of them; offsets count from `start_s` and are divided by
-    `speed`. What stands behind the cut is not read, and not checked.
+    The time of a trace starts with its first request. Lines after the cut are not read and not
+    checked.
 
-    Raises SpecError for a cut or speed that is none; TraceError, naming file, line and column, for
-    a file of no known format, a missing column, a negative or unordered time, a broken line, and
-    for a cut with no request in it.
+    Args:
+        path: The file or the folder.
+        start_s: Start of the cut (inclusive). The offsets count from here.
+        end_s: End of the cut (exclusive).
+        speed: The offsets are divided by it.
+        limit: Maximum number of requests.
+
+    Raises:
+        SpecError: A bound or the speed is out of range.
+        TraceError: The format is unknown, a column is missing, a time is negative or out of order,
+            a line is invalid, or the cut has no request. The message names file, line and column.
     """
-    return replay(
+    return replay_trace(
         TraceReplay(path=str(path), start_s=start_s, end_s=end_s, speed=speed, limit=limit)
     )
 
 
-def replay(spec: TraceReplay) -> list[TraceRequest]:
-    """What `spec` names, as `read_trace` reads it."""
+def replay_trace(spec: TraceReplay) -> list[TraceRequest]:
+    """Return the requests that `spec` names, as `read_trace` does."""
     file = Path(spec.path)
     file = file / "requests.jsonl" if file.is_dir() else file
     try:
@@ -82,27 +94,21 @@ def replay(spec: TraceReplay) -> list[TraceRequest]:
 
 
 class _Request(NamedTuple):
-    """A line as recorded: its time in seconds since the first."""
+    """A line as recorded. `time` is in the unit of the file, or in seconds since the first."""
 
-    at_s: float
+    time: float
     prompt_tokens: int | None
     output_tokens: int | None
 
 
-class _Line(NamedTuple):
-    """The number of a line, and the raw values of time, prompt and output tokens in it."""
-
-    number: int
-    values: tuple[Any, ...]
-
-
 class _Format(NamedTuple):
-    """The columns of time, prompt and output tokens; the unit of time and how it is read."""
+    """The columns of time, prompt tokens and output tokens, and how the time is read."""
 
+    file: Literal["csv", "jsonl"]
     columns: tuple[str, str, str]
     time: Callable[[Any], float]
-    per_second: float = 1
-    in_order: bool = True
+    units_per_second: float = 1
+    sorted_by_time: bool = True
 
 
 def _cut(requests: Iterable[_Request], spec: TraceReplay) -> Iterator[TraceRequest]:
@@ -119,25 +125,25 @@ def _read(file: Path) -> Iterator[_Request]:
         first = next((line for line in lines if line.strip()), b"")
     if not first:
         raise TraceError(f"{file}, line 1: the file is empty")
-    found, lines_of = _open_json(file, first) if first.startswith(b"{") else _open_csv(file)
-    times = _converted(file, found, lines_of)
-    if not found.in_order:
-        times = iter(sorted(times, key=lambda request: request[0]))
+    trace_format, trace_lines = _open(file, first)
+    requests = _parsed(file, trace_format, trace_lines)
+    if not trace_format.sorted_by_time:
+        requests = iter(sorted(requests, key=lambda request: request.time))
     start: float | None = None
-    for at, prompt_tokens, output_tokens in times:
-        start = at if start is None else start
+    for request in requests:
+        start = request.time if start is None else start
         # The difference first: a date in microseconds is exact, in seconds it is not.
-        yield _Request((at - start) / found.per_second, prompt_tokens, output_tokens)
+        yield request._replace(time=(request.time - start) / trace_format.units_per_second)
 
 
-def _converted(file: Path, found: _Format, lines: Iterable[_Line]) -> Iterator[_Request]:
-    """Checked lines, their times still in the unit and from the zero of the file."""
-    previous: Any = None
+def _parsed(file: Path, trace_format: _Format, lines: Iterable[TraceLine]) -> Iterator[_Request]:
+    """Check lines. Their times stay in the unit of the file and count from its zero."""
+    previous: float | None = None
     for number, values in lines:
         column = 0
         try:
-            time = found.time(values[0])
-            if found.in_order and previous is not None and time < previous:
+            time = trace_format.time(values[0])
+            if trace_format.sorted_by_time and previous is not None and time < previous:
                 raise ValueError("is before the line above; sort the file by time")
             previous = time
             column = 1
@@ -145,8 +151,8 @@ def _converted(file: Path, found: _Format, lines: Iterable[_Line]) -> Iterator[_
             column = 2
             output_tokens = _tokens(values[2])
         except ValueError as problem:
-            where = f"{file}, line {number}, column {found.columns[column]!r}"
-            raise TraceError(f"{where}: {_quoted(values[column])} {problem}") from None
+            where = f"{file}, line {number}, column {trace_format.columns[column]!r}"
+            raise TraceError(f"{where}: {_shortened(values[column])} {problem}") from None
         yield _Request(time, prompt_tokens, output_tokens)
 
 
@@ -174,7 +180,7 @@ def _tokens(value: Any) -> int | None:
 
 
 def _date(value: Any) -> float:
-    """Microseconds since 1970; a date without a zone is in UTC. Further digits are dropped."""
+    """Return microseconds since 1970. A date without a zone is in UTC; finer digits are cut."""
     try:
         date = datetime.fromisoformat(value.strip())
     except ValueError:
@@ -183,94 +189,48 @@ def _date(value: Any) -> float:
     return (date - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-_CSV = {
-    "BurstGPT": _Format(("Timestamp", "Request tokens", "Response tokens"), _number),
-    "Azure LLM inference": _Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date, 1e6),
-}
-_JSON = {
-    "Mooncake": _Format(("timestamp", "input_length", "output_length"), _number, 1e3),
-    "run": _Format(("scheduled_s", "prompt_tokens", "output_tokens"), _number, in_order=False),
+_FORMATS = {
+    "BurstGPT": _Format("csv", ("Timestamp", "Request tokens", "Response tokens"), _number),
+    "Azure LLM inference": _Format(
+        "csv", ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date, 1e6
+    ),
+    "Mooncake": _Format("jsonl", ("timestamp", "input_length", "output_length"), _number, 1e3),
+    "run": _Format(
+        "jsonl", ("scheduled_s", "prompt_tokens", "output_tokens"), _number, sorted_by_time=False
+    ),
 }
 
 
-def _detect(file: Path, line: int, names: Iterable[str], known: dict[str, _Format]) -> _Format:
-    """The format that shares most of its columns with `names`, if all of them are there."""
+def _detect(file: Path, line: int, names: Iterable[str], kind: Literal["csv", "jsonl"]) -> _Format:
+    """Return the format that shares most of its columns with `names`, if all are there."""
     given = list(names)
-    name = max(known, key=lambda name: len(set(known[name].columns) & set(given)))
-    missing = [column for column in known[name].columns if column not in given]
-    if len(missing) == len(known[name].columns):
-        choices = "; ".join(f"{name}: {', '.join(known[name].columns)}" for name in known)
-        raise TraceError(f"{file}, line {line}: no known format. Columns that are known: {choices}")
+    known = {name: entry.columns for name, entry in _FORMATS.items() if entry.file == kind}
+    name = max(known, key=lambda name: len(set(known[name]) & set(given)))
+    missing = [column for column in known[name] if column not in given]
+    if len(missing) == len(known[name]):
+        choices = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in known.items())
+        raise TraceError(f"{file}, line {line}: unknown format. The known columns are: {choices}")
     if missing:
         raise TraceError(
             f"{file}, line {line}: column {missing[0]!r} of the {name} format is missing; "
             f"there are {', '.join(given)}"
         )
-    return known[name]
+    return _FORMATS[name]
 
 
-def _open_csv(file: Path) -> tuple[_Format, Iterator[_Line]]:
-    rows = _csv_rows(file)
-    number, header = next(rows, (1, []))
-    names = [name.strip() for name in header]
-    found = _detect(file, number, names, _CSV)
-    return found, _csv_lines(file, found, names, rows)
+def _open(file: Path, first: bytes) -> tuple[_Format, Iterator[TraceLine]]:
+    """Return the format of a file, and its lines. `first` is its first line."""
+    if first.startswith(b"{"):
+        trace_format = _detect(file, 1, json_columns(file, first), "jsonl")
+        may_be_cut_off = not trace_format.sorted_by_time
+        return trace_format, json_lines(file, trace_format.columns, may_be_cut_off=may_be_cut_off)
+    rows = csv_rows(file)
+    number, names = next(rows, (1, []))
+    header = [name.strip() for name in names]
+    trace_format = _detect(file, number, header, "csv")
+    return trace_format, csv_lines(file, trace_format.columns, header, rows)
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank. A byte that is no UTF-8 shows when its column is read."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        try:
-            yield from ((reader.line_num, row) for row in reader if row)
-        except csv.Error as problem:
-            raise TraceError(f"{file}, line {reader.line_num}: {problem}") from None
-
-
-def _csv_lines(
-    file: Path, found: _Format, names: list[str], rows: Iterable[tuple[int, list[str]]]
-) -> Iterator[_Line]:
-    places = [names.index(column) for column in found.columns]
-    for number, row in rows:
-        if len(row) != len(names):
-            column = repr(names[len(row)]) if len(row) < len(names) else f"{len(names) + 1}"
-            raise TraceError(
-                f"{file}, line {number}, column {column}: the line has {len(row)} fields, "
-                f"the header {len(names)}"
-            )
-        yield _Line(number, tuple(row[place] for place in places))
-
-
-def _open_json(file: Path, first: bytes) -> tuple[_Format, Iterator[_Line]]:
-    names = _decoded(file, 1, first, msgspec.json.Decoder(dict[str, Any]))
-    found = _detect(file, 1, names, _JSON)
-    return found, _json_lines(file, found)
-
-
-def _json_lines(file: Path, found: _Format) -> Iterator[_Line]:
-    # A struct skips what is not asked for: the token times of a run are most of its bytes.
-    shape = msgspec.defstruct("Line", [(column, Any) for column in found.columns])
-    decoder = msgspec.json.Decoder(shape)
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not found.in_order and not line.endswith(b"\n"):
-                return  # A run that was cut off: its last line is not whole.
-            if line.strip():
-                values = msgspec.structs.astuple(_decoded(file, number, line, decoder))
-                yield _Line(number, values)
-
-
-def _decoded(file: Path, number: int, line: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
-    try:
-        return decoder.decode(line)
-    except msgspec.ValidationError as problem:
-        column = re.search(r"field `(\w+)`", str(problem))
-        where = f", column {column[1]!r}" if column else ""
-        raise TraceError(f"{file}, line {number}{where}: {problem}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise TraceError(f"{file}, line {number}: {problem}") from None
-
-
-def _quoted(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

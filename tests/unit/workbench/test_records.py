@@ -1,4 +1,4 @@
-"""The kinds of samples, written to a run's folder and read back."""
+"""Samples written to a run's folder and read back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import UnknownMetricError
 from workbench.records import (
-    KINDS,
+    SAMPLE_KINDS,
     DecisionSample,
     DeploymentSample,
     GpuSample,
@@ -40,9 +40,9 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def test_a_line_is_one_object_with_its_kind_and_absent_is_null(run: Run) -> None:
-    lines = [json.loads(one) for one in (run.path / "telemetry.jsonl").read_text().splitlines()]
-    assert [one["kind"] for one in lines] == list(KINDS)
+def test_line_is_an_object_with_its_kind(run: Run) -> None:
+    lines = [json.loads(line) for line in (run.path / "telemetry.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == list(SAMPLE_KINDS)
     assert lines[0] == {
         "kind": "deployment",
         "time_s": 1.0,
@@ -58,39 +58,39 @@ def test_a_line_is_one_object_with_its_kind_and_absent_is_null(run: Run) -> None
     }
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=list(KINDS))
-def test_a_kind_comes_back_as_a_frame_of_its_own(run: Run, sample: Sample) -> None:
+@pytest.mark.parametrize("sample", SAMPLES, ids=list(SAMPLE_KINDS))
+def test_frame_of_each_kind(run: Run, sample: Sample) -> None:
     kind = str(type(sample).__struct_config__.tag)
-    frame = Run.open(run.path).samples(kind)
+    frame = Run.open(run.path).samples_frame(kind)
     assert list(frame.columns) == columns(kind)
     [row] = frame.to_dict("records")
-    wanted = msgspec.structs.asdict(sample)
+    expected = msgspec.structs.asdict(sample)
     assert {k: v for k, v in row.items() if v == v and v is not None} == {
-        k: v for k, v in wanted.items() if v is not None
+        k: v for k, v in expected.items() if v is not None
     }
 
 
-def test_every_line_decodes_to_its_type(run: Run) -> None:
+def test_line_decodes_to_its_type(run: Run) -> None:
     decode = msgspec.json.Decoder(Sample).decode
-    assert [decode(one) for one in (run.path / "telemetry.jsonl").read_bytes().splitlines()] == (
+    assert [decode(line) for line in (run.path / "telemetry.jsonl").read_bytes().splitlines()] == (
         SAMPLES
     )
 
 
-def test_telemetry_is_the_deployments_and_older_lines_are_theirs(run: Run) -> None:
+def test_line_without_a_kind_is_a_deployments(run: Run) -> None:
     run.append_telemetry({"time_s": 3.0, "deployment": "m", "target": 1})
-    frame = run.telemetry()
+    frame = run.samples_frame()
     assert list(frame.time_s) == [1.0, 3.0]
     assert list(frame.target) == [2, 1]
     assert frame.running.isna().tolist() == [False, True]
 
 
-def test_an_empty_run_has_every_kinds_columns(tmp_path: Path) -> None:
+def test_frames_of_an_empty_run_have_columns(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {}, run_id="r")
-    for kind in KINDS:
-        assert list(run.samples(kind).columns) == columns(kind)
+    for kind in SAMPLE_KINDS:
+        assert list(run.samples_frame(kind).columns) == columns(kind)
 
 
-def test_an_unknown_kind_is_named(run: Run) -> None:
-    with pytest.raises(UnknownMetricError, match=r"'engine'.*deployment, replica, gpu"):
-        run.samples("engine")
+def test_unknown_kind_is_named(run: Run) -> None:
+    with pytest.raises(UnknownMetricError, match=r"deployment, replica, gpu.*'engine'"):
+        run.samples_frame("engine")

@@ -19,7 +19,9 @@ FORWARD = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
 
 
 def test_an_unknown_policy_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(SpecError, match=r"routing must be .*round_robin.*prefix_aware.*got 'random'"):
+    with pytest.raises(
+        SpecError, match=r"routing must be .*round_robin.*prefix_aware.*got 'random'"
+    ):
         ModelSpec(routing="random")
 
 

@@ -14,7 +14,7 @@ from openai._streaming import SSEDecoder
 from serving.gateway.asgi import Message
 from serving.gateway.stages import STAGES, TIMING_COMMENT, StageTimings, with_server_timing
 from workbench.figures.stages import shares_at, stage_frame, stage_shares, stage_waterfall
-from workbench.loadgen.sse import parse, stages
+from workbench.loadgen.sse import parse_answer, stage_times
 from workbench.metrics.health import ClientHealth
 
 
@@ -102,7 +102,7 @@ class TestHeader:
 
 
 def streamed(*parts: str) -> Any:
-    return parse([(1.0, part.encode()) for part in parts])
+    return parse_answer([(1.0, part.encode()) for part in parts])
 
 
 CHUNK = 'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
@@ -116,12 +116,12 @@ class TestClient:
         answer = streamed(CHUNK, timings.to_comment() + DONE)
         assert answer.done
         assert not answer.garbled
-        assert stages(answer, "authentication;dur=9") == timings.ms | {"decode": 12.346}
+        assert stage_times(answer, "authentication;dur=9") == timings.ms | {"decode": 12.346}
 
     def test_without_a_comment_the_header_and_vllms_metrics_are_read(self) -> None:
         metrics = {"queue_time_ms": 1, "time_to_first_token_ms": 2, "generation_time_ms": 3.00049}
         last = "data: " + json.dumps({"choices": [], "usage": {}, "metrics": metrics}) + "\n\n"
-        read = stages(streamed(CHUNK, last, DONE), "authentication;dur=0.5")
+        read = stage_times(streamed(CHUNK, last, DONE), "authentication;dur=0.5")
         assert read == dict.fromkeys(STAGES) | {
             "authentication": 0.5,
             "queue": 1,
@@ -133,13 +133,13 @@ class TestClient:
         "line", ["", TIMING_COMMENT + "{", TIMING_COMMENT + "[]", TIMING_COMMENT + '{"a":"b"}']
     )
     def test_without_timings_the_stages_are_none(self, line: str) -> None:
-        assert stages(streamed(CHUNK, f"{line}\n\n", DONE), None) is None
+        assert stage_times(streamed(CHUNK, f"{line}\n\n", DONE), None) is None
 
     def test_text_that_looks_like_the_comment_is_not_read(self) -> None:
         content = json.dumps(
             {"choices": [{"index": 0, "delta": {"content": '\n: stages {"a":1}'}}]}
         )
-        assert stages(streamed(f"data: {content}\n\n", DONE), None) is None
+        assert stage_times(streamed(f"data: {content}\n\n", DONE), None) is None
 
     def test_openais_decoder_ignores_the_comment(self) -> None:
         stream = httpx.Response(200, content=(CHUNK + StageTimings().to_comment() + DONE).encode())

@@ -93,10 +93,7 @@ class TestLedger:
 
     def test_from_a_file_too(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE)
-        assert (
-            replica_seconds_of(run.each_sample()).seconds()
-            == replica_seconds_of(TIMELINE).seconds()
-        )
+        assert replica_seconds_of(run.samples()).seconds() == replica_seconds_of(TIMELINE).seconds()
 
     def test_a_window_cuts_and_the_last_state_holds_to_its_end(self) -> None:
         found = replica_seconds_of(TIMELINE, start_s=1.5, end_s=11.0).seconds()[NAME]
@@ -297,5 +294,5 @@ class TestCost:
     def test_a_line_that_is_no_sample(self, tmp_path: Path) -> None:
         run = saved(tmp_path, [])
         run.append_telemetry({"kind": "deployment", "time_s": "now", "deployment": "d"})
-        with pytest.raises(RunError, match="is no sample"):
-            list(run.each_sample())
+        with pytest.raises(RunError, match="is not a sample"):
+            list(run.samples())

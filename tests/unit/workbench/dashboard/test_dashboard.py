@@ -65,7 +65,7 @@ class Played:
     async def _play(self, running: LiveLoad, options: dict[str, Any]) -> LoadResult:
         run, changes = options["run"], self.recorded.changes()
         records = sorted(self.recorded.records(), key=lambda r: r.end_s or 0)
-        samples = list(self.recorded.each_sample())
+        samples = list(self.recorded.samples())
         running.state = "running"
         for tick in range(2 * (SECONDS + 4)):
             before, now = tick / 2, tick / 2 + 0.5
@@ -253,7 +253,7 @@ class TestControls:
 
     def asked(self, dashboard: Dashboard) -> list[tuple[str, float | None]]:
         assert dashboard.running is not None
-        return [(change.what, change.value) for change in dashboard.running._asked]
+        return [(change.what, change.value) for change in dashboard.running._requested]
 
     def test_each_acts_on_the_load(self, running: Dashboard) -> None:
         view = running.view

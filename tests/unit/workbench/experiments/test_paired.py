@@ -31,7 +31,7 @@ from workbench.metrics.summary import summarize
 from workbench.runs.run import Run
 from workbench.workload.arrivals import ClosedLoop
 from workbench.workload.prompts import RandomPrompts
-from workbench.workload.spec import LoadSpec, plan
+from workbench.workload.spec import LoadSpec, make_plan
 
 CLAIM = Claim(name="2x the throughput", figure="output tokens/s", goal=2)
 WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
@@ -126,7 +126,7 @@ def test_a_traces_lengths_are_sent_within_two_seconds(tmp_path: Path) -> None:
     load = LoadSpec(
         arrivals=ClosedLoop(max_concurrency=3), prompts=RandomPrompts(input=4, output=4), count=3
     )
-    made = plan(load_from_trace(load, str(file)), SimpleNamespace(ordinary=range(9)))  # type: ignore
+    made = make_plan(load_from_trace(load, str(file)), SimpleNamespace(regular_token_ids=range(9)))  # type: ignore
     assert [session.at_s for session in made] == pytest.approx([0, 0.8, 2.0])
     turns = [session.turns[0] for session in made]
     assert [(turn.prompt_tokens, turn.max_tokens) for turn in turns] == [(20, 5), (30, 6), (25, 7)]

@@ -1,4 +1,4 @@
-"""The truth here is the scripted server's own log, on the same clock (`time.perf_counter`)."""
+"""Requests against the scripted server's own log, on the same clock (`time.perf_counter`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
     call: Callable[[openai.AsyncOpenAI], Awaitable[Any]] | None = None,
     **timing: Any,
 ) -> tuple[Any, list[scripted.Exchange]]:
-    """Play `script` to one call (or to `call`), in one event loop; the result and the log."""
+    """Answer one chat (or `call`) with `script`; return the result and the server's log."""
 
     async def go() -> tuple[Any, list[scripted.Exchange]]:
         async with serving(script) as server, connect(server.base_url) as client:
@@ -60,20 +60,20 @@ def ms(late: float) -> float:
 
 
 @pytest.mark.timing
-class TestTimesAgainstTheServersLog:
-    def test_every_token_is_seen_when_it_was_sent(self) -> None:
+class TestTimes:
+    def test_token_times_match_the_server(self) -> None:
         record, log = run(tokens(20, ttft_s=0.05, gap_s=0.01))
         assert record.status == "ok"
         assert len(record.token_times_s) == len(log[0].token_sends_s) == 20
         late = [
-            ms(seen - sent)
-            for seen, sent in zip(record.token_times_s, log[0].token_sends_s, strict=True)
+            ms(observed - sent)
+            for observed, sent in zip(record.token_times_s, log[0].token_sends_s, strict=True)
         ]
         assert min(late) >= 0
         assert statistics.median(late) < 5
         assert record.first_token_s == record.token_times_s[0]
 
-    def test_sent_is_before_the_server_has_it_and_the_end_is_the_usage_event(self) -> None:
+    def test_request_ends_with_the_usage_event(self) -> None:
         steps = tokens(3, gap_s=0.01).steps
         record, log = run(Script((*steps[:-1], Step(DONE, 0.3))))
         assert record.sent_s <= log[0].received_s
@@ -81,7 +81,7 @@ class TestTimesAgainstTheServersLog:
         assert usage_sent <= record.end_s < done_sent
         assert record.end_s >= record.token_times_s[-1]
 
-    def test_a_hundred_requests_agree_at_the_median(self) -> None:
+    def test_hundred_requests_match_at_the_median(self) -> None:
         async def load(client: openai.AsyncOpenAI) -> list[RequestRecord]:
             return await closed_loop(
                 client,
@@ -99,12 +99,14 @@ class TestTimesAgainstTheServersLog:
             sends = truth[record.request_id].token_sends_s
             first.append(ms(record.first_token_s - sends[0]))
             for i in range(1, 8):
-                seen = record.token_times_s[i] - record.token_times_s[i - 1]
-                between.append(abs(ms(seen - (sends[i] - sends[i - 1]))))
+                observed = record.token_times_s[i] - record.token_times_s[i - 1]
+                between.append(abs(ms(observed - (sends[i] - sends[i - 1]))))
         assert statistics.median(first) < 5
         assert statistics.median(between) < 5
 
-    def test_events_of_one_write_share_a_time_and_a_split_event_has_its_last_bytes(self) -> None:
+    def test_time_of_an_event_is_that_of_its_last_read(
+        self,
+    ) -> None:
         two = chat_chunk({"content": "a"}) + chat_chunk({"content": "b"})
         third = chat_chunk({"content": "c"})
         steps = (
@@ -119,7 +121,7 @@ class TestTimesAgainstTheServersLog:
         assert last >= log[0].sends_s[2]
         assert record.end_s >= log[0].sends_s[3]
 
-    def test_the_role_chunk_is_no_token_and_an_empty_text_is_one(self) -> None:
+    def test_role_chunk_is_not_a_token_but_empty_text_is(self) -> None:
         steps = (
             Step(chat_chunk({"role": "assistant", "content": ""})),
             Step(chat_chunk({"content": ""}), 0.03),
@@ -132,7 +134,7 @@ class TestTimesAgainstTheServersLog:
         assert len(record.token_times_s) == 3
         assert record.first_token_s >= log[0].sends_s[1]
 
-    def test_completions_share_the_core(self) -> None:
+    def test_completions_are_recorded_alike(self) -> None:
         async def complete(client: openai.AsyncOpenAI) -> RequestRecord:
             return await stream_completion(
                 client, model="scripted", prompt=[1, 2, 3], max_tokens=4, clock=time.perf_counter
@@ -144,8 +146,8 @@ class TestTimesAgainstTheServersLog:
         assert log[0].body["prompt"] == [1, 2, 3]
 
 
-class TestWhatIsSentAndCounted:
-    def test_counts_are_the_servers_and_names_are_kept(self) -> None:
+class TestRequestAndCounts:
+    def test_record_has_the_servers_counts_and_the_given_names(self) -> None:
         record, log = run(
             tokens(3, prompt_tokens=41),
             request_id="r-1",
@@ -164,28 +166,30 @@ class TestWhatIsSentAndCounted:
         assert (sent["ignore_eos"], sent["seed"], sent["max_tokens"]) == (True, 3, 8)
         assert sent["messages"] == [{"role": "user", "content": PROMPT}]
 
-    def test_absent_is_none(self) -> None:
+    def test_absent_values_are_none(self) -> None:
         record, _ = run(Script((Step(DONE),)))
         assert record.status == "ok"
         assert (record.first_token_s, record.prompt_tokens, record.output_tokens) == (None,) * 3
         assert (record.scheduled_s, record.tenant, record.error) == (None,) * 3
         assert record.token_times_s == ()
 
-    def test_comments_and_windows_line_ends(self) -> None:
+    def test_comments_and_crlf_line_ends(self) -> None:
         keep_alive = Step(b": keep-alive\n\n")
         chunk = chat_chunk({"content": "data: x"}).replace(b"\n\n", b"\r\n\r\n")
         record, _ = run(Script((keep_alive, Step(chunk), Step(usage(1, 1) + DONE))))
         assert (record.status, len(record.token_times_s), record.output_tokens) == ("ok", 1, 1)
 
-    def test_events_are_told_as_they_come(self) -> None:
-        seen: list[tuple[str, float]] = []
-        record, _ = run(tokens(3, gap_s=0.02), on_event=lambda kind, at: seen.append((kind, at)))
-        assert seen[0] == ("sent", record.sent_s)
-        assert [kind for kind, _ in seen[1:]] == ["read"] * (len(seen) - 1)
-        assert {at for _, at in seen[1:]} >= set(record.token_times_s)
+    def test_on_event_is_called_at_each_event(self) -> None:
+        observed: list[tuple[str, float]] = []
+        record, _ = run(
+            tokens(3, gap_s=0.02), on_event=lambda kind, at: observed.append((kind, at))
+        )
+        assert observed[0] == ("sent", record.sent_s)
+        assert [kind for kind, _ in observed[1:]] == ["read"] * (len(observed) - 1)
+        assert {at for _, at in observed[1:]} >= set(record.token_times_s)
 
-    def test_compressed_by_something_on_the_way(self) -> None:
-        """The OpenAI client asks for gzip, so a proxy may compress."""
+    def test_compressed_answer(self) -> None:
+        """The OpenAI client accepts gzip, so a proxy may compress."""
         whole = gzip.compress(chat_chunk({"content": "x"}) + usage(1, 1) + DONE)
         script = Script((Step(whole),), headers=(("content-encoding", "gzip"),))
         record, _ = run(script)
@@ -198,7 +202,7 @@ def overloaded(message: str = "busy") -> Script:
 
 class TestFailures:
     @pytest.mark.parametrize(
-        ("script", "status", "said"),
+        ("script", "status", "message"),
         [
             (scripted.error(429, "slow down"), "shed", "HTTP 429: slow down"),
             (Script(status=429, body=b"plain words"), "shed", "429"),
@@ -214,29 +218,29 @@ class TestFailures:
             (Script(body=b"{}"), "error", "without [DONE]"),
         ],
     )
-    def test_how_it_ends_is_the_status(self, script: Script, status: str, said: str | None) -> None:
+    def test_status_of_each_failure(self, script: Script, status: str, message: str | None) -> None:
         record, log = run(script)
         assert record.status == status, record
-        assert (said in record.error) if said else record.error is None
+        assert (message in record.error) if message else record.error is None
         assert len(log) == 1, "a measured call is never retried"
         assert record.end_s >= record.sent_s
 
     @pytest.mark.parametrize("die", [False, True])
-    def test_an_error_event_in_the_stream(self, die: bool) -> None:
+    def test_error_event_in_the_stream(self, die: bool) -> None:
         problem = event({"error": {"message": "engine died", "type": "EngineDead", "code": 500}})
         steps = (Step(chat_chunk({"content": "x"})), Step(problem))
         record, _ = run(Script(steps if die else (*steps, Step(DONE)), die=die))
         assert (record.status, record.error) == ("error", "stream: EngineDead: engine died")
-        assert len(record.token_times_s) == 1, "what came before it is kept"
+        assert len(record.token_times_s) == 1, "the tokens before it are kept"
 
-    def test_death_in_the_middle_of_an_event(self) -> None:
+    def test_connection_lost_within_an_event(self) -> None:
         cut = chat_chunk({"content": "y"})[:40]
         record, _ = run(Script((Step(chat_chunk({"content": "x"})), Step(cut, 0.02)), die=True))
         assert record.status == "error"
         assert "not a completion" not in record.error
         assert len(record.token_times_s) == 1
 
-    def test_nobody_listens(self) -> None:
+    def test_refused_connection(self) -> None:
         async def call() -> RequestRecord:
             async with connect("http://127.0.0.1:9/v1") as client:
                 return await stream_chat(
@@ -252,7 +256,7 @@ class TestFailures:
         assert (record.status, record.first_token_s) == ("timeout", None)
         assert record.end_s - record.sent_s >= 0.1
 
-    def test_timeout_after_the_first_token_ours_and_the_clients_own(self) -> None:
+    def test_timeout_after_the_first_token(self) -> None:
         async def call(client: openai.AsyncOpenAI) -> list[RequestRecord]:
             settings = {"model": "m", "messages": "x", "max_tokens": 1, "clock": time.perf_counter}
             return await asyncio.gather(
@@ -264,8 +268,8 @@ class TestFailures:
         assert [record.status for record in records] == ["timeout"] * 2
         assert [len(record.token_times_s) for record in records] == [1, 1]
 
-    def test_our_timeout_stands_in_for_the_clients_limit_of_a_connection(self) -> None:
-        """A listener that accepts nobody: Linux answers the first and lets the others try on."""
+    def test_timeout_replaces_the_clients_connection_limit(self) -> None:
+        """A listener that accepts no connection: Linux queues the first and lets others retry."""
 
         async def call(base_url: str) -> RequestRecord:
             short = httpx.Timeout(30, connect=0.2)
@@ -280,7 +284,7 @@ class TestFailures:
         assert record.status == "timeout"
         assert record.end_s - record.sent_s >= 1.0
 
-    def test_cancelled_is_recorded_and_goes_on(self) -> None:
+    def test_cancellation_is_recorded_and_raised(self) -> None:
         kept: list[RequestRecord] = []
 
         async def cancel(client: openai.AsyncOpenAI) -> bool:
@@ -307,12 +311,12 @@ class TestFailures:
         assert [record.status for record in kept] == ["cancelled"]
         assert kept[0].token_times_s
 
-    def test_a_mistake_in_the_call_is_raised(self) -> None:
+    def test_mistake_in_the_call_is_raised(self) -> None:
         with pytest.raises(TypeError):
             run(tokens(1), extra_body={"logit": object()})
 
 
-class TestNothingPrivateIsKept:
+class TestPrivacy:
     @pytest.mark.parametrize(
         "message",
         [
@@ -321,12 +325,12 @@ class TestNothingPrivateIsKept:
             f"cut off {PROMPT[5:30]}",
         ],
     )
-    def test_an_error_that_quotes_the_prompt_is_withheld(self, message: str) -> None:
+    def test_error_that_quotes_the_prompt_is_withheld(self, message: str) -> None:
         record, _ = run(scripted.error(400, message))
         assert "withheld" in record.error
         assert not any(word in record.error for word in ("never", "anywhere"))
 
-    def test_the_key_is_replaced_and_long_messages_are_cut(self) -> None:
+    def test_key_is_replaced_and_long_messages_are_cut(self) -> None:
         record, _ = run(scripted.error(401, f"wrong key {KEY}"))
         assert KEY not in record.error
         assert "[key]" in record.error
@@ -344,8 +348,8 @@ class TestClosedLoop:
 
         return call
 
-    def most_open(self, count: int, concurrency: int, expected: int) -> int:
-        """Of answers that never come: first so many are awaited, then whether there are more."""
+    def most_open_of(self, count: int, concurrency: int, expected: int) -> int:
+        """Return the most requests in progress, where no answer ever comes."""
 
         async def go() -> int:
             async with serving(tokens(2, ttft_s=60)) as server, connect(server.base_url) as client:
@@ -355,37 +359,37 @@ class TestClosedLoop:
                 await asyncio.sleep(0.2)
                 loop.cancel()
                 await asyncio.wait([loop])
-                return server.open_most
+                return server.most_open
 
         return asyncio.run(go())
 
     @pytest.mark.timeout(60)
-    def test_at_most_so_many_at_once_and_all_at_once_if_there_is_room(self) -> None:
-        assert self.most_open(4, 3, expected=3) == 3
-        assert self.most_open(32, 40, expected=32) == 32
+    def test_concurrency_is_limited(self) -> None:
+        assert self.most_open_of(4, 3, expected=3) == 3
+        assert self.most_open_of(32, 40, expected=32) == 32
 
-    def test_slots_send_again_when_free(self) -> None:
+    def test_users_send_again_when_free(self) -> None:
         records, log = run(tokens(2, ttft_s=0.02), self.load(12, 4))
         assert len(records) == len(log) == 12
         assert {record.status for record in records} == {"ok"}
         assert all(record.scheduled_s <= record.sent_s for record in records)
         ends = sorted(record.end_s for record in records)
         starts = sorted(record.scheduled_s for record in records)
-        assert len(set(starts[:4])) == 1, "a burst has one start"
+        assert len(set(starts[:4])) == 1, "the first users start at once"
         assert all(start >= end for start, end in zip(starts[4:], ends, strict=False))
 
-    def test_a_limit_for_each_prompt_and_bad_settings(self) -> None:
+    def test_max_tokens_per_prompt_and_invalid_concurrency(self) -> None:
         _, log = run(tokens(2), self.load(2, 1, max_tokens=[3, 4]))
         assert [exchange.body["max_tokens"] for exchange in log] == [3, 4]
-        with pytest.raises(SettingError, match="concurrency is 0"):
+        with pytest.raises(SettingError, match="concurrency must be at least 1, got 0"):
             run(tokens(2), self.load(2, 0))
 
-    def test_failures_do_not_stop_it(self) -> None:
+    def test_failures_do_not_stop_the_loop(self) -> None:
         bad = scripted.error(500, "broke")
         records, _ = run(lambda body, n: bad if n % 2 else tokens(2), self.load(10, 2))
         assert sorted(record.status for record in records) == ["error"] * 5 + ["ok"] * 5
 
-    def test_cancelling_keeps_what_ended_and_marks_the_rest(self) -> None:
+    def test_cancellation_keeps_all_records(self) -> None:
         kept: list[RequestRecord] = []
 
         async def cut(client: openai.AsyncOpenAI) -> None:
@@ -402,7 +406,7 @@ class TestClosedLoop:
         assert statuses.count("cancelled") == 4
         assert statuses.count("ok") == len(kept) - 4 >= 5
 
-    def test_a_callback_that_fails_ends_the_loop_with_its_own_error(self) -> None:
+    def test_failing_callback_ends_the_loop_with_its_error(self) -> None:
         def full(record: RequestRecord) -> None:
             raise OSError("no space left")
 
@@ -410,7 +414,7 @@ class TestClosedLoop:
             run(tokens(2), self.load(8, 4, on_record=full))
 
 
-def test_the_loop_watch_sees_a_blocked_loop() -> None:
+def test_loop_watch_detects_a_blocked_loop() -> None:
     async def go() -> LoopWatch:
         async with LoopWatch(interval_s=0.005) as watch:
             await asyncio.sleep(0.02)
@@ -424,10 +428,10 @@ def test_the_loop_watch_sees_a_blocked_loop() -> None:
     assert 0 <= watch.cpu_share <= 1.1
 
 
-class TestTheReplicaThatAnswered:
+class TestReplica:
     NAME = (("x-serving-replica", "k3x9"),)
 
-    def test_is_kept_also_where_the_answer_broke_off_or_was_an_error(self) -> None:
+    def test_replica_is_kept_for_failed_answers_too(self) -> None:
         broken = Script(tokens(2).steps[:2], headers=self.NAME)
         refused = Script(status=500, body=b"{}", headers=self.NAME)
         for script, status in ((tokens(2, headers=self.NAME), "ok"), (broken, "error")):
@@ -436,6 +440,6 @@ class TestTheReplicaThatAnswered:
         record, _ = run(refused)
         assert (record.status, record.replica) == ("error", "k3x9")
 
-    def test_is_none_where_the_answer_does_not_say(self) -> None:
+    def test_replica_is_none_where_not_reported(self) -> None:
         record, _ = run(tokens(2))
         assert record.replica is None

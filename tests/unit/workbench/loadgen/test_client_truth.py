@@ -1,7 +1,6 @@
-"""What a load worker records, against the log of a scripted server in another process.
+"""The records of a load worker against the log of a scripted server in another process.
 
-The bounds are five times those of benchmarks/client.py, at the median: a loaded machine may be
-late, and it may well limit the client.
+The bounds are five times those of benchmarks/client.py, at the median, as the machine may be busy.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt
-from workbench.workload.spec import Session
+from workbench.workload.spec import Arrival
 
 REQUESTS, TOKENS, MS = 100, 8, 5.0
 Answer = tuple[RequestRecord, scripted.Exchange]
 
 
 async def load(base_url: str) -> list[RequestRecord]:
-    """100 requests at 100 a second, the records fetched while others are in progress."""
+    """Send 100 requests at 100 a second, and collect records while others are in progress."""
     worker = LoadWorker()
     await worker.connect(base_url, "sk-test")
     prompt = Prompt(content=(1, 2, 3), prompt_tokens=3, max_tokens=TOKENS)
-    sessions = [Session(i / 100, (prompt,)) for i in range(REQUESTS)]
-    job = WorkerConfig("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
-    await worker.start(job, list(enumerate(sessions)))
+    arrivals = [Arrival(i / 100, (prompt,)) for i in range(REQUESTS)]
+    config = WorkerConfig("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)
+    await worker.start(config, list(enumerate(arrivals)))
     records: list[RequestRecord] = []
     while True:
-        found = await worker.report()
-        records += found.records
-        if found.done:
+        report = await worker.report()
+        records += report.records
+        if report.done:
             return records
         await asyncio.sleep(0.1)
 
@@ -53,7 +52,7 @@ def answers() -> list[Answer]:
 
 
 @pytest.mark.timing
-def test_every_request_is_recorded_once_with_the_tokens_that_were_sent(
+def test_every_request_is_recorded_once_with_its_tokens(
     answers: list[Answer],
 ) -> None:
     assert len(answers) == REQUESTS
@@ -64,24 +63,24 @@ def test_every_request_is_recorded_once_with_the_tokens_that_were_sent(
 
 
 @pytest.mark.timing
-def test_latencies_are_the_servers(answers: list[Answer]) -> None:
+def test_latencies_match_the_server(answers: list[Answer]) -> None:
     off: dict[str, list[float]] = {"ttft": [], "e2el": [], "tpot": [], "itl": []}
     for record, sent in answers:
-        ours, first, usage = summarize([record]), sent.token_sends_s[0], sent.sends_s[-2]
+        measured, first, usage = summarize([record]), sent.token_sends_s[0], sent.sends_s[-2]
         truth = {
             "ttft": first - sent.received_s,
             "e2el": usage - sent.received_s,
             "tpot": (usage - first) / (TOKENS - 1),
         }
         for name, seconds in truth.items():
-            off[name].append(abs(ours.figure(f"median_{name}_ms") - seconds * 1e3))
+            off[name].append(abs(measured.figure(f"median_{name}_ms") - seconds * 1e3))
         gaps = zip(pairwise(record.token_times_s), pairwise(sent.token_sends_s), strict=True)
         off["itl"] += [abs((b - a) - (d - c)) * 1e3 for (a, b), (c, d) in gaps]
     assert {name: median(values) < MS for name, values in off.items()} == dict.fromkeys(off, True)
 
 
 @pytest.mark.timing
-def test_requests_are_sent_when_they_are_due(answers: list[Answer]) -> None:
+def test_requests_are_sent_when_due(answers: list[Answer]) -> None:
     records = [record for record, _ in answers]
     late = [record.sent_s - record.scheduled_s for record in records]
     assert min(late) >= 0

@@ -1,4 +1,4 @@
-"""A load that is changed while it runs; the truth is a scripted server's own log."""
+"""A load that is changed while it runs, against a scripted server's own log."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from support.scripted_server import serving, tokens
 from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
-from workbench.loadgen.live_worker import LiveWorker, WorkerShare
+from workbench.loadgen.senders import WorkerShare
 from workbench.loadgen.start import start_live_load
-from workbench.loadgen.worker import WorkerConfig
+from workbench.loadgen.worker import LoadWorker, WorkerConfig
 from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Stages
-from workbench.workload.live_schedule import change_times, offered
 from workbench.workload.prompts import RandomPrompts
+from workbench.workload.rate_curve import change_times, offered_rates
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import LoadSpec
 
@@ -31,28 +31,28 @@ SMALL = RandomPrompts(input=4, output=3)
 Sent = tuple[list[RequestRecord], list[float], scripted.ScriptedServer]
 
 
-def drive(
+def send(
     load: LoadSpec, *changes: LoadChange, workers: int = 1, stop_s: float | None = None
 ) -> Sent:
-    """Send `load` from workers in this event loop, changed as told."""
+    """Send `load` from workers in this event loop, with changes."""
 
     async def go() -> Sent:
         async with serving(tokens(3, chat=False)) as server:
-            made = [LiveWorker() for _ in range(workers)]
-            await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in made))
+            senders = [LoadWorker() for _ in range(workers)]
+            await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in senders))
             epoch = time.perf_counter() + 0.1
-            for first, worker in enumerate(made):
-                job = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
-                await worker.follow(job, WorkerShare(load, range(20), first, workers))
+            for first, worker in enumerate(senders):
+                config = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
+                await worker.start_live(config, WorkerShare(load, range(20), first, workers))
                 for change in changes:
-                    await worker.change(change)
-            return *(await collect(made, epoch, stop_s)), server
+                    await worker.apply(change)
+            return *(await collect(senders, epoch, stop_s)), server
 
     return asyncio.run(go())
 
 
 async def collect(
-    workers: list[LiveWorker], epoch: float, stop_s: float | None
+    workers: list[LoadWorker], epoch: float, stop_s: float | None
 ) -> tuple[list[RequestRecord], list[float]]:
     records, sent, done = [], [], False
     while not done:
@@ -71,18 +71,18 @@ def due(records: list[RequestRecord]) -> list[float]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_left_alone_it_sends_what_the_plan_says(workers: int) -> None:
+def test_without_changes_the_plan_is_sent(workers: int) -> None:
     plan = Stages(stages=[(60, 0.5), (0, 0), (0, 0.1)])
     load = LoadSpec(arrivals=plan, prompts=SMALL, seed=7)
-    records, sent, server = drive(load, workers=workers)
+    records, sent, server = send(load, workers=workers)
     expected = list(offsets(plan, np.random.default_rng([7, 0])))
     np.testing.assert_allclose(due(records), expected, atol=1e-6)
     assert len(server.log) == len(sent) == len(expected) > 5
 
 
-def test_changes_act_when_they_are_dated() -> None:
+def test_changes_apply_at_their_time() -> None:
     load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.9)
-    records, _, server = drive(
+    records, _, server = send(
         load,
         LoadChange(0.2, "pause"),
         LoadChange(0.5, "resume"),
@@ -98,49 +98,51 @@ def test_changes_act_when_they_are_dated() -> None:
     assert {tokens for _, tokens in asked[-15:]} == {9}
 
 
-def test_a_rate_by_hand_outlives_the_plan() -> None:
+def test_rate_goes_on_after_the_end_of_the_plan() -> None:
     load = LoadSpec(arrivals=Stages(stages=[(0.1, 0.2)]), prompts=SMALL)
-    records, _, _ = drive(load, LoadChange(0.1, "rate", 20), stop_s=0.6)
+    records, _, _ = send(load, LoadChange(0.1, "rate", 20), stop_s=0.6)
     times = due(records)
     assert times[-1] > 0.4
     assert len(times) == pytest.approx(10, abs=6)
 
 
-def test_workers_share_bursts_too() -> None:
+def test_workers_share_bursts() -> None:
     load = LoadSpec(arrivals=Poisson(rate=60), prompts=SMALL, duration_s=0.5, seed=3)
     changes = (LoadChange(0.1, "burstiness", 0.1), LoadChange(0.3, "rate", 100.0))
-    one, two = (due(drive(load, *changes, workers=workers)[0]) for workers in (1, 2))
-    np.testing.assert_allclose(one, two, atol=1e-6)
+    single, shared = (due(send(load, *changes, workers=workers)[0]) for workers in (1, 2))
+    np.testing.assert_allclose(single, shared, atol=1e-6)
 
 
-def test_what_it_cannot_send_in_time_is_left_out_and_counted(
+def test_late_requests_are_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workbench.loadgen.live_worker.MOST_LATE_S", 0.05)
+    monkeypatch.setattr("workbench.loadgen.senders.MAX_DELAY_S", 0.05)
 
     async def go() -> tuple[int, int]:
         async with serving(tokens(1, chat=False)) as server:
-            worker = LiveWorker()
+            worker = LoadWorker()
             await worker.connect(server.base_url, "sk-test")
             load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
-            job = WorkerConfig("scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0)
-            await worker.follow(job, WorkerShare(load, range(20), 0, 1))
+            config = WorkerConfig(
+                "scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0
+            )
+            await worker.start_live(config, WorkerShare(load, range(20), 0, 1))
             await asyncio.sleep(0.1)
-            time.sleep(0.3)  # the worker's loop is busy with something else
-            left_out = sent = 0
+            time.sleep(0.3)  # Block the event loop of the worker.
+            dropped = sent = 0
             while True:
                 await asyncio.sleep(0.02)
                 report = await worker.report()
-                left_out, sent = left_out + report.left_out, sent + len(report.sent_s)
+                dropped, sent = dropped + report.dropped, sent + len(report.sent_s)
                 if report.done:
-                    return left_out, sent
+                    return dropped, sent
 
-    left_out, sent = asyncio.run(go())
-    assert left_out >= 20
-    assert left_out + sent == 50
+    dropped, sent = asyncio.run(go())
+    assert dropped >= 20
+    assert dropped + sent == 50
 
 
-def test_the_rate_wanted_is_told_from_the_changes_alone() -> None:
+def test_offered_rates_follow_the_changes() -> None:
     load = LoadSpec(arrivals=Stages(stages=[(10, 10), (10, 10)]), prompts=SMALL)
     changes = [
         LoadChange(1.0, "start", load=load.model_dump(mode="json")),
@@ -150,10 +152,10 @@ def test_the_rate_wanted_is_told_from_the_changes_alone() -> None:
         LoadChange(20.0, "end", note="stopped by hand"),
     ]
     times = [0.0, 2.0, 4.0, 6.0, 13.5, 15.0, 21.0]
-    assert offered(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
+    assert offered_rates(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
 
 
-def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
+def test_change_times_are_those_of_the_plan_and_of_changes() -> None:
     load = LoadSpec(arrivals=Stages(stages=[(10, 10), (10, 10), (0, 0), (0, 5)]), prompts=SMALL)
     start = LoadChange(1.0, "start", load=load.model_dump(mode="json"))
     assert change_times([start, LoadChange(30.0, "end")]) == [1, 11, 21, 26]
@@ -166,11 +168,11 @@ def test_the_load_changes_at_the_corners_of_its_plan_and_by_hand() -> None:
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (LoadSpec(arrivals=ClosedLoop(max_concurrency=2), prompts=SMALL, count=3), "has no rate"),
-        (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count is 3"),
+        (LoadSpec(arrivals=ClosedLoop(max_concurrency=2), prompts=SMALL, count=3), "have no rate"),
+        (LoadSpec(arrivals=Poisson(rate=1), prompts=SMALL, count=3), "count = 3"),
     ],
 )
-def test_a_load_that_cannot_be_steered_is_refused(load: LoadSpec, message: str) -> None:
+def test_load_that_cannot_be_changed_is_rejected(load: LoadSpec, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         start_live_load(None, load)  # type: ignore[arg-type]
 
@@ -183,33 +185,31 @@ def handle(**fields: Any) -> LiveLoad:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda load: load.set_rate(-1), "rate is -1"),
-        (lambda load: load.set_burstiness(0), "burstiness is 0"),
-        (lambda load: load.set_output_tokens(0), "give at least 1"),
+        (lambda load: load.set_rate(-1), "got -1"),
+        (lambda load: load.set_burstiness(0), "got 0"),
+        (lambda load: load.set_output_tokens(0), "at least 1"),
         (lambda load: load.set_output_tokens(29), "beyond max_model_len = 128"),
     ],
 )
-def test_a_value_that_is_none_changes_nothing(
-    wrong: Callable[[LiveLoad], Any], message: str
-) -> None:
+def test_invalid_value_changes_nothing(wrong: Callable[[LiveLoad], Any], message: str) -> None:
     running = handle()
     with pytest.raises(SettingError, match=message):
         wrong(running)
-    assert running._asked == []
+    assert running._requested == []
 
 
-def test_a_rate_beyond_reach_is_capped_and_marked() -> None:
+def test_rate_beyond_the_maximum_is_capped_and_noted() -> None:
     running = handle(max_rate=50)
     assert running.set_rate(400) == 50
-    (change,) = running._asked
+    (change,) = running._requested
     assert (change.value, change.note) == (
         50,
-        "400 requests/s asked for, capped to what the load workers reach",
+        "400 requests/s requested, capped to what the load workers reach",
     )
 
 
 @pytest.mark.engine
-def test_steered_from_outside_through_load_workers(deployed: object, tmp_path: Path) -> None:
+def test_live_load_through_ray_actors(deployed: object, tmp_path: Path) -> None:
     async def go(run: Run) -> tuple[LiveLoad, Any, int]:
         load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL)
         target = remote(server.base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
@@ -234,7 +234,7 @@ def test_steered_from_outside_through_load_workers(deployed: object, tmp_path: P
     assert running.state == "ended"
     assert result.ended_early == "stopped by hand"
     assert len(list(run.records())) == len(result.records) == result.planned
-    assert len(server.log) <= result.planned  # cut before they were sent, the last may be missing
+    assert len(server.log) <= result.planned  # The last ones may be cut before they are sent.
     assert {e.body["max_tokens"] for e in server.log[:quiet]} == {3}
     assert {e.body["max_tokens"] for e in server.log[quiet:]} == {7}
     kept = run.changes()

@@ -1,4 +1,4 @@
-"""The whole load: workers as Ray actors, against the real engine and against any other server."""
+"""Loads from Ray actors, against the real engine and against a scripted server."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def send(target: Any, load: LoadSpec, **options: Any) -> LoadResult:
     return asyncio.run(go())
 
 
-def elsewhere(server: scripted.ScriptedServer) -> Remote:
+def target_of(server: scripted.ScriptedServer) -> Remote:
     return remote(server.base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
 
 
-def test_a_load_on_the_engine_is_all_there_with_the_servers_own_counts(
+def test_load_on_the_engine_is_recorded_completely(
     endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.create(tmp_path, {"seed": 1})
@@ -58,13 +58,13 @@ def test_a_load_on_the_engine_is_all_there_with_the_servers_own_counts(
     assert result.health.cpu_share is not None
     summary = result.summary(SLO(e2el_ms=60_000))
     assert (summary.completed, summary.slo_attainment) == (24, 1.0)
-    said = capsys.readouterr().out
-    assert "sending 24 requests" in said
-    assert "24 of 24 requests ended" in said
+    output = capsys.readouterr().out
+    assert "sending 24 requests" in output
+    assert "24 of 24 requests ended" in output
 
 
-def test_prompts_are_counted_as_the_served_models_tokenizer_counts(endpoint: Endpoint) -> None:
-    from transformers import AutoTokenizer  # here: its import takes seconds
+def test_prompts_are_counted_as_by_the_served_tokenizer(endpoint: Endpoint) -> None:
+    from transformers import AutoTokenizer  # Its import takes seconds.
 
     raw = AutoTokenizer.from_pretrained(str(tiny_model_path()))
     text = "What is continuous batching?"
@@ -73,7 +73,7 @@ def test_prompts_are_counted_as_the_served_models_tokenizer_counts(endpoint: End
     assert answer.usage.prompt_tokens == len(raw(text)["input_ids"])
 
 
-def test_lengths_beyond_the_served_context_are_refused_before_anything_is_sent(
+def test_lengths_beyond_the_context_are_rejected_before_sending(
     endpoint: Endpoint,
 ) -> None:
     load = LoadSpec(prompts=RandomPrompts(input=1000, output=200), count=1)
@@ -81,29 +81,29 @@ def test_lengths_beyond_the_served_context_are_refused_before_anything_is_sent(
         send(endpoint, load)
 
 
-def test_any_other_server_can_be_loaded(deployed: object) -> None:
+def test_load_on_another_server(deployed: object) -> None:
     with scripted.threaded(tokens(5, gap_s=0.002, chat=False)) as server:
         load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, count=40, workers=2)
-        result = send(elsewhere(server), load)
+        result = send(target_of(server), load)
         assert len(server.log) == len(result.records) == 40
         truth = {exchange.request_id: exchange for exchange in server.log}
         assert {r.request_id for r in result.records} == set(truth)
         assert all(len(r.token_times_s) == 5 for r in result.records)
         sent = sorted(exchange.received_s for exchange in server.log)
-        assert 0.6 < sent[-1] - sent[0] < 3  # two workers together keep the one schedule
+        assert 0.6 < sent[-1] - sent[0] < 3  # Two workers share one schedule.
 
 
-def test_the_same_seed_sends_the_same_bodies(deployed: object) -> None:
+def test_same_seed_sends_the_same_requests(deployed: object) -> None:
     bodies = []
     for _ in range(2):
         with scripted.threaded(tokens(2, chat=False)) as server:
             load = LoadSpec(arrivals=Poisson(rate=40), prompts=SMALL, count=20, seed=5, workers=2)
-            result = send(elsewhere(server), load)
+            result = send(target_of(server), load)
             bodies.append((result.digest, sorted(json.dumps(e.body) for e in server.log)))
     assert bodies[0] == bodies[1]
 
 
-def test_a_run_repeated_from_its_experiment_json_sends_the_same_bytes_at_the_same_times(
+def test_run_repeated_from_its_experiment_sends_the_same_requests(
     deployed: object, tmp_path: Path
 ) -> None:
     first = LoadSpec(
@@ -113,13 +113,13 @@ def test_a_run_repeated_from_its_experiment_json_sends_the_same_bytes_at_the_sam
         seed=9,
     )
     sent = []
-    for name in ("first", "again"):
+    for name in ("first", "repeated"):
         load = first
-        if name == "again":
+        if name == "repeated":
             load = LoadSpec(**Run.open(tmp_path / "first").experiment["load"])
         run = Run.create(tmp_path, {"load": load.model_dump(mode="json")}, run_id=name)
         with scripted.threaded(tokens(2, chat=False)) as server:
-            result = send(elsewhere(server), load, run=run)
+            result = send(target_of(server), load, run=run)
         by_number = sorted(server.log, key=lambda e: int((e.request_id or "").split("-")[2]))
         due = sorted(r.scheduled_s or 0 for r in result.records)
         sent.append(
@@ -133,15 +133,13 @@ def test_a_run_repeated_from_its_experiment_json_sends_the_same_bytes_at_the_sam
     assert sent[0] == sent[1]
 
 
-def test_a_server_that_goes_away_ends_the_run_with_its_records(
-    deployed: object, tmp_path: Path
-) -> None:
+def test_lost_server_ends_the_load_and_keeps_its_records(deployed: object, tmp_path: Path) -> None:
     run = Run.create(tmp_path, {})
 
     async def go() -> LoadResult:
         with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
             load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, count=400)
-            running = start_load(elsewhere(server), load, run=run, progress=None)
+            running = start_load(target_of(server), load, run=run, progress=None)
             while len(running.records) < 10:
                 await asyncio.sleep(0.1)
         return await running
@@ -154,11 +152,11 @@ def test_a_server_that_goes_away_ends_the_run_with_its_records(
     assert len(list(run.records())) == len(result.records) < 400
 
 
-def test_stopping_and_cancelling_keep_what_ended(deployed: object, tmp_path: Path) -> None:
+def test_stopping_and_cancelling_keep_the_records(deployed: object, tmp_path: Path) -> None:
     async def go(how: str, run: Run) -> None:
         with scripted.threaded(tokens(2, chat=False)) as server:
             load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, count=2000)
-            running = start_load(elsewhere(server), load, run=run, progress=None)
+            running = start_load(target_of(server), load, run=run, progress=None)
             while len(running.records) < 10:
                 await asyncio.sleep(0.1)
             if how == "stop":
@@ -178,7 +176,7 @@ def test_stopping_and_cancelling_keep_what_ended(deployed: object, tmp_path: Pat
         assert sum(r.status == "ok" for r in kept) >= 10
 
 
-def test_nothing_there_and_a_wrong_key_are_said_before_anything_is_sent(
+def test_missing_endpoint_and_wrong_key_are_rejected_before_sending(
     endpoint: Endpoint,
 ) -> None:
     with pytest.raises(EndpointGoneError, match="does not answer"):
@@ -193,15 +191,13 @@ def test_two_loads_share_a_clock(deployed: object) -> None:
     with scripted.threaded(tokens(2, chat=False)) as server:
         clock = start_clock()
         load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, count=5)
-        first = send(elsewhere(server), load, clock=clock)
-        second = send(elsewhere(server), load, clock=clock)
+        first = send(target_of(server), load, clock=clock)
+        second = send(target_of(server), load, clock=clock)
         assert max(r.end_s or 0 for r in first.records) < min(r.sent_s or 0 for r in second.records)
 
 
-def test_the_search_finds_what_a_server_of_known_limits_carries(
-    deployed: object, tmp_path: Path
-) -> None:
-    """Four at a time and 0.1 s each: it carries 40 a second, and sheds what is more."""
+def test_search_finds_the_capacity_of_a_server(deployed: object, tmp_path: Path) -> None:
+    """Four requests at a time of 0.1 s each: it serves 40 a second, and sheds the rest."""
     with scripted.threaded(tokens(1, chat=False)) as server:
 
         def choose(body: dict[str, Any], n: int) -> scripted.Script:
@@ -213,7 +209,7 @@ def test_the_search_finds_what_a_server_of_known_limits_carries(
         run = Run.create(tmp_path, {})
         load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=1.0)
         slo = SLO(ttft_ms=5000, target=0.9)
-        probe = make_probe(elsewhere(server), load, slo, run=run, progress=None)
+        probe = make_probe(target_of(server), load, slo, run=run, progress=None)
         found = asyncio.run(highest_load(probe, low=10, high=160, tolerance=0.25, confirmations=1))
     assert found.highest is not None
     assert 20 <= found.highest <= 55
@@ -223,10 +219,8 @@ def test_the_search_finds_what_a_server_of_known_limits_carries(
     assert any(r.status == "shed" for r in stopped.records())
 
 
-def test_a_probe_of_users_ends_once_what_they_wait_for_cannot_save_it(
-    deployed: object, tmp_path: Path
-) -> None:
-    """A closed loop: six late answers, then answers that take a minute. 2 of 8 are not enough."""
+def test_probe_of_users_ends_once_it_must_fail(deployed: object, tmp_path: Path) -> None:
+    """Six late answers, then two that take a minute: 2 of 8 cannot meet the SLO."""
     with scripted.threaded(
         lambda _, n: tokens(1, ttft_s=0.3 if n < 6 else 60, chat=False)
     ) as server:
@@ -234,7 +228,7 @@ def test_a_probe_of_users_ends_once_what_they_wait_for_cannot_save_it(
         closed = ClosedLoop(max_concurrency=2, think_s=0.01)
         load = LoadSpec(arrivals=closed, prompts=SMALL, duration_s=1.5, count=100)
         slo = SLO(ttft_ms=100, target=0.5)
-        probe = make_probe(elsewhere(server), lambda *_: load, slo, run=run, progress=None)
+        probe = make_probe(target_of(server), lambda *_: load, slo, run=run, progress=None)
         summary = asyncio.run(asyncio.wait_for(probe(2), 30))
     assert summary.slo_met is False
     (folder,) = (run.path / "probes").iterdir()
@@ -242,11 +236,11 @@ def test_a_probe_of_users_ends_once_what_they_wait_for_cannot_save_it(
     assert (kept.count("ok"), kept.count("cancelled")) == (6, 2)
 
 
-def test_a_curve_has_a_row_a_rate(deployed: object, tmp_path: Path) -> None:
+def test_curve_has_a_row_per_rate(deployed: object, tmp_path: Path) -> None:
     with scripted.threaded(tokens(2, ttft_s=0.01, chat=False)) as server:
         run = Run.create(tmp_path, {})
         load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=0.5)
-        probe = make_probe(elsewhere(server), load, SLO(ttft_ms=1000), run=run, progress=None)
+        probe = make_probe(target_of(server), load, SLO(ttft_ms=1000), run=run, progress=None)
         points = asyncio.run(
             measure_curve(probe, [10, 20], repeats=3, rng=np.random.default_rng(0))
         )
@@ -255,7 +249,7 @@ def test_a_curve_has_a_row_a_rate(deployed: object, tmp_path: Path) -> None:
     assert points.output_throughput[1] > points.output_throughput[0]
 
 
-def test_a_closed_loop_on_the_engine(endpoint: Endpoint) -> None:
+def test_closed_loop_on_the_engine(endpoint: Endpoint) -> None:
     load = LoadSpec(arrivals=ClosedLoop(max_concurrency=4), prompts=SMALL, count=12)
     result = send(endpoint, load)
     assert [r.status for r in result.records] == ["ok"] * 12

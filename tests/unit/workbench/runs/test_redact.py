@@ -1,4 +1,4 @@
-"""Names and forms of secrets, and names that only look like one."""
+"""Secrets are redacted; names that only look like those of secrets are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TestSecrets:
             "access_key",
         ],
     )
-    def test_redacted_at_any_depth(self, key: str) -> None:
+    def test_secret_is_redacted_at_any_depth(self, key: str) -> None:
         for deep in (
             {key: "hush"},
             {"a": [{"b": {key: ["hush"]}}]},
@@ -54,11 +54,11 @@ class TestSecrets:
             "price_per_token",
         ],
     )
-    def test_names_that_only_look_like_one_are_kept(self, key: str) -> None:
+    def test_similar_names_are_kept(self, key: str) -> None:
         assert redact({key: "seen"}) == {key: "seen"}
         assert redact({key: 5}) == {key: 5}
 
-    def test_no_value_is_no_secret(self) -> None:
+    def test_absent_values_numbers_and_booleans_are_kept(self) -> None:
         same = {"api_key": None, "token": 5, "password": False}
         assert redact(same) == same
 
@@ -71,6 +71,6 @@ class TestSecrets:
             "http://me:hush@host/v1",
         ],
     )
-    def test_text_in_the_form_of_a_key(self, text: str) -> None:
+    def test_text_in_the_form_of_a_key_is_redacted(self, text: str) -> None:
         assert "hush" not in redact([text])[0]
         assert redact("hf-internal-testing/tiny-random-Llama").startswith("hf-internal")

@@ -1,4 +1,4 @@
-"""Truth: the bytes in the folder, read with the json module of the standard library."""
+"""The folder of a run, against the json module of the standard library."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def filled(root: Path, count: int = 3) -> Run:
 
 
 class TestCreate:
-    def test_the_folder_and_its_document(self, tmp_path: Path) -> None:
+    def test_folder_and_its_document(self, tmp_path: Path) -> None:
         now = datetime(2026, 11, 23, 23, 5, 9, tzinfo=UTC)
         run = Run.create(tmp_path / "runs", {"seed": 7, "rate": 2.5, "model": "m"}, now=now)
         document = json.loads((run.path / "experiment.json").read_text())
@@ -76,7 +76,7 @@ class TestCreate:
         assert names == sorted(names)
         assert Run.create(tmp_path, {}).run_id != Run.create(tmp_path, {}).run_id
 
-    def test_a_taken_or_unusable_id_is_refused(self, tmp_path: Path) -> None:
+    def test_existing_or_invalid_id_is_rejected(self, tmp_path: Path) -> None:
         Run.create(tmp_path, {}, run_id="mine")
         with pytest.raises(RunError, match="'mine'"):
             Run.create(tmp_path, {}, run_id="mine")
@@ -84,22 +84,22 @@ class TestCreate:
             with pytest.raises(RunError, match="run_id is"):
                 Run.create(tmp_path, {}, run_id=bad)
 
-    def test_anything_that_notebooks_pass_becomes_json(self, tmp_path: Path) -> None:
+    def test_any_parameter_becomes_json(self, tmp_path: Path) -> None:
         class Spec(BaseModel):
             model: str = "m"
             key: SecretStr = SecretStr("hush")
 
         given = {"spec": Spec(), "root": tmp_path, "n": np.int64(3), "xs": np.arange(2), "s": {1}}
         run = Run.create(tmp_path, given, run_id="x")
-        found = Run.open(run.path).experiment
-        assert found["spec"]["model"] == "m"
+        read = Run.open(run.path).experiment
+        assert read["spec"]["model"] == "m"
         assert "hush" not in (run.path / "experiment.json").read_text()
-        assert (found["n"], found["xs"], found["s"]) == (3, [0, 1], [1])
-        assert found["root"] == str(tmp_path)
+        assert (read["n"], read["xs"], read["s"]) == (3, [0, 1], [1])
+        assert read["root"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["api_key", "HF_TOKEN", "Authorization"])
-def test_no_file_holds_a_secret(key: str, tmp_path: Path) -> None:
+def test_no_file_contains_a_secret(key: str, tmp_path: Path) -> None:
     run = Run.create(tmp_path, {"deployment": {key: "hush"}})
     run.append_telemetry({"time_s": 1.0, key: "hush"})
     run.finish({key: "hush"})
@@ -108,7 +108,7 @@ def test_no_file_holds_a_secret(key: str, tmp_path: Path) -> None:
 
 
 class TestLines:
-    def test_a_record_comes_back_to_the_microsecond(self, tmp_path: Path) -> None:
+    def test_record_round_trips_to_the_microsecond(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         run.append_request(RECORD)
         run.append_request(SHED)
@@ -117,26 +117,26 @@ class TestLines:
         assert [list(json.loads(line)) for line in lines] == [names, names]
         assert json.loads(lines[0])["token_times_s"] == [0.75, 1.000001, 1.25]
         assert json.loads(lines[1])["first_token_s"] is None, "absent is null"
-        found = list(Run.open(run.path).records())
-        short = dataclasses.replace(RECORD, sent_s=0.5, token_times_s=(0.75, 1.000001, 1.25))
-        assert found == [short, dataclasses.replace(SHED, sent_s=0.5)]
+        read = list(Run.open(run.path).records())
+        rounded = dataclasses.replace(RECORD, sent_s=0.5, token_times_s=(0.75, 1.000001, 1.25))
+        assert read == [rounded, dataclasses.replace(SHED, sent_s=0.5)]
 
-    def test_every_line_is_on_disk_at_once(self, tmp_path: Path) -> None:
+    def test_line_is_on_disk_at_once(self, tmp_path: Path) -> None:
         run = filled(tmp_path, 1)
         assert (run.path / "requests.jsonl").read_bytes().endswith(b"\n")
         run.append_telemetry({"time_s": 1.0, "deployment": "d", "target": 1})
         assert json.loads((run.path / "telemetry.jsonl").read_text())["deployment"] == "d"
 
     @pytest.mark.parametrize("cut", [1, 2, 30, 200])
-    def test_a_cut_last_line_is_left_out(self, tmp_path: Path, cut: int) -> None:
+    def test_incomplete_last_line_is_ignored(self, tmp_path: Path, cut: int) -> None:
         run = filled(tmp_path)
         file = run.path / "requests.jsonl"
         file.write_bytes(file.read_bytes()[:-cut])
         again = Run.open(run.path)
-        whole = [record.request_id for record in again.records()]
-        assert whole == ["r-0", "r-1"]
+        ids = [record.request_id for record in again.records()]
+        assert ids == ["r-0", "r-1"]
 
-    def test_going_on_after_a_cut_leaves_no_broken_line(self, tmp_path: Path) -> None:
+    def test_appending_after_an_incomplete_line(self, tmp_path: Path) -> None:
         run = filled(tmp_path)
         file = run.path / "requests.jsonl"
         file.write_bytes(file.read_bytes()[:-20])
@@ -148,7 +148,7 @@ class TestLines:
     @pytest.mark.parametrize(
         "line", [b"{not json}", b"[1, 2]", b'{"request_id": "x"}', b"", b"\xff\xfe", b"\x00\x00"]
     )
-    def test_a_broken_line_in_the_middle_is_named(self, tmp_path: Path, line: bytes) -> None:
+    def test_invalid_line_is_named(self, tmp_path: Path, line: bytes) -> None:
         run = filled(tmp_path)
         file = run.path / "requests.jsonl"
         lines = file.read_bytes().splitlines()
@@ -156,17 +156,17 @@ class TestLines:
         with pytest.raises(RunError, match=r"requests\.jsonl, line 2: "):
             list(run.records())
 
-    def test_a_status_nobody_knows_is_an_error(self, tmp_path: Path) -> None:
+    def test_unknown_status_is_rejected(self, tmp_path: Path) -> None:
         run = filled(tmp_path, 1)
         file = run.path / "requests.jsonl"
         file.write_bytes(file.read_bytes().replace(b'"ok"', b'"fine"'))
         with pytest.raises(RunError, match="line 1"):
             list(run.records())
 
-    def test_killed_in_the_middle_of_writing(self, tmp_path: Path) -> None:
+    def test_run_of_a_killed_process_is_readable(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         context = multiprocessing.get_context("spawn")
-        writer = context.Process(target=_write_for_ever, args=(str(run.path),))
+        writer = context.Process(target=_write_forever, args=(str(run.path),))
         writer.start()
         file = run.path / "requests.jsonl"
         while not file.exists() or file.stat().st_size < 20_000:
@@ -180,7 +180,7 @@ class TestLines:
         assert len(ids) > 50
 
 
-def _write_for_ever(path: str) -> None:
+def _write_forever(path: str) -> None:
     run, i = Run.open(path), 0
     while True:
         run.append_request(dataclasses.replace(RECORD, request_id=f"r-{i}"))
@@ -188,7 +188,7 @@ def _write_for_ever(path: str) -> None:
 
 
 class TestFrames:
-    def test_requests(self, tmp_path: Path) -> None:
+    def test_requests_frame(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         run.append_request(RECORD)
         run.append_request(SHED)
@@ -201,27 +201,27 @@ class TestFrames:
         assert frame.token_times_s[0] == (0.75, 1.000001, 1.25)
         assert "client_health" not in frame.attrs
 
-    def test_an_empty_run_has_the_columns(self, tmp_path: Path) -> None:
+    def test_frames_of_an_empty_run_have_columns(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         assert run.requests_frame().empty
         assert {"request_id", "ttft_ms", "status"} <= set(run.requests_frame().columns)
         columns = ["time_s", "deployment", "target", "running", "starting", "stopping"]
-        assert list(run.telemetry().columns)[:6] == columns
+        assert list(run.samples_frame().columns)[:6] == columns
         assert list(run.records()) == []
         assert run.summary() is None
 
-    def test_telemetry(self, tmp_path: Path) -> None:
+    def test_samples_frame(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         run.append_telemetry({"time_s": 1.00000049, "deployment": "d", "target": 2, "cost": 0.5})
         run.append_telemetry({"time_s": 2.0, "deployment": "d", "running": 1})
-        frame = Run.open(run.path).telemetry()
+        frame = Run.open(run.path).samples_frame()
         assert list(frame.time_s) == [1.0, 2.0]
         assert list(frame.columns)[-1] == "cost"
         assert frame.running.isna().tolist() == [True, False]
 
 
 class TestFinish:
-    def test_the_summary_comes_back(self, tmp_path: Path) -> None:
+    def test_summary_round_trips(self, tmp_path: Path) -> None:
         run = filled(tmp_path)
         health = ClientHealth.judge(cpu_share=0.99)
         summary = summarize(run.records(), health=health)
@@ -235,20 +235,20 @@ class TestFinish:
             "summary.json",
         ]
 
-    def test_finishing_again_replaces_it(self, tmp_path: Path) -> None:
+    def test_finishing_again_replaces_the_summary(self, tmp_path: Path) -> None:
         run = filled(tmp_path, 1)
         run.finish(summarize(run.records()))
         run.append_request(SHED)
         run.finish(summarize(run.records()))
-        found: Any = run.summary()
-        assert (found.completed, found.shed) == (1, 1)
+        summary: Any = run.summary()
+        assert (summary.completed, summary.shed) == (1, 1)
 
-    def test_what_cannot_be_opened(self, tmp_path: Path) -> None:
-        with pytest.raises(RunError, match="is no run folder"):
+    def test_unreadable_files_are_named(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="is not a run folder"):
             Run.open(tmp_path / "nowhere")
         run = Run.create(tmp_path, {})
         run.finish({"completed": "many"})
-        with pytest.raises(RunError, match=r"summary\.json is no summary"):
+        with pytest.raises(RunError, match=r"summary\.json is not a summary"):
             run.summary()
         (run.path / "experiment.json").write_text("{")
         with pytest.raises(RunError, match=r"experiment\.json cannot be read"):

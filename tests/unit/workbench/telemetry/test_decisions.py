@@ -1,4 +1,4 @@
-"""Decisions and reactions over timelines made by hand, second by second."""
+"""Decisions and reactions in timelines made by hand, second by second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.scaling_timeline import ScalingTimeline, row
 
 from workbench.analysis.autoscaling import flapping
 from workbench.analysis.reactions import load_changes, reactions, run_reactions
-from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, read
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, from_line
 from workbench.runs.run import Run
 from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions
 from workbench.workload.arrivals import ClosedLoop, Poisson, Ramp, Steps
@@ -29,9 +29,9 @@ LIMITS = ScalingLimits(
 
 
 def series(text: str) -> list[DeploymentSample]:
-    """A sample a second from pairs of target and desired: `1/1 1/2 2/2`."""
+    """One sample per second from pairs of target and desired: `1/1 1/2 2/2`."""
     pairs = [pair.split("/") for pair in text.split()]
-    return [row(float(at), int(one), int(two)) for at, (one, two) in enumerate(pairs)]
+    return [row(float(at), int(target), int(desired)) for at, (target, desired) in enumerate(pairs)]
 
 
 def decision(time_s: float, from_target: int, to_target: int) -> DecisionSample:
@@ -41,76 +41,74 @@ def decision(time_s: float, from_target: int, to_target: int) -> DecisionSample:
 
 
 class TestDecisions:
-    def test_a_steady_target_is_no_decision(self) -> None:
+    def test_steady_target_is_not_a_decision(self) -> None:
         assert decisions(series("1/1 1/2 1/2 1/1"), LIMITS) == []
 
-    def test_the_upscale_delay_is_named_with_when_it_began(self) -> None:
-        [made] = decisions(series("1/1 1/1 1/2 1/2 1/2 1/2 2/2 2/2"), LIMITS)
-        assert (made.time_s, made.from_target, made.to_target) == (6, 1, 2)
-        assert (made.wanted_s, made.desired, made.held_by) == (2, 2, "upscale_delay_s")
+    def test_upscale_delay_is_named_with_its_start(self) -> None:
+        [change] = decisions(series("1/1 1/1 1/2 1/2 1/2 1/2 2/2 2/2"), LIMITS)
+        assert (change.time_s, change.from_target, change.to_target) == (6, 1, 2)
+        assert (change.wanted_s, change.desired, change.held_by) == (2, 2, "upscale_delay_s")
 
-    def test_a_want_that_was_given_up_begins_anew(self) -> None:
-        [made] = decisions(series("1/2 1/2 1/1 1/2 1/2 1/2 1/2 2/2"), LIMITS)
-        assert made.wanted_s == 3
+    def test_interrupted_request_starts_again(self) -> None:
+        [change] = decisions(series("1/2 1/2 1/1 1/2 1/2 1/2 1/2 2/2"), LIMITS)
+        assert change.wanted_s == 3
 
-    def test_the_bound_that_cut_it_is_named_too(self) -> None:
-        [made] = decisions(series("1/9 1/9 1/9 1/9 3/9"), LIMITS)
-        assert made.held_by == "upscale_delay_s, max_replicas"
-        assert made.desired == 9
+    def test_limiting_bound_is_named(self) -> None:
+        [change] = decisions(series("1/9 1/9 1/9 1/9 3/9"), LIMITS)
+        assert change.held_by == "upscale_delay_s, max_replicas"
+        assert change.desired == 9
 
-    def test_down_and_to_zero_have_delays_of_their_own(self) -> None:
+    def test_downscaling_and_scaling_to_zero_have_their_own_delays(self) -> None:
         down = series("2/1 2/1 2/1 2/1 2/1 2/1 1/1")
         to_zero = series("1/0 1/0 1/0 1/0 1/0 1/0 1/0 1/0 1/0 1/0 0/0")
-        held = [decisions(one, LIMITS)[0].held_by for one in (down, to_zero)]
-        assert held == ["downscale_delay_s", "downscale_to_zero_delay_s"]
+        held_by = [decisions(samples, LIMITS)[0].held_by for samples in (down, to_zero)]
+        assert held_by == ["downscale_delay_s", "downscale_to_zero_delay_s"]
         floor = ScalingLimits(min_replicas=1, max_replicas=3, downscale_delay_s=0)
-        [made] = decisions(series("2/0 1/0"), floor)
-        assert made.held_by == "min_replicas"
+        [change] = decisions(series("2/0 1/0"), floor)
+        assert change.held_by == "min_replicas"
 
-    def test_from_zero_nothing_holds(self) -> None:
-        [made] = decisions(series("0/0 0/0 1/1"), LIMITS)
-        assert (made.from_target, made.to_target, made.held_by) == (0, 1, None)
-        assert made.wanted_s == 2
+    def test_no_delay_from_zero(self) -> None:
+        [change] = decisions(series("0/0 0/0 1/1"), LIMITS)
+        assert (change.from_target, change.to_target, change.held_by) == (0, 1, None)
+        assert change.wanted_s == 2
 
     def test_late_samples_do_not_shorten_the_delay(self) -> None:
-        [made] = decisions(series("1/1 1/1 1/1 1/1 1/1 1/2 2/2"), LIMITS)
-        assert (made.time_s, made.wanted_s, made.held_by) == (6, 2, "upscale_delay_s")
+        [change] = decisions(series("1/1 1/1 1/1 1/1 1/1 1/2 2/2"), LIMITS)
+        assert (change.time_s, change.wanted_s, change.held_by) == (6, 2, "upscale_delay_s")
 
-    def test_a_bound_that_is_moved_over_the_target_is_what_held_it(self) -> None:
+    def test_bound_moved_past_the_target_is_named(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 3, 3), LIMITS)
-        [made] = log.see(row(1, 2, 3), ScalingLimits(max_replicas=2, downscale_delay_s=60))
-        assert (made.held_by, made.wanted_s) == ("max_replicas", 1)
+        log.observe(row(0, 3, 3), LIMITS)
+        [change] = log.observe(row(1, 2, 3), ScalingLimits(max_replicas=2, downscale_delay_s=60))
+        assert (change.held_by, change.wanted_s) == ("max_replicas", 1)
 
-    def test_what_the_policy_saw_is_kept(self) -> None:
+    def test_metrics_of_the_policy_are_kept(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 1), LIMITS)
+        log.observe(row(0, 1), LIMITS)
         seen = row(1, 2, total_requests=7.5, queued_requests=3.0)
-        [made] = log.see(seen, LIMITS, {"kv_cache_usage": 0.9})
-        assert made.saw == {"total_requests": 7.5, "queued_requests": 3.0, "kv_cache_usage": 0.9}
-        assert made.total_requests == 7.5
+        [change] = log.observe(seen, LIMITS, {"kv_cache_usage": 0.9})
+        assert change.saw == {"total_requests": 7.5, "queued_requests": 3.0, "kv_cache_usage": 0.9}
+        assert change.total_requests == 7.5
 
     @pytest.mark.parametrize(
-        ("desired", "went_by"), [(2, 250.0), (1, 170.0)], ids=["asked before", "asked since"]
+        ("desired", "used"), [(2, 250.0), (1, 170.0)], ids=["requested before", "requested since"]
     )
-    def test_figures_are_those_of_the_ask_and_not_of_what_followed(
-        self, desired: int, went_by: float
-    ) -> None:
+    def test_metrics_are_those_of_the_request(self, desired: int, used: float) -> None:
         log = DecisionLog()
-        log.see(row(0, 1, desired), LIMITS, {"ttft_ms": 250.0})
-        [made] = log.see(row(1, 2, 2), LIMITS, {"ttft_ms": 170.0})
-        assert made.saw == {"ttft_ms": went_by}
+        log.observe(row(0, 1, desired), LIMITS, {"ttft_ms": 250.0})
+        [change] = log.observe(row(1, 2, 2), LIMITS, {"ttft_ms": 170.0})
+        assert change.saw == {"ttft_ms": used}
 
-    def test_a_figure_missing_from_one_sample_is_the_last_one_told(self) -> None:
+    def test_missing_metric_has_its_last_value_for_a_while(self) -> None:
         log = DecisionLog()
-        log.see(row(0, 1, total_requests=9.0), LIMITS, {"kv_cache_usage": 0.9})
-        log.see(row(5, 1, total_requests=8.0), LIMITS)
-        [made] = log.see(row(9, 2), LIMITS)
-        assert made.saw == {"total_requests": 8.0, "kv_cache_usage": 0.9}
-        [made] = log.see(row(16, 3), LIMITS)
-        assert made.saw is None
+        log.observe(row(0, 1, total_requests=9.0), LIMITS, {"kv_cache_usage": 0.9})
+        log.observe(row(5, 1, total_requests=8.0), LIMITS)
+        [change] = log.observe(row(9, 2), LIMITS)
+        assert change.saw == {"total_requests": 8.0, "kv_cache_usage": 0.9}
+        [change] = log.observe(row(16, 3), LIMITS)
+        assert change.saw is None
 
-    def test_deployments_do_not_mix_and_a_missing_target_is_passed_over(self) -> None:
+    def test_deployments_are_separate_and_a_missing_target_is_ignored(self) -> None:
         rows = [
             row(0, 1),
             DeploymentSample(time_s=0, deployment="x", target=5),
@@ -119,80 +117,87 @@ class TestDecisions:
         ]
         assert decisions(rows, LIMITS) == []
 
-    def test_without_autoscaling_a_change_is_still_told(self) -> None:
-        [made] = decisions(series("1/1 2/2"), None)
-        assert (made.to_target, made.held_by) == (2, None)
+    def test_change_without_autoscaling(self) -> None:
+        [change] = decisions(series("1/1 2/2"), None)
+        assert (change.to_target, change.held_by) == (2, None)
 
-    def test_limits_are_read_from_serves_own_configuration(self) -> None:
-        found = ScalingLimits.read({"min_replicas": 0, "max_replicas": 5, "upscale_delay_s": 1.5})
-        assert found == ScalingLimits(min_replicas=0, max_replicas=5, upscale_delay_s=1.5)
-        assert ScalingLimits.read(None) is None
+    def test_limits_come_from_serves_configuration(self) -> None:
+        limits = ScalingLimits.from_config(
+            {"min_replicas": 0, "max_replicas": 5, "upscale_delay_s": 1.5}
+        )
+        assert limits == ScalingLimits(min_replicas=0, max_replicas=5, upscale_delay_s=1.5)
+        assert ScalingLimits.from_config(None) is None
 
 
-class TestAPolicyThatTells:
-    """Its figures come through metrics, a second or more after the target that they moved."""
+class TestWorkbenchPolicy:
+    """Its metrics arrive a second or more after the target that they changed."""
 
     led: ClassVar[dict[str, float]] = {"target": 2, "desired": 1.7, "ttft_ms": 250.0}
 
     def log(self) -> DecisionLog:
         log = DecisionLog()
-        assert log.see(row(0, 1, 1, total_requests=9.0), LIMITS, {}, {"target": 1}) == []
+        assert log.observe(row(0, 1, 1, total_requests=9.0), LIMITS, {}, {"target": 1}) == []
         return log
 
     def late(self) -> DecisionLog:
         log = self.log()
-        assert log.see(row(1, 2, 1), LIMITS, {}, {"target": 1}) == []
+        assert log.observe(row(1, 2, 1), LIMITS, {}, {"target": 1}) == []
         return log
 
-    def test_a_change_waits_for_what_led_to_it(self) -> None:
+    def test_change_waits_for_the_metrics(self) -> None:
         calm = {"ttft_ms": 90.0}
-        [made] = self.late().see(row(2, 2, 1), LIMITS, calm, self.led)
-        assert (made.time_s, made.desired, made.held_by) == (1, 2, "upscale_delay_s")
-        assert made.saw == {"total_requests": 9.0, "ttft_ms": 250.0}
+        [change] = self.late().observe(row(2, 2, 1), LIMITS, calm, self.led)
+        assert (change.time_s, change.desired, change.held_by) == (1, 2, "upscale_delay_s")
+        assert change.saw == {"total_requests": 9.0, "ttft_ms": 250.0}
 
-    def test_what_is_told_at_once_does_not_wait(self) -> None:
-        [made] = self.log().see(row(1, 2, 1), LIMITS, {}, self.led)
-        assert (made.time_s, made.desired) == (1, 2)
+    def test_change_with_metrics_does_not_wait(self) -> None:
+        [change] = self.log().observe(row(1, 2, 1), LIMITS, {}, self.led)
+        assert (change.time_s, change.desired) == (1, 2)
 
-    def test_it_waits_no_longer_than_its_patience(self) -> None:
+    def test_wait_is_limited(self) -> None:
         log = self.late()
-        waited = [log.see(row(1 + at, 2, 1), LIMITS, {}, {}) for at in range(1, 8)]
-        [made] = [one for found in waited for one in found]
-        assert (made.time_s, made.desired, made.saw) == (1, 1, {"total_requests": 9.0})
-        assert [len(found) for found in waited] == [0, 0, 0, 0, 0, 1, 0]
+        waited = [log.observe(row(1 + at, 2, 1), LIMITS, {}, {}) for at in range(1, 8)]
+        [change] = [change for changes in waited for change in changes]
+        assert (change.time_s, change.desired, change.saw) == (1, 1, {"total_requests": 9.0})
+        assert [len(changes) for changes in waited] == [0, 0, 0, 0, 0, 1, 0]
 
-    def test_the_next_change_ends_the_wait_in_order(self) -> None:
+    def test_next_change_ends_the_wait(self) -> None:
         log = self.late()
-        [first] = log.see(row(2, 3, 3), LIMITS, {}, {"target": 1})
-        [second] = log.see(row(3, 3, 3), LIMITS, {}, {"target": 3, "desired": 3, "ttft_ms": 700})
-        assert [(one.from_target, one.to_target) for one in (first, second)] == [(1, 2), (2, 3)]
+        [first] = log.observe(row(2, 3, 3), LIMITS, {}, {"target": 1})
+        [second] = log.observe(
+            row(3, 3, 3), LIMITS, {}, {"target": 3, "desired": 3, "ttft_ms": 700}
+        )
+        assert [(change.from_target, change.to_target) for change in (first, second)] == [
+            (1, 2),
+            (2, 3),
+        ]
         assert second.saw is not None
         assert second.saw["ttft_ms"] == 700
 
-    def test_what_no_policy_asked_for_does_not_wait(self) -> None:
+    def test_change_that_no_policy_requested_does_not_wait(self) -> None:
         asleep = DecisionLog()
-        asleep.see(row(0, 0, 0), LIMITS, {}, {"target": 0})
-        [woke] = asleep.see(row(1, 1, 1), LIMITS, {}, {"target": 0})
-        [moved] = self.log().see(row(1, 2, 1), ScalingLimits(2, 4), {}, {"target": 1})
+        asleep.observe(row(0, 0, 0), LIMITS, {}, {"target": 0})
+        [woke] = asleep.observe(row(1, 1, 1), LIMITS, {}, {"target": 0})
+        [moved] = self.log().observe(row(1, 2, 1), ScalingLimits(2, 4), {}, {"target": 1})
         assert (woke.held_by, moved.held_by) == (None, "min_replicas")
 
-    def test_what_waits_at_the_end_is_told_with_what_is_known(self) -> None:
+    def test_waiting_change_is_returned_at_the_end(self) -> None:
         log = self.late()
-        [made] = log.close()
-        assert (made.to_target, made.saw) == (2, {"total_requests": 9.0})
+        [change] = log.close()
+        assert (change.to_target, change.saw) == (2, {"total_requests": 9.0})
         assert log.close() == []
 
 
 class TestFlapping:
-    def made(self, *targets_at: tuple[float, int]) -> list[DecisionSample]:
+    def changes(self, *targets_at: tuple[float, int]) -> list[DecisionSample]:
         pairs = itertools.pairwise(targets_at)
         return [decision(at, before, to) for (_, before), (at, to) in pairs]
 
-    def test_up_down_up_within_the_window_is_flapping_and_named(self) -> None:
-        [found] = flapping(self.made((0, 1), (10, 2), (30, 1), (45, 2), (70, 1)))
-        assert (found.start_s, found.end_s, found.targets) == (10, 70, (1, 2, 1, 2, 1))
-        assert "m flaps: 1 → 2 → 1 → 2 → 1 within 60 s" in str(found)
-        assert "downscale_delay_s" in str(found)
+    def test_up_down_up_within_the_window_is_flapping(self) -> None:
+        [flaps] = flapping(self.changes((0, 1), (10, 2), (30, 1), (45, 2), (70, 1)))
+        assert (flaps.start_s, flaps.end_s, flaps.targets) == (10, 70, (1, 2, 1, 2, 1))
+        assert "m flaps: 1 → 2 → 1 → 2 → 1 within 60 s" in str(flaps)
+        assert "downscale_delay_s" in str(flaps)
 
     @pytest.mark.parametrize(
         "targets_at",
@@ -203,16 +208,16 @@ class TestFlapping:
         ],
         ids=["a load that came and went", "once", "slowly"],
     )
-    def test_what_is_none(self, targets_at: Sequence[tuple[float, int]]) -> None:
-        assert flapping(self.made(*targets_at)) == []
+    def test_no_flapping(self, targets_at: Sequence[tuple[float, int]]) -> None:
+        assert flapping(self.changes(*targets_at)) == []
 
-    def test_two_deployments_that_alternate_do_not_flap(self) -> None:
+    def test_deployments_that_alternate_do_not_flap(self) -> None:
         other = DecisionSample(time_s=20, deployment="x", from_target=2, to_target=1)
         assert flapping([decision(10, 1, 2), other, decision(30, 2, 3)]) == []
 
 
 class TestReactions(ScalingTimeline):
-    def test_every_step_up_and_down(self) -> None:
+    def test_steps_up_and_down(self) -> None:
         up, down = self.found(replicas=self.replicas())
         assert up.marks() == [
             ("load changed", 10),
@@ -232,28 +237,28 @@ class TestReactions(ScalingTimeline):
         ]
         assert up.cold_start_s is None
 
-    def test_the_steps_add_up_to_the_whole(self) -> None:
+    def test_steps_add_up_to_the_whole(self) -> None:
         [up, _] = self.found(replicas=self.replicas())
         steps = up.steps()
         assert [name for name, _, _ in steps] == [name for name, _ in up.marks()][1:]
         assert sum(end - start for _, start, end in steps) == 27 - 10
 
-    def test_without_replica_samples_the_counts_tell_what_they_can(self) -> None:
+    def test_without_replica_samples_the_counts_are_used(self) -> None:
         [up, _] = self.found()
         assert (up.scheduled_s, up.loaded_s, up.first_token_s) == (17, 25, None)
 
-    def test_a_cold_start_ends_with_the_first_token_of_a_request(self) -> None:
+    def test_cold_start_ends_with_the_first_token(self) -> None:
         rows = [
             row(at, int(at >= 3), int(at >= 3), running=int(at >= 20), total_requests=at >= 2)
             for at in range(30)
         ]
-        [one] = reactions(
+        [reaction] = reactions(
             rows, decisions(rows, LIMITS), load_changes_s=[1.5], first_tokens_s=[19.25, 22.0]
         )
-        assert one.cold_start_s == 19.25 - 1.5
-        assert one.loaded_s == 19.25, "it answers before a sample shows it running"
+        assert reaction.cold_start_s == 19.25 - 1.5
+        assert reaction.loaded_s == 19.25, "it answers before a sample shows that it runs"
 
-    def test_a_decision_without_a_known_load_has_no_beginning(self) -> None:
+    def test_decision_without_a_known_load_change(self) -> None:
         rows = self.rows()
         up, _ = reactions(rows, decisions(rows, self.limits))
         assert (up.load_changed_s, up.metric_saw_s) == (None, None)
@@ -276,21 +281,21 @@ def test_load_changes_of_a_schedule(arrivals: Any, more: Any, changes: list[floa
     assert load_changes(LoadSpec(arrivals=arrivals, **more), start_s=2) == changes
 
 
-def test_a_run_gives_its_reactions(tmp_path: Path) -> None:
+def test_reactions_of_a_run(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {}, run_id="r")
     timeline = ScalingTimeline()
     rows = timeline.rows()
     for sample in [*rows, *timeline.replicas(), *decisions(rows, timeline.limits)]:
         run.append_telemetry(sample)
-    wanted = timeline.found(replicas=timeline.replicas())
-    assert run_reactions(Run.open(run.path), [10.0, 30.0]) == wanted
+    expected = timeline.found(replicas=timeline.replicas())
+    assert run_reactions(Run.open(run.path), [10.0, 30.0]) == expected
 
 
-class TestARealRun:
+class TestRecordedRun:
     """Telemetry of a real deployment: 0 to 2 replicas and back, every two seconds, load at 0 s.
 
-    Serve's own policy with 4 ongoing requests, delays of 2 s up, 4 s down and 4 s to zero; the
-    machine was busy, so replicas were placed late and the second one never came up.
+    Serve's own policy with 4 ongoing requests and delays of 2 s up, 4 s down and 4 s to zero. The
+    machine was busy, so replicas were placed late and the second one never started.
     """
 
     LIMITS = ScalingLimits(
@@ -303,31 +308,31 @@ class TestARealRun:
 
     def samples(self) -> tuple[list[DeploymentSample], list[ReplicaSample]]:
         lines = Path(__file__).with_name("recorded_scaling.jsonl").read_text().splitlines()
-        found = [read(json.loads(one)) for one in lines]
+        samples = [from_line(json.loads(line)) for line in lines]
         return (
-            [one for one in found if isinstance(one, DeploymentSample)],
-            [one for one in found if isinstance(one, ReplicaSample)],
+            [sample for sample in samples if isinstance(sample, DeploymentSample)],
+            [sample for sample in samples if isinstance(sample, ReplicaSample)],
         )
 
-    def test_its_decisions_and_what_held_them(self) -> None:
-        made = decisions(self.samples()[0], self.LIMITS)
-        assert [(one.from_target, one.to_target, one.held_by) for one in made] == [
+    def test_decisions(self) -> None:
+        changes = decisions(self.samples()[0], self.LIMITS)
+        assert [(change.from_target, change.to_target, change.held_by) for change in changes] == [
             (0, 1, None),
             (1, 2, "upscale_delay_s, max_replicas"),
             (2, 1, "downscale_delay_s"),
             (1, 0, "downscale_to_zero_delay_s"),
         ]
-        assert flapping(made) == []
+        assert flapping(changes) == []
 
-    def test_its_reactions(self) -> None:
+    def test_reactions(self) -> None:
         rows, replicas = self.samples()
-        made = decisions(rows, self.LIMITS)
-        wake, up, *down = reactions(rows, made, load_changes_s=[0.0], replicas=replicas)
+        changes = decisions(rows, self.LIMITS)
+        wake, up, *down = reactions(rows, changes, load_changes_s=[0.0], replicas=replicas)
         assert wake.cold_start_s is not None
         assert 50 < wake.cold_start_s < 56
         assert [name for name, _ in up.marks()][-1] == "actor scheduled"
         assert up.first_token_s is None
-        assert [one.marks()[-1][0] for one in down] == ["replicas stopped"] * 2
-        for one in (wake, up, *down):
-            times = [at for _, at in one.marks()]
+        assert [reaction.marks()[-1][0] for reaction in down] == ["replicas stopped"] * 2
+        for reaction in (wake, up, *down):
+            times = [at for _, at in reaction.marks()]
             assert times == sorted(times)

@@ -1,4 +1,4 @@
-"""From `/metrics` and Serve's details to samples: scripted nodes, and a real engine under load."""
+"""Samples from `/metrics` and Serve's details: of scripted nodes, and of a real engine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from workbench.records import (
     ReplicaSample,
     Sample,
 )
-from workbench.telemetry import sampler
-from workbench.telemetry import scrape as exposition
+from workbench.telemetry import metrics_page, sampler
 from workbench.telemetry.builder import SampleBuilder, desired_by_requests
+from workbench.telemetry.metrics_page import MetricsPage, parse_metrics
 from workbench.telemetry.sampler import Telemetry
-from workbench.telemetry.scrape import MetricsPage, Node, Scraper, live_nodes, parse
+from workbench.telemetry.scrape import Node, Scraper, live_nodes
 
-# As Ray 2.60 writes them, and as it did before: vLLM's colon kept, and counters without an ending.
+# As Ray 2.60 writes them, and as before: with vLLM's colon, and without the suffix of counters.
 SAME = b'NodeAddress="192.0.2.2",ReplicaId="r1",SessionName="s",Version="2.60.0",WorkerId="w"'
 NEW = b"""# HELP ray_vllm_num_requests_running Number of requests in model execution batches.
 # TYPE ray_vllm_num_requests_running gauge
@@ -80,17 +80,17 @@ def replica(name: str, state: str = "RUNNING", node: str | None = "n1") -> dict[
     return {"replica_id": name, "state": state} | ({} if node is None else {"node_id": node})
 
 
-class TestExposition:
+class TestMetricsPage:
     @pytest.mark.parametrize("text", [NEW, OLD], ids=["2.60", "older"])
     def test_both_forms_of_a_name_are_read(self, text: bytes) -> None:
         rows = SampleBuilder("llm", frozenset({"m"}))
-        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse(text)})
+        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse_metrics(text)})
         assert isinstance(sample, ReplicaSample)
         assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
         assert (sample.prefix_hits, sample.preemptions) == (None, None), "absent is None"
 
-    def test_only_what_is_wanted_is_parsed(self) -> None:
-        assert set(parse(NEW).samples) == {
+    def test_only_metrics_in_use_are_parsed(self) -> None:
+        assert set(parse_metrics(NEW).samples) == {
             "vllm_num_requests_running",
             "vllm_num_requests_waiting",
             "vllm_kv_cache_usage_perc",
@@ -98,24 +98,24 @@ class TestExposition:
             "vllm_generation_tokens",
         }
 
-    def test_a_label_with_a_quote_and_a_comma_survives(self) -> None:
+    def test_label_with_a_quote_and_a_comma(self) -> None:
         line = b'ray_serve_num_http_requests_total{Version="2",route="/a\\",b",method="GET"} 2.0\n'
-        [(labels, value)] = parse(line).rows("serve_num_http_requests")
+        [(labels, value)] = parse_metrics(line).rows("serve_num_http_requests")
         assert (labels, value) == ({"route": '/a",b', "method": "GET"}, 2.0)
 
-    def test_what_is_not_a_number_is_not_there(self) -> None:
+    def test_nan_is_absent(self) -> None:
         text = b'ray_workbench_policy_led{figure="%s"} %s\n'
-        found = parse(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
+        found = parse_metrics(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
         assert list(found.rows("workbench_policy_led")) == [({"figure": "target"}, 2.0)]
 
-    def test_what_is_no_exposition_is_an_error(self) -> None:
+    def test_invalid_text_is_rejected(self) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
-            parse(b"ray_vllm_num_requests_running{ReplicaId=} x")
+            parse_metrics(b"ray_vllm_num_requests_running{ReplicaId=} x")
 
-    def test_the_installed_vllm_and_ray_have_every_name(self) -> None:
-        """A name that vanishes from them must not become an empty chart."""
+    def test_installed_vllm_and_ray_have_every_name(self) -> None:
+        """A metric that is renamed there must not become an empty chart."""
         engine = source("vllm", "v1", "metrics", "loggers.py")
-        for name in exposition.ENGINE_METRICS:
+        for name in metrics_page.ENGINE_METRICS:
             assert f'"vllm:{name.removeprefix("vllm_")}"' in engine
         wrapper = source("vllm", "v1", "metrics", "ray_wrappers.py")
         assert '"ReplicaId"' in wrapper
@@ -124,29 +124,29 @@ class TestExposition:
             for file in ("autoscaling_state.py", "router.py", "request_ingress_metrics.py")
         ).replace('f"serve_num_{protocol_name}_requests"', '"serve_num_http_requests"')
         serve = serve.replace("serve_num_ongoing_{protocol_name}", "serve_num_ongoing_http")
-        for name in exposition.SERVE_METRICS:
+        for name in metrics_page.SERVE_METRICS:
             assert f'"{name}"' in serve
         node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
-        for name in exposition.GPU_METRICS:
+        for name in metrics_page.GPU_METRICS:
             assert f'"{name}"' in node
         from serving.deploy import autoscaling
         from serving.engine import stats
 
         ours = (autoscaling.DESIRED, autoscaling.SAW, autoscaling.LED, *stats.GATE_METRICS[1:])
-        assert ours == exposition.OUR_METRICS
+        assert ours == metrics_page.WORKBENCH_METRICS
 
 
 class TestScraper:
     @pytest.fixture
     def server(self) -> Iterator[tuple[int, threading.Event]]:
-        """Answers `/metrics`, but `/slow` only once it is told to."""
+        """Answers `/metrics` at once, and `/slow` once the event is set."""
         go_on = threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/slow":
                     go_on.wait(20)
-                with suppress(BrokenPipeError):  # the client has gone
+                with suppress(BrokenPipeError):  # The client has closed the connection.
                     self.send_response(500 if self.path == "/broken" else 200)
                     self.end_headers()
                     self.wfile.write(NEW)
@@ -163,7 +163,7 @@ class TestScraper:
         thread.join()
         running.server_close()
 
-    def test_who_does_not_answer_is_a_gap(self, server: tuple[int, threading.Event]) -> None:
+    def test_node_without_an_answer_is_a_gap(self, server: tuple[int, threading.Event]) -> None:
         port, go_on = server
         free = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
         closed = free.server_port
@@ -185,14 +185,12 @@ class TestScraper:
                 assert "no answer in 0.5 s" in scraper.failures["slow"]
                 go_on.set()
                 found = await scraper.scrape(nodes)
-                assert set(found) == {"well", "well too", "slow"}, "late, but not lost"
+                assert set(found) == {"well", "well too", "slow"}, "a late answer is used"
                 assert set(scraper.failures) == {"broken", "closed"}
 
         asyncio.run(scrape())
 
-    def test_a_node_that_never_answers_is_given_up(
-        self, server: tuple[int, threading.Event]
-    ) -> None:
+    def test_node_that_never_answers_times_out(self, server: tuple[int, threading.Event]) -> None:
         async def scrape() -> None:
             async with Scraper(wait_s=2, timeout_s=0.2) as scraper:
                 assert await scraper.scrape([Node("n", f"http://127.0.0.1:{server[0]}/slow")]) == {}
@@ -200,15 +198,15 @@ class TestScraper:
 
         asyncio.run(scrape())
 
-    def test_dead_nodes_and_those_without_metrics_are_not_asked(self) -> None:
+    def test_live_nodes_with_metrics(self) -> None:
         usual = {"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 7, "Alive": True}
-        told = [
+        page = [
             usual | {"NodeID": "a"},
             usual | {"NodeID": "b", "Alive": False},
             usual | {"NodeID": "c", "MetricsExportPort": 0},
             usual | {"NodeID": "d", "NodeManagerAddress": "fd00::1"},
         ]
-        assert live_nodes(told) == [
+        assert live_nodes(page) == [
             Node("a", "http://10.0.0.1:7/metrics"),
             Node("d", "http://[fd00::1]:7/metrics"),
         ]
@@ -217,11 +215,11 @@ class TestScraper:
 LABELS = {"deployment": "m", "application": "llm"}
 
 
-class TestRows:
-    def samples(self, told: dict[str, Any], **nodes: MetricsPage) -> list[Sample]:
-        return SampleBuilder("llm", frozenset({"m"})).samples(1.0, told, nodes)
+class TestSampleBuilder:
+    def samples(self, page: dict[str, Any], **nodes: MetricsPage) -> list[Sample]:
+        return SampleBuilder("llm", frozenset({"m"})).samples(1.0, page, nodes)
 
-    def test_what_waits_is_summed_over_handles_gates_and_engines(self) -> None:
+    def test_queued_requests_are_summed_over_handles_gates_and_engines(self) -> None:
         own = exposed(
             serve_deployment_queued_queries=[
                 (LABELS, 4.0),
@@ -235,81 +233,81 @@ class TestRows:
         assert sample.queued_requests == 7
         assert sample.total_requests is None
 
-    def test_a_node_that_is_silent_leaves_gaps_not_zeros(self) -> None:
-        told = details(replica("r1"), replica("r2", node="n2"), target=2)
+    def test_silent_node_leaves_gaps_not_zeros(self) -> None:
+        page = details(replica("r1"), replica("r2", node="n2"), target=2)
         own = exposed(
             vllm_num_requests_waiting=[({"ReplicaId": "r1"}, 1.0)],
             serve_num_ongoing_http_requests=[({}, 5.0)],
         )
-        whole, one, proxy = self.samples(told, n1=own)
+        whole, one, proxy = self.samples(page, n1=own)
         assert isinstance(whole, DeploymentSample)
         assert (whole.target, whole.running, whole.queued_requests) == (2, 2, None)
         assert isinstance(one, ReplicaSample)
         assert (one.replica, one.waiting_requests) == ("r1", 1)
         assert isinstance(proxy, ProxySample)
         assert (proxy.in_flight, proxy.shed) == (5, None)
-        [silent] = self.samples(told)
+        [silent] = self.samples(page)
         assert silent == DeploymentSample(
             time_s=1.0, deployment="m", target=2, running=2, starting=0, stopping=0
         )
 
-    def test_a_replica_without_a_node_yet_is_counted_and_has_no_row(self) -> None:
-        told = details(replica("r1", "STARTING", None), replica("r2", "STARTING"), target=2)
-        whole, one, _ = self.samples(told, n1=exposed())
+    def test_replica_without_a_node_is_counted_but_not_sampled(self) -> None:
+        page = details(replica("r1", "STARTING", None), replica("r2", "STARTING"), target=2)
+        whole, one, _ = self.samples(page, n1=exposed())
         assert isinstance(whole, DeploymentSample)
         assert (whole.running, whole.starting) == (0, 2)
         assert isinstance(one, ReplicaSample)
         assert (one.replica, one.state, one.running_requests) == ("r2", "starting", None)
 
-    def test_refusals_of_replicas_that_are_gone_stay_counted(self) -> None:
+    def test_refusals_of_former_replicas_stay_counted(self) -> None:
         rows = SampleBuilder("llm", frozenset({"m"}))
         counts = []
         for shed in ({"r1": 3.0}, {"r1": 5.0, "r2": 1.0}, {"r2": 2.0}):
-            told = exposed(
+            page = exposed(
                 workbench_gate_shed=[(LABELS | {"replica": r}, v) for r, v in shed.items()]
             )
-            whole = rows.samples(1.0, details(replica("r2")), {"n1": told})[0]
+            whole = rows.samples(1.0, details(replica("r2")), {"n1": page})[0]
             assert isinstance(whole, DeploymentSample)
             counts.append(whole.shed)
         assert counts == [3, 6, 7]
 
-    def test_the_proxys_refusals_are_its_429_and_503(self) -> None:
+    def test_proxy_refusals_are_429_and_503(self) -> None:
         requests = {"200": 10.0, "429": 4.0, "503": 1.0}
-        told = exposed(
+        page = exposed(
             serve_num_http_requests=[
                 ({"application": "llm", "status_code": code}, n) for code, n in requests.items()
             ]
         )
-        *_, proxy = self.samples(details(), n1=told)
+        *_, proxy = self.samples(details(), n1=page)
         assert isinstance(proxy, ProxySample)
         assert proxy.shed == 5
 
-    def test_cards_in_gib_watts_and_shares(self) -> None:
+    def test_units_of_gpu_metrics(self) -> None:
         card = {"GpuIndex": "1", "ip": "10.0.0.1"}
-        told = exposed(
+        page = exposed(
             node_gpus_utilization=[(card, 45.0)],
             node_gram_used=[(card, 2048.0)],
             node_gpu_power_milliwatts=[(card, 250_000.0)],
         )
-        *_, gpu = self.samples(details(), n1=told)
+        *_, gpu = self.samples(details(), n1=page)
         assert gpu == GpuSample(
             time_s=1.0, node="n1", gpu=1, utilization=0.45, memory_gib=2.0, power_w=250.0
         )
 
-    def test_a_change_of_target_is_a_decision_with_its_delay(self) -> None:
+    def test_change_of_target_is_a_decision_with_its_delay(self) -> None:
         rows = SampleBuilder("llm", frozenset())
         config = {"min_replicas": 1, "max_replicas": 4, "upscale_delay_s": 3.0}
         series = [(0, 2.0, 1), (1, 9.0, 1), (2, 9.0, 1), (3, 9.5, 1), (4, 9.5, 3), (5, 9.5, 3)]
         made = []
         for at, total, target in series:
-            told = exposed(
+            page = exposed(
                 serve_autoscaling_total_requests=[(LABELS, total)],
                 serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
             )
             given = details(replica("r1"), target=target, **config)
             made += [
                 one
-                for one in rows.samples(float(at), given, {"n1": told})
+                for one in rows.samples(float(at), given, {"n1": page})
                 if one.__struct_config__.tag == "decision"
             ]
         [decision] = made
@@ -319,35 +317,35 @@ class TestRows:
 
     led: ClassVar[dict[str, float]] = {"desired": 1.25, "ttft_ms": 250.0}
 
-    def test_a_policy_of_ours_says_itself_what_it_asks_for(self) -> None:
-        told = exposed(
+    def test_workbench_policy_reports_its_request(self) -> None:
+        page = exposed(
             workbench_policy_desired=[(LABELS, 2.2)],
             serve_autoscaling_total_requests=[(LABELS, 40.0)],
             serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
         )
         policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
-        ours = self.samples(details(replica("r1"), policy=policy), n1=told)[0]
-        serves = self.samples(details(replica("r1"), min_replicas=1), n1=told)[0]
+        ours = self.samples(details(replica("r1"), policy=policy), n1=page)[0]
+        serves = self.samples(details(replica("r1"), min_replicas=1), n1=page)[0]
         assert isinstance(ours, DeploymentSample)
         assert isinstance(serves, DeploymentSample)
         assert (ours.desired, serves.desired) == (3, 10)
 
-    def test_a_policy_of_ours_says_what_led_to_a_change_a_moment_late(self) -> None:
+    def test_workbench_policy_reports_its_metrics_late(self) -> None:
         rows = SampleBuilder("llm", frozenset())
         policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
         moments = [(1, {"target": 1.0}), (2, {"target": 1.0}), (2, {"target": 2.0, **self.led})]
         made: list[Sample] = []
         for at, (target, figures) in enumerate(moments):
             led = [({**LABELS, "figure": name}, value) for name, value in figures.items()]
-            told = exposed(workbench_policy_led=led)
+            page = exposed(workbench_policy_led=led)
             given = details(replica("r1"), target=target, max_replicas=2, policy=policy)
-            made += rows.samples(float(at), given, {"n1": told})
+            made += rows.samples(float(at), given, {"n1": page})
         [decision] = [one for one in made if isinstance(one, DecisionSample)]
         assert (decision.time_s, decision.desired, decision.saw) == (1, 2, {"ttft_ms": 250.0})
-        assert rows.rest() == []
+        assert rows.flush() == []
 
 
-def test_an_endpoint_of_somebody_else_has_no_telemetry_and_says_so() -> None:
+def test_remote_endpoint_has_no_telemetry() -> None:
     lines: list[str] = []
     found: list[Sample] = []
     there = Remote("http://127.0.0.1:1/v1", SecretStr("none"), ["m"], "m")
@@ -366,7 +364,7 @@ def ask(endpoint: Endpoint, count: int) -> None:
 
 
 @pytest.mark.engine
-def test_every_kind_of_sample_comes_from_a_real_engine(endpoint: Endpoint) -> None:
+def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
     found: list[Sample] = []
     clock = wb.start_clock()
     with Telemetry(endpoint, clock, found.append):
@@ -381,11 +379,11 @@ def test_every_kind_of_sample_comes_from_a_real_engine(endpoint: Endpoint) -> No
     assert last.queued_requests == 0
     assert last.shed is not None
     engines = [s for s in found if isinstance(s, ReplicaSample)]
-    told = engines[-1]
-    assert told.state == "running"
-    assert (told.running_requests, told.waiting_requests, told.kv_cache_usage) == (0, 0, 0.0)
+    page = engines[-1]
+    assert page.state == "running"
+    assert (page.running_requests, page.waiting_requests, page.kv_cache_usage) == (0, 0, 0.0)
     for name in ("prompt_tokens", "output_tokens", "prefix_queries", "prefix_hits"):
-        assert getattr(told, name) > 0, name
+        assert getattr(page, name) > 0, name
     proxies = [s for s in found if isinstance(s, ProxySample)]
     assert proxies[-1].in_flight is not None
     assert proxies[-1].shed is not None
@@ -394,12 +392,12 @@ def test_every_kind_of_sample_comes_from_a_real_engine(endpoint: Endpoint) -> No
 
 
 @pytest.mark.engine
-@pytest.mark.usefixtures("deployed")  # Ray Serve must not be imported before it
+@pytest.mark.usefixtures("deployed")  # Ray Serve must not be imported before.
 @pytest.mark.parametrize(
     ("total", "running", "target"),
     [(0.0, 0, 0), (3.0, 0, 0), (3.0, 0, 1), (0.0, 0, 1), (9.0, 2, 2), (0.0, 2, 2), (1.0, 1, 2)],
 )
-def test_desired_is_what_serves_own_policy_returns(total: float, running: int, target: int) -> None:
+def test_desired_equals_serves_own_policy(total: float, running: int, target: int) -> None:
     from ray.serve.autoscaling_policy import default_autoscaling_policy
     from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
@@ -413,7 +411,7 @@ def test_desired_is_what_serves_own_policy_returns(total: float, running: int, t
 
 
 @pytest.mark.engine
-def test_metrics_out_of_reach_are_one_line_and_the_rest_goes_on(
+def test_unreachable_metrics_are_reported_once(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
@@ -429,7 +427,7 @@ def test_metrics_out_of_reach_are_one_line_and_the_rest_goes_on(
 
 
 @pytest.mark.engine
-def test_an_error_of_the_sink_reaches_the_user(endpoint: Endpoint) -> None:
+def test_error_of_the_sink_is_raised(endpoint: Endpoint) -> None:
     def full(sample: Sample) -> None:
         raise OSError("no space left on device")
 

@@ -1,37 +1,41 @@
-"""Schedules against closed formulas and scipy's laws.
+"""Schedules against closed formulas and scipy's distributions.
 
-Where chance decides, the bounds are quantiles of the exact law far in its tails (or eight standard
-errors), so that a right schedule does not fail by noise.
+For random values the bounds are extreme quantiles of the exact distribution (or eight standard
+errors), so that a correct schedule does not fail by chance.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 from scipy import stats
 
 from serving.errors import SpecError
 from workbench.errors import SettingError
+from workbench.records import LoadChange
 from workbench.workload.arrivals import (
     ClosedLoop,
     Constant,
     Gamma,
+    OpenArrivals,
     Poisson,
     Ramp,
+    Rate,
     Stages,
     Steps,
     TraceReplay,
     diurnal,
-    parse,
+    parse_arrivals,
 )
-from workbench.workload.live_schedule import LiveSchedule
-from workbench.workload.schedule import offsets
+from workbench.workload.point_process import GammaGaps, Gaps, RateSegment, gaps_of, steady
+from workbench.workload.schedule import LiveSchedule, offsets
 
 TAIL = 1e-10
 
@@ -41,11 +45,11 @@ shapes = st.floats(0.3, 10)
 durations = st.floats(0.1, 1000)
 
 
-def rng(seed: int = 0) -> np.random.Generator:
+def rng(seed: int | list[int] = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def take(spec: Any, seed: int = 0, **bounds: Any) -> np.ndarray:
+def take(spec: Any, seed: int | list[int] = 0, **bounds: Any) -> np.ndarray:
     return np.fromiter(offsets(spec, rng(seed), **bounds), float)
 
 
@@ -72,7 +76,7 @@ open_specs = st.one_of(
 
 class TestEverySchedule:
     @given(open_specs, seeds)
-    def test_is_ordered_and_starts_at_zero_or_later(self, spec: Any, seed: int) -> None:
+    def test_is_sorted_and_not_negative(self, spec: Any, seed: int) -> None:
         times = take(spec, seed, count=200)
         assert times.size == 200
         assert times[0] >= 0
@@ -80,48 +84,50 @@ class TestEverySchedule:
         assert np.all(np.isfinite(times))
 
     @given(open_specs, seeds)
-    def test_is_the_same_for_the_same_seed(self, spec: Any, seed: int) -> None:
+    def test_same_seed_gives_the_same_schedule(self, spec: Any, seed: int) -> None:
         assert take(spec, seed, count=50).tobytes() == take(spec, seed, count=50).tobytes()
 
     @given(open_specs, seeds, st.integers(1, 49))
-    def test_a_longer_one_starts_with_the_shorter(self, spec: Any, seed: int, short: int) -> None:
+    def test_longer_schedule_starts_with_the_shorter_one(
+        self, spec: Any, seed: int, short: int
+    ) -> None:
         longer = take(spec, seed, count=50)
         assert take(spec, seed, count=short).tolist() == longer[:short].tolist()
-        # Half-open: a request at the very end is not in.
+        # The end is exclusive.
         if longer[short] > 0:
             expected = [at for at in longer.tolist() if at < longer[short]]
             got = take(spec, seed, duration_s=float(longer[short]))
             assert got.tolist() == expected
 
     @given(seeds)
-    def test_differs_with_another_seed(self, seed: int) -> None:
+    def test_different_seeds_differ(self, seed: int) -> None:
         spec = Poisson(rate=3)
         assert take(spec, seed, count=3).tolist() != take(spec, seed + 1, count=3).tolist()
 
-    def test_both_bounds_hold(self) -> None:
+    def test_duration_and_count_both_apply(self) -> None:
         assert take(Constant(rate=10), duration_s=0.35, count=9).tolist() == [0, 0.1, 0.2, 0.3]
         assert take(Constant(rate=10), duration_s=9, count=2).tolist() == [0, 0.1]
 
     @given(open_specs)
-    def test_survives_json(self, spec: Any) -> None:
-        assert parse(spec.model_dump(mode="json")) == spec
+    def test_round_trips_through_json(self, spec: Any) -> None:
+        assert parse_arrivals(spec.model_dump(mode="json")) == spec
 
 
 class TestConstant:
     @given(rates, st.integers(1, 500))
-    def test_even(self, rate: float, count: int) -> None:
+    def test_gaps_are_equal(self, rate: float, count: int) -> None:
         np.testing.assert_allclose(
             take(Constant(rate=rate), count=count), np.arange(count) / rate, rtol=1e-14
         )
 
     @given(st.integers(1, 100), st.integers(1, 20))
-    def test_rate_times_duration_requests(self, rate: int, duration_s: int) -> None:
+    def test_count_is_rate_times_duration(self, rate: int, duration_s: int) -> None:
         assert take(Constant(rate=rate), duration_s=duration_s).size == rate * duration_s
 
 
 class TestPoisson:
     @given(st.floats(1, 100), st.floats(1, 20), seeds)
-    def test_count_has_the_poisson_law(self, rate: float, duration_s: float, seed: int) -> None:
+    def test_count_is_poisson_distributed(self, rate: float, duration_s: float, seed: int) -> None:
         count = take(Poisson(rate=rate), seed, duration_s=duration_s).size
         law = stats.poisson(rate * duration_s)
         assert law.ppf(TAIL) <= count <= law.isf(TAIL)
@@ -132,28 +138,30 @@ class TestPoisson:
         gaps = np.diff(take(Poisson(rate=rate), seed, count=3000), prepend=0.0)
         assert stats.kstest(gaps, stats.expon(scale=1 / rate).cdf).pvalue > TAIL
 
-    def test_is_gamma_of_shape_one(self) -> None:
+    def test_equals_gamma_of_shape_one(self) -> None:
         gamma = Gamma(rate=7, burstiness=1)
         assert take(Poisson(rate=7), 3, count=99).tolist() == take(gamma, 3, count=99).tolist()
 
 
 class TestGamma:
     @given(rates, shapes, seeds)
-    def test_mean_rate(self, rate: float, shape: float, seed: int) -> None:
-        """The sum of n gaps of shape b has a gamma law of shape n b and the same scale."""
+    def test_mean_rate_is_the_rate(self, rate: float, shape: float, seed: int) -> None:
+        """The sum of n gaps of shape b is gamma-distributed with shape n b and the same scale."""
         last = take(Gamma(rate=rate, burstiness=shape), seed, count=500)[-1]
         assert TAIL < stats.gamma(500 * shape, scale=1 / (rate * shape)).cdf(last) < 1 - TAIL
 
     @settings(max_examples=20)
     @given(rates, shapes, seeds)
-    def test_gaps_have_the_gamma_law(self, rate: float, shape: float, seed: int) -> None:
+    def test_gaps_are_gamma_distributed(self, rate: float, shape: float, seed: int) -> None:
         gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=3000), prepend=0.0)
         law = stats.gamma(shape, scale=1 / (rate * shape))
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
     @settings(max_examples=20)
     @given(rates, shapes, seeds)
-    def test_coefficient_of_variation(self, rate: float, shape: float, seed: int) -> None:
+    def test_coefficient_of_variation_follows_the_shape(
+        self, rate: float, shape: float, seed: int
+    ) -> None:
         """1/sqrt(b), with a standard error of it times sqrt((1/2 + 1/(2b)) / n) (delta method)."""
         count = 5000
         gaps = np.diff(take(Gamma(rate=rate, burstiness=shape), seed, count=count), prepend=0.0)
@@ -162,7 +170,7 @@ class TestGamma:
         assert abs(gaps.std() / gaps.mean() - expected) < 8 * error
 
     @pytest.mark.parametrize(("shape", "side"), [(0.25, 1), (4.0, -1)])
-    def test_below_one_is_bursty(self, shape: float, side: int) -> None:
+    def test_shape_below_one_is_bursty(self, shape: float, side: int) -> None:
         times = take(Gamma(rate=10, burstiness=shape), 5, duration_s=2000)
         counts = np.histogram(times, bins=2000, range=(0, 2000))[0]
         # Variance over mean of the counts is 1 for a Poisson process.
@@ -170,7 +178,7 @@ class TestGamma:
 
 
 def integral(ramp: Ramp, at: np.ndarray) -> np.ndarray:
-    """The closed integral of the rate from 0, with the last rate held."""
+    """The exact integral of the rate from 0. The last rate goes on."""
     inside = np.minimum(at, ramp.duration_s)
     slope = (ramp.to_rate - ramp.from_rate) / ramp.duration_s
     return ramp.from_rate * inside + slope * inside**2 / 2 + ramp.to_rate * (at - inside)
@@ -185,12 +193,12 @@ ramps = {
 
 class TestRamp:
     @given(st.builds(Ramp, **ramps, burstiness=st.none()))
-    def test_even_requests_stand_where_the_integral_is_whole(self, ramp: Ramp) -> None:
+    def test_evenly_spaced_requests_are_at_whole_integrals(self, ramp: Ramp) -> None:
         times = take(ramp, count=300)
         np.testing.assert_allclose(integral(ramp, times), np.arange(300), atol=1e-8)
 
-    def test_by_hand(self) -> None:
-        """t²/4 requests by t: 0, 1, 2, 3 at 0, 2, sqrt 8, sqrt 12; then 2 a second from 4 on."""
+    def test_computed_by_hand(self) -> None:
+        """t²/4 requests until t: 0, 1, 2, 3 at 0, 2, sqrt 8, sqrt 12; then 2 a second from 4 on."""
         ramp = Ramp(from_rate=0, to_rate=2, duration_s=4, burstiness=None)
         ramped = [0, 2, math.sqrt(8), math.sqrt(12)]
         assert take(ramp).tolist() == pytest.approx(ramped)
@@ -198,18 +206,18 @@ class TestRamp:
 
     @settings(max_examples=20)
     @given(st.builds(Ramp, **ramps, burstiness=shapes), seeds)
-    def test_rescaled_gaps_have_the_gamma_law(self, ramp: Ramp, seed: int) -> None:
+    def test_rescaled_gaps_are_gamma_distributed(self, ramp: Ramp, seed: int) -> None:
         gaps = np.diff(integral(ramp, take(ramp, seed, count=2000)), prepend=0.0)
         law = stats.gamma(ramp.burstiness, scale=1 / ramp.burstiness)
         assert stats.kstest(gaps, law.cdf).pvalue > TAIL
 
     @given(st.builds(Ramp, **ramps), seeds)
-    def test_count_has_the_poisson_law(self, ramp: Ramp, seed: int) -> None:
+    def test_count_is_poisson_distributed(self, ramp: Ramp, seed: int) -> None:
         law = stats.poisson(ramp.duration_s * (ramp.from_rate + ramp.to_rate) / 2)
         assert law.ppf(TAIL) <= take(ramp, seed).size <= law.isf(TAIL)
 
-    def test_to_zero_ends(self) -> None:
-        """100 requests are under the triangle; 0, 1, ..., 99 of them are before its end."""
+    def test_ramp_to_zero_ends(self) -> None:
+        """The triangle has 100 requests; 0, 1, ..., 99 of them are before its end."""
         ramp = Ramp(from_rate=20, to_rate=0, duration_s=10, burstiness=None)
         times = take(ramp, count=1000)
         assert times.size == 100
@@ -225,58 +233,60 @@ def test_stages_rise_hold_and_drop() -> None:
     np.testing.assert_allclose(times[10:], 10 + np.arange(10) / 2)
 
 
-class TestDay:
+class TestDiurnal:
     @pytest.mark.parametrize(
         ("shape", "mean"),
         [({}, 0.1 + 0.9 / 2), ({"night": 0}, 1 / 2), ({"width": 0.5}, 0.1 + 0.9 * 3 / 8)],
     )
-    def test_as_many_requests_as_the_integral(self, shape: dict[str, float], mean: float) -> None:
+    def test_expected_requests_are_the_integral_of_the_rate(
+        self, shape: dict[str, float], mean: float
+    ) -> None:
         # The means of a sine and of its square over a period: 1/2 and 3/8.
         spec = diurnal(40.0, 60.0, days=3, **shape)
-        assert sum(piece.requests for piece in spec.pieces()) == pytest.approx(40 * 180 * mean)
-        assert sum(piece.duration_s for piece in spec.pieces()) == pytest.approx(180)
+        assert sum(piece.requests for piece in spec.segments()) == pytest.approx(40 * 180 * mean)
+        assert sum(piece.duration_s for piece in spec.segments()) == pytest.approx(180)
 
-    def test_quiet_at_night_busy_at_noon_and_every_day_alike(self) -> None:
-        rates = [piece.from_rate for piece in diurnal(40.0, 48.0, night=0.25, days=2).pieces()]
+    def test_days_are_equal_with_a_peak_at_noon(self) -> None:
+        rates = [piece.from_rate for piece in diurnal(40.0, 48.0, night=0.25, days=2).segments()]
         assert rates[0] == rates[48] == pytest.approx(10)
         assert rates[24] == rates[72] == max(rates) == pytest.approx(40)
         assert rates[12] == pytest.approx(40 * (0.25 + 0.75 / 2))
         assert rates[:48] == rates[48:]
 
-    def test_seeded(self) -> None:
+    def test_depends_on_the_seed(self) -> None:
         spec = diurnal(20.0, 30.0)
         assert take(spec, 1).tolist() == take(spec, 1).tolist() != take(spec, 2).tolist()
 
     @pytest.mark.parametrize(
         ("bad", "word"),
         [
-            ({"peak_rate": 0}, "peak_rate is 0"),
-            ({"day_s": -1.0}, "day_s is -1"),
-            ({"night": 1.5}, "night is 1.5"),
-            ({"width": 0}, "width is 0"),
-            ({"days": 0}, "days is 0"),
+            ({"peak_rate": 0}, "peak_rate must be above 0, got 0"),
+            ({"day_s": -1.0}, "day_s must be above 0, got -1"),
+            ({"night": 1.5}, "night must be .*, got 1.5"),
+            ({"width": 0}, "width must be above 0, got 0"),
+            ({"days": 0}, "days must be above 0, got 0"),
         ],
     )
-    def test_what_makes_no_day(self, bad: dict[str, Any], word: str) -> None:
+    def test_invalid_values_are_named(self, bad: dict[str, Any], word: str) -> None:
         with pytest.raises(SettingError, match=word):
             diurnal(**{"peak_rate": 1.0, "day_s": 60.0} | bad)
 
 
 class TestSteps:
-    def test_by_hand_with_a_pause(self) -> None:
+    def test_computed_by_hand_with_a_pause(self) -> None:
         steps = Steps(steps=[(1, 2), (0, 5), (2, 1)], burstiness=None)
         assert take(steps).tolist() == [0, 1, 7, 7.5]
         assert take(steps, count=6).tolist() == [0, 1, 7, 7.5, 8, 8.5]
 
     @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=5))
-    def test_even_counts(self, steps: list[tuple[int, int]]) -> None:
+    def test_counts_of_evenly_spaced_steps(self, steps: list[tuple[int, int]]) -> None:
         times = take(Steps(steps=steps, burstiness=None))
         edges = np.cumsum([0, *(duration for _, duration in steps)])
         counts = [np.sum((times >= a) & (times < b)) for a, b in pairwise(edges)]
         assert counts == [rate * duration for rate, duration in steps]
 
     @given(st.lists(st.tuples(st.floats(0, 50), durations), min_size=1, max_size=4), seeds)
-    def test_each_step_has_its_poisson_count(self, steps: list[Any], seed: int) -> None:
+    def test_count_of_each_step_is_poisson_distributed(self, steps: list[Any], seed: int) -> None:
         steps = [*steps[:4], (1.0, 10.0)]
         steps = [(rate, min(duration, 20)) for rate, duration in steps]
         times = take(Steps(steps=steps), seed)
@@ -286,23 +296,23 @@ class TestSteps:
             count = np.sum((times >= a) & (times < b))
             assert count == 0 if rate == 0 else law.ppf(TAIL) <= count <= law.isf(TAIL)
 
-    def test_a_last_rate_of_zero_ends(self) -> None:
+    def test_final_rate_of_zero_ends(self) -> None:
         steps = Steps(steps=[(1, 2), (0, 5)], burstiness=None)
         assert take(steps, duration_s=100).tolist() == [0, 1]
 
 
-class TestReplay:
-    def test_gives_the_trace(self) -> None:
+class TestTraceReplay:
+    def test_yields_the_trace(self) -> None:
         spec = TraceReplay(path="trace.csv")
         assert take(spec, trace=[0, 1, 1, 5]).tolist() == [0, 1, 1, 5]
         assert take(spec, trace=[0, 1, 1, 5], duration_s=5, count=9).tolist() == [0, 1, 1]
 
-    def test_needs_the_trace(self) -> None:
+    def test_missing_trace_is_rejected(self) -> None:
         with pytest.raises(SettingError, match=r"trace is missing: read trace\.csv"):
             offsets(TraceReplay(path="trace.csv"), rng())
 
 
-class TestRefused:
+class TestRejected:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
@@ -331,11 +341,11 @@ class TestRefused:
             ({"kind": "trace", "path": "x", "start_s": 3, "end_s": 2}, r"TraceReplay\.end_s = 2 "),
         ],
     )
-    def test_field_and_value_are_named(self, fields: dict[str, Any], message: str) -> None:
+    def test_message_names_field_and_value(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(SpecError, match=message):
-            parse(fields)
+            parse_arrivals(fields)
 
-    def test_a_closed_loop_has_no_offsets(self) -> None:
+    def test_closed_loop_has_no_send_times(self) -> None:
         with pytest.raises(SettingError, match="closed loop"):
             offsets(ClosedLoop(max_concurrency=4), rng())
 
@@ -347,15 +357,52 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("bounds", "message"),
         [
-            ({"count": 0}, "count is 0"),
-            ({"duration_s": 0}, "duration_s is 0"),
-            ({"duration_s": math.inf}, "duration_s is inf"),
-            ({"duration_s": math.nan}, "duration_s is nan"),
+            ({"count": 0}, "count must be at least 1, got 0"),
+            ({"duration_s": 0}, "above 0, got 0"),
+            ({"duration_s": math.inf}, "got inf"),
+            ({"duration_s": math.nan}, "got nan"),
         ],
     )
-    def test_bounds(self, bounds: dict[str, Any], message: str) -> None:
+    def test_invalid_bounds(self, bounds: dict[str, Any], message: str) -> None:
         with pytest.raises(SettingError, match=message):
             offsets(Poisson(rate=1), rng(), **bounds)
+
+
+class LogLogisticGaps(Gaps):
+    """Gaps with a log-logistic distribution of shape 3 and mean 1."""
+
+    def next(self, rng: np.random.Generator) -> float:
+        odds = 1 / rng.uniform() - 1
+        return float(odds ** (1 / 3)) * math.sin(math.pi / 3) / (math.pi / 3)
+
+
+class LogLogistic(OpenArrivals):
+    """A process that is defined outside the package, as a new one would be in it."""
+
+    kind: Literal["log_logistic"] = Field("log_logistic", description="Log-logistic gaps.")
+    rate: Rate = Field(description="Mean requests per second.")
+
+    def segments(self) -> tuple[RateSegment, ...]:
+        return steady(self.rate)
+
+    def gaps(self) -> Gaps:
+        return LogLogisticGaps()
+
+
+class TestNewProcess:
+    """A process needs no more than its own specification."""
+
+    def test_planned_schedule(self) -> None:
+        times = take(LogLogistic(rate=5.0), count=3000)
+        scale = math.sin(math.pi / 3) / (math.pi / 3) / 5
+        gaps = np.diff(times, prepend=0.0)
+        assert stats.kstest(gaps, stats.fisk(3, scale=scale).cdf).pvalue > TAIL
+
+    def test_live_schedule(self) -> None:
+        spec = LogLogistic(rate=5.0)
+        live = LiveSchedule.of(spec, seed=4, start_s=10.0)
+        plain = 10 + take(spec, [4, 0], count=50)
+        np.testing.assert_allclose([live.next(math.inf) for _ in range(50)], plain)
 
 
 def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
@@ -364,66 +411,66 @@ def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
 
 class TestLiveSchedule:
     @given(rates, st.none() | shapes, seeds)
-    def test_unchanged_it_is_the_plain_schedule(
+    def test_without_changes_equals_the_plain_schedule(
         self, rate: float, shape: float | None, seed: int
     ) -> None:
         plain = Constant(rate=rate) if shape is None else Gamma(rate=rate, burstiness=shape)
-        live = LiveSchedule(rate, rng(seed), burstiness=shape)
+        live = LiveSchedule(rate, rng(seed), gaps_of(shape))
         np.testing.assert_allclose(
             list(islice(iter(lambda: live.next(math.inf), None), 50)),
             take(plain, seed, count=50),
             rtol=1e-12,
         )
 
-    def test_nothing_before_it_is_due(self) -> None:
-        live = LiveSchedule(2, rng(), burstiness=None, start_s=10)
+    def test_yields_nothing_before_it_is_due(self) -> None:
+        live = LiveSchedule(2, rng(), gaps_of(None), start_s=10)
         assert live.due_s == 10
         assert live.next(9.9) is None
         assert [live.next(10.7), live.next(10.7), live.next(10.7)] == [10, 10.5, None]
 
-    def test_a_higher_rate_takes_hold_at_once(self) -> None:
-        """1 in 100 s; after 10 s a tenth of the gap is over; nine tenths at 10/s are 0.09 s."""
-        live = LiveSchedule(0.01, rng(), burstiness=None)
+    def test_higher_rate_applies_at_once(self) -> None:
+        """At 1 in 100 s, a tenth of the gap is over after 10 s. At 10/s the rest takes 0.09 s."""
+        live = LiveSchedule(0.01, rng(), gaps_of(None))
         assert live.next(0) == 0
-        live.set_rate(10, 10)
+        live.apply(LoadChange(10, "rate", 10))
         assert live.due_s == pytest.approx(10.09)
         assert drain(live, 10.3) == pytest.approx([10.09, 10.19, 10.29])
 
-    def test_a_pause_keeps_the_rest_of_the_gap(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+    def test_pause_keeps_the_rest_of_the_gap(self) -> None:
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert live.next(0) == 0
-        live.set_rate(0, 0.4)
+        live.apply(LoadChange(0.4, "rate", 0))
         assert live.due_s is None
         assert live.next(math.inf) is None
-        live.set_rate(2, 10)
+        live.apply(LoadChange(10, "rate", 2))
         assert live.due_s == pytest.approx(10.3)
 
-    def test_paused_from_the_start(self) -> None:
-        live = LiveSchedule(0, rng(), burstiness=None)
+    def test_starts_paused_at_rate_zero(self) -> None:
+        live = LiveSchedule(0, rng(), gaps_of(None))
         assert live.due_s is None
-        live.set_rate(4, 3)
+        live.apply(LoadChange(3, "rate", 4))
         assert drain(live, 3.6) == pytest.approx([3, 3.25, 3.5])
 
-    def test_a_late_driver_still_sends_what_was_due_before_the_change(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
-        live.set_rate(0, 2.5)
+    def test_late_caller_still_gets_requests_due_before_a_change(self) -> None:
+        live = LiveSchedule(1, rng(), gaps_of(None))
+        live.apply(LoadChange(2.5, "rate", 0))
         assert live.due_s == 0
         assert drain(live, 99) == [0, 1, 2]
 
-    def test_a_change_dated_before_the_last_request_acts_from_there(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+    def test_change_dated_before_the_last_request_applies_after_it(self) -> None:
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert drain(live, 3) == [0, 1, 2, 3]
-        live.set_rate(2, 1.5)
+        live.apply(LoadChange(1.5, "rate", 2))
         assert live.due_s == 3.5
 
-    def test_burstiness_changes_with_the_next_gap(self) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
+    def test_burstiness_applies_to_the_next_gap(self) -> None:
+        live = LiveSchedule(1, rng(), gaps_of(None))
         assert drain(live, 0) == [0]
-        live.set_burstiness(4, 0.5)
-        assert (live.rate, live.burstiness) == (1, 4)
+        live.apply(LoadChange(0.5, "burstiness", 4))
+        assert (live.rate, live.gaps) == (1, GammaGaps(4))
         assert live.next(1) == 1
         assert live.due_s == pytest.approx(1 + rng().standard_gamma(4) / 4)
-        live.set_burstiness(None, 1.0)
+        live.apply(LoadChange(1.0, "burstiness", None))
         last = live.next(math.inf)
         assert last is not None
         assert live.due_s == pytest.approx(last + 1)
@@ -434,17 +481,17 @@ class TestLiveSchedule:
         seeds,
         st.booleans(),
     )
-    def test_the_integral_of_the_rate_between_requests_is_the_drawn_gap(
+    def test_integral_of_the_rate_between_requests_is_the_drawn_gap(
         self, changes: list[tuple[float, float]], shape: float, seed: int, late: bool
     ) -> None:
-        """Whether the driver takes requests as they come or all in the end."""
-        live = LiveSchedule(5, rng(seed), burstiness=shape)
+        """Whether the caller takes requests as they are due or all at the end."""
+        live = LiveSchedule(5, rng(seed), gaps_of(shape))
         times, knots, heights, now = [], [0.0], [0.0], 0.0
         rate = 5.0
         for next_rate, gap in [*changes, (5.0, 3.0)]:
             now += gap
             times += [] if late else drain(live, now)
-            live.set_rate(next_rate, now)
+            live.apply(LoadChange(now, "rate", next_rate))
             knots, heights = [*knots, now], [*heights, heights[-1] + rate * gap]
             rate = next_rate
         times += drain(live, now)
@@ -453,52 +500,50 @@ class TestLiveSchedule:
         assert drawn[-1] > heights[-1] - 1e-9
 
     @given(st.none() | shapes, seeds)
-    def test_a_plan_is_followed_as_a_plain_schedule_would(
-        self, shape: float | None, seed: int
-    ) -> None:
+    def test_plan_equals_the_plain_schedule(self, shape: float | None, seed: int) -> None:
         plan = Stages(stages=[(6, 5), (6, 2), (0, 0), (0, 3), (4, 1)], burstiness=shape)
-        live = LiveSchedule(plan.pieces(), rng(seed), burstiness=shape)
+        live = LiveSchedule(plan.segments(), rng(seed), gaps_of(shape))
         assert live.curve.ends_s == 11
         np.testing.assert_allclose(drain(live, 99), take(plan, seed), atol=1e-9)
         assert live.due_s is None
 
-    def test_a_pause_shifts_the_rest_of_the_plan(self) -> None:
+    def test_pause_shifts_the_rest_of_the_plan(self) -> None:
         plan = Stages(from_rate=1, stages=[(1, 4), (10, 0), (10, 1)], burstiness=None)
-        live = LiveSchedule(plan.pieces(), rng(), burstiness=None, start_s=100)
+        live = LiveSchedule(plan.segments(), rng(), gaps_of(None), start_s=100)
         assert drain(live, 102.5) == [100, 101, 102]
-        live.pause(102.5)
+        live.apply(LoadChange(102.5, "pause"))
         assert (live.due_s, live.rate, live.curve.ends_s) == (None, 0, None)
         assert drain(live, 150) == []
-        live.resume(150)
+        live.apply(LoadChange(150, "resume"))
         assert live.curve.ends_s == 152.5
         assert drain(live, 151.65) == pytest.approx([150.5, 151.5, 151.6])
 
-    def test_a_rate_by_hand_takes_the_place_of_the_plan(self) -> None:
+    def test_rate_replaces_the_plan(self) -> None:
         plan = Stages(stages=[(10, 10)], burstiness=None)
-        live = LiveSchedule(plan.pieces(), rng(), burstiness=None)
+        live = LiveSchedule(plan.segments(), rng(), gaps_of(None))
         assert drain(live, 1.9) == pytest.approx([0, 2**0.5])
-        live.set_rate(0.5, 2)
+        live.apply(LoadChange(2, "rate", 0.5))
         assert (live.rate, live.curve.ends_s) == (0.5, None)
         assert drain(live, 6) == [2, 4, 6]
 
     @pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
-    def test_a_rate_that_is_none_changes_nothing(self, rate: float) -> None:
-        live = LiveSchedule(1, rng(), burstiness=None)
-        with pytest.raises(SettingError, match=f"rate is {rate}"):
-            live.set_rate(rate, 1)
-        with pytest.raises(SettingError, match="burstiness is 0"):
-            live.set_burstiness(0, 1)
-        with pytest.raises(SettingError, match=f"rate is {rate}"):
+    def test_invalid_change_is_rejected_and_has_no_effect(self, rate: float) -> None:
+        live = LiveSchedule(1, rng(), gaps_of(None))
+        with pytest.raises(SettingError, match=rf"rate must be .*, got {rate}"):
+            live.apply(LoadChange(1, "rate", rate))
+        with pytest.raises(SettingError, match=r"burstiness must be .*, got 0"):
+            live.apply(LoadChange(1, "burstiness", 0))
+        with pytest.raises(SettingError, match=rf"rate must be .*, got {rate}"):
             LiveSchedule(rate, rng())
         assert drain(live, 2) == [0, 1, 2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [0.25, 1.0, 4.0])
-def test_gaps_vary_as_those_of_vllm_bench_serve(
+def test_gaps_are_distributed_as_in_vllm_bench_serve(
     shape: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's own generator on a clock that moves when it sleeps, against ours: one law of gaps."""
+    """vLLM's own generator, on a clock that advances when it sleeps, has the same distribution."""
     serve = pytest.importorskip("vllm.benchmarks.serve")
     import asyncio
     from types import SimpleNamespace

@@ -1,6 +1,6 @@
-"""Prompts. Truth: the tokenizers library, the tokenizer's own files, scipy's laws.
+"""Prompts against the tokenizers library, the tokenizer's own files and scipy's distributions.
 
-Where chance decides, the bounds lie so far in the tails that a right sampler meets them.
+For random values the bounds are so far in the tails that a correct sampler meets them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy import stats
 from serving.errors import SpecError
 from serving.models.embedded import tiny_model_path
 from workbench.errors import SettingError
-from workbench.workload.prompt_generator import Prompt, prompts
+from workbench.workload.prompt_generator import Prompt, generate_prompts
 from workbench.workload.prompts import (
     Conversations,
     FilePrompts,
@@ -54,7 +54,7 @@ uniforms = st.tuples(st.integers(1, 60), st.integers(0, 60)).map(
 lognormals = st.builds(
     LogNormal,
     median=st.floats(10, 40),
-    # Between 0 and this, a double near a half has too few neighbours for a law.
+    # Between 0 and this, a double near 1/2 has too few neighbours to compare distributions.
     sigma=st.just(0.0) | st.floats(1e-9, 3),
     low=st.integers(1, 10),
     high=st.integers(40, 90),
@@ -73,7 +73,7 @@ specs = st.builds(
 
 
 def take(spec: PromptSet, number: int, seed: int = 0, **given: Any) -> list[Prompt]:
-    return list(islice(prompts(spec, TINY, np.random.default_rng(seed), **given), number))
+    return list(islice(generate_prompts(spec, TINY, np.random.default_rng(seed), **given), number))
 
 
 def raw(folder: Path) -> Any:
@@ -89,10 +89,10 @@ def written(folder: Path, *lines: Any) -> str:
 
 
 class TestTokenizer:
-    def test_ordinary_tokens_are_the_vocabulary_without_the_added_ones(self) -> None:
+    def test_regular_tokens_are_the_vocabulary_without_added_tokens(self) -> None:
         added = {token["id"] for token in FILES["added_tokens"]}
         assert len(added) == 6
-        assert [*TINY.ordinary] == sorted({*FILES["model"]["vocab"].values()} - added)
+        assert [*TINY.regular_token_ids] == sorted({*FILES["model"]["vocab"].values()} - added)
 
     @pytest.mark.parametrize("text", ["What is TTFT?", " Größe 中文\n\n", "<|user|>Hi<|end|>"])
     def test_text_has_the_ids_of_the_tokenizers_library(self, text: str) -> None:
@@ -102,9 +102,7 @@ class TestTokenizer:
         ids = raw(tiny_model_path()).encode(RENDERED, add_special_tokens=False).ids
         assert TINY.count_chat(MESSAGES) == len(ids)
 
-    def test_a_tokenizer_that_adds_bos_adds_it_to_text_and_not_to_chat_again(
-        self, tmp_path: Path
-    ) -> None:
+    def test_bos_is_added_to_text_but_not_twice_to_chat(self, tmp_path: Path) -> None:
         folder = tmp_path / "with_bos"
         shutil.copytree(tiny_model_path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
         begin, sequence = {"id": "<|begin|>", "type_id": 0}, {"id": "A", "type_id": 0}
@@ -120,14 +118,14 @@ class TestTokenizer:
         assert mine.encode("What?") == raw(folder).encode("What?").ids == [1, *TINY.encode("What?")]
         assert mine.count_chat(MESSAGES) == TINY.count_chat(MESSAGES)
 
-    def test_what_cannot_be_loaded_is_named(self, tmp_path: Path) -> None:
+    def test_unloadable_tokenizer_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(SettingError, match="'/no/such/folder'"):
             load_tokenizer("/no/such/folder")
         (tmp_path / "tokenizer.json").write_text("{}")
         with pytest.raises(SettingError, match="tokenizer = "):
             load_tokenizer(str(tmp_path))
 
-    def test_a_template_that_is_not_there_or_refuses_is_named(self, tmp_path: Path) -> None:
+    def test_missing_or_failing_chat_template_is_named(self, tmp_path: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tiny_model_path() / name, tmp_path)
         with pytest.raises(SettingError, match="chat template"):
@@ -145,42 +143,40 @@ class TestTokenizer:
         assert out.stdout.strip() == "[]", out.stderr
 
 
-class TestEverySet:
+class TestEveryPromptSet:
     @settings(max_examples=60)
     @given(specs, seeds, st.integers(1, 9))
-    def test_the_seed_decides_and_more_start_with_the_same(
-        self, spec: PromptSet, seed: int, short: int
-    ) -> None:
+    def test_same_seed_gives_the_same_prompts(self, spec: PromptSet, seed: int, short: int) -> None:
         longer = take(spec, 10, seed)
         assert take(spec, short, seed) == longer[:short]
         assert len(longer) == 10
 
     @settings(max_examples=60)
     @given(specs, seeds)
-    def test_counts_are_those_of_the_ids_and_within_the_bounds(
+    def test_token_counts_match_the_ids_and_the_bounds(
         self, spec: RandomPrompts | Conversations, seed: int
     ) -> None:
-        ordinary = {*TINY.ordinary}
+        regular = {*TINY.regular_token_ids}
         for prompt in take(spec, 10, seed):
             assert len(prompt.content) == prompt.prompt_tokens
-            assert {*prompt.content} <= ordinary
+            assert {*prompt.content} <= regular
             assert spec.output.low <= prompt.max_tokens <= spec.output.high
             if isinstance(spec, RandomPrompts):
                 assert spec.input.low <= prompt.prompt_tokens <= spec.input.high
 
     @settings(max_examples=60)
     @given(specs)
-    def test_survives_json(self, spec: PromptSet) -> None:
+    def test_round_trips_through_json(self, spec: PromptSet) -> None:
         plain = json.loads(json.dumps(spec.model_dump(mode="json")))
         assert TypeAdapter(PromptSet).validate_python(plain) == spec
 
-    def test_another_seed_is_another_prompt(self) -> None:
+    def test_different_seeds_differ(self) -> None:
         spec = RandomPrompts(input=8, output=1)
         assert take(spec, 1, seed=1) != take(spec, 1, seed=2)
 
     @settings(max_examples=60)
     @given(specs)
-    def test_the_longest_fits_and_one_token_less_is_refused(
+    def test_context_below_the_longest_prompt_is_rejected(
         self, spec: RandomPrompts | Conversations
     ) -> None:
         longest = spec.input.high + spec.output.high
@@ -188,15 +184,13 @@ class TestEverySet:
             longest = spec.system_tokens + spec.turns * longest
         take(spec, 1, max_model_len=longest)
         with pytest.raises(SettingError, match=r"input and output .*max_model_len|input = "):
-            prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
+            generate_prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
 
 
 class TestLengths:
     @settings(max_examples=20)
     @given(lognormals, seeds)
-    def test_log_normal_has_scipys_law_between_its_bounds(
-        self, length: LogNormal, seed: int
-    ) -> None:
+    def test_log_normal_is_distributed_as_in_scipy(self, length: LogNormal, seed: int) -> None:
         rng = np.random.default_rng(seed)
         drawn = np.array([length.draw(rng) for _ in range(2000)])
         for at in (20, int(length.median), int(length.median) + 1, 35):
@@ -211,9 +205,7 @@ class TestLengths:
 
     @settings(max_examples=20)
     @given(st.floats(0.1, 2), st.integers(100, 1000), seeds)
-    def test_half_of_a_log_normal_is_on_either_side_of_its_median(
-        self, sigma: float, median: int, seed: int
-    ) -> None:
+    def test_log_normal_has_its_median(self, sigma: float, median: int, seed: int) -> None:
         length, rng = LogNormal(median=median, sigma=sigma, high=10**6), np.random.default_rng(seed)
         drawn = np.array([length.draw(rng) for _ in range(2000)])
         low, high = stats.binom(2000, 0.5).ppf(TAIL), stats.binom(2000, 0.5).isf(TAIL)
@@ -223,14 +215,14 @@ class TestLengths:
 
     @settings(max_examples=20)
     @given(st.integers(1, 50), st.integers(0, 5), seeds)
-    def test_uniform_takes_every_length_equally_often(self, low: int, more: int, seed: int) -> None:
+    def test_uniform_lengths_are_equally_frequent(self, low: int, more: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         drawn = [Uniform(low=low, high=low + more).draw(rng) for _ in range(600)]
         times = np.bincount(np.array(drawn) - low)
         assert times.size == more + 1
         assert stats.chisquare(times).pvalue > TAIL or more == 0
 
-    def test_an_int_is_a_fixed_length(self) -> None:
+    def test_int_is_a_fixed_length(self) -> None:
         spec = RandomPrompts(input=7, output=3)
         assert (spec.input, spec.output) == (Fixed(tokens=7), Fixed(tokens=3))
 
@@ -249,13 +241,13 @@ class TestLengths:
             ({"kind": "lognormal", "median": 9, "sigma": -1, "high": 99}, "sigma must .*got -1"),
         ],
     )
-    def test_a_length_that_is_none_is_refused_by_name(self, length: Any, words: str) -> None:
+    def test_invalid_length_is_named(self, length: Any, words: str) -> None:
         with pytest.raises(SpecError, match=words):
             RandomPrompts(input=length, output=1)
 
 
 class TestRandom:
-    def test_prefixes_are_part_of_the_input_and_each_is_taken(self) -> None:
+    def test_prefixes_are_part_of_the_input_and_all_used(self) -> None:
         spec = RandomPrompts(
             input=Uniform(low=12, high=20), output=1, shared_prefix_tokens=12, prefixes=4
         )
@@ -267,15 +259,15 @@ class TestRandom:
         assert len({*heads}) == 4
         assert len({prompt.content for prompt in made if prompt.prompt_tokens > 16}) > 100
 
-    def test_a_prefix_longer_than_a_prompt_is_refused(self) -> None:
+    def test_prefix_longer_than_a_prompt_is_rejected(self) -> None:
         with pytest.raises(SpecError, match="shared_prefix_tokens"):
             RandomPrompts(input=Uniform(low=5, high=50), output=1, shared_prefix_tokens=6)
 
 
-class TestTraced:
+class TestFromTrace:
     TRACE = (TraceRequest(0.0, 9, 2), TraceRequest(1.0, 4, 7), TraceRequest(2.0, 6, None))
 
-    def test_lengths_are_those_of_the_trace_and_end_with_it(self) -> None:
+    def test_lengths_are_those_of_the_trace(self) -> None:
         spec = RandomPrompts(input=FromTrace(), output=Uniform(low=1, high=3))
         made = take(spec, 99, trace=self.TRACE, max_model_len=12)
         assert [prompt.prompt_tokens for prompt in made] == [9, 4, 6]
@@ -296,14 +288,14 @@ class TestTraced:
             ),
         ],
     )
-    def test_what_the_trace_cannot_give_is_refused(
+    def test_trace_without_the_needed_lengths_is_rejected(
         self, fields: dict[str, Any], given: dict[str, Any], words: str
     ) -> None:
         spec = RandomPrompts(input=FromTrace(), **fields)
         with pytest.raises(SettingError, match=words):
-            prompts(spec, TINY, np.random.default_rng(0), **given)
+            generate_prompts(spec, TINY, np.random.default_rng(0), **given)
 
-    def test_a_conversation_has_no_traced_length(self) -> None:
+    def test_conversation_takes_no_length_from_a_trace(self) -> None:
         with pytest.raises(SpecError, match=r"Conversations\.input"):
             Conversations(turns=2, input=FromTrace(), output=1)
 
@@ -313,7 +305,7 @@ class TestConversations:
         turns=3, input=Uniform(low=2, high=5), output=4, system_tokens=6, think_s=2.0
     )
 
-    def test_a_turn_is_all_before_it_and_a_new_part(self) -> None:
+    def test_turn_repeats_the_history(self) -> None:
         made = take(self.SPEC, 30)
         assert [(p.conversation, p.turn) for p in made] == [(i // 3, i % 3) for i in range(30)]
         assert len({prompt.content[:6] for prompt in made}) == 1
@@ -331,13 +323,13 @@ class TestConversations:
         waits = [prompt.think_s for prompt in made if prompt.turn]
         assert stats.kstest(waits, stats.expon(scale=2.0).cdf).pvalue > TAIL
 
-    def test_think_time_leaves_the_ids_as_they_are(self) -> None:
+    def test_think_time_does_not_change_the_prompts(self) -> None:
         hasty = self.SPEC.model_copy(update={"think_s": 0.0})
         assert [p.content for p in take(hasty, 9)] == [p.content for p in take(self.SPEC, 9)]
 
 
 class TestFile:
-    def test_lines_are_counted_as_the_server_does_and_come_again(self, tmp_path: Path) -> None:
+    def test_lines_are_counted_as_the_server_does_and_repeat(self, tmp_path: Path) -> None:
         text = "Größe, <|user|> and two  spaces"
         lines = ({"prompt": text, "output_tokens": 9, "id": "a"}, b"", {"messages": MESSAGES})
         made = take(FilePrompts(path=written(tmp_path, *lines), output=5), 5)
@@ -350,7 +342,7 @@ class TestFile:
         assert [prompt.max_tokens for prompt in made] == [9, 5, 9, 5, 9]
         assert made[2:4] == made[:2]
 
-    def test_drawn_and_traced_outputs(self, tmp_path: Path) -> None:
+    def test_output_lengths_are_drawn_or_from_a_trace(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one"}, {"prompt": "two"})
         drawn = take(FilePrompts(path=path, output=Uniform(low=1, high=99)), 20, seed=1)
         assert drawn == take(FilePrompts(path=path, output=Uniform(low=1, high=99)), 20, seed=1)
@@ -359,13 +351,13 @@ class TestFile:
         traced = take(FilePrompts(path=path, output=FromTrace()), 99, trace=trace)
         assert [(p.content, p.max_tokens) for p in traced] == [("one", 3), ("two", 4), ("one", 5)]
 
-    def test_the_longest_line_fits_and_one_token_less_is_refused(self, tmp_path: Path) -> None:
+    def test_context_below_the_longest_line_is_rejected(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one"}, {"prompt": "What is it?", "output_tokens": 30})
         longest = len(raw(tiny_model_path()).encode("What is it?").ids) + 30
         spec = FilePrompts(path=path, output=1)
         take(spec, 3, max_model_len=longest)
         with pytest.raises(SettingError, match=r"prompts\.jsonl, line 2: .*output_tokens = 30"):
-            prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
+            generate_prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)
 
     @pytest.mark.parametrize(
         ("line", "words"),
@@ -384,19 +376,19 @@ class TestFile:
             ({"messages": [{"role": "user", "content": None}]}, "line 2, field 'messages'"),
         ],
     )
-    def test_a_broken_line_is_named_before_any_prompt(
+    def test_invalid_line_is_named_before_any_prompt(
         self, tmp_path: Path, line: Any, words: str
     ) -> None:
         path = written(tmp_path, {"prompt": "one"}, line)
         with pytest.raises(SettingError, match=rf"prompts\.jsonl, {words}"):
-            prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
+            generate_prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
 
-    def test_a_line_must_say_how_much_to_ask_for_if_the_set_does_not(self, tmp_path: Path) -> None:
+    def test_line_without_output_tokens_needs_a_default(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one", "output_tokens": 1}, {"prompt": "two"})
         with pytest.raises(SettingError, match=r"line 2.*'output_tokens'"):
-            prompts(FilePrompts(path=path), TINY, np.random.default_rng(0))
+            generate_prompts(FilePrompts(path=path), TINY, np.random.default_rng(0))
 
-    def test_a_file_that_is_empty_or_not_there_is_named(self, tmp_path: Path) -> None:
+    def test_empty_or_missing_file_is_named(self, tmp_path: Path) -> None:
         for path in (written(tmp_path, b"", b"  "), str(tmp_path / "none.jsonl"), str(tmp_path)):
             with pytest.raises(SettingError, match=path):
-                prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))
+                generate_prompts(FilePrompts(path=path, output=4), TINY, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The plan of a load: the seed decides it, and what cannot be sent is refused before it starts."""
+"""The plan of a load depends on the seed alone, and mistakes are rejected before it starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.errors import SpecError
 from workbench.errors import SettingError, TraceError
 from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Ramp, TraceReplay
 from workbench.workload.prompts import Conversations, FilePrompts, FromTrace, RandomPrompts
-from workbench.workload.spec import LoadSpec, digest, plan
+from workbench.workload.spec import LoadSpec, make_plan, plan_digest
 from workbench.workload.tokenizer import load_tokenizer
 
 TINY = load_tokenizer("tiny")
@@ -23,42 +23,42 @@ def spec(**fields: Any) -> LoadSpec:
     return LoadSpec(**{"arrivals": Poisson(rate=5), "prompts": SMALL, "count": 20} | fields)
 
 
-def test_the_same_seed_is_the_same_plan_byte_for_byte_and_another_is_not() -> None:
-    first, again, other = (plan(spec(seed=s), TINY) for s in (3, 3, 4))
+def test_same_seed_gives_the_same_plan() -> None:
+    first, again, other = (make_plan(spec(seed=s), TINY) for s in (3, 3, 4))
     assert first == again
-    assert digest(first) == digest(again) != digest(other)
+    assert plan_digest(first) == plan_digest(again) != plan_digest(other)
 
 
-def test_the_spec_written_and_read_back_is_the_same_plan() -> None:
+def test_round_trip_through_json_gives_the_same_plan() -> None:
     mine = spec(prompts=RandomPrompts(input={"kind": "uniform", "low": 4, "high": 9}, output=3))
     back = LoadSpec.model_validate(json.loads(json.dumps(mine.model_dump(mode="json"))))
-    assert digest(plan(back, TINY)) == digest(plan(mine, TINY))
+    assert plan_digest(make_plan(back, TINY)) == plan_digest(make_plan(mine, TINY))
 
 
-def test_other_arrivals_leave_the_prompts_as_they_are() -> None:
-    sessions = [plan(spec(arrivals=a), TINY) for a in (Poisson(rate=5), Constant(rate=50))]
-    assert [s.turns for s in sessions[0]] == [s.turns for s in sessions[1]]
-    assert [s.at_s for s in sessions[0]] != [s.at_s for s in sessions[1]]
+def test_arrivals_do_not_change_the_prompts() -> None:
+    arrivals = [make_plan(spec(arrivals=a), TINY) for a in (Poisson(rate=5), Constant(rate=50))]
+    assert [s.turns for s in arrivals[0]] == [s.turns for s in arrivals[1]]
+    assert [s.at_s for s in arrivals[0]] != [s.at_s for s in arrivals[1]]
 
 
-def test_conversations_arrive_as_one() -> None:
+def test_conversation_is_one_arrival() -> None:
     made = Conversations(turns=3, input=5, output=4, think_s=1.0)
-    sessions = plan(spec(prompts=made, count=4), TINY)
-    assert [len(session.turns) for session in sessions] == [3] * 4
-    assert [prompt.turn for prompt in sessions[2].turns] == [0, 1, 2]
+    arrivals = make_plan(spec(prompts=made, count=4), TINY)
+    assert [len(arrival.turns) for arrival in arrivals] == [3] * 4
+    assert [prompt.turn for prompt in arrivals[2].turns] == [0, 1, 2]
 
 
-def test_a_closed_loop_has_no_times_and_needs_a_count() -> None:
-    sessions = plan(spec(arrivals=ClosedLoop(max_concurrency=2), count=5), TINY)
-    assert [session.at_s for session in sessions] == [None] * 5
+def test_closed_loop_has_no_times_and_needs_a_count() -> None:
+    arrivals = make_plan(spec(arrivals=ClosedLoop(max_concurrency=2), count=5), TINY)
+    assert [arrival.at_s for arrival in arrivals] == [None] * 5
     with pytest.raises(SpecError, match="count"):
         spec(arrivals=ClosedLoop(max_concurrency=2), count=None)
 
 
-def test_users_wait_before_their_first_turn_and_send_the_same() -> None:
+def test_think_time_precedes_the_first_turn() -> None:
     chats = Conversations(turns=2, input=5, output=4, think_s=1.0)
     users, slots = (
-        plan(
+        make_plan(
             spec(arrivals=ClosedLoop(max_concurrency=2, think_s=s), prompts=chats, count=500), TINY
         )
         for s in (3.0, 0.0)
@@ -72,7 +72,7 @@ def test_users_wait_before_their_first_turn_and_send_the_same() -> None:
     assert 2.46 < sum(u.turns[0].think_s for u in users) / 500 < 3.54
 
 
-def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
+def test_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     lines = [
         {"timestamp": 1000 * i, "input_length": 5 + i, "output_length": 2 + i, "hash_ids": []}
         for i in range(4)
@@ -80,11 +80,11 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     file = tmp_path / "mooncake.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = RandomPrompts(input=FromTrace(), output=FromTrace())
-    sessions = plan(
+    arrivals = make_plan(
         spec(arrivals=TraceReplay(path=str(file), speed=2), prompts=prompts, count=None), TINY
     )
-    assert [session.at_s for session in sessions] == [0, 0.5, 1, 1.5]
-    lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in sessions]
+    assert [arrival.at_s for arrival in arrivals] == [0, 0.5, 1, 1.5]
+    lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in arrivals]
     assert lengths == [(5, 2), (6, 3), (7, 4), (8, 5)]
 
 
@@ -98,23 +98,23 @@ def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
         ({"workers": 0}, "workers"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(fields: dict[str, Any], word: str) -> None:
+def test_invalid_field_is_named(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(SpecError, match=word):
         spec(**fields)
 
 
-def test_lengths_beyond_the_context_and_broken_files_are_refused(tmp_path: Path) -> None:
+def test_long_prompts_and_invalid_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="input"):
-        plan(spec(prompts=RandomPrompts(input=100, output=30)), TINY, max_model_len=128)
+        make_plan(spec(prompts=RandomPrompts(input=100, output=30)), TINY, max_model_len=128)
     broken = tmp_path / "prompts.jsonl"
     broken.write_text('{"prompt": "one"}\n{"promt": "two"}\n')
     with pytest.raises(SettingError, match="line 2"):
-        plan(spec(prompts=FilePrompts(path=str(broken), output=4)), TINY)
+        make_plan(spec(prompts=FilePrompts(path=str(broken), output=4)), TINY)
     with pytest.raises(TraceError, match=r"nothing\.csv"):
-        plan(spec(arrivals=TraceReplay(path=str(tmp_path / "nothing.csv"))), TINY)
+        make_plan(spec(arrivals=TraceReplay(path=str(tmp_path / "nothing.csv"))), TINY)
 
 
-def test_another_rate_is_the_same_load_otherwise() -> None:
+def test_at_changes_only_the_rate() -> None:
     assert spec().at(9, seed=7) == spec(arrivals=Poisson(rate=9), seed=7)
     closed = spec(arrivals=ClosedLoop(max_concurrency=2))
     assert closed.at(6).arrivals == ClosedLoop(max_concurrency=6)
@@ -133,5 +133,5 @@ def test_another_rate_is_the_same_load_otherwise() -> None:
         ({"workers": 7}, 7),
     ],
 )
-def test_as_many_workers_as_the_rate_needs(fields: dict[str, Any], workers: int) -> None:
+def test_needed_workers(fields: dict[str, Any], workers: int) -> None:
     assert spec(**fields).needed_workers == workers

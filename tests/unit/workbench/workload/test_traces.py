@@ -1,4 +1,4 @@
-"""Trace files written here by hand, in the form in which their publishers give them."""
+"""Trace files written by hand in the formats of their publishers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.errors import TraceError
 from workbench.records import RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import TraceReplay
-from workbench.workload.traces import TraceRequest, read_trace, replay
+from workbench.workload.traces import TraceRequest, read_trace, replay_trace
 
 BURSTGPT = """\
 Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
@@ -57,8 +57,8 @@ class TestFormats:
             TraceRequest(113, 1360, 647),
         ]
 
-    def test_burstgpt_of_the_second_release(self, file: Path) -> None:
-        """It has two columns more."""
+    def test_second_release_of_burstgpt(self, file: Path) -> None:
+        """It has two more columns."""
         header = (
             "Timestamp,Session ID,Elapsed time,Model,"
             "Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -75,7 +75,7 @@ class TestFormats:
         ]
 
     def test_azure_of_2024(self, file: Path) -> None:
-        """Its dates have a zone, and none of the digits when they are zero."""
+        """Its dates have a time zone, and no fraction of a second where it is zero."""
         header = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         file.write_text(
             header + "2024-05-10 00:00:00+00:00,2162,5\n2024-05-10 00:00:00.009930+00:00,2399,6\n"
@@ -91,7 +91,7 @@ class TestFormats:
         ]
 
     @pytest.mark.parametrize("text", [BURSTGPT, AZURE, MOONCAKE])
-    def test_line_ends_and_blank_lines_do_not_matter(self, file: Path, text: str) -> None:
+    def test_line_ends_and_blank_lines_are_ignored(self, file: Path, text: str) -> None:
         file.write_text(text)
         expected = read_trace(file)
         file.write_bytes(text.replace("\n", "\r\n").encode())
@@ -101,7 +101,7 @@ class TestFormats:
         file.write_text(text + "\n\n")
         assert read_trace(file) == expected
 
-    def test_a_byte_order_mark_does_not_matter(self, file: Path) -> None:
+    def test_byte_order_mark_is_ignored(self, file: Path) -> None:
         file.write_text(BURSTGPT, encoding="utf-8-sig")
         assert len(read_trace(file)) == 4
 
@@ -113,7 +113,7 @@ def record(scheduled: float | None, **fields: Any) -> RequestRecord:
 
 
 class TestRun:
-    """Its lines stand in the order in which requests ended."""
+    """Its lines are in the order in which requests ended."""
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Run:
@@ -125,23 +125,23 @@ class TestRun:
 
     EXPECTED = (TraceRequest(0, 10, 1), TraceRequest(0.75, None, None), TraceRequest(2, 30, 3))
 
-    def test_is_sorted(self, run: Run) -> None:
+    def test_requests_are_sorted(self, run: Run) -> None:
         assert tuple(read_trace(run.path / "requests.jsonl")) == self.EXPECTED
 
-    def test_its_folder_will_do(self, run: Run) -> None:
+    def test_folder_of_a_run(self, run: Run) -> None:
         assert tuple(read_trace(run.path)) == self.EXPECTED
 
-    def test_a_cut_last_line_is_not_read(self, run: Run) -> None:
+    def test_incomplete_last_line_is_ignored(self, run: Run) -> None:
         with (run.path / "requests.jsonl").open("a") as lines:
             lines.write('{"request_id": "cut", "scheduled_s": 9')
         assert tuple(read_trace(run.path)) == self.EXPECTED
 
-    def test_a_request_without_a_schedule_is_refused(self, run: Run) -> None:
+    def test_request_without_a_schedule_is_rejected(self, run: Run) -> None:
         run.append_request(record(None))
         with pytest.raises(TraceError, match=r"line 4, column 'scheduled_s': None is not a number"):
             read_trace(run.path)
 
-    def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
+    def test_folder_without_a_run_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(TraceError, match=r"requests\.jsonl cannot be read: No such file"):
             read_trace(tmp_path)
 
@@ -151,27 +151,27 @@ class TestCut:
     def _trace(self, file: Path) -> None:
         file.write_text(BURSTGPT)  # at 0, 40, 113 and 113 s
 
-    def test_start_is_in_and_offsets_count_from_it(self, file: Path) -> None:
+    def test_start_is_inclusive_and_the_zero_of_offsets(self, file: Path) -> None:
         assert offsets_of(read_trace(file, start_s=40)) == [0, 73, 73]
         assert offsets_of(read_trace(file, start_s=30)) == [10, 83, 83]
 
-    def test_end_is_out(self, file: Path) -> None:
+    def test_end_is_exclusive(self, file: Path) -> None:
         assert offsets_of(read_trace(file, end_s=113)) == [0, 40]
         assert offsets_of(read_trace(file, end_s=113.5)) == [0, 40, 113, 113]
 
-    def test_speed_comes_after_the_cut(self, file: Path) -> None:
+    def test_speed_applies_after_the_cut(self, file: Path) -> None:
         assert offsets_of(read_trace(file, start_s=30, end_s=200, speed=10)) == [1, 8.3, 8.3]
         assert offsets_of(read_trace(file, speed=0.5)) == [0, 80, 226, 226]
 
-    def test_limit_counts_within_the_cut(self, file: Path) -> None:
+    def test_limit_applies_to_the_cut(self, file: Path) -> None:
         assert offsets_of(read_trace(file, start_s=1, limit=2)) == [39, 112]
         assert len(read_trace(file, limit=99)) == 4
 
-    def test_from_the_spec(self, file: Path) -> None:
+    def test_replay_of_a_specification(self, file: Path) -> None:
         spec = TraceReplay(path=str(file), start_s=30, end_s=100, speed=2, limit=5)
-        assert replay(spec) == [TraceRequest(5, 1087, 230)]
+        assert replay_trace(spec) == [TraceRequest(5, 1087, 230)]
 
-    def test_is_read_no_further_than_needed(self, file: Path) -> None:
+    def test_lines_after_the_cut_are_not_read(self, file: Path) -> None:
         with file.open("a") as lines:
             lines.write("broken\n")
         assert len(read_trace(file, limit=4)) == 4
@@ -188,11 +188,11 @@ class TestCut:
             ({"start_s": 5, "end_s": 5}, r"TraceReplay\.end_s = 5 is not after start_s = 5"),
         ],
     )
-    def test_a_cut_that_is_none(self, file: Path, cut: dict[str, Any], message: str) -> None:
+    def test_invalid_cut_is_rejected(self, file: Path, cut: dict[str, Any], message: str) -> None:
         with pytest.raises(SpecError, match=message):
             read_trace(file, **cut)
 
-    def test_a_cut_with_nothing_in_it(self, file: Path) -> None:
+    def test_empty_cut_is_rejected(self, file: Path) -> None:
         with pytest.raises(TraceError, match=r"no request from start_s = 114\.0 to end_s = None"):
             read_trace(file, start_s=114)
 
@@ -201,8 +201,8 @@ MOON = '{"timestamp": 1, "input_length": 2, "output_length": 3}\n'
 AZ = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 
 
-class TestRefused:
-    """Every message starts with the file, and has the line and the column."""
+class TestRejected:
+    """Every message starts with the file, and names the line and the column."""
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -212,8 +212,8 @@ class TestRefused:
             ('{"timestamp": 1, "input_length": 2}\n', "line 1: column 'output_length' of the Moo"),
             (MOON + '{"timestamp": 1, "input_length": 2}\n', "line 2, column 'output_length'"),
             ('{"scheduled_s": 1}\n', "line 1: column 'prompt_tokens' of the run"),
-            ("a,b\n1,2\n", "line 1: no known format.*BurstGPT: Timestamp.*Azure"),
-            ('{"a": 1}\n', "line 1: no known format.*Mooncake: timestamp.*run: scheduled_s"),
+            ("a,b\n1,2\n", "line 1: unknown format.*BurstGPT: Timestamp.*Azure"),
+            ('{"a": 1}\n', "line 1: unknown format.*Mooncake: timestamp.*run: scheduled_s"),
             ("", "line 1: the file is empty"),
             (BURSTGPT.splitlines()[0], "no request"),
             (BURSTGPT.replace("5,ChatGPT", "-5,ChatGPT"), "line 2, column 'Timestamp': '-5' is ne"),
@@ -244,14 +244,14 @@ class TestRefused:
             ),
         ],
     )
-    def test_file_line_and_column_are_named(self, file: Path, text: str, message: str) -> None:
+    def test_message_names_file_line_and_column(self, file: Path, text: str, message: str) -> None:
         file.write_text(text)
         with pytest.raises(TraceError, match=message) as caught:
             read_trace(file)
         assert str(caught.value).startswith(str(file))
         assert "\n" not in str(caught.value)
 
-    def test_a_byte_that_is_no_text(self, file: Path) -> None:
+    def test_invalid_utf8_is_named(self, file: Path) -> None:
         file.write_bytes(BURSTGPT.encode().replace(b"1087", b"10\xff7"))
         with pytest.raises(TraceError, match="line 3, column 'Request tokens'"):
             read_trace(file)
@@ -259,7 +259,7 @@ class TestRefused:
         with pytest.raises(TraceError, match="line 2"):
             read_trace(file)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(TraceError, match=r"none\.csv cannot be read: No such file"):
             read_trace(tmp_path / "none.csv")
 
@@ -272,7 +272,7 @@ requests = st.lists(
 
 
 class TestEveryTrace:
-    """Times in whole microseconds, written in each format, come back as they were."""
+    """Times in whole microseconds are read from each format as they were written."""
 
     @staticmethod
     def check(file: Path, trace: list[tuple[int, int, int]], text: str) -> None:
@@ -283,7 +283,7 @@ class TestEveryTrace:
         assert offsets_of(read) == pytest.approx(expected, abs=1e-9)
 
     @given(requests)
-    def test_in_each_format(
+    def test_round_trips_in_each_format(
         self, tmp_path_factory: pytest.TempPathFactory, trace: list[tuple[int, int, int]]
     ) -> None:
         file = tmp_path_factory.getbasetemp() / "any_trace"
