@@ -64,11 +64,11 @@ def _explain_item(item: dict[str, Any], model: type[BaseModel]) -> str:
         tag, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
         return f"{path}.kind must be one of {allowed}, got {_shown(tag)}"
     reason = str(item["msg"]).removeprefix("Value error, ")
+    if should := _SHOULD.match(reason):
+        reason = f"must {should[1]}"
     if item["type"] == "value_error" and not reason.startswith("must "):
         # A validator over several fields names them itself, and their values.
         return reason if isinstance(item["input"], dict) else f"{path} = {shown}: {reason}"
-    if should := _SHOULD.match(reason):
-        reason = f"must {should[1]}"
     if not reason.startswith("must "):
         return f"{path} = {shown}: {reason}"
     problem, separator, fix = reason.partition("; ")
