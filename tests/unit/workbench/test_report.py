@@ -95,7 +95,7 @@ class TestThePage:
         run.finish(summarize(run.records(), health=ClientHealth.judge(cpu_share=0.95)))
         page = written(run)
         assert "CLIENT LIMITED: the client shaped these figures" in page
-        assert "cpu_share 0.95 is past 0.9" in page
+        assert "cpu_share 0.95 exceeds 0.9" in page
         assert "ms (client limited)" in page
         assert page.count("CLIENT LIMITED") >= 4, "in the banner, the headline and both figures"
 

@@ -178,7 +178,7 @@ class TestHealth:
         assert ClientHealth.judge(cpu_share=0.5, send_lag_p99_ms=None).verdict == "ok"
         limited = ClientHealth.judge(cpu_share=0.97, send_lag_p99_ms=1)
         assert limited.verdict == "client limited"
-        assert limited.reasons == ("cpu_share 0.97 is past 0.9",)
+        assert limited.reasons == ("cpu_share 0.97 exceeds 0.9",)
         strict = HealthBounds(send_lag_p99_ms=0.5)
         assert ClientHealth.judge(strict, send_lag_p99_ms=1).client_limited
 
