@@ -155,23 +155,26 @@ class Run:
         return list(self._changes.read(LoadChange))
 
     def requests_frame(self) -> pd.DataFrame:
-        """A row a record, its fields as columns, and `ttft_ms`, `tpot_ms`, `e2el_ms` beside them.
+        """Return one row per record: its fields, and its latencies in ms by their `key`.
 
         `attrs["client_health"]` has the verdict if the run is finished; figures show it.
         """
         import pandas as pd
 
+        from workbench.metrics.columns import Columns
+        from workbench.metrics.registry import PER_REQUEST
+
         names = [field.name for field in fields(RequestRecord)]
-        rows = ([getattr(record, name) for name in names] for record in self.records())
+        records = list(self.records())
+        rows = ([getattr(record, name) for name in names] for record in records)
         frame = pd.DataFrame(rows, columns=names)
         numbers = [
             name for name in names if name.endswith(("_s", "_tokens")) and "times" not in name
         ]
         frame[numbers] = frame[numbers].astype(float)
-        frame["ttft_ms"] = (frame.first_token_s - frame.sent_s) * 1e3
-        frame["e2el_ms"] = (frame.end_s - frame.sent_s) * 1e3
-        further = (frame.output_tokens - 1).where(frame.output_tokens > 1)
-        frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further
+        measured = Columns.read(records)
+        for metric in PER_REQUEST:
+            frame[metric.key] = metric.formula(measured) * 1e3
         file = self.path / "summary.json"
         if file.exists():
             frame.attrs["client_health"] = decode(file).get("client_health")

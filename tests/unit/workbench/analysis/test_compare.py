@@ -105,7 +105,7 @@ class TestSides:
         with pytest.raises(SettingError, match=r"1 finished runs.*python -m workbench run 01"):
             pick_sides(tmp_path, "", "")
         made(tmp_path, 2, run_id="second")
-        with pytest.raises(SettingError, match=r"'secnd' is no finished run.*'second'"):
+        with pytest.raises(SettingError, match=r"'secnd' is neither a finished run.*'second'"):
             pick_sides(tmp_path, "only", "secnd")
         with pytest.raises(SettingError, match="name both"):
             pick_sides(tmp_path, "only", "")
@@ -129,7 +129,7 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     )
     assert table.client.tolist() == ["ok", "client limited", "not finished"]
     assert table.isna().loc["r3", "completed":"p99_e2el_ms"].all(), "absent, and not zero"
-    assert table.attrs["client_health"]["limited_runs"] == ["r2"]
+    assert table.attrs["client_health"]["reasons"] == ["r2: cpu_share 0.97 exceeds 0.9"]
 
 
 def test_only_what_differs(tmp_path: Path) -> None:
@@ -206,7 +206,8 @@ class TestCompare:
         frame = compare(first, second, rng=rng())
         assert frame.verdict.str.endswith("(client limited)").all()
         health = frame.attrs["client_health"]
-        assert (health["client_limited"], health["limited_runs"]) == (True, ["r50"])
+        assert health["client_limited"] is True
+        assert health["reasons"] == ["r50: cpu_share 0.97 exceeds 0.9"]
         for figure in (comparison_figure(frame), latency_overlay([*first, *second])):
             assert figure.layout.title.text.endswith("CLIENT LIMITED")
             assert "r50: cpu_share 0.97" in figure.layout.title.subtitle.text
@@ -215,11 +216,11 @@ class TestCompare:
         first, second = sides(tmp_path, 1, 1, 1)
         with pytest.raises(SettingError, match="candidate has no run"):
             compare(first, [], rng=rng())
-        with pytest.raises(SettingError, match="baseline has 3 runs and candidate 2"):
+        with pytest.raises(SettingError, match="baseline has 3 runs and candidate has 2"):
             compare(first, second[:2], rng=rng())
         with pytest.raises(SettingError, match="'r0' is given more than once"):
             compare([first[0]] * 3, second, rng=rng())
-        with pytest.raises(SettingError, match="confidence is 95"):
+        with pytest.raises(SettingError, match=r"confidence must be .* got 95"):
             compare(first, second, rng=rng(), confidence=95)
         with pytest.raises(SettingError, match="'duration'"):
             compare(first, second, ["duration"], rng=rng())
