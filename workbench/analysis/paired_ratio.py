@@ -22,7 +22,7 @@ _NEED_AN_SLO = ("request_goodput", "slo_attainment")
 
 
 class ComparedFigure(NamedTuple):
-    """A row of `compare`. Means are None if a run has no value; the ratio is NaN without one."""
+    """A row of `compare_runs`. Means are None if a run has no value; the ratio is NaN without one."""
 
     unit: str
     baseline: float | None
@@ -56,7 +56,7 @@ def compare_figure(
         )
     values = [[summary.figure(name) for summary in side] for side in (baseline, candidate)]
     pairs = [(a, b) for a, b in zip(*values, strict=True) if a is not None and b is not None]
-    n, means = len(baseline), [_mean(side) for side in values]
+    n, means = len(baseline), (_mean(values[0]), _mean(values[1]))
     bounds = {str(summary.slo and summary.slo.bounds()) for summary in (*baseline, *candidate)}
     if len(pairs) < n:
         return _not_compared(metric.unit, means, n, "absent in a run")
@@ -64,7 +64,7 @@ def compare_figure(
         return _not_compared(metric.unit, means, n, "the SLOs differ")
     ratio = _ratio(name, baseline, candidate, pairs, rng, confidence)
     verdict = _verdict(pairs, ratio, metric.direction == "higher", rng, confidence)
-    return ComparedFigure(metric.unit, *means, *ratio[:3], n, verdict)
+    return ComparedFigure(metric.unit, *means, ratio.estimate, ratio.low, ratio.high, n, verdict)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -73,13 +73,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _not_compared(
-    unit: str, means: Sequence[float | None], repeats: int, reason: str
+    unit: str, means: tuple[float | None, float | None], repeats: int, reason: str
 ) -> ComparedFigure:
-    baseline, candidate = means
     nan = math.nan
-    return ComparedFigure(
-        unit, baseline, candidate, nan, nan, nan, repeats, f"not compared: {reason}"
-    )
+    return ComparedFigure(unit, *means, nan, nan, nan, repeats, f"not compared: {reason}")
 
 
 def _ratio(

@@ -83,7 +83,8 @@ class Columns:
     @property
     def ok(self) -> Mask:
         """Whether each request completed."""
-        return self.status == STATUSES["ok"]
+        ok: Mask = self.status == STATUSES["ok"]
+        return ok
 
     def take(self, mask: Mask) -> Columns:
         """Return the requests for which `mask` is true."""

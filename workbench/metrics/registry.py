@@ -32,7 +32,8 @@ def _first_token_or_end(columns: Columns) -> Floats:
 
 def _tpot(columns: Columns) -> Floats:
     further_tokens = np.where(columns.output_tokens > 1, columns.output_tokens - 1, np.nan)
-    return (columns.end_s - columns.first_token_s) / further_tokens
+    seconds: Floats = (columns.end_s - columns.first_token_s) / further_tokens
+    return seconds
 
 
 def _bounded_tpot(columns: Columns) -> Floats:

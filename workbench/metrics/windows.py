@@ -91,7 +91,7 @@ class RequestWindows:
         """Make the rows of the seconds that are over at `until_s`. Returns how many are new."""
         before = self._next
         while self._next + 1 <= until_s:
-            second = _Closed.of(self._open.pop(self._next, None) or _Open())
+            second = _Closed.of(self._open.pop(self._next, _Open()))
             self._recent.append(second)
             self._in_flight += second.sent - second.ended
             self._next += 1

@@ -36,7 +36,7 @@ sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 
 from support.records import record
-from workbench.analysis.compare import compare, runs_table
+from workbench.analysis.compare import compare_runs, runs_table
 from workbench.automation.sweep import FIGURES as swept
 from workbench.experiments.probes import CURVE
 from workbench.experiments.search_result import ProbeResult, SearchResult
@@ -59,7 +59,7 @@ for number in range(6):
     runs.append(run)
 summary = runs[0].summary()
 search = SearchResult(1.0, (ProbeResult(1.0, "bracket", True, summary),), True, 0)
-compared = compare(runs[:3], runs[3:], rng=np.random.default_rng(0))
+compared = compare_runs(runs[:3], runs[3:], rng=np.random.default_rng(0))
 drawn = search_figure(search, "p95_ttst_ms")
 page = write_report(runs[0], {}, title="x").read_text()
 print(json.dumps({
