@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from workbench.metrics.summary import Summary
 
-FIGURES = (*RATES, "failed", "shed", *compared_figures("p50", "p99"))
+DEFAULT_FIGURES = (*RATES, "failed", "shed", *compared_figures("p50", "p99"))
 _NEWEST = 6
 _SHOWN_REASONS = 2
 _HINT = "`python -m workbench run 01 -p seed 1` makes one"
@@ -126,7 +126,7 @@ def differing_parameters(runs: Sequence[Run]) -> pd.DataFrame:
 def compare_runs(
     baseline: Sequence[Run],
     candidate: Sequence[Run],
-    figures: Sequence[str] = FIGURES,
+    figures: Sequence[str] = DEFAULT_FIGURES,
     *,
     rng: np.random.Generator,
     confidence: float = 0.95,

@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from workbench.errors import SettingError
+from workbench.metrics.bootstrap import MIN_REPEATS, Interval, bootstrap, paired_ratios
 from workbench.metrics.registry import find_metric
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.metrics.bootstrap import Interval
     from workbench.metrics.summary import Summary
 
     Pairs = list[tuple[float, float]]
 
-MIN_REPEATS = 3
 _NEED_AN_SLO = ("request_goodput", "slo_attainment")
 
 
 class ComparedFigure(NamedTuple):
-    """A row of `compare_runs`. Means are None if a run has no value; the ratio is NaN without one."""
+    """A row of `compare_runs`. A mean is None if a run has no value; a missing ratio is NaN."""
 
     unit: str
     baseline: float | None
@@ -88,8 +87,6 @@ def _ratio(
     confidence: float,
 ) -> Interval:
     """Return the ratio; NaN if a value is zero. Its bounds are NaN with fewer than 3 pairs."""
-    from workbench.metrics.bootstrap import Interval, paired_ratios
-
     n, nan = len(pairs), math.nan
     if not all(a and b for a, b in pairs):
         return Interval(nan, nan, nan, n)
@@ -105,8 +102,6 @@ def _verdict(
     rng: np.random.Generator,
     confidence: float,
 ) -> str:
-    from workbench.metrics.bootstrap import bootstrap
-
     if len(pairs) < MIN_REPEATS:
         return f"too few repeats: {len(pairs)} of {MIN_REPEATS}"
     low, high, same = ratio.low, ratio.high, 1.0

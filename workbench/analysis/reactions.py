@@ -89,14 +89,14 @@ def reactions(
             was scaled to zero answers again before its own counters are read.
     """
     changes, tokens = sorted(load_changes_s), sorted(first_tokens_s)
-    found = []
+    results = []
     for decision in decisions:
         same = [one for one in decisions if one.deployment == decision.deployment]
         later = (one.time_s for one in same if one.time_s > decision.time_s)
         series = [one for one in samples if one.deployment == decision.deployment]
         until_s = min(later, default=float("inf"))
-        found.append(_reaction(decision, series, until_s, changes, replicas, tokens))
-    return found
+        results.append(_reaction(decision, series, until_s, changes, replicas, tokens))
+    return results
 
 
 def _reaction(

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from serving.spec.base import Frozen, explain
 from workbench.errors import RunError, SettingError
+from workbench.metrics.bootstrap import MIN_REPEATS, bootstrap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run
 
 FILE = "claims.json"
-MIN_REPEATS = 3
 
 CLAIMS = {
     "throughput": ("{goal:g}x the throughput", "output tokens/s, {lengths} lengths"),
@@ -145,8 +145,6 @@ def evaluate_claim(
         notes: Remarks that do not block a verdict.
         confidence: Of the interval.
     """
-    from workbench.metrics.bootstrap import bootstrap
-
     measured = _means(pairs)
     reasons = [*caveats, *_insufficient(pairs)]
     if len(pairs) >= MIN_REPEATS and "ratio" in measured:

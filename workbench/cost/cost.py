@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -22,7 +23,7 @@ from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
 from workbench.cost.prices import Prices, replica_prices
 from workbench.cost.replica_seconds import (
-    STATES,
+    REPLICA_STATES,
     ReplicaSeconds,
     ReplicaSecondsMeter,
     replica_seconds_of,
@@ -172,10 +173,12 @@ def _cost(
     dollars = sum(one.total * per_hour[name] / 3600 for name, one in seconds.items())
     dollars += energy_dollars or 0.0
     weighted = good.input_tokens + prices.output_weight * good.output_tokens
-    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in STATES}
+    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in REPLICA_STATES}
     return Cost(
         per_replica_hour=dict(per_hour),
-        replica_seconds={n: {s: getattr(one, s) for s in STATES} for n, one in seconds.items()},
+        replica_seconds={
+            n: {s: getattr(one, s) for s in REPLICA_STATES} for n, one in seconds.items()
+        },
         **states,
         held_s=whole.total,
         energy_kwh=energy_kwh,

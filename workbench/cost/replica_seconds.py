@@ -21,7 +21,7 @@ from workbench.records import DeploymentSample, GpuSample, ReplicaSample, Sample
 
 MAX_GAP_S = 5.0
 """Samples are taken once a second. Two that are further apart have a gap between them."""
-STATES = ("busy", "idle", "starting", "stopping", "unknown")
+REPLICA_STATES = ("busy", "idle", "starting", "stopping", "unknown")
 JOULES_PER_KWH = 3.6e6
 
 
@@ -41,7 +41,7 @@ class ReplicaSeconds:
         return self.busy + self.idle + self.starting + self.stopping + self.unknown
 
     def __add__(self, other: Self) -> ReplicaSeconds:
-        return ReplicaSeconds(*(getattr(self, s) + getattr(other, s) for s in STATES))
+        return ReplicaSeconds(*(getattr(self, s) + getattr(other, s) for s in REPLICA_STATES))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Deployment:
     at_s: float
     counts: dict[str, int]
     busy_replicas: dict[str, bool] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STATES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REPLICA_STATES, 0.0))
     nodes: set[str] = field(default_factory=set)
 
     def states(self) -> dict[str, int]:

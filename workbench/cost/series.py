@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.metrics.slo import SLO
     from workbench.records import RequestRecord
 
-COLUMNS = ("time_s", "per_hour", "so_far", "per_million")
+COST_COLUMNS = ("time_s", "per_hour", "so_far", "per_million")
 
 
 class CostSeries:
@@ -68,10 +68,10 @@ class CostSeries:
         self._meter.observe(sample)
 
     def frame(self) -> pd.DataFrame:
-        """Return the rows that were kept, with `COLUMNS`."""
+        """Return the rows that were kept, with `COST_COLUMNS`."""
         import pandas as pd
 
-        return pd.DataFrame(list(self._rows), columns=list(COLUMNS), dtype=float)
+        return pd.DataFrame(list(self._rows), columns=list(COST_COLUMNS), dtype=float)
 
     def _add_row(self, meter: CostMeter, at_s: float) -> None:
         # Requests are judged together, once per row: one by one would be slow at a high rate.
@@ -84,7 +84,7 @@ class CostSeries:
 def cost_rows(
     series: CostSeries, samples: Iterable[Sample], records: Iterable[RequestRecord]
 ) -> pd.DataFrame:
-    """Return the rows of a whole run, with `COLUMNS`."""
+    """Return the rows of a whole run, with `COST_COLUMNS`."""
     ended = iter(sorted(records, key=lambda record: record.end_s or 0.0))
     record = next(ended, None)
     for sample in samples:

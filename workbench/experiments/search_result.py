@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from workbench.metrics.registry import compared_figures, latency
+from workbench.metrics.registry import compared_figures, get_latency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ class SearchResult:
         lowest = min(self.counted or self.probes, key=lambda probe: probe.rate)
         values = {
             metric.label: lowest.summary.figure(f"p95_{metric.key}")
-            for metric in (latency("ttft"), latency("tpot"))
+            for metric in (get_latency("ttft"), get_latency("tpot"))
         }
         return ", ".join(
             f"{label} p95 {value:.4g} ms" if value is not None else f"no {label}"

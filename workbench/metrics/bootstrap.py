@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from workbench.metrics.summary import Summary
 
 
+MIN_REPEATS = 3
+"""The fewest repeats that have an interval."""
+
+
 class Interval(NamedTuple):
     """An estimate over repeats, with its confidence interval."""
 
@@ -84,8 +88,8 @@ def bootstrap(
     from scipy.special import ndtr, stdtrit  # scipy.stats has these, too, but imports slowly
 
     n = len(values)
-    if n < 3:
-        raise SettingError(f"an interval needs at least 3 repeats, got {n}")
+    if n < MIN_REPEATS:
+        raise SettingError(f"an interval needs at least {MIN_REPEATS} repeats, got {n}")
     data = np.asarray(values, np.float64)
     means = data[rng.integers(0, n, (resamples, n))].mean(axis=1)
     tail = ndtr((n / (n - 1)) ** 0.5 * stdtrit(n - 1, (1 - confidence) / 2))

@@ -225,7 +225,7 @@ def compared_figures(*statistics: str) -> tuple[str, ...]:
     return tuple(name for metric in COMPARED for name in metric.figures(*statistics))
 
 
-def latency(name: str) -> Latency:
+def get_latency(name: str) -> Latency:
     """Return the latency called `name` in the registry."""
     return next(metric for metric in LATENCIES if metric.name == name)
 

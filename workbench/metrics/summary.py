@@ -17,7 +17,7 @@ from workbench.errors import UnknownMetricError
 from workbench.metrics.columns import Columns
 from workbench.metrics.health import ClientHealth, HealthBounds
 from workbench.metrics.metric import STATISTICS, Totals
-from workbench.metrics.registry import LATENCIES, SCALARS, latency, nearest
+from workbench.metrics.registry import LATENCIES, SCALARS, get_latency, nearest
 from workbench.metrics.slo import SLO
 from workbench.metrics.statistics import statistics
 
@@ -204,7 +204,7 @@ def _drift(columns: Columns) -> tuple[float | None, bool | None]:
     not steady if it drifts by more than a fifth, and by more than chance (a rank-sum test,
     |z| > 2.58).
     """
-    due_s, e2el = columns.due_s[columns.ok], latency("e2el").formula(columns)[columns.ok]
+    due_s, e2el = columns.due_s[columns.ok], get_latency("e2el").formula(columns)[columns.ok]
     third = len(due_s) // 3
     if third < 10:
         return None, None

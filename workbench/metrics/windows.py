@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.metrics.columns import Columns
-from workbench.metrics.registry import latency
+from workbench.metrics.registry import get_latency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from workbench.records import RequestRecord
 
 ROLL_S = 5
-LATENCIES = ("ttft", "itl")
-COLUMNS = (
+WINDOWED = ("ttft", "itl")
+WINDOW_COLUMNS = (
     "time_s",
     "sent",  # per second
     "achieved",  # completed, per second
     "failed",  # errors and timeouts, per second
     "shed",  # per second
     "in_flight",  # at `time_s`
-    *(f"{name}_{rank}_ms" for name in LATENCIES for rank in ("p50", "p99")),
+    *(f"{name}_{rank}_ms" for name in WINDOWED for rank in ("p50", "p99")),
 )
 _OUTCOMES = {"ok": "achieved", "error": "failed", "timeout": "failed", "shed": "shed"}
 _COUNTED = tuple(dict.fromkeys(_OUTCOMES.values()))
@@ -63,7 +63,7 @@ class _Closed:
                 counts[_OUTCOMES[record.status]] += 1
         completed = [record for record in second.ended if record.status == "ok"]
         columns = Columns.read(completed)
-        latencies = {name: latency(name).formula(columns) * 1e3 for name in LATENCIES}
+        latencies = {name: get_latency(name).formula(columns) * 1e3 for name in WINDOWED}
         known = {name: values[~np.isnan(values)] for name, values in latencies.items()}
         return cls(second.sent, len(second.ended), counts, known)
 
@@ -99,10 +99,10 @@ class RequestWindows:
         return self._next - before
 
     def frame(self) -> pd.DataFrame:
-        """Return the rows that were kept, with `COLUMNS`."""
+        """Return the rows that were kept, with `WINDOW_COLUMNS`."""
         import pandas as pd
 
-        return pd.DataFrame(list(self._rows), columns=list(COLUMNS), dtype=float)
+        return pd.DataFrame(list(self._rows), columns=list(WINDOW_COLUMNS), dtype=float)
 
     def _second(self, at_s: float) -> _Open:
         # A late report counts in the first second still open, so that no count is lost.
@@ -113,7 +113,7 @@ class RequestWindows:
         sent = sum(second.sent for second in recent) / span
         rates = [sum(second.counts[name] for second in recent) / span for name in _COUNTED]
         pooled = [
-            np.concatenate([second.latencies_ms[name] for second in recent]) for name in LATENCIES
+            np.concatenate([second.latencies_ms[name] for second in recent]) for name in WINDOWED
         ]
         percentiles = [value for values in pooled for value in _p50_p99(values)]
         return (self._next, sent, *rates, self._in_flight, *percentiles)

@@ -12,8 +12,8 @@ import pytest
 from support.paths import NOTEBOOKS
 from support.records import failed, record
 
-from workbench.analysis import compare as comparing
 from workbench.analysis.compare import (
+    DEFAULT_FIGURES,
     compare_runs,
     differing_parameters,
     find_runs,
@@ -311,5 +311,5 @@ class TestNotebook:
 def test_default_figures_are_figures_of_a_summary(tmp_path: Path) -> None:
     summary = made(tmp_path, 1).summary()
     assert summary is not None
-    for name in comparing.FIGURES:
+    for name in DEFAULT_FIGURES:
         summary.figure(name)

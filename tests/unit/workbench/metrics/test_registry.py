@@ -25,6 +25,17 @@ ENTRY = """
         lambda columns: columns.token_s(2) - columns.sent_s,
     ),
 """
+SCALAR_ENTRY = """
+    Scalar(
+        "input_throughput",
+        "input throughput",
+        "tokens/s",
+        "Prompt tokens of completed requests per second.",
+        lambda totals: totals.per_second(totals.prompt_tokens),
+        direction="higher",
+        listed=True,
+    ),
+"""
 PROGRAM = """
 import importlib.util, json, sys
 import numpy as np
@@ -75,14 +86,19 @@ print(json.dumps({
     "overlay_axis": latency_overlay(runs, "ttst_ms").layout.xaxis.title.text,
     "requests": runs[0].requests_frame().ttst_ms.dropna().tolist(),
     "report": "TTST" in page,
+    "input_throughput": summary.input_throughput,
+    "input_ratio": compared.loc["input_throughput", "ratio"],
+    "scalar_in_sweep": "input_throughput" in swept,
 }))
 """
 
 
-def test_a_new_latency_needs_one_entry(tmp_path: Path) -> None:
+def test_a_new_metric_needs_one_entry(tmp_path: Path) -> None:
     source = Path(registry.__file__).read_text(encoding="utf-8")
     changed = tmp_path / "registry.py"
-    changed.write_text(source.replace("LATENCIES = (\n", f"LATENCIES = ({ENTRY}"), encoding="utf-8")
+    source = source.replace("LATENCIES = (\n", f"LATENCIES = ({ENTRY}")
+    source = source.replace("SCALARS = (\n", f"SCALARS = ({SCALAR_ENTRY}")
+    changed.write_text(source, encoding="utf-8")
     output = subprocess.check_output(
         [sys.executable, "-c", PROGRAM, str(changed), str(tmp_path / "runs")],
         env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
@@ -98,7 +114,10 @@ def test_a_new_latency_needs_one_entry(tmp_path: Path) -> None:
     assert seen["requests"] == pytest.approx([300, 300])
     assert seen["search_axis"] == "p95 TTST (ms)"
     assert seen["overlay_axis"] == "TTST (ms)"
-    for place in ("table", "runs_table", "sweep", "curve", "report"):
+    # Three requests with 10 prompt tokens each, from 0 s to the last end at 2.1 s.
+    assert seen["input_throughput"] == pytest.approx(30 / 2.1)
+    assert seen["input_ratio"] == pytest.approx(1)
+    for place in ("table", "runs_table", "sweep", "scalar_in_sweep", "curve", "report"):
         assert seen[place] is True, place
 
 
