@@ -176,9 +176,7 @@ def _cost(
     states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in REPLICA_STATES}
     return Cost(
         per_replica_hour=dict(per_hour),
-        replica_seconds={
-            n: {s: getattr(one, s) for s in REPLICA_STATES} for n, one in seconds.items()
-        },
+        replica_seconds={name: asdict(one) for name, one in seconds.items()},
         **states,
         held_s=whole.total,
         energy_kwh=energy_kwh,

@@ -79,9 +79,9 @@ class TestCurve:
         assert hollow.marker.symbol == "circle-open"
         assert trace(figure, "at a load").marker.symbol == "circle"
         assert "CLIENT LIMITED the client limited the load of 16 requests/s" in marked(figure)
-        told = marked(throughput_latency_curve(POINTS, health=LIMITED))
-        assert "cpu_share 0.97" in told
-        assert "16 requests/s" in told
+        title = marked(throughput_latency_curve(POINTS, health=LIMITED))
+        assert "cpu_share 0.97" in title
+        assert "16 requests/s" in title
         for unmarked in (POINTS.iloc[:4], POINTS.drop(columns="client_limited")):
             assert "LIMITED" not in marked(throughput_latency_curve(unmarked))
 
