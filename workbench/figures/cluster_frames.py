@@ -27,8 +27,8 @@ class Frames:
 
     `requests` has a row a second (`workbench.metrics.windows.WINDOW_COLUMNS`) and `offered`, the
     rate wanted, NaN where no live load told it. `deployments` and `decisions` are samples of the
-    models' deployments alone. `engine` sums the requests over all replicas and averages the use of their KV-caches;
-    `cost` is in dollars, and has no rows without prices.
+    models' deployments alone. `engine` sums the requests over all replicas and averages the use of
+    their KV-caches; `cost` is in dollars, and has no rows without prices.
     """
 
     requests: pd.DataFrame
