@@ -121,6 +121,7 @@ _HOME = {
     "fleets_figure": "workbench.figures.claims",
     "break_even_figure": "workbench.figures.claims",
     "Claim": "workbench.claims.claim",
+    "RunInfo": "workbench.claims.claim",
     "strategies": "serving.spec.baseline",
     "compare_with_baseline": "workbench.experiments.paired_runner",
     "run_single": "workbench.experiments.paired_runner",
@@ -140,7 +141,6 @@ _HOME = {
     "batching_figure": "workbench.teaching.figures",
     "paging_figure": "workbench.teaching.figures",
     "evaluate_claim": "workbench.claims.claim",
-    "where": "workbench.claims.claim",
     "write_verdicts": "workbench.claims.claim",
     "WorkbenchError": "serving.errors",
 }

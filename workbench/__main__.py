@@ -55,12 +55,14 @@ def parser() -> argparse.ArgumentParser:
     repeat = commands.add_parser("repeat", help="run a run's notebook with its parameters again")
     repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
     repeat.add_argument("--runs", type=Path, metavar="DIR", help="where its folder goes (runs)")
-    keep = commands.add_parser("keep", help="take finished runs' claims into small JSON files")
-    keep.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    keep.add_argument("--to", type=Path, metavar="DIR", help="benchmarks/results/claims")
+    archive = commands.add_parser("archive", help="copy finished runs' verdicts into small files")
+    archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    archive.add_argument("--to", type=Path, metavar="DIR", help="benchmarks/results/claims")
     pages = "write docs/claims.md and the README's summary of it from kept runs"
     claims = commands.add_parser("claims", help=pages)
-    claims.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="keep these first")
+    claims.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="archive these first"
+    )
     manifest = commands.add_parser("manifest", help="write a specification as a cluster's file")
     manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
     manifest.add_argument("--kind", choices=("serve", "kuberay"), required=True)
@@ -73,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         (run, run_once),
         (sweep, run_grid),
         (repeat, run_again),
-        (keep, keep_runs),
+        (archive, archive_runs),
         (claims, write_claims),
         (manifest, write_manifest),
     ):
@@ -167,22 +169,22 @@ def run_grid(arguments: argparse.Namespace) -> int:
     return 0 if done else 1
 
 
-def keep_runs(arguments: argparse.Namespace) -> int:
-    """Keep what finished runs say of claims."""
-    from workbench.claims.table import KEPT, archive
+def archive_runs(arguments: argparse.Namespace) -> int:
+    """Archive the verdicts of finished runs."""
+    from workbench.claims.table import ARCHIVE, archive
 
     for folder in arguments.runs:
-        print(f"kept        {shown(archive(folder, arguments.to or KEPT))}")
+        print(f"archived    {shown(archive(folder, arguments.to or ARCHIVE))}")
     return 0
 
 
 def write_claims(arguments: argparse.Namespace) -> int:
-    """Keep the given runs, then write docs/claims.md and the README's summary."""
-    from workbench.claims.table import CLAIMS, README, archive, write_table
+    """Archive the given runs, then write docs/claims.md and the README's summary."""
+    from workbench.claims.table import PAGE, README, archive, write_table
 
     for folder in arguments.runs:
-        print(f"kept        {shown(archive(folder))}")
-    print(f"{shown(CLAIMS)}, {shown(README)}: {write_table()} claims")
+        print(f"archived    {shown(archive(folder))}")
+    print(f"{shown(PAGE)}, {shown(README)}: {write_table()} claims")
     return 0
 
 

@@ -437,18 +437,18 @@ class TestDeployed:
                 opponent="static",
                 repeats=2,
                 run=run,
-                theirs_count=5,
+                baseline_count=5,
                 progress=None,
             )
         )
         assert len(found.pairs()) == 2
         assert all(ours > 0 and theirs > 0 for ours, theirs in found.pairs())
-        assert not [doubt for doubt in found.doubts() if "failed" in doubt]
+        assert not [caveat for caveat in found.caveats() if "failed" in caveat]
         assert [(m.side, m.repeat) for m in found.measured] == [
-            ("ours", 0),
-            ("theirs", 0),
-            ("theirs", 1),
-            ("ours", 1),
+            ("candidate", 0),
+            ("baseline", 0),
+            ("baseline", 1),
+            ("candidate", 1),
         ]
         sent = {m.run.path.name: token_counts(m.run) for m in found.measured}
         for repeat in (0, 1):

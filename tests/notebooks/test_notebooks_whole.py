@@ -21,7 +21,7 @@ from support.executed_notebook import output_text
 from support.paths import ROOT
 
 from workbench.claims.claim import read_verdicts
-from workbench.claims.table import archive, read_kept
+from workbench.claims.table import archive, read_archived
 from workbench.runs.run import Run
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -149,9 +149,9 @@ def test_notebook_05_says_what_its_runs_lines_add_up_to(finished: Finished, tmp_
         dollars = check_fleet(run.path / "fleets" / name)
         # One replica, held all day, at a dollar a second.
         assert dollars == pytest.approx(8.0, rel=0.05)
-    (kept,) = read_kept([archive(run.path, tmp_path / "kept").parent])
-    assert kept.summary is not None
-    assert kept.summary["cost"]["dollars"] > 0
+    (archived,) = read_archived([archive(run.path, tmp_path / "archive").parent])
+    assert archived.summary is not None
+    assert archived.summary["cost"]["dollars"] > 0
     assert "Users that each engine holds" in report_of(run)
 
 

@@ -1,4 +1,4 @@
-"""Autoscaling policies side by side on one load: a row and a panel for each, from their runs."""
+"""Compare autoscaling policies on one load, and detect flapping, from saved runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.analysis.reactions import run_reactions
+from workbench.analysis.reactions import Reaction, run_reactions
+from workbench.cost.replica_seconds import ReplicaSeconds, replica_seconds_of
 from workbench.records import DecisionSample
 
 if TYPE_CHECKING:
@@ -16,17 +17,25 @@ if TYPE_CHECKING:
 
     from workbench.runs.run import Run
 
+FLAP_WINDOW_S = 60.0
+FLAP_REVERSALS = 2
+
 
 def policy_table(
     runs: Mapping[str, Run], deployment: str, load_changes_s: Mapping[str, list[float]]
 ) -> pd.DataFrame:
-    """A row a policy: what its users saw, what it held, and how it decided.
+    """Compare runs of several policies under the same load, one row per policy.
 
-    `ttft_p50_ms`, `ttft_p99_ms`: of completed requests, from when each was due. `failed_or_shed`:
-    requests that got no whole answer. `replica_s`: the integral over the run of replicas running,
-    starting or stopping. `changes`: of the target. `wanted_s`, `second_replica_s`: from the load's
-    rise to the policy asking for more, and to the new replica's first token (NaN: it never did).
-    `flaps`: stretches in which the target went back and forth.
+    Columns: `ttft_p50_ms` and `ttft_p99_ms` of the completed requests, from schedule;
+    `failed_or_shed`, the requests without a complete answer; `replica_s`, the replica-seconds
+    held, in any state; `changes` of the target; `wanted_s` and `second_replica_s`, the seconds from
+    the rise of the load to the policy's request for more and to the new replica's first token (NaN
+    if there was none); `flaps`, how often the target went back and forth.
+
+    Args:
+        runs: The runs by policy.
+        deployment: The scaled deployment.
+        load_changes_s: The times at which each run's load changed, on the run's clock.
     """
     import pandas as pd
 
@@ -37,8 +46,8 @@ def policy_table(
 def _row(run: Run, deployment: str, changes: list[float]) -> dict[str, Any]:
     requests = run.requests_frame()
     done = requests[requests.status == "ok"]
-    ttft_ms = ((done.first_token_s - done.scheduled_s) * 1e3).to_numpy(float)
-    made = [one for one in recorded_decisions(run) if one.deployment == deployment]
+    ttft_ms = done.ttft_from_schedule_ms.to_numpy(float)
+    decisions = [one for one in recorded_decisions(run) if one.deployment == deployment]
     up = next((r for r in run_reactions(run, changes) if r.deployment == deployment and r.up), None)
     quantiles = np.percentile(ttft_ms, [50, 99]) if len(ttft_ms) else [np.nan, np.nan]
     return {
@@ -46,42 +55,35 @@ def _row(run: Run, deployment: str, changes: list[float]) -> dict[str, Any]:
         "failed_or_shed": len(requests) - len(done),
         "ttft_p50_ms": quantiles[0],
         "ttft_p99_ms": quantiles[1],
-        "replica_s": held(run.samples_frame("deployment"), deployment),
-        "changes": len(made),
+        "replica_s": _replica_seconds(run, deployment),
+        "changes": len(decisions),
         "wanted_s": _since(up, "policy_wanted_s"),
         "second_replica_s": _since(up, "first_token_s"),
-        "flaps": len(flapping(made)),
+        "flaps": len(flapping(decisions)),
     }
 
 
-def _since(reaction: Any, mark: str) -> float:
-    if reaction is None or reaction.load_changed_s is None or getattr(reaction, mark) is None:
+def _since(reaction: Reaction | None, mark: str) -> float:
+    """Return the seconds from the change of the load to `mark`, NaN if either is unknown."""
+    reached_s = None if reaction is None else getattr(reaction, mark)
+    if reaction is None or reaction.load_changed_s is None or reached_s is None:
         return float("nan")
-    return float(getattr(reaction, mark) - reaction.load_changed_s)
+    return float(reached_s - reaction.load_changed_s)
 
 
-def held(telemetry: pd.DataFrame, deployment: str) -> float:
-    """Replica-seconds of one deployment over its samples: running, starting and stopping ones."""
-    rows = telemetry[telemetry.deployment == deployment].sort_values("time_s")
-    replicas = rows[["running", "starting", "stopping"]].astype(float).sum(axis=1).to_numpy()
-    times = rows.time_s.to_numpy(float)
-    return float((replicas[:-1] * np.diff(times)).sum())
-
-
-FLAP_WINDOW_S = 60.0
-
-
-FLAP_REVERSALS = 2
+def _replica_seconds(run: Run, deployment: str) -> float:
+    seconds = replica_seconds_of(run.samples(), [deployment]).seconds()
+    return seconds.get(deployment, ReplicaSeconds()).total
 
 
 def recorded_decisions(run: Run) -> list[DecisionSample]:
-    """The decisions that a run's telemetry saw."""
+    """Return the decisions in a run's telemetry."""
     return [one for one in run.samples() if isinstance(one, DecisionSample)]
 
 
 @dataclass(frozen=True)
 class Flapping:
-    """A target that went up and down again in short order."""
+    """A stretch in which a target went up and down repeatedly within a short time."""
 
     deployment: str
     start_s: float
@@ -92,23 +94,24 @@ class Flapping:
         path = " → ".join(map(str, self.targets))
         return (
             f"{self.deployment} flaps: {path} within {self.end_s - self.start_s:.0f} s from "
-            f"{self.start_s:.0f} s on. A longer downscale_delay_s or look_back_period_s calms it."
+            f"{self.start_s:.0f} s on. Use a longer downscale_delay_s or look_back_period_s."
         )
 
 
 def flapping(
-    made: Iterable[DecisionSample],
+    decisions: Iterable[DecisionSample],
     *,
     window_s: float = FLAP_WINDOW_S,
     reversals: int = FLAP_REVERSALS,
 ) -> list[Flapping]:
-    """Stretches in which a target reversed at least `reversals` times, each within `window_s`.
+    """Return the stretches in which a target reversed at least `reversals` times.
 
-    Up, up, down is a load that came and went; up, down, up within a minute is flapping.
+    Each reversal follows the last one within `window_s` seconds. Up, up, down is a load that came
+    and went; up, down, up within a minute is flapping.
     """
     series: dict[str, list[DecisionSample]] = {}
-    for one in made:
-        series.setdefault(one.deployment, []).append(one)
+    for decision in decisions:
+        series.setdefault(decision.deployment, []).append(decision)
     return [
         Flapping(
             deployment=name,
@@ -116,22 +119,24 @@ def flapping(
             end_s=stretch[-1].time_s,
             targets=(stretch[0].from_target, *(one.to_target for one in stretch)),
         )
-        for name, own in series.items()
-        for stretch in _stretches(own, window_s)
+        for name, of_deployment in series.items()
+        for stretch in _stretches(of_deployment, window_s)
         if len(stretch) > reversals
     ]
 
 
-def _stretches(own: Sequence[DecisionSample], window_s: float) -> list[list[DecisionSample]]:
-    """Runs of decisions in which each one reverses the last, soon after it."""
-    found: list[list[DecisionSample]] = []
-    for one in own:
-        last = found[-1][-1] if found else None
-        reverses = last is not None and (one.to_target > one.from_target) != (
-            last.to_target > last.from_target
-        )
-        if last is not None and reverses and one.time_s - last.time_s <= window_s:
-            found[-1].append(one)
+def _stretches(decisions: Sequence[DecisionSample], window_s: float) -> list[list[DecisionSample]]:
+    """Split decisions into stretches in which each one reverses the last, soon after it."""
+    stretches: list[list[DecisionSample]] = []
+    for decision in decisions:
+        last = stretches[-1][-1] if stretches else None
+        reverses = last is not None and _is_up(decision) != _is_up(last)
+        if last is not None and reverses and decision.time_s - last.time_s <= window_s:
+            stretches[-1].append(decision)
         else:
-            found.append([one])
-    return found
+            stretches.append([decision])
+    return stretches
+
+
+def _is_up(decision: DecisionSample) -> bool:
+    return decision.to_target > decision.from_target

@@ -1,15 +1,15 @@
-"""What a KV cache holds and what of it is empty, worked out from the requests alone. Pure.
+"""How much of a KV cache is empty, computed from the requests and compared with the engine.
 
-A request of p prompt and o output tokens makes one token a step; after its k-th it has p + k tokens
-in the cache, so that over its life it uses o p + o (o + 1) / 2 token-steps. What is held for it
-depends on who gives out the memory:
+A request with p prompt and o output tokens makes one token per step. After its k-th step it has
+p + k tokens in the cache, so that over its life it uses o p + o (o + 1) / 2 token-steps. What is
+held for it depends on the allocation:
 
 - contiguous: `reserve` slots for all of its o steps, the longest that a request may become.
 - padded batch: batches of `batch` requests in their order. Every row has the length of the longest
-  so far, P + k with P the longest prompt of the batch, until the longest answer has ended.
+  so far, P + k with P the longest prompt of the batch, until the longest answer ends.
 - paged: ceil((p + k) / block) blocks of `block` slots.
 
-The waste is the share of held token-steps without a token of a request at work. The terms are those
+The waste is the share of held token-steps without a token of a running request. The terms are those
 of Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention"
 (2023), whose figure 2 measures the same share.
 """
@@ -39,28 +39,37 @@ Lengths = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class KvCacheWaste:
-    """Token-steps that one way of giving out memory holds, and those with a token in them."""
+    """Token-steps that an allocation holds, and those with a token in them."""
 
-    way: str
+    allocation: str
     held: int
     used: int
 
     @property
     def share(self) -> float:
-        """The wasted share of what is held."""
+        """The share of what is held that is empty."""
         return 1 - self.used / self.held
 
 
 def kv_cache_waste(lengths: Lengths, *, reserve: int, batch: int, block: int) -> list[KvCacheWaste]:
-    """Contiguous, padded and paged, for the same requests.
+    """Return the waste of contiguous, padded and paged allocation for the same requests.
 
-    Raises SettingError for no requests, and for one that is longer than `reserve`.
+    Args:
+        lengths: Prompt and output tokens of each request.
+        reserve: Slots per request of contiguous allocation.
+        batch: Requests per padded batch.
+        block: Slots per block of paged allocation.
+
+    Raises:
+        SettingError: If there are no requests, or one is longer than `reserve`.
     """
     if not lengths:
-        raise SettingError("there are no requests: their KV cache has no waste to speak of")
+        raise SettingError("lengths is empty: the waste of a KV cache needs at least one request")
     longest = max(p + o for p, o in lengths)
     if longest > reserve:
-        raise SettingError(f"reserve is {reserve}, but a request has {longest} tokens: raise it")
+        raise SettingError(
+            f"reserve must be at least {longest} (the longest request), got {reserve}"
+        )
     used = sum(o * p + o * (o + 1) // 2 for p, o in lengths)
     return [
         KvCacheWaste(
@@ -88,60 +97,60 @@ def _paged(prompt: int, output: int, block: int) -> int:
 
 
 def request_lengths(records: Iterable[RequestRecord]) -> list[tuple[int, int]]:
-    """The lengths of the completed requests, by the server's own count, as they were sent.
+    """Return the lengths of the completed requests as the server counted them, by sending time.
 
-    The order in which they ended would put those of one length into one batch.
+    The order in which they ended would put those of similar length into one batch.
     """
-    sent = sorted(records, key=lambda one: one.sent_s or 0.0)
+    in_order = sorted(records, key=lambda record: record.sent_s or 0.0)
     return [
-        (one.prompt_tokens, one.output_tokens)
-        for one in sent
-        if one.status == "ok" and one.prompt_tokens and one.output_tokens
+        (record.prompt_tokens, record.output_tokens)
+        for record in in_order
+        if record.status == "ok" and record.prompt_tokens and record.output_tokens
     ]
 
 
 def cache_at(records: Iterable[RequestRecord], times: Sequence[float], block: int) -> pd.DataFrame:
-    """What the client knows of the cache: at each time the requests in it, their tokens and slots.
+    """Return what the requests explain of the cache at each time.
 
-    A request is in the cache from its first token to its end, with its prompt and the tokens that
-    have come; `slots` are those of its blocks. Columns `time_s, requests, tokens, slots`.
+    A request is in the cache from its first token to its end, with its prompt and the tokens so
+    far; `slots` are those of its blocks. Columns: `time_s, requests, tokens, slots`.
     """
     import pandas as pd
 
     at = np.asarray(times, float)
-    found = {name: np.zeros(len(at), int) for name in ("requests", "tokens", "slots")}
-    for one in records:
-        if one.first_token_s is None or one.end_s is None or one.prompt_tokens is None:
+    counts = {name: np.zeros(len(at), int) for name in ("requests", "tokens", "slots")}
+    for record in records:
+        if record.first_token_s is None or record.end_s is None or record.prompt_tokens is None:
             continue
-        here = (one.first_token_s <= at) & (at < one.end_s)
-        tokens = one.prompt_tokens + np.searchsorted(one.token_times_s, at, side="right")
-        found["requests"] += here
-        found["tokens"] += np.where(here, tokens, 0)
-        found["slots"] += np.where(here, -(-tokens // block) * block, 0)
-    return pd.DataFrame({"time_s": at, **found})
+        cached = (record.first_token_s <= at) & (at < record.end_s)
+        tokens = record.prompt_tokens + np.searchsorted(record.token_times_s, at, side="right")
+        counts["requests"] += cached
+        counts["tokens"] += np.where(cached, tokens, 0)
+        counts["slots"] += np.where(cached, -(-tokens // block) * block, 0)
+    return pd.DataFrame({"time_s": at, **counts})
 
 
-NULL_BLOCKS = 1  # vLLM keeps one block that nobody gets
+NULL_BLOCKS = 1  # vLLM reserves one block that no request gets
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """An engine's KV cache: its blocks, and the tokens of each."""
+    """The size of an engine's KV cache: blocks, and slots per block."""
 
     blocks: int
     block: int
 
     @property
     def slots(self) -> int:
-        """Tokens that it holds."""
+        """The tokens that it can hold."""
         return self.blocks * self.block
 
 
 def kv_cache_size(endpoint: Endpoint) -> CacheSize | None:
-    """The engine's cache, from the nodes' metrics; None where no node tells of one.
+    """Return the size of an engine's cache from the nodes' metrics, None if none reports it.
 
-    All replicas of a deployment have the same. Another model's engine on the same cluster tells of
-    its own: only lines of this endpoint's first deployment count.
+    All replicas of a deployment have the same size. Only metrics of this endpoint's first
+    deployment count, because other engines on the cluster report theirs, too.
     """
     import httpx
     import ray
@@ -152,7 +161,7 @@ def kv_cache_size(endpoint: Endpoint) -> CacheSize | None:
             text = httpx.get(node.url, timeout=10, trust_env=False).content
         except httpx.HTTPError:
             continue
-        lines = [one for one in text.decode().splitlines() if f"{CACHE_METRIC}{{" in one]
+        lines = [line for line in text.decode().splitlines() if f"{CACHE_METRIC}{{" in line]
         for family in text_string_to_metric_families("\n".join([*lines, ""])):
             for sample in family.samples:
                 if sample.labels.get("deployment") == endpoint.deployment:
@@ -161,11 +170,11 @@ def kv_cache_size(endpoint: Endpoint) -> CacheSize | None:
 
 
 def kv_cache_frame(run: Run, size: CacheSize | None) -> pd.DataFrame:
-    """Each sample of the engine beside the client's own count at that moment.
+    """Return each sample of the engine's cache with what the requests explain of it.
 
-    Columns: `time_s`, the requests, tokens and slots of `cache_at`, `reported` (slots in use by
-    the engine's account) and `running` (requests in its batch). Samples of an idle engine are left
-    out. Empty where the run has no samples of an engine, or its cache's size is not known.
+    Columns: `time_s`, the requests, tokens and slots of `cache_at`, `reported` (slots in use
+    according to the engine) and `running` (requests in its batch). Samples of an idle engine are
+    left out. The frame is empty if the run has no samples of an engine, or `size` is None.
     """
     if size is None:
         return cache_at([], [], 1).assign(reported=[], running=[])
@@ -179,11 +188,11 @@ def kv_cache_frame(run: Run, size: CacheSize | None) -> pd.DataFrame:
 
 
 def kv_cache_summary(frame: pd.DataFrame) -> str:
-    """How well the two agree, in a line; the samples of a run are its busy seconds."""
+    """Return in one line how well the engine and the requests agree, over all busy samples."""
     both = frame[(frame.slots > 0) & (frame.reported > 0)]
     if both.empty:
-        return "The engine gave no account of its cache while requests were at work."
-    ratio = float((both.reported.sum()) / both.slots.sum())
+        return "The engine reported no cache usage while requests were running."
+    ratio = float(both.reported.sum() / both.slots.sum())
     empty = 1 - both.tokens.sum() / both.reported.sum()
     return (
         f"over {len(both)} samples the engine reports {ratio:.2f} times the slots that the "
@@ -192,16 +201,16 @@ def kv_cache_summary(frame: pd.DataFrame) -> str:
 
 
 def engine_peaks(samples: pd.DataFrame) -> dict[str, float | None]:
-    """Peak KV cache (a share), peak batch, and preemptions of one side; None where unknown."""
+    """Return peak KV-cache usage (a share), peak batch and preemptions; None if unknown."""
 
     def peak(column: str) -> float | None:
         values = samples[column].astype("float64").dropna()
         return None if values.empty else float(values.max())
 
-    counted = samples["preemptions"].astype("float64").dropna()
-    grown = None if counted.empty else float(counted.max() - counted.min())
+    counter = samples["preemptions"].astype("float64").dropna()
+    preemptions = None if counter.empty else float(counter.max() - counter.min())
     return {
         "peak_kv_cache": peak("kv_cache_usage"),
         "peak_batch": peak("running_requests"),
-        "preemptions": grown,
+        "preemptions": preemptions,
     }

@@ -1,4 +1,4 @@
-"""Which layouts of a model fit on GPUs, as a table and a picture; the arithmetic is serving's."""
+"""Which layouts of a model fit on GPUs, as a table. `serving.sizing` does the arithmetic."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.1-70B": _LLAMA | _LARGE | {"intermediate_size": 28672},
     "Mixtral-8x7B": _LLAMA | _MIXTRAL | {"vocab_size": 32000, "max_position_embeddings": 32768},
 }
-"""The published shapes of some models, for a look without their files."""
+"""The published shapes of some models, to plan without their files."""
 
 
 @dataclass(frozen=True)
 class LayoutPlans:
-    """Every layout of a model on some GPUs, and the one to take for so many sequences at once."""
+    """Every layout of a model on some GPUs, and the recommended one for a concurrency."""
 
     model: Architecture
     gpus: GpuPool
@@ -47,7 +47,7 @@ class LayoutPlans:
     advice: Recommendation
 
     def frame(self) -> pd.DataFrame:
-        """A row a layout: GiB on the fullest GPU, replicas, sequences held at once."""
+        """Return one row per layout: GiB on the fullest GPU, replicas, concurrent sequences."""
         import pandas as pd
 
         return pd.DataFrame([_row(plan) for plan in self.plans])
@@ -62,40 +62,50 @@ def plan_layouts(
     quantization: str | None = None,
     kv_cache_dtype: str = "auto",
 ) -> LayoutPlans:
-    """How `model` may be laid out on `gpus` for `concurrency` sequences of `context` tokens.
+    """Return the layouts of `model` on `gpus`, and the recommended one.
 
-    `model` is "tiny", a folder, one of `SHAPES`, or the fields of a config.json. `gpus` has `kind`
-    (Ray's accelerator type), `per_node` (GPUs of each node) and, for a kind that is not in
-    `GPU_GIB`, `gib`. Raises SettingError for a model or a GPU of which nothing is known.
+    Args:
+        model: "tiny", a folder, one of `SHAPES`, or the fields of a config.json.
+        gpus: `kind` (Ray's accelerator type), `per_node` (GPUs of each node) and, for a kind that
+            is not in `GPU_GIB`, `gib`.
+        context: Tokens of one sequence.
+        concurrency: Sequences at the same time.
+        quantization: Of the weights, as in vLLM.
+        kv_cache_dtype: Of the KV cache, as in vLLM.
+
+    Raises:
+        SettingError: If the sizes of the model or the memory of the GPU are unknown.
     """
-    known = _architecture(model)
+    shape = _architecture(model)
     kind = str(gpus.get("kind", "GPU"))
     gib = gpus.get("gib") or GPU_GIB.get(kind)
     if gib is None:
-        raise SettingError(f"gpus: of {kind!r} no memory is known; give gib, or one of {_list()}")
+        raise SettingError(
+            f"gpus.kind is {kind!r}, whose memory is unknown: give gib, or one of {_kinds()}"
+        )
     per_node: Sequence[int] = gpus["per_node"]
-    there = GpuPool(tuple(int(count) for count in per_node), float(gib), kind)
+    pool = GpuPool(tuple(int(count) for count in per_node), float(gib), kind)
     types = DataTypes(quantization=quantization, kv_dtype=kv_cache_dtype)
-    found = plans(known, there, context=context, types=types)
-    return LayoutPlans(known, there, found, concurrency, recommend(found, concurrency))
+    layouts = plans(shape, pool, context=context, types=types)
+    return LayoutPlans(shape, pool, layouts, concurrency, recommend(layouts, concurrency))
 
 
 def _architecture(model: str | Mapping[str, Any]) -> Architecture:
     if not isinstance(model, str):
-        found = parse_architecture(model)
+        shape = parse_architecture(model)
     elif model in SHAPES:
-        found = parse_architecture(SHAPES[model])
+        shape = parse_architecture(SHAPES[model])
     else:
-        found = read_architecture(tiny_model_path() if model == "tiny" else Path(model))
-    if found is None:
+        shape = read_architecture(tiny_model_path() if model == "tiny" else Path(model))
+    if shape is None:
         raise SettingError(
-            f"model is {model!r}, of whose sizes nothing is known here: give 'tiny', a folder, a "
-            f"config.json's fields, or one of {', '.join(SHAPES)}"
+            f"model is {model!r}, whose sizes are unknown: give 'tiny', a folder, the fields of a "
+            f"config.json, or one of {', '.join(SHAPES)}"
         )
-    return found
+    return shape
 
 
-def _list() -> str:
+def _kinds() -> str:
     return ", ".join(sorted(GPU_GIB))
 
 

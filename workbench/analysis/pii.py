@@ -1,9 +1,9 @@
-"""Texts with personal data whose places are known, made from a seed, to measure a guardrail by.
+"""Labelled texts with made-up personal data, to measure a guardrail, and the cost of routing.
 
-Nobody is in them: addresses are at example.com, .org and .net (RFC 2606), phone numbers are of the
-ranges kept for fiction (555-01xx), IP addresses those kept for documents (RFC 5737), card numbers
-and IBANs are random with the check digits that make them valid in form. Half the texts hold none,
-but what is easily mistaken for it: versions of four parts, numbers of orders and tickets, dates.
+The data belongs to nobody: addresses are at example.com, .org and .net (RFC 2606), phone numbers
+from the ranges for fiction (555-01xx), IP addresses from those for documentation (RFC 5737). Card
+numbers and IBANs are random, with valid check digits. Half of the texts contain none, but what is
+easily mistaken for it: versions with four parts, order and ticket numbers, dates.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ _HARMLESS = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text, and the type and value of each piece of personal data in it."""
+    """A text, and the type and value of each entity (piece of personal data) in it."""
 
     text: str
     entities: tuple[tuple[str, str], ...]
 
     @property
     def counts(self) -> Counter[str]:
-        """How many of each type there are."""
+        """The number of entities of each type."""
         return Counter(entity for entity, _ in self.entities)
 
 
 def pii_texts(number: int, *, seed: int = 0) -> list[LabelledText]:
-    """`number` texts in random order; every second one holds one or two pieces."""
+    """Return `number` texts in random order. Half of them contain one or two entities."""
     rng = Random(seed)
-    made = [_personal(rng) if i % 2 else _harmless(rng) for i in range(number)]
-    rng.shuffle(made)
-    return made
+    texts = [_personal(rng) if i % 2 else _harmless(rng) for i in range(number)]
+    rng.shuffle(texts)
+    return texts
 
 
 def _personal(rng: Random) -> LabelledText:
@@ -79,7 +79,7 @@ def _value(kind: str, rng: Random) -> str:
     if kind == "EMAIL_ADDRESS":
         name = rng.choice(("info", "sales.team", "a.b-c", "first_last", "x+tag"))
         host = rng.choice(("example.com", "mail.example.org", "example.net"))
-        if rng.random() < 0.1:  # as people write who fear to be read by machines
+        if rng.random() < 0.1:  # written to hide the address from machines
             return f"{name}{digits[:2]} at {host.replace('.', ' dot ')}"
         return f"{name}{digits[:2]}@{host}"
     if kind == "PHONE_NUMBER":
@@ -99,13 +99,13 @@ def _value(kind: str, rng: Random) -> str:
 
 
 def _with_luhn(digits: str) -> str:
-    """`digits` and the check digit that makes their Luhn sum a multiple of ten."""
+    """Append the check digit that makes the Luhn sum a multiple of ten."""
     doubled = [int(d) * (2 - i % 2) for i, d in enumerate(reversed(digits))]
     return digits + str(-sum(d // 10 + d % 10 for d in doubled) % 10)
 
 
 def parse_guardrail_header(header: str | None) -> Counter[str]:
-    """How many of each type an `x-guardrail` header says were found."""
+    """Return the number of entities of each type in an `x-guardrail` header."""
     entries = re.findall(r"(\w+);action=\w+;count=(\d+)", header or "")
     return Counter({entity: int(count) for entity, count in entries})
 
@@ -113,17 +113,24 @@ def parse_guardrail_header(header: str | None) -> Counter[str]:
 def precision_recall(
     truths: Sequence[Mapping[str, int]], found: Iterable[Mapping[str, int]]
 ) -> pd.DataFrame:
-    """A row a type and one for all: `labelled`, `found`, `right`, `precision`, `recall`.
+    """Return precision and recall, one row per type and one for all.
 
     Counted text by text: of a type found n times where m are labelled, min(n, m) are right.
-    Precision is right / found and recall right / labelled, NaN where that is of nothing.
+    Precision is right / found and recall is right / labelled, NaN if the denominator is 0.
+
+    Args:
+        truths: The labelled entities of each text, by type.
+        found: The entities found in each text, by type.
+
+    Returns:
+        Columns: `labelled`, `found`, `right`, `precision`, `recall`.
     """
     import pandas as pd
 
     rows: dict[str, Counter[str]] = {}
-    for truth, seen in zip(truths, found, strict=True):
-        for entity in truth.keys() | seen.keys():
-            n, m = seen.get(entity, 0), truth.get(entity, 0)
+    for truth, detected in zip(truths, found, strict=True):
+        for entity in truth.keys() | detected.keys():
+            n, m = detected.get(entity, 0), truth.get(entity, 0)
             counts = Counter({"labelled": m, "found": n, "right": min(n, m)})
             for row in (entity, "all"):
                 rows[row] = rows.get(row, Counter()) + counts
@@ -141,11 +148,16 @@ def precision_recall(
 
 
 def routing_costs(requests: pd.DataFrame, prices: Mapping[str, float], large: str) -> pd.DataFrame:
-    """What the router saved: a row a model, and a row for all of them.
+    """Return what the router saved, one row per model and one for all.
 
-    Frames are those of `Run.requests_frame`; completed requests count. `prices` are $ per million
-    tokens, of prompts and answers together. Columns: `requests`, `tokens`, `usd`, `usd_large` (had
-    `large` answered the same tokens), `median_e2el_ms`.
+    Args:
+        requests: `Run.requests_frame`. Completed requests count.
+        prices: $ per million tokens by model, of prompts and answers together.
+        large: The model that would have answered everything without a router.
+
+    Returns:
+        Columns: `requests`, `tokens`, `usd`, `usd_large` (if `large` had answered the same
+        tokens), `median_e2el_ms`.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Where the time went between a change of load and the replica that answers it."""
+"""Where the time goes between a change of load and the replica that answers it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
+from workbench.records import DecisionSample, DeploymentSample, LoadChange, ReplicaSample
 from workbench.workload.arrivals import ClosedLoop, TraceReplay
 from workbench.workload.rate_curve import change_times
+from workbench.workload.spec import LoadSpec
 
 if TYPE_CHECKING:
     from workbench.runs.run import Run
-    from workbench.workload.spec import LoadSpec
+
+SAMPLES_BEFORE_S = 5
+"""Seconds before a change of load from which the autoscaler's usual count is read."""
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """One decision, from the change of load behind it to the replica that answers it.
+    """One decision, from the change of load that caused it to the replica that answers it.
 
-    Times are seconds on the run's clock; what did not happen, or cannot be told, is None. A
-    decision to go down ends with `stopped_s`, when no more replicas run than wanted.
+    Times are seconds on the run's clock. What did not happen, or is unknown, is None. A decision
+    to scale down ends with `stopped_s`, when no more replicas are left than the target.
     """
 
     deployment: str
@@ -38,17 +41,18 @@ class Reaction:
 
     @property
     def up(self) -> bool:
+        """Whether the target rose."""
         return self.to_target > self.from_target
 
     @property
     def cold_start_s(self) -> float | None:
-        """From the load that woke a sleeping deployment to its first token; None for others."""
+        """Seconds from the load that woke a deployment at zero to its first token, else None."""
         if self.from_target or self.load_changed_s is None or self.first_token_s is None:
             return None
         return self.first_token_s - self.load_changed_s
 
     def marks(self) -> list[tuple[str, float]]:
-        """What happened, in order, and when; what is not known is left out."""
+        """Return what happened and when, in order. What is unknown is left out."""
         named = [
             ("load changed", self.load_changed_s),
             ("metric saw it", self.metric_saw_s),
@@ -62,33 +66,37 @@ class Reaction:
         return [(name, at) for name, at in named if at is not None]
 
     def steps(self) -> list[tuple[str, float, float]]:
-        """Each mark with the time before it: (name, start_s, end_s). They add up to the whole."""
+        """Return (name, start_s, end_s) of the time before each mark. They add up to the whole."""
         return [(name, start, end) for (_, start), (name, end) in pairwise(self.marks())]
 
 
 def reactions(
     samples: Sequence[DeploymentSample],
-    made: Sequence[DecisionSample],
+    decisions: Sequence[DecisionSample],
     *,
     load_changes_s: Sequence[float] = (),
     replicas: Sequence[ReplicaSample] = (),
     first_tokens_s: Sequence[float] = (),
 ) -> list[Reaction]:
-    """The reaction behind each decision of one run.
+    """Return the reaction behind each decision of one run.
 
-    `load_changes_s` are the times at which the offered load changed, `replicas` the replica
-    samples, and `first_tokens_s` the requests' first tokens, by which a deployment that slept is
-    known to answer again before its own counters are read.
+    Args:
+        samples: The deployment samples.
+        decisions: The decisions.
+        load_changes_s: The times at which the offered load changed.
+        replicas: The replica samples.
+        first_tokens_s: The times of the requests' first tokens. They show that a deployment that
+            was scaled to zero answers again before its own counters are read.
     """
-    own = {one.deployment: [s for s in samples if s.deployment == one.deployment] for one in made}
-    changes = sorted(load_changes_s)
-    found = []
-    for decision in made:
-        series = own[decision.deployment]
-        later = [d.time_s for d in made if d.deployment == decision.deployment]
-        until = min((at for at in later if at > decision.time_s), default=float("inf"))
-        found.append(_reaction(decision, series, until, changes, replicas, sorted(first_tokens_s)))
-    return found
+    changes, tokens = sorted(load_changes_s), sorted(first_tokens_s)
+    results = []
+    for decision in decisions:
+        same = [one for one in decisions if one.deployment == decision.deployment]
+        later = (one.time_s for one in same if one.time_s > decision.time_s)
+        series = [one for one in samples if one.deployment == decision.deployment]
+        until_s = min(later, default=float("inf"))
+        results.append(_reaction(decision, series, until_s, changes, replicas, tokens))
+    return results
 
 
 def _reaction(
@@ -107,33 +115,33 @@ def _reaction(
         "from_target": decision.from_target,
         "to_target": decision.to_target,
         "load_changed_s": changed,
-        "metric_saw_s": _saw(series, changed, wanted, up),
+        "metric_saw_s": _metric_saw(series, changed, wanted, up),
         "policy_wanted_s": wanted,
         "delay_passed_s": decision.time_s,
     }
-    after = [one for one in series if decision.time_s <= one.time_s]
+    after = [sample for sample in series if decision.time_s <= sample.time_s]
     if not up:
-        stopped = _first(after, lambda one: _at_most(one, decision.to_target))
+        stopped = _first(after, lambda sample: _at_most(sample, decision.to_target))
         return Reaction(**common, stopped_s=stopped)
     new = _new_replicas(decision, replicas, until_s)
-    scheduled = min((one.time_s for one in new), default=None)
+    scheduled = min((sample.time_s for sample in new), default=None)
     if scheduled is None:
-        scheduled = _first(after, lambda one: bool(one.starting))
-    loaded = _first(after, lambda one: (one.running or 0) >= decision.to_target)
+        scheduled = _first(after, lambda sample: bool(sample.starting))
+    loaded = _first(after, lambda sample: (sample.running or 0) >= decision.to_target)
     served = _served(decision, new, loaded, first_tokens_s)
     if served is not None and loaded is not None:
-        loaded = min(loaded, served)  # it answers between two samples
+        loaded = min(loaded, served)  # the first token may come between two samples
     return Reaction(**common, scheduled_s=scheduled, loaded_s=loaded, first_token_s=served)
 
 
-def _saw(
+def _metric_saw(
     series: Sequence[DeploymentSample], changed: float | None, wanted: float, up: bool
 ) -> float | None:
-    """When the autoscaler's count first left the range it had before the load changed."""
+    """Return when the autoscaler's count first left its range before the load changed."""
     if changed is None:
         return None
     known = [(one.time_s, one.total_requests) for one in series if one.total_requests is not None]
-    before = [value for at, value in known if changed - 5 <= at <= changed]
+    before = [value for at, value in known if changed - SAMPLES_BEFORE_S <= at <= changed]
     edge = (max if up else min)(before, default=0.0 if up else float("inf"))
     after = [at for at, value in known if at > changed and (value > edge if up else value < edge)]
     return min(min(after, default=wanted), wanted)
@@ -142,13 +150,13 @@ def _saw(
 def _new_replicas(
     decision: DecisionSample, replicas: Sequence[ReplicaSample], until_s: float
 ) -> list[ReplicaSample]:
-    """Samples of replicas that were not there when the decision fell."""
-    own = [one for one in replicas if one.deployment == decision.deployment]
-    old = {one.replica for one in own if one.time_s < decision.time_s}
-    first: dict[str, float] = {}
-    for one in own:
-        first.setdefault(one.replica, one.time_s)
-    return [one for one in own if one.replica not in old and first[one.replica] < until_s]
+    """Return the samples of replicas that did not exist when the decision was made."""
+    same = [sample for sample in replicas if sample.deployment == decision.deployment]
+    old = {sample.replica for sample in same if sample.time_s < decision.time_s}
+    first_s: dict[str, float] = {}
+    for sample in same:
+        first_s.setdefault(sample.replica, sample.time_s)
+    return [s for s in same if s.replica not in old and first_s[s.replica] < until_s]
 
 
 def _served(
@@ -157,53 +165,63 @@ def _served(
     loaded: float | None,
     first_tokens_s: Sequence[float],
 ) -> float | None:
-    told = [one.time_s for one in new if (one.output_tokens or 0) > 0]
+    """Return when a new replica served its first token, None if it is unknown."""
+    times = [sample.time_s for sample in new if (sample.output_tokens or 0) > 0]
     if decision.from_target == 0:
-        told += [at for at in first_tokens_s if at >= decision.time_s][:1]
-    elif told and loaded is not None:
-        return max(min(told), loaded)
-    return min(told, default=None)
+        times += [at for at in first_tokens_s if at >= decision.time_s][:1]
+    elif times and loaded is not None:
+        return max(min(times), loaded)
+    return min(times, default=None)
 
 
 def _at_most(sample: DeploymentSample, target: int) -> bool:
-    held = [sample.running, sample.starting, sample.stopping]
-    return sum(one or 0 for one in held) <= target
+    counts = [sample.running, sample.starting, sample.stopping]
+    return sum(count or 0 for count in counts) <= target
 
 
 def _first(
     series: Iterable[DeploymentSample], holds: Callable[[DeploymentSample], bool]
 ) -> float | None:
-    return next((one.time_s for one in series if holds(one)), None)
+    return next((sample.time_s for sample in series if holds(sample)), None)
 
 
-def load_changes(load: LoadSpec, start_s: float = 0.0) -> list[float]:
-    """When the rate that `load` offers changes, its end included, if it began at `start_s`.
+def load_changes(load: LoadSpec | Iterable[LoadChange], start_s: float = 0.0) -> list[float]:
+    """Return the times at which an offered load changes, on the run's clock.
 
-    A rate that grows or falls in a line changes where that begins. A closed loop and a trace have
-    a beginning alone.
+    A rate that rises or falls in a line changes where the line begins. The end of a load is a
+    change. A closed loop and a trace change only at their start.
+
+    Args:
+        load: A planned load, or the recorded changes of a live one (`Run.changes`).
+        start_s: When the planned load started. Recorded changes have times of their own.
     """
+    if not isinstance(load, LoadSpec):
+        return change_times(load)
     if isinstance(load.arrivals, ClosedLoop | TraceReplay):
         return [start_s]
-    at, last, found = 0.0, 0.0, []
+    at, last_rate, times = 0.0, 0.0, []
     until = float("inf") if load.duration_s is None else load.duration_s
-    for piece in load.arrivals.segments():
+    for segment in load.arrivals.segments():
         if at >= until:
             break
-        if not piece.from_rate == piece.to_rate == last:
-            found.append(start_s + at)
-        at, last = at + piece.duration_s, piece.to_rate
+        if not segment.from_rate == segment.to_rate == last_rate:
+            times.append(start_s + at)
+        at, last_rate = at + segment.duration_s, segment.to_rate
     end = min(at, until)
-    return [*found, start_s + end] if last and end != float("inf") else found
+    return [*times, start_s + end] if last_rate and end != float("inf") else times
 
 
 def run_reactions(run: Run, load_changes_s: Sequence[float] | None = None) -> list[Reaction]:
-    """The reactions of a run, from its folder. A live load has kept when it changed."""
+    """Return the reactions of a saved run.
+
+    `load_changes_s` is not needed for a live load, which recorded its changes.
+    """
     samples = list(run.samples())
-    firsts = (record.first_token_s for record in run.records())
+    first_tokens = (record.first_token_s for record in run.records())
     return reactions(
-        [one for one in samples if isinstance(one, DeploymentSample)],
-        [one for one in samples if isinstance(one, DecisionSample)],
-        load_changes_s=change_times(run.changes()) if load_changes_s is None else load_changes_s,
-        replicas=[one for one in samples if isinstance(one, ReplicaSample)],
-        first_tokens_s=[at for at in firsts if at is not None],
+        [sample for sample in samples if isinstance(sample, DeploymentSample)],
+        [sample for sample in samples if isinstance(sample, DecisionSample)],
+        load_changes_s=load_changes(run.changes()) if load_changes_s is None else load_changes_s,
+        replicas=[sample for sample in samples if isinstance(sample, ReplicaSample)],
+        first_tokens_s=[at for at in first_tokens if at is not None],
     )

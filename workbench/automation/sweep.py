@@ -25,14 +25,11 @@ from serving.errors import WorkbenchError
 from serving.spec.base import Frozen
 from workbench.automation.notebooks import check_parameters, parameters_of, read_value
 from workbench.errors import RunError, SettingError
+from workbench.metrics.registry import COUNTS, RATES, compared_figures
 from workbench.runs.redact import redact
 from workbench.runs.run import LOCATION_PARAMETERS
 
-FIGURES = (
-    *("completed", "failed", "shed", "duration"),
-    *("request_throughput", "output_throughput", "request_goodput", "slo_attainment"),
-    *(f"{s}_{name}_ms" for name in ("ttft", "tpot", "e2el") for s in ("median", "p95", "p99")),
-)
+FIGURES = (*COUNTS, "duration", *RATES, *compared_figures("median", "p95", "p99"))
 _SHOWN = (
     *("completed", "failed", "shed", "request_throughput", "output_throughput", "slo_attainment"),
     *("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_e2el_ms", "client_limited"),

@@ -1,8 +1,8 @@
-"""The table of claims in docs/claims.md and its summary in README.md, made from archived runs.
+"""The table of claims in docs/claims.md and its summary in README.md, from archived runs.
 
-`keep` copies the verdicts of a finished run into a small JSON file. `write_table` makes the table
-and the summary from these files, each between two marks. Of several runs of one claim against one
-opponent on the same hardware and model, the newest that measured it counts.
+`archive` copies the verdicts of a finished run into a small JSON file. `write_table` writes the
+table and the summary from these files, each between two marks. Of several runs that measured one
+claim against one opponent on the same hardware and model, the newest counts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from workbench.runs.redact import redact
 from workbench.runs.run import LOCATION_PARAMETERS, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-CLAIMS, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
+PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-KEPT = RESULTS / "claims"
-PLACES = (KEPT, RESULTS / "gpu")
+ARCHIVE = RESULTS / "claims"
+ARCHIVES = (ARCHIVE, RESULTS / "gpu")
 BEGIN, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
 SUMMARY_BEGIN = "<!-- claims summary: written by `make claims` -->"
 SUMMARY_END = "<!-- end of claims summary -->"
@@ -41,9 +41,9 @@ SUMMARY = (
     "p95_ttft_ms",
     "p95_tpot_ms",
 )
-"""Figures of a run's summary that are kept beside its verdicts."""
-UNKEPT = (*LOCATION_PARAMETERS, "live", "address", "port")
-"""Parameters that say where a run went and who looked on, and shape nothing in it."""
+"""Figures of a run's summary that are archived with its verdicts."""
+NOT_ARCHIVED = (*LOCATION_PARAMETERS, "live", "address", "port")
+"""Parameters that do not affect the results of a run."""
 _CPU_NOTE = (
     "**Rows measured on a CPU use a tiny model.** They show that the experiment works and can "
     "fail, not what a GPU would give: there is hardly any memory traffic to save, and all "
@@ -58,35 +58,39 @@ _FLASH_NOTE = (
 )
 
 
-class KeptRun(Frozen):
-    """What is kept of a finished run: small enough for the repository."""
+class ArchivedRun(Frozen):
+    """The part of a finished run that is small enough for the repository."""
 
-    run_id: str = Field(description="The run's folder.")
+    run_id: str = Field(description="The run's id.")
     date: str = Field(description="When it began, in UTC.")
     notebook: str = Field(description="The notebook that measured.")
-    parameters: dict[str, Any] = Field(description="Its parameters, without where it went.")
+    parameters: dict[str, Any] = Field(description="Its parameters, without its location.")
     machine: dict[str, Any] = Field(description="CPU, cores, memory, GPUs.")
-    versions: dict[str, str] = Field(description="Of the packages used.")
+    versions: dict[str, str] = Field(description="Package versions.")
     summary: dict[str, Any] | None = Field(description="A few figures of the run's summary.")
-    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="What it says of claims.")
+    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="Its verdicts on claims.")
 
 
-def archive(folder: str | Path, to: Path = KEPT) -> Path:
-    """Take the finished run in `folder` to `to/RUN_ID.json`; the path of that file.
+def archive(folder: str | Path, to: Path = ARCHIVE) -> Path:
+    """Copy the verdicts of the finished run in `folder` to `to/RUN_ID.json`.
 
-    Raises RunError for a folder that is no run, or whose run has judged no claim.
+    Returns:
+        The path of that file.
+
+    Raises:
+        RunError: If `folder` is not a run, or its run has no verdict.
     """
     run = Run.open(folder)
     if not (run.path / FILE).exists():
         raise RunError(
-            f"{folder} has no {FILE}: it has not finished, or its notebook judges no claim"
+            f"{folder} has no {FILE}: the run is not finished, or its notebook evaluates no claim"
         )
-    given = run.experiment.get("parameters") or {}
-    kept = KeptRun(
+    parameters = run.experiment.get("parameters") or {}
+    archived = ArchivedRun(
         run_id=run.run_id,
         date=str(run.document["date"]),
         notebook=str(run.experiment.get("notebook") or ""),
-        parameters=redact({n: value for n, value in given.items() if n not in UNKEPT}),
+        parameters=redact({n: v for n, v in parameters.items() if n not in NOT_ARCHIVED}),
         machine=run.document["hardware"],
         versions=run.document["versions"],
         summary=_summary(run),
@@ -94,7 +98,7 @@ def archive(folder: str | Path, to: Path = KEPT) -> Path:
     )
     path = to / f"{run.run_id}.json"
     to.mkdir(parents=True, exist_ok=True)
-    write_document(path, kept.model_dump(mode="json"))
+    write_document(path, archived.model_dump(mode="json"))
     return path
 
 
@@ -102,44 +106,47 @@ def _summary(run: Run) -> dict[str, Any] | None:
     summary = run.summary()
     if summary is None:
         return None
-    found = {name: summary.figure(name) for name in SUMMARY}
-    return found | {
+    figures = {name: summary.figure(name) for name in SUMMARY}
+    return figures | {
         "client_limited": summary.client_health.client_limited,
         "cost": summary.cost,
     }
 
 
-def read_kept(places: Iterable[Path] = PLACES) -> list[KeptRun]:
-    """All runs kept in the folders `places`, in the order of their names.
+def read_archived(archives: Iterable[Path] = ARCHIVES) -> list[ArchivedRun]:
+    """Return all runs in the folders `archives`, by file name.
 
-    Files without `verdicts` are other results and passed over. Raises RunError for one that is
-    broken.
+    Files without `verdicts` are other results and ignored.
+
+    Raises:
+        RunError: If a file is invalid.
     """
-    found = []
-    for path in [path for place in places for path in sorted(place.glob("*.json"))]:
+    runs = []
+    for path in [path for folder in archives for path in sorted(folder.glob("*.json"))]:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as problem:
-            raise RunError(f"{path} is no JSON: {problem}") from None
+            raise RunError(f"{path} is not JSON: {problem}") from None
         if isinstance(document, dict) and "verdicts" in document:
             try:
-                found.append(KeptRun.model_validate(document))
+                runs.append(ArchivedRun.model_validate(document))
             except ValidationError as problem:
-                raise RunError(f"{path}: {explain(problem, KeptRun)}") from None
-    return found
+                raise RunError(f"{path}: {explain(problem, ArchivedRun)}") from None
+    return runs
 
 
 def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Of each claim, opponent, hardware and model the latest that measured; of a GPU first."""
+    """Return the latest measured verdict per claim, opponent, hardware and model, GPUs first."""
     latest: dict[tuple[str, ...], Verdict] = {}
 
-    def age(one: Verdict) -> tuple[bool, str, str]:
-        # A run that left an opponent out says nothing against one that did not.
-        return one.ratio is not None, one.where.date, one.where.run_id
+    def age(verdict: Verdict) -> tuple[bool, str, str]:
+        # A run that left an opponent out does not replace one that measured it.
+        return verdict.ratio is not None, verdict.where.date, verdict.where.run_id
 
-    for one in sorted(verdicts, key=age):
-        place = (one.where.accelerator, one.where.hardware, one.where.model)
-        latest[(one.claim.name, one.claim.figure, one.opponent, *place)] = one
+    for verdict in sorted(verdicts, key=age):
+        claim, where = verdict.claim, verdict.where
+        setup = (where.accelerator, where.hardware, where.model)
+        latest[(claim.name, claim.figure, verdict.opponent, *setup)] = verdict
     return sorted(
         latest.values(),
         key=lambda one: (one.where.accelerator != "gpu", one.claim.name, one.opponent),
@@ -147,37 +154,38 @@ def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """The claims as a Markdown table, with notes on CPU rows and on flash attention."""
+    """Return the claims as a Markdown table, with notes on CPU rows and on flash attention."""
     if not verdicts:
-        return "No run has judged a claim yet.\n"
+        return "No run has evaluated a claim yet.\n"
     head = ["claim", "against", "hardware and model", "measured", "verdict", "run"]
     rows = [head, ["---"] * len(head), *(_row(one) for one in latest_verdicts(verdicts))]
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
-    if any(one.where.accelerator == "cpu" for one in verdicts):
+    if any(verdict.where.accelerator == "cpu" for verdict in verdicts):
         lines += ["", _CPU_NOTE]
-    if any(_lacks_flash(one) for one in verdicts):
+    if any(_lacks_flash_attention(verdict) for verdict in verdicts):
         lines += ["", _FLASH_NOTE]
     return "\n".join(lines) + "\n"
 
 
-def _lacks_flash(one: Verdict) -> bool:
-    """Whether the opponent would have been faster with a package that its host did not have."""
-    versions = one.where.versions
-    continuous = "continuous" in one.opponent and one.ratio is not None
-    return continuous and one.where.accelerator == "gpu" and FLASH_ATTN not in versions
+def _lacks_flash_attention(verdict: Verdict) -> bool:
+    """Return whether the opponent would have been faster with flash attention installed."""
+    continuous = "continuous" in verdict.opponent and verdict.ratio is not None
+    where = verdict.where
+    return continuous and where.accelerator == "gpu" and FLASH_ATTN not in where.versions
 
 
-def _row(one: Verdict) -> list[str]:
+def _row(verdict: Verdict) -> list[str]:
     measured = "-"
-    if one.ratio is not None:
-        interval = "" if one.low is None else f" ({one.low:.3g} to {one.high:.3g})"
-        pairs = f"{one.repeats} pair{'s' if one.repeats != 1 else ''}"
-        measured = f"{one.ratio:.3g}x{interval}, {pairs}"
-    said = f"**{one.verdict}**"
-    if one.verdict == "not decided":
-        said += f": {one.reason}"
-    said += "".join(f"; {note}" for note in _notes(one))
-    return [_claim(one), one.opponent, _hardware(one), measured, said, f"`{one.where.run_id}`"]
+    if verdict.ratio is not None:
+        interval = "" if verdict.low is None else f" ({verdict.low:.3g} to {verdict.high:.3g})"
+        pairs = f"{verdict.repeats} pair{'s' if verdict.repeats != 1 else ''}"
+        measured = f"{verdict.ratio:.3g}x{interval}, {pairs}"
+    decision = f"**{verdict.verdict}**"
+    if verdict.verdict == "not decided":
+        decision += f": {verdict.reason}"
+    decision += "".join(f"; {note}" for note in _notes(verdict))
+    run_id = f"`{verdict.where.run_id}`"
+    return [_claim(verdict), verdict.opponent, _hardware(verdict), measured, decision, run_id]
 
 
 def _cell(text: str) -> str:
@@ -185,7 +193,7 @@ def _cell(text: str) -> str:
 
 
 def summary_table(verdicts: Iterable[Verdict]) -> str:
-    """The decided claims as a short Markdown table, one row per claim, hardware and model."""
+    """Return the decided claims as a Markdown table, one row per claim, hardware and model."""
     decided = [verdict for verdict in latest_verdicts(verdicts) if verdict.verdict != "not decided"]
     if not decided:
         return "No claim has been decided yet.\n"
@@ -221,29 +229,38 @@ def _hardware(verdict: Verdict) -> str:
 
 
 def _notes(verdict: Verdict) -> list[str]:
-    return [*verdict.notes, *(["without flash attention"] if _lacks_flash(verdict) else [])]
+    return [
+        *verdict.notes,
+        *(["without flash attention"] if _lacks_flash_attention(verdict) else []),
+    ]
 
 
-def with_table(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with `made` between two marks. Raises SettingError if a mark is missing."""
+def with_table(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return `text` with `content` between two marks.
+
+    Raises:
+        SettingError: If a mark is missing.
+    """
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found_begin and found_end):
-        raise SettingError(f"the document has no lines {begin} and {end}; restore them")
-    return f"{before}{begin}\n\n{made}\n{end}{after}"
+        raise SettingError(f"the document has no lines {begin} and {end}: restore them")
+    return f"{before}{begin}\n\n{content}\n{end}{after}"
 
 
-def write_table(page: Path = CLAIMS, readme: Path = README, places: Iterable[Path] = PLACES) -> int:
+def write_table(
+    page: Path = PAGE, readme: Path = README, archives: Iterable[Path] = ARCHIVES
+) -> int:
     """Write the table into `page` and the summary into `readme`.
 
     Returns:
         The number of rows of the table.
     """
-    verdicts = [verdict for run in read_kept(places) for verdict in run.verdicts]
-    for path, made, begin, end in (
+    verdicts = [verdict for run in read_archived(archives) for verdict in run.verdicts]
+    for path, content, begin, end in (
         (page, table(verdicts), BEGIN, END),
         (readme, summary_table(verdicts), SUMMARY_BEGIN, SUMMARY_END),
     ):
-        text = with_table(path.read_text(encoding="utf-8"), made, begin, end)
+        text = with_table(path.read_text(encoding="utf-8"), content, begin, end)
         path.write_text(text, encoding="utf-8")
     return len(latest_verdicts(verdicts))

@@ -1,21 +1,21 @@
-"""What a run costs: replica-seconds times prices, over the tokens that met the SLO. Pure.
+"""The cost of a run: replica-seconds times prices, per token that met the SLO. Pure.
 
-- A replica's price per hour is that of its resources by the spec (all of its engine workers), or
-  its share of a node's price: the largest of its shares of the node's CPUs and GPUs.
-- $ so far = replica-seconds held (busy, idle, starting, stopping, unknown;
-`workbench.cost.replica_seconds`) x
-  price per hour / 3600, plus energy where it has a price.
-- $ per million tokens = $ so far / tokens of requests within the SLO x 1e6. A failed, refused or
-  late request adds no tokens, and idle and starting replicas add dollars all the same.
-- Blended: prompt and output tokens count alike. Split: an output token is taken to cost
-  `output_weight` input tokens, so that an input token's price is $ / (input + weight x output), an
-  output token's is weight times that, and both together give the dollars spent again.
+- The price of a replica per hour is that of its resources in the specification (all of its engine
+  workers), or its share of a node's price: the larger of its shares of the node's CPUs and GPUs.
+- dollars = replica-seconds held (busy, idle, starting, stopping, unknown; see
+  `workbench.cost.replica_seconds`) x price per hour / 3600, plus energy if it has a price.
+- dollars per million tokens = dollars / tokens of requests within the SLO x 1e6. A failed, shed or
+  late request adds no tokens. Idle and starting replicas add dollars all the same.
+- Blended: prompt and output tokens count alike. Split: an output token costs as much as
+  `output_weight` input tokens. An input token costs dollars / (input + weight x output), an output
+  token `weight` times that. Both together give the dollars spent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
 from workbench.cost.prices import Prices, replica_prices
 from workbench.cost.replica_seconds import (
-    STATES,
+    REPLICA_STATES,
     ReplicaSeconds,
     ReplicaSecondsMeter,
     replica_seconds_of,
@@ -37,62 +37,71 @@ if TYPE_CHECKING:
 
 
 class Cost(Frozen):
-    """What was held and what it cost; `model_dump` is the `cost` of `summary.json`.
+    """What was held and what it cost. `model_dump` is the `cost` of `summary.json`.
 
-    Absent is None: without a token within the SLO there is no price of one.
+    Prices per token are None if no token met the SLO.
     """
 
     currency: Literal["$"] = "$"
-    per_replica_hour: dict[str, float] = Field(description="$ an hour of a replica, by deployment.")
+    per_replica_hour: dict[str, float] = Field(description="$ per replica-hour, by deployment.")
     replica_seconds: dict[str, dict[str, float]] = Field(description="By deployment and state.")
-    busy_s: float = Field(description="Replica-seconds at work.")
+    busy_s: float = Field(description="Replica-seconds with a request.")
     idle_s: float = Field(description="Replica-seconds without a request.")
     starting_s: float = Field(description="Replica-seconds before a replica could serve.")
-    stopping_s: float = Field(description="Replica-seconds of ending.")
-    unknown_s: float = Field(description="Replica-seconds held that nobody saw the use of.")
-    held_s: float = Field(description="All of these: what is paid for.")
-    energy_kwh: float | None = Field(description="Of the GPUs, where they report their power.")
-    energy_dollars: float | None = Field(description="In `dollars`, if it has a price.")
+    stopping_s: float = Field(description="Replica-seconds while a replica stopped.")
+    unknown_s: float = Field(description="Replica-seconds held in an unknown state.")
+    held_s: float = Field(description="The sum of these, which is paid for.")
+    energy_kwh: float | None = Field(description="Energy of the GPUs, if they report their power.")
+    energy_dollars: float | None = Field(description="Part of `dollars`, if energy has a price.")
     dollars: float = Field(description="$ so far.")
     dollars_per_hour: float = Field(description="$ per hour of what is held now, without energy.")
     good_requests: int = Field(description="Requests within the SLO.")
     input_tokens: int = Field(description="Prompt tokens of these.")
     output_tokens: int = Field(description="Output tokens of these.")
-    output_weight: float = Field(description="Input tokens that an output token stands for.")
+    output_weight: float = Field(description="Input tokens that one output token counts as.")
     per_million_tokens: float | None = Field(description="Blended: input and output alike.")
     per_million_input_tokens: float | None = Field(description="Split by `output_weight`.")
     per_million_output_tokens: float | None = Field(description="Split by `output_weight`.")
 
 
-class CostMeter:
-    """The cost while it grows: samples and ended requests in, a `Cost` out at any time.
+class GoodTokens(NamedTuple):
+    """Requests within the SLO, and their tokens."""
 
-    `per_replica_hour` is $ by deployment, from `replica_prices`; other deployments cost nothing.
-    Every call takes constant time. Not for several threads at once.
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class CostMeter:
+    """The cost so far, from samples and ended requests. Not thread-safe.
+
+    Every call takes constant time.
+
+    Args:
+        per_replica_hour: $ per replica-hour by deployment, from `replica_prices`. Other
+            deployments cost nothing.
+        prices: The prices of energy and of output tokens.
+        start_s: Seconds on the run's clock; nothing counts before.
     """
 
     def __init__(
         self, per_replica_hour: Mapping[str, float], prices: Prices, *, start_s: float = 0.0
     ) -> None:
-        self._hour, self._prices = dict(per_replica_hour), prices
-        self.ledger = ReplicaSecondsMeter(self._hour, start_s=start_s)
-        self._requests, self._input, self._output = 0, 0, 0
+        self._per_hour, self._prices = dict(per_replica_hour), prices
+        self._replica_seconds = ReplicaSecondsMeter(self._per_hour, start_s=start_s)
+        self._good = GoodTokens()
 
-    def see(self, sample: Sample) -> None:
-        """A sample was taken."""
-        self.ledger.see(sample)
+    def observe(self, sample: Sample) -> None:
+        """Count up to this sample."""
+        self._replica_seconds.observe(sample)
 
-    def good(self, input_tokens: int | None, output_tokens: int | None, requests: int = 1) -> None:
-        """So many requests more ended within the SLO, with so many tokens."""
-        self._requests += requests
-        self._input += input_tokens or 0
-        self._output += output_tokens or 0
+    def add_tokens(self, good: GoodTokens) -> None:
+        """Count requests that ended within the SLO."""
+        self._good = GoodTokens(*(a + b for a, b in zip(self._good, good, strict=True)))
 
     def now(self) -> Cost:
-        """All so far."""
-        return _cost(
-            self.ledger, self._hour, self._prices, (self._requests, self._input, self._output)
-        )
+        """Return the cost up to the last sample."""
+        return _cost(self._replica_seconds, self._per_hour, self._prices, self._good)
 
 
 def cost_of(
@@ -104,71 +113,81 @@ def cost_of(
     start_s: float = 0.0,
     end_s: float | None = None,
 ) -> Cost:
-    """The cost of a saved run, from its `telemetry.jsonl` and `requests.jsonl`.
+    """Return the cost of a saved run, from its `telemetry.jsonl` and `requests.jsonl`.
 
-    Without an SLO every completed request counts as good. `start_s` and `end_s` cut both files;
-    requests count in the window in which they were due. Raises SettingError for a missing price,
-    RunError for a file that cannot be read.
+    Args:
+        run: The run.
+        spec: What was deployed.
+        prices: Its prices.
+        slo: The SLO that tokens must meet. Without it, every completed request counts.
+        start_s: Start of the window that counts, in seconds on the run's clock.
+        end_s: End of the window. A request belongs to the window in which it was due.
+
+    Raises:
+        SettingError: If a price is missing.
+        RunError: If a file cannot be read.
     """
     per_hour = replica_prices(spec, prices)
-    ledger = replica_seconds_of(run.samples(), per_hour, start_s=start_s, end_s=end_s)
-    good = good_tokens(run.records(), slo, start_s=start_s, end_s=end_s)
-    return _cost(ledger, per_hour, prices, good)
+    meter = replica_seconds_of(run.samples(), per_hour, start_s=start_s, end_s=end_s)
+    good = tokens_within_slo(run.records(), slo, start_s=start_s, end_s=end_s)
+    return _cost(meter, per_hour, prices, good)
 
 
-def good_tokens(
+def tokens_within_slo(
     records: Iterable[RequestRecord],
     slo: SLO | None,
     *,
     start_s: float = 0.0,
     end_s: float | None = None,
-) -> tuple[int, int, int]:
-    """Requests within the SLO, their prompt tokens and their output tokens."""
+) -> GoodTokens:
+    """Return the requests within the SLO that were due in a window, and their tokens.
+
+    Without an SLO, every completed request counts.
+    """
     import numpy as np
 
     from workbench.metrics.columns import Columns, total
 
     columns = Columns.read(records)
-    good = columns.met(slo)[0] if slo is not None else columns.status == 0
-    good = good & (columns.due >= start_s) & (columns.due < (np.inf if end_s is None else end_s))
-    return int(good.sum()), total(columns.prompt[good]) or 0, total(columns.output[good]) or 0
+    good = columns.ok if slo is None else slo.judge(columns)[0]
+    end = np.inf if end_s is None else end_s
+    good = good & (columns.due_s >= start_s) & (columns.due_s < end)
+    input_tokens, output_tokens = columns.prompt_tokens[good], columns.output_tokens[good]
+    return GoodTokens(int(good.sum()), total(input_tokens) or 0, total(output_tokens) or 0)
 
 
 def with_cost(summary: Summary, cost: Cost) -> Summary:
-    """`summary` with its `cost` filled in, for `Run.finish`."""
+    """Return `summary` with its `cost`, for `Run.finish`."""
     return summary.model_copy(update={"cost": cost.model_dump(mode="json")})
 
 
 def _cost(
-    ledger: ReplicaSecondsMeter,
-    per_hour: Mapping[str, float],
-    prices: Prices,
-    good: tuple[int, int, int],
+    meter: ReplicaSecondsMeter, per_hour: Mapping[str, float], prices: Prices, good: GoodTokens
 ) -> Cost:
-    seconds = ledger.seconds()
+    seconds = meter.seconds()
     whole = sum(seconds.values(), ReplicaSeconds())
-    energy = ledger.energy_kwh()
-    kwh = prices.energy_kwh
-    energy_dollars = None if energy is None or kwh is None else energy * kwh
-    dollars = sum(one.held * per_hour[name] / 3600 for name, one in seconds.items())
+    energy_kwh = meter.energy_kwh()
+    energy_dollars = (
+        None if energy_kwh is None or prices.energy_kwh is None else energy_kwh * prices.energy_kwh
+    )
+    dollars = sum(one.total * per_hour[name] / 3600 for name, one in seconds.items())
     dollars += energy_dollars or 0.0
-    requests, tokens_in, tokens_out = good
-    weighted = tokens_in + prices.output_weight * tokens_out
-    each: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in STATES}
+    weighted = good.input_tokens + prices.output_weight * good.output_tokens
+    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in REPLICA_STATES}
     return Cost(
         per_replica_hour=dict(per_hour),
-        replica_seconds={n: {s: getattr(one, s) for s in STATES} for n, one in seconds.items()},
-        **each,
-        held_s=whole.held,
-        energy_kwh=energy,
+        replica_seconds={name: asdict(one) for name, one in seconds.items()},
+        **states,
+        held_s=whole.total,
+        energy_kwh=energy_kwh,
         energy_dollars=energy_dollars,
         dollars=dollars,
-        dollars_per_hour=sum(held * per_hour[name] for name, held in ledger.held().items()),
-        good_requests=requests,
-        input_tokens=tokens_in,
-        output_tokens=tokens_out,
+        dollars_per_hour=sum(n * per_hour[name] for name, n in meter.replicas().items()),
+        good_requests=good.requests,
+        input_tokens=good.input_tokens,
+        output_tokens=good.output_tokens,
         output_weight=prices.output_weight,
-        per_million_tokens=_per_million(dollars, tokens_in + tokens_out),
+        per_million_tokens=_per_million(dollars, good.input_tokens + good.output_tokens),
         per_million_input_tokens=_per_million(dollars, weighted),
         per_million_output_tokens=_per_million(prices.output_weight * dollars, weighted),
     )

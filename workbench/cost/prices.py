@@ -17,7 +17,7 @@ Dollars = Annotated[float, Field(ge=0)]
 
 
 class NodePrice(Strict):
-    """A node by the hour, whole: what a cloud's price list has."""
+    """The price of a whole node, as in a cloud's price list."""
 
     hour: Dollars = Field(description="$ per hour of one node.")
     cpus: float = Field(gt=0, description="CPUs of such a node.")
@@ -25,24 +25,24 @@ class NodePrice(Strict):
 
 
 class Prices(Strict):
-    """$ per hour, by resource or by node. Give what your provider bills, and nothing twice."""
+    """Prices in $ per hour, by resource or by node. Give what your provider bills, once."""
 
     gpu_hour: Dollars | None = Field(None, description="$ per hour of one GPU.")
     gpu_hour_by_type: dict[str, Dollars] = Field(
         default_factory=dict, description="The same by Ray's accelerator type, such as H100."
     )
     cpu_hour: Dollars | None = Field(None, description="$ per hour of one CPU.")
-    node: NodePrice | None = Field(None, description="A whole node's price, in place of these.")
+    node: NodePrice | None = Field(None, description="The price of a node, instead of these.")
     energy_kwh: Dollars | None = Field(
-        None, description="$ per kWh of the GPUs; leave it out where the hourly price has it in."
+        None, description="$ per kWh of the GPUs. Leave it out if the hourly price includes it."
     )
     output_weight: float = Field(
-        4, gt=0, description="Input tokens that one output token is taken to cost, in the split."
+        4, gt=0, description="Input tokens that one output token counts as, in the split."
     )
     currency: Literal["$"] = Field("$", description="Dollars.")
 
     @model_validator(mode="after")
-    def _says_something_once(self) -> Self:
+    def _check_billed_once(self) -> Self:
         by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._given(n)]
         if self.node and by_resource:
             raise ValueError(
@@ -56,40 +56,51 @@ class Prices(Strict):
         return getattr(self, name) not in (None, {})
 
     def replica_hour(self, model: ModelSpec) -> float:
-        """$ per hour of one replica of `model`. Raises SettingError for a price that is missing."""
+        """Return $ per hour of one replica of `model`.
+
+        Raises:
+            SettingError: If a price is missing.
+        """
         cpus = model.worker_resources["CPU"] * model.workers
         gpus = model.worker_resources.get("GPU", 0.0) * model.workers
-        return self._of(cpus, gpus, model.model_id, model.accelerator_type)
+        return self._hour(cpus, gpus, model.model_id, model.accelerator_type)
 
-    def cpus_hour(self, cpus: float, whose: str) -> float:
-        """$ per hour of CPUs alone. Raises SettingError for a price that is missing."""
-        return self._of(cpus, 0.0, whose)
+    def cpus_hour(self, cpus: float, user: str) -> float:
+        """Return $ per hour of `cpus` CPUs, which `user` needs.
 
-    def _of(self, cpus: float, gpus: float, whose: str, kind: str | None = None) -> float:
+        Raises:
+            SettingError: If a price is missing.
+        """
+        return self._hour(cpus, 0.0, user)
+
+    def _hour(
+        self, cpus: float, gpus: float, user: str, accelerator_type: str | None = None
+    ) -> float:
         if self.node:
             if gpus and not self.node.gpus:
-                raise SettingError(f"prices.node.gpus is 0, but {whose} runs on a GPU; give them")
+                raise SettingError(
+                    f"prices.node.gpus is 0, but {user} runs on a GPU: give the GPUs of a node"
+                )
             return self.node.hour * max(cpus / self.node.cpus, gpus and gpus / self.node.gpus)
-        gpu_hour = self.gpu_hour_by_type.get(kind or "", self.gpu_hour)
+        gpu_hour = self.gpu_hour_by_type.get(accelerator_type or "", self.gpu_hour)
         if gpus and gpu_hour is None:
-            raise SettingError(
-                f"prices.gpu_hour is missing, and {whose} runs on "
-                f"{'a GPU' if kind is None else f'type {kind!r}'}; give it"
-            )
+            card = "a GPU" if accelerator_type is None else f"type {accelerator_type!r}"
+            raise SettingError(f"prices.gpu_hour is missing, and {user} runs on {card}: give it")
         if not gpus and self.cpu_hour is None:
-            raise SettingError(f"prices.cpu_hour is missing, and {whose} runs on CPUs; give it")
+            raise SettingError(f"prices.cpu_hour is missing, and {user} runs on CPUs: give it")
         return gpus * (gpu_hour or 0.0) + cpus * (self.cpu_hour or 0.0)
 
 
 def replica_prices(spec: EndpointSpec, prices: Prices) -> dict[str, float]:
-    """$ per hour of one replica, by deployment: every engine, and a pipeline's own stages.
+    """Return $ per replica-hour by deployment: every engine, guardrail and router of `spec`.
 
-    Raises SettingError for a price that is missing.
+    Raises:
+        SettingError: If a price is missing.
     """
-    found = {deployment_name(model): prices.replica_hour(model) for model in spec.engines}
+    per_hour = {deployment_name(model): prices.replica_hour(model) for model in spec.engines}
     if isinstance(spec, PipelineSpec):
         if isinstance(spec.guardrail, PresidioGuardrail):
-            found["guardrail"] = prices.cpus_hour(spec.guardrail.num_cpus, "guardrail")
+            per_hour["guardrail"] = prices.cpus_hour(spec.guardrail.num_cpus, "guardrail")
         if spec.router is not None:
-            found["router"] = prices.cpus_hour(spec.router.num_cpus, "router")
-    return found
+            per_hour["router"] = prices.cpus_hour(spec.router.num_cpus, "router")
+    return per_hour

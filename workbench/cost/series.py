@@ -1,4 +1,4 @@
-"""The cost while it grows, a row a sample: the same rows live and from a run's folder. Pure."""
+"""The cost over time, one row per sample, the same live and from a saved run. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from workbench.cost.cost import CostMeter
+from workbench.cost.cost import CostMeter, tokens_within_slo
 from workbench.cost.prices import Prices, replica_prices
 from workbench.records import DeploymentSample, Sample
 
@@ -17,14 +17,23 @@ if TYPE_CHECKING:
     from workbench.metrics.slo import SLO
     from workbench.records import RequestRecord
 
-COLUMNS = ("time_s", "per_hour", "so_far", "per_million")
+COST_COLUMNS = ("time_s", "per_hour", "so_far", "per_million")
 
 
 class CostSeries:
     """Dollars per hour now, dollars so far, and dollars per million tokens within the SLO so far.
 
-    Samples and ended requests come in the order of their times. `keep` bounds how many rows are
-    kept; the sums are of the whole run. Without prices there are no rows.
+    Samples and ended requests must come in the order of their times. Without a specification or
+    prices there are no rows.
+
+    Args:
+        spec: The deployed specification.
+        prices: Its prices.
+        slo: The SLO that tokens must meet. Without it, every completed request counts.
+        keep: The number of rows to keep. The sums always cover the whole run.
+
+    Raises:
+        SettingError: If a price is missing.
     """
 
     def __init__(
@@ -35,64 +44,52 @@ class CostSeries:
         slo: SLO | None = None,
         keep: int | None = None,
     ) -> None:
-        """Raises SettingError for a price that is missing."""
-        priced = spec is not None and prices is not None
-        self._meter = CostMeter(replica_prices(spec, prices), prices) if priced else None  # type: ignore[arg-type]
+        self._meter: CostMeter | None = None
+        if spec is not None and prices is not None:
+            self._meter = CostMeter(replica_prices(spec, prices), prices)
         self._slo = slo
         self._at_s: float | None = None
+        self._ended: list[RequestRecord] = []
         self._rows: deque[tuple[float, float, float, float | None]] = deque(maxlen=keep)
 
     def ended(self, record: RequestRecord) -> None:
-        """A request has ended, in whatever way."""
-        if self._meter is not None and record.status == "ok" and is_good(record, self._slo):
-            self._meter.good(record.prompt_tokens, record.output_tokens)
+        """Count a request that ended, with whatever status."""
+        if self._meter is not None:
+            self._ended.append(record)
 
-    def see(self, sample: Sample) -> None:
-        """A sample was taken. A moment makes a row when a later one comes: then it is whole."""
+    def observe(self, sample: Sample) -> None:
+        """Count up to this sample. The row of a moment is made when a later one is sampled."""
         if self._meter is None:
             return
         if isinstance(sample, DeploymentSample) and sample.time_s != self._at_s:
             if self._at_s is not None:
-                now = self._meter.now()
-                row = (self._at_s, now.dollars_per_hour, now.dollars, now.per_million_tokens)
-                self._rows.append(row)
+                self._add_row(self._meter, self._at_s)
             self._at_s = sample.time_s
-        self._meter.see(sample)
+        self._meter.observe(sample)
 
     def frame(self) -> pd.DataFrame:
-        """The rows kept, with `COLUMNS`."""
+        """Return the rows that were kept, with `COST_COLUMNS`."""
         import pandas as pd
 
-        return pd.DataFrame(list(self._rows), columns=list(COLUMNS), dtype=float)
+        return pd.DataFrame(list(self._rows), columns=list(COST_COLUMNS), dtype=float)
+
+    def _add_row(self, meter: CostMeter, at_s: float) -> None:
+        # Requests are judged together, once per row: one by one would be slow at a high rate.
+        meter.add_tokens(tokens_within_slo(self._ended, self._slo))
+        self._ended.clear()
+        now = meter.now()
+        self._rows.append((at_s, now.dollars_per_hour, now.dollars, now.per_million_tokens))
 
 
 def cost_rows(
     series: CostSeries, samples: Iterable[Sample], records: Iterable[RequestRecord]
 ) -> pd.DataFrame:
-    """The rows of a whole run."""
+    """Return the rows of a whole run, with `COST_COLUMNS`."""
     ended = iter(sorted(records, key=lambda record: record.end_s or 0.0))
     record = next(ended, None)
     for sample in samples:
         while record is not None and (record.end_s or 0.0) <= sample.time_s:
             series.ended(record)
             record = next(ended, None)
-        series.see(sample)
+        series.observe(sample)
     return series.frame()
-
-
-def is_good(record: RequestRecord, slo: SLO | None) -> bool:
-    """Whether a completed request met every bound of `slo`, as `Columns.met` judges many."""
-    if slo is None:
-        return True
-    end, sent = record.end_s or 0.0, record.sent_s or 0.0
-    first = end if record.first_token_s is None else record.first_token_s
-    due = sent if record.scheduled_s is None else record.scheduled_s
-    tokens = record.output_tokens or 0
-    took = {
-        "ttft_ms": first - sent,
-        "e2el_ms": end - sent,
-        "tpot_ms": (end - first) / (tokens - 1) if tokens > 1 else 0.0,
-        "ttft_from_schedule_ms": first - due,
-        "e2el_from_schedule_ms": end - due,
-    }
-    return all(took[name] * 1e3 <= bound for name, bound in slo.bounds().items())

@@ -90,7 +90,7 @@ class LiveState:
     def _take_in(self) -> None:
         for _ in range(self._incoming.qsize()):
             sample = self._incoming.get()
-            self._cost.see(sample)
+            self._cost.observe(sample)
             if isinstance(sample, _DRAWN) and sample.deployment in self._deployments:
                 self._samples[type(sample)].append(sample)
                 self.news += 1

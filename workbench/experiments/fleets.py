@@ -1,9 +1,7 @@
-"""The same days of load on a fixed fleet and on an autoscaled one, and what each day cost.
+"""The same days of load on a fixed and on an autoscaled fleet, and the cost of each day.
 
-A day's load is one after the other of `workbench.workload.arrivals.diurnal`. Replica-seconds
-count in
-the
-window of the day, requests in the day in which they were due.
+The days of `workbench.workload.arrivals.diurnal` follow one another. Replica-seconds count in the
+window of a day, requests in the day in which they were due.
 """
 
 from __future__ import annotations
@@ -35,12 +33,14 @@ if TYPE_CHECKING:
     from workbench.workload.spec import LoadSpec
 
 STEPS = 100
-"""Of a schedule's piece, to see when it needs one replica more."""
+"""Points of a rate segment at which the number of needed replicas is computed."""
+MAX_UNKNOWN_SHARE = 0.05
+"""Share of a day's replica-seconds that may be unknown without a caveat."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """One day of one fleet: what its users met, and what it cost."""
+    """One day of one fleet: the summary of its requests, and its cost."""
 
     summary: Summary
     cost: Cost
@@ -48,7 +48,7 @@ class Day:
 
 @dataclass(frozen=True)
 class Fleet:
-    """A fleet's days, in order, and the run that recorded them."""
+    """A fleet's days in order, and the run that recorded them."""
 
     name: str
     run: Run
@@ -56,7 +56,7 @@ class Fleet:
 
     @property
     def per_million(self) -> list[float]:
-        """$ per million tokens within the SLO, a day each; 0 for a day without such a token."""
+        """$ per million tokens within the SLO of each day, 0 for a day without such tokens."""
         return [day.cost.per_million_tokens or 0.0 for day in self.days]
 
 
@@ -72,24 +72,35 @@ async def run_days(
     days: int,
     progress: Progress | str | None = "lines",
 ) -> Fleet:
-    """Send `load`, which lasts `days` times `day_s`, to the fleet as it stands, and count.
+    """Send days of load to a fleet and compute the cost of each day.
 
-    The run is kept under `run.path/fleets/NAME`. Replicas are sampled twice a second.
+    Replicas are sampled twice a second.
+
+    Args:
+        endpoint: The fleet, scaled as it should be.
+        load: The load of all days, `days` times `day_s` long.
+        slo: The SLO that tokens must meet.
+        prices: The prices of the fleet.
+        run: The run; the fleet's own is in `run.path/fleets/NAME`.
+        name: The fleet's name.
+        day_s: Seconds of one day.
+        days: Number of days.
+        progress: How progress is shown.
     """
-    kept = {"fleet": name, "load": load.model_dump(mode="json"), "seed": load.seed}
-    folder = Run.create(run.path / "fleets", kept, run_id=name)
+    experiment = {"fleet": name, "load": load.model_dump(mode="json"), "seed": load.seed}
+    folder = Run.create(run.path / "fleets", experiment, run_id=name)
     running = start_load(endpoint, load, run=folder, progress=progress)
     with Telemetry(endpoint, running.clock, folder.append_telemetry, interval_s=0.5):
         result = await running
-        # The last day's replicas are held to its end, when all its answers may long be there.
+        # The last day's replicas count to its end, which may be long after the last answer.
         start = running.start_s or 0.0
         await asyncio.sleep(max(0.0, start + day_s * days - running.clock()))
     windows = [(start + i * day_s, start + (i + 1) * day_s) for i in range(days)]
     spec = endpoint.spec
-    found = tuple(_day(folder, spec, slo, prices, window, result.health) for window in windows)
+    measured = tuple(_day(folder, spec, slo, prices, window, result.health) for window in windows)
     whole = cost_of(folder, spec, prices, slo=slo, start_s=start, end_s=windows[-1][1])
     folder.finish(with_cost(result.summary(slo), whole))
-    return Fleet(name, folder, found)
+    return Fleet(name, folder, measured)
 
 
 def _day(
@@ -101,16 +112,16 @@ def _day(
     health: ClientHealth,
 ) -> Day:
     start, end = window
-    records = [one for one in folder.records() if start <= one.due_s < end]
+    records = [record for record in folder.records() if start <= record.due_s < end]
     summary = summarize(records, slo=slo, duration_s=end - start, health=health)
     cost = cost_of(folder, spec, prices, slo=slo, start_s=start, end_s=end)
     return Day(with_cost(summary, cost), cost)
 
 
 def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
-    """A row a fleet and day: replica-seconds by state, $, tokens within the SLO, attainment.
+    """Return one row per fleet and day: replica-seconds by state, $, tokens within the SLO, share.
 
-    `energy_kwh` is there where GPUs reported their power.
+    `energy_kwh` is a column if a GPU reported its power.
     """
     import pandas as pd
 
@@ -143,50 +154,49 @@ def fleet_frame(fleets: Sequence[Fleet]) -> pd.DataFrame:
 def cost_ratios(
     fixed: Fleet | None, scaled: Fleet | None, premium: float = 1.0
 ) -> list[tuple[float, float]]:
-    """A pair a day, for `judge`: $ per million tokens of the fixed fleet over the autoscaled one's.
+    """Return a pair per day for `evaluate_claim`: $ per million tokens, fixed and autoscaled.
 
-    `premium` is what a replica that comes and goes costs over one that stays, as on demand over
-    committed.
+    `premium` is the price of a replica that comes and goes over that of one that stays, such as on
+    demand over committed.
     """
     if fixed is None or scaled is None:
         return []
     return [
-        (one, premium * other)
-        for one, other in zip(fixed.per_million, scaled.per_million, strict=True)
+        (fixed_price, premium * scaled_price)
+        for fixed_price, scaled_price in zip(fixed.per_million, scaled.per_million, strict=True)
     ]
 
 
 def max_savings_ratio(arrivals: Stages, replicas: int) -> float:
-    """How many times less `arrivals` could cost, at most, than with `replicas` all the time.
+    """Return how many times less `arrivals` could cost, at most, than with a fixed fleet.
 
-    `replicas` is the need at the highest rate. Whole replicas would come and go at once and cost
-    nothing to start, one always stays: replicas over the mean of max(1, replicas x rate / peak
-    rounded up), over time.
+    It is the ratio of `replicas`, the number needed at the peak rate, to the mean over time of
+    max(1, ceil(replicas x rate / peak)): whole replicas come and go at once, cost nothing to
+    start, and one always stays.
     """
-    pieces = arrivals.segments()
-    peak = max(max(one.from_rate, one.to_rate) for one in pieces)
+    segments = arrivals.segments()
+    peak = max(max(segment.from_rate, segment.to_rate) for segment in segments)
 
-    def needed(one: RateSegment) -> float:
-        rates = [one.rate_at((i + 0.5) / STEPS * one.duration_s) for i in range(STEPS)]
+    def needed(segment: RateSegment) -> float:
+        rates = [segment.rate_at((i + 0.5) / STEPS * segment.duration_s) for i in range(STEPS)]
         return fmean(max(1, math.ceil(replicas * rate / peak - 1e-9)) for rate in rates)
 
-    seconds = [one.duration_s for one in pieces]
-    return replicas / fmean([needed(one) for one in pieces], seconds)
+    seconds = [segment.duration_s for segment in segments]
+    return replicas / fmean([needed(segment) for segment in segments], seconds)
 
 
 def max_savings_note(arrivals: Stages, replicas: int) -> str:
-    """`most_saved` in words, for a verdict."""
-    most = max_savings_ratio(arrivals, replicas)
-    return f"on such days a fleet that followed the load at once would spend {most:.2f} times less"
+    """Return `max_savings_ratio` in words, as a note for a verdict."""
+    ratio = max_savings_ratio(arrivals, replicas)
+    return f"on such days a fleet that followed the load at once would cost {ratio:.2f} times less"
 
 
 def fleet_caveats(fleets: Sequence[Fleet]) -> list[str]:
-    """Why the fleets' days decide nothing, if so: each a reason for `judge`."""
-    doubts = []
+    """Return the reasons why the fleets' days decide nothing, for `evaluate_claim`."""
+    caveats = []
     for fleet in fleets:
-        days = [day.summary for day in fleet.days]
-        if any(one.client_health.client_limited for one in days):
-            doubts.append(f"the client limited the {fleet.name} fleet's load")
-        if any(day.cost.unknown_s > 0.05 * day.cost.held_s for day in fleet.days):
-            doubts.append(f"of the {fleet.name} fleet, 5 % or more was not seen (gaps)")
-    return doubts
+        if any(day.summary.client_health.client_limited for day in fleet.days):
+            caveats.append(f"the client limited the load of the {fleet.name} fleet")
+        if any(day.cost.unknown_s > MAX_UNKNOWN_SHARE * day.cost.held_s for day in fleet.days):
+            caveats.append(f"gaps in the samples hide 5 % or more of the {fleet.name} fleet")
+    return caveats

@@ -1,4 +1,4 @@
-"""What became of two endpoints under the same load: pairs, doubts and notes, and the verdict."""
+"""Two endpoints under the same load: pairs, caveats, notes and the verdict."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import evaluate_claim
+from workbench.metrics.registry import metric_label
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from workbench.claims.claim import Claim, Verdict, Where
+    from workbench.claims.claim import Claim, RunInfo, Verdict
     from workbench.metrics.summary import Summary
     from workbench.runs.run import Run
 
-OURS, THEIRS = "ours", "theirs"
+CANDIDATE, BASELINE = "candidate", "baseline"
+_LATENCIES = ("p50_ttft_ms", "p50_tpot_ms")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One side of one repeat: its summary, its run, and how its failed requests failed."""
+    """One side of one repeat: its summary, its run, and the errors of its failed requests."""
 
     side: str
     repeat: int
@@ -33,9 +35,13 @@ class Measurement:
 
 @dataclass
 class PairedComparison:
-    """What became of the repeats. `stats` is the opponent's own account at the end, if it has one.
+    """The measurements of both sides. A repeat counts if both sides have it.
 
-    A repeat counts where both sides have it.
+    Attributes:
+        opponent: The baseline's name.
+        measured: The measurements so far.
+        stats: What the baseline's engine counted, if it reports anything.
+        broken: Why the comparison ended early, if it did.
     """
 
     opponent: str
@@ -44,55 +50,54 @@ class PairedComparison:
     broken: str | None = None
 
     def side(self, side: str) -> list[Measurement]:
-        """One side's measurements, by repeat."""
+        """Return one side's measurements, by repeat."""
         return sorted((m for m in self.measured if m.side == side), key=lambda m: m.repeat)
 
     def pairs(self, figure: str = "output_throughput") -> list[tuple[float, float]]:
-        """(ours, theirs) of each repeat that both sides have; 0 where nothing was measured."""
-        found = {
+        """Return (candidate, baseline) of each repeat that both have; 0 if nothing was measured."""
+        values = {
             side: {m.repeat: m.summary.figure(figure) or 0.0 for m in self.side(side)}
-            for side in (OURS, THEIRS)
+            for side in (CANDIDATE, BASELINE)
         }
-        both = sorted(found[OURS].keys() & found[THEIRS].keys())
-        return [(found[OURS][repeat], found[THEIRS][repeat]) for repeat in both]
+        both = sorted(values[CANDIDATE].keys() & values[BASELINE].keys())
+        return [(values[CANDIDATE][repeat], values[BASELINE][repeat]) for repeat in both]
 
-    def doubts(self) -> list[str]:
-        """Why the figures decide nothing; empty where they do."""
-        found = [] if self.broken is None else [self.broken]
+    def caveats(self) -> list[str]:
+        """Return the reasons why the figures decide nothing, for `evaluate_claim`."""
+        caveats = [] if self.broken is None else [self.broken]
         limited = [m for m in self.measured if m.summary.client_health.client_limited]
         if limited:
             reasons = sorted({r for m in limited for r in m.summary.client_health.reasons})
-            found.append(
+            caveats.append(
                 f"client limited in {len(limited)} of {len(self.measured)} measurements "
                 f"({reasons[0]})"
             )
-        for side, name in ((OURS, "vLLM"), (THEIRS, self.opponent)):
+        for side, name in ((CANDIDATE, "vLLM"), (BASELINE, self.opponent)):
             failures = [reason for m in self.side(side) for reason in m.failures]
             if failures:
-                found.append(f"{len(failures)} requests to {name} failed ({failures[0]})")
-        return found
+                caveats.append(f"{len(failures)} requests to {name} failed ({failures[0]})")
+        return caveats
 
     def notes(self) -> list[str]:
-        """What a reader of the figures should know."""
+        """Return remarks for the reader of the figures."""
         return [
-            f"{self.opponent} ran out of memory at batch size {one['batch_size']} with "
-            f"{one['tokens_a_row']} tokens a row, and went on in halves"
-            for one in self.stats.get("out_of_memory", [])
+            f"{self.opponent} ran out of memory at batch size {event['batch_size']} with "
+            f"{event['tokens_a_row']} tokens per row and continued with half-size batches"
+            for event in self.stats.get("out_of_memory", [])
         ]
 
     def frame(self) -> pd.DataFrame:
-        """A row a measurement."""
+        """Return one row per measurement."""
         import pandas as pd
 
         rows = [
             {
                 "opponent": self.opponent,
                 "repeat": m.repeat,
-                "side": "vLLM" if m.side == OURS else self.opponent,
+                "side": "vLLM" if m.side == CANDIDATE else self.opponent,
                 "completed": m.summary.completed,
                 "output tokens/s": m.summary.output_throughput,
-                "p50 TTFT (ms)": m.summary.median_ttft_ms,
-                "p50 TPOT (ms)": m.summary.median_tpot_ms,
+                **{metric_label(figure): m.summary.figure(figure) for figure in _LATENCIES},
                 "seconds": m.summary.duration,
                 "client": m.summary.client_health.verdict,
             }
@@ -103,40 +108,42 @@ class PairedComparison:
 
 def evaluate_claims(
     claim: Claim,
-    contests: Sequence[PairedComparison],
+    comparisons: Sequence[PairedComparison],
     opponents: Sequence[str],
     *,
-    where: Where,
+    where: RunInfo,
     rng: np.random.Generator,
     figure: str = "output_throughput",
 ) -> list[Verdict]:
-    """The verdict on `claim` against each contest's opponent, and on `opponents` without one.
+    """Return the verdict on `claim` against each comparison's opponent.
 
-    What was not measured is not decided, and stands in the table: a claim that leaves out its
-    strongest opponent is none.
+    Those of `opponents` that were not measured are listed as not decided: a claim that leaves out
+    its strongest opponent is worth nothing.
     """
-    found = [
+    verdicts = [
         evaluate_claim(
             claim,
-            one.opponent,
-            one.pairs(figure),
+            comparison.opponent,
+            comparison.pairs(figure),
             where=where,
             rng=rng,
-            doubts=one.doubts(),
-            notes=one.notes(),
+            caveats=comparison.caveats(),
+            notes=comparison.notes(),
         )
-        for one in contests
+        for comparison in comparisons
     ]
-    held = {one.opponent for one in contests}
-    absent = [one for one in opponents if one not in held]
-    why = ["this baseline was not measured"]
-    found += [evaluate_claim(claim, one, [], where=where, rng=rng, doubts=why) for one in absent]
-    return found
+    measured = {comparison.opponent for comparison in comparisons}
+    caveats = ["this baseline was not measured"]
+    return verdicts + [
+        evaluate_claim(claim, opponent, [], where=where, rng=rng, caveats=caveats)
+        for opponent in opponents
+        if opponent not in measured
+    ]
 
 
-def measurements_frame(contests: Sequence[PairedComparison]) -> pd.DataFrame:
-    """A row a measurement, of all contests."""
+def measurements_frame(comparisons: Sequence[PairedComparison]) -> pd.DataFrame:
+    """Return one row per measurement of all comparisons."""
     import pandas as pd
 
-    frames = [one.frame() for one in contests]
+    frames = [comparison.frame() for comparison in comparisons]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -1,7 +1,7 @@
-"""Two endpoints under the same load, turn and turn about: the measurement behind a claim.
+"""Measure two endpoints alternately under the same load, for a claim.
 
-A repeat sends the same prompts to both, one after the other; who goes first changes with each
-repeat, so that a machine that drifts favours nobody. Each measurement is a run of its own, under
+A repeat sends the same prompts to both, one after the other. The order changes with each repeat,
+so that a drift of the machine favours neither side. Each measurement is a run of its own, in
 `repeats` in the run's folder.
 """
 
@@ -16,7 +16,7 @@ from serving.spec.baseline import BaselineSpec, Strategy, strategies
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.errors import SettingError
-from workbench.experiments.paired import OURS, THEIRS, Measurement, PairedComparison
+from workbench.experiments.paired import BASELINE, CANDIDATE, Measurement, PairedComparison
 from workbench.loadgen.start import start_load
 from workbench.runs.run import Run
 from workbench.telemetry.sampler import Telemetry
@@ -30,111 +30,140 @@ if TYPE_CHECKING:
     from workbench.loadgen.progress import Progress
 
 WARM_UP_SEED = 100_000
-"""Added to a load's seed, so that no measured prompt has been seen."""
+"""Added to a load's seed, so that no measured prompt was sent during the warm-up."""
 
 
 async def compare_with_baseline(
-    ours: Remote,
+    endpoint: Remote,
     strategy: Strategy,
     loads: Mapping[str, LoadSpec],
     *,
     repeats: int,
     run: Run,
-    theirs_count: int | None = None,
+    baseline_count: int | None = None,
     progress: Progress | str | None = "lines",
 ) -> dict[str, PairedComparison]:
-    """Deploy transformers beside `ours`, hold a contest under each load, and delete it again.
+    """Deploy a transformers baseline next to `endpoint`, compare them, and delete the baseline.
 
     Every load and strategy has seeds of its own. A baseline that does not start is a result: its
-    contests say why. Raises SettingError for an endpoint that was not deployed from here: nothing
-    can be put beside it on the same hardware.
+    comparisons give the reason.
+
+    Args:
+        endpoint: The candidate, deployed by this process as one model.
+        strategy: How the baseline batches requests.
+        loads: The loads, by name.
+        repeats: Repeats of each load.
+        run: The run that contains the measurements.
+        baseline_count: Number of requests to the baseline, if less than that of the load.
+        progress: How progress is shown.
+
+    Returns:
+        A comparison per load, by its name.
+
+    Raises:
+        SettingError: If `endpoint` was not deployed from here, so that no baseline can run on the
+            same hardware.
     """
-    if not isinstance(ours, Endpoint) or not isinstance(ours.spec, ServiceSpec):
+    if not isinstance(endpoint, Endpoint) or not isinstance(endpoint.spec, ServiceSpec):
         raise SettingError(
-            f"{ours.base_url} was not deployed by this process as one model, so that no baseline "
-            "can stand beside it on the same hardware: give the address of a Ray cluster"
+            f"{endpoint.base_url} was not deployed by this process as one model, so that no "
+            "baseline can run on the same hardware: give the address of a Ray cluster"
         )
     try:
-        theirs = await asyncio.to_thread(deploy, BaselineSpec.beside(ours.spec, strategy))
+        baseline = await asyncio.to_thread(deploy, BaselineSpec.beside(endpoint.spec, strategy))
     except (DeployError, ResourcesError) as problem:
-        said = " ".join(str(problem).split())[:300]
-        return {
-            name: PairedComparison(strategy.label, broken=f"the baseline did not start: {said}")
-            for name in loads
-        }
-    own = 100 * list(strategies()).index(strategy.kind)
-    found = {}
+        reason = f"the baseline did not start: {' '.join(str(problem).split())[:300]}"
+        return {name: PairedComparison(strategy.label, broken=reason) for name in loads}
+    strategy_seed = 100 * list(strategies()).index(strategy.kind)
+    comparisons = {}
     try:
         for number, (name, load) in enumerate(loads.items()):
-            found[name] = await run_alternating(
-                ours,
-                theirs,
-                load.model_copy(update={"seed": load.seed + own + 1000 * number}),
+            seed = load.seed + strategy_seed + 1000 * number
+            comparisons[name] = await run_alternating(
+                endpoint,
+                baseline,
+                load.model_copy(update={"seed": seed}),
                 opponent=strategy.label,
                 repeats=repeats,
                 run=run,
-                theirs_count=theirs_count,
+                baseline_count=baseline_count,
                 name=f"{name}-{strategy.kind}",
                 progress=progress,
             )
     finally:
-        await asyncio.to_thread(theirs.delete)
-    return found
+        await asyncio.to_thread(baseline.delete)
+    return comparisons
 
 
 async def run_alternating(
-    ours: Remote,
-    theirs: Remote,
+    candidate: Remote,
+    baseline: Remote,
     load: LoadSpec,
     *,
     opponent: str,
     repeats: int,
     run: Run,
-    theirs_count: int | None = None,
+    baseline_count: int | None = None,
     name: str = "",
     progress: Progress | str | None = "lines",
 ) -> PairedComparison:
-    """Measure both under `load`, `repeats` times; `theirs_count` is a smaller count for theirs.
+    """Measure both endpoints under `load`, `repeats` times.
 
-    Repeat i has the load's seed + i, so that no prefix cache knows its prompts. One unrecorded
-    load goes ahead to each side. An endpoint that is gone ends the contest, which then says so.
+    Repeat i has the load's seed + i, so that no prefix cache knows its prompts. Each side first
+    gets one load that is not recorded. If an endpoint is gone, the comparison ends and gives the
+    reason.
+
+    Args:
+        candidate: The endpoint that a claim is about.
+        baseline: Its opponent.
+        load: The load of one measurement.
+        opponent: The baseline's name.
+        repeats: Number of pairs.
+        run: The run that contains the measurements.
+        baseline_count: Number of requests to the baseline, if less than that of the load.
+        name: Prefix of the measurements' run ids, `opponent` by default.
+        progress: How progress is shown.
+
+    Raises:
+        SettingError: If a number is less than 1.
     """
     if repeats < 1:
-        raise SettingError(f"repeats is {repeats}: give at least 1, and 3 for a verdict")
-    if theirs_count is not None and theirs_count < 1:
-        raise SettingError(f"theirs_count is {theirs_count}: give at least 1")
-    contest = PairedComparison(opponent)
-    counts = {OURS: load.count, THEIRS: theirs_count or load.count}
-    targets = {OURS: ours, THEIRS: theirs}
+        raise SettingError(f"repeats must be at least 1, and 3 for a verdict, got {repeats}")
+    if baseline_count is not None and baseline_count < 1:
+        raise SettingError(f"baseline_count must be at least 1, got {baseline_count}")
+    comparison = PairedComparison(opponent)
+    counts = {CANDIDATE: load.count, BASELINE: baseline_count or load.count}
+    targets = {CANDIDATE: candidate, BASELINE: baseline}
     label = name or opponent
     try:
         for side, target in targets.items():
             await _warm_up(target, load, counts[side] or 1)
         for repeat in range(repeats):
-            for side in (OURS, THEIRS) if repeat % 2 == 0 else (THEIRS, OURS):
+            for side in (CANDIDATE, BASELINE) if repeat % 2 == 0 else (BASELINE, CANDIDATE):
                 spec = load.model_copy(update={"seed": load.seed + repeat, "count": counts[side]})
                 folder = _folder(run, label, repeat, side, opponent, spec)
-                contest.measured.append(
+                comparison.measured.append(
                     await _measure(targets[side], spec, folder, side, repeat, progress)
                 )
     except EndpointGoneError as problem:
-        contest.broken = f"an endpoint was gone after {len(contest.measured)} measurements"
-        contest.broken += f" ({problem})"
-    contest.stats = engine_stats(theirs)
-    return contest
+        comparison.broken = (
+            f"an endpoint was gone after {len(comparison.measured)} measurements ({problem})"
+        )
+    comparison.stats = engine_stats(baseline)
+    return comparison
 
 
 async def run_single(
-    ours: Remote, load: LoadSpec, *, run: Run, progress: Progress | str | None = "lines"
+    endpoint: Remote, load: LoadSpec, *, run: Run, progress: Progress | str | None = "lines"
 ) -> Measurement:
-    """One measurement of ours without an opponent, for where no opponent came up."""
-    await _warm_up(ours, load, load.count or 1)
-    folder = _folder(run, "alone", 0, OURS, "none", load)
-    return await _measure(ours, load, folder, OURS, 0, progress)
+    """Measure the candidate once, for when no baseline started."""
+    await _warm_up(endpoint, load, load.count or 1)
+    folder = _folder(run, "alone", 0, CANDIDATE, "none", load)
+    return await _measure(endpoint, load, folder, CANDIDATE, 0, progress)
 
 
 def _folder(run: Run, label: str, repeat: int, side: str, opponent: str, spec: LoadSpec) -> Run:
-    kept = {
+    experiment = {
         "notebook": run.experiment.get("notebook"),
         "opponent": opponent,
         "side": side,
@@ -142,14 +171,14 @@ def _folder(run: Run, label: str, repeat: int, side: str, opponent: str, spec: L
         "seed": spec.seed,
         "load": spec.model_dump(mode="json"),
     }
-    tidy = "".join(c if c.isalnum() else "-" for c in label).strip("-")
-    return Run.create(run.path / "repeats", kept, run_id=f"{tidy}-{repeat}-{side}")
+    prefix = "".join(c if c.isalnum() else "-" for c in label).strip("-")
+    return Run.create(run.path / "repeats", experiment, run_id=f"{prefix}-{repeat}-{side}")
 
 
 async def _warm_up(target: Remote, load: LoadSpec, count: int) -> None:
-    """As many requests at once as will be sent, with short answers: nobody counts the first steps.
+    """Send as many requests at once as will be measured, with short answers.
 
-    The first batch of its size pays for memory and kernels that later ones find ready.
+    The first batch of its size allocates memory and compiles kernels that later ones use.
     """
     spec = LoadSpec(
         arrivals=ClosedLoop(max_concurrency=count),
@@ -179,28 +208,29 @@ async def _measure(
 
 
 def engine_stats(target: Remote) -> dict[str, Any]:
-    """What a baseline's engine counted (`/load`); empty for an endpoint that is no baseline."""
+    """Return what a baseline's engine counted (`/load`), empty if there is no such route."""
     import httpx
 
     headers = {"authorization": f"Bearer {target.api_key.get_secret_value()}"}
     url = f"{target.base_url.removesuffix('/v1')}/load"
     try:
         answer = httpx.get(url, headers=headers, timeout=30)
-        found = answer.json() if answer.status_code == 200 else {}
+        stats = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "batches" in found else {}
+    return stats if isinstance(stats, dict) and "batches" in stats else {}
 
 
 def load_from_trace(load: LoadSpec, path: str, *, within_s: float = 2.0) -> LoadSpec:
-    """The lengths of a trace's first requests, as many as `load` has, all sent within `within_s`.
+    """Return `load` with the lengths of a trace's first requests, all sent within `within_s`.
 
-    The trace's own pace would leave the engines waiting for requests: here it is their speed that
-    is measured.
+    At the trace's own pace the engines would wait for requests. Here their speed is measured.
 
-    Raises TraceError for a broken trace, SettingError for one that lacks the lengths.
+    Raises:
+        TraceError: If the trace is invalid.
+        SettingError: If it has no lengths.
     """
-    offsets = [one.offset_s for one in read_trace(path, limit=load.count)]
+    offsets = [entry.offset_s for entry in read_trace(path, limit=load.count)]
     speed = max(1.0, offsets[-1] / within_s)
     return load.model_copy(
         update={

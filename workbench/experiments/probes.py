@@ -1,4 +1,4 @@
-"""Loads as probes: the same load at one rate after the other, each kept as a run of its own."""
+"""Probes: the same load at one rate after another, each recorded as a run of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.experiments.search import saturated
+from workbench.experiments.search import slo_unreachable
 from workbench.loadgen.start import start_load
 from workbench.metrics.bootstrap import repeat_intervals
+from workbench.metrics.registry import compared_figures
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from workbench.metrics.summary import Summary
     from workbench.workload.spec import LoadSpec
 
-LOOK_S = 0.5
-"""Between two looks at whether a probe is lost: each looks at all its records."""
-CURVE = ("output_throughput", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "p95_e2el_ms")
+CHECK_S = 0.5
+"""Seconds between two checks of whether the SLO can still be met. A check reads all records."""
+CURVE = ("output_throughput", "request_goodput", *compared_figures("p95"))
 
 
 def make_probe(
@@ -36,27 +37,34 @@ def make_probe(
     progress: Progress | str | None = "lines",
     stop_when_lost: bool = True,
 ) -> Callable[[float], Awaitable[Summary]]:
-    """A probe: sends `load` at the rate it is given and returns the summary.
+    """Return a probe, which sends a load at a given rate and returns the summary.
 
-    `load` may be a function that makes the load of a rate and the number of probes before it.
-    Every probe is a run under `run.path/probes`, numbered, and has a seed of its own. One that can
-    no longer reach the SLO is stopped, unless `stop_when_lost` is False.
+    Every probe is a numbered run in `run.path/probes` and has a seed of its own.
+
+    Args:
+        target: The endpoint.
+        load: The load, or a function that returns the load for a rate and the number of probes
+            before it.
+        slo: The SLO for the summary.
+        run: The run that contains the probes.
+        progress: How progress is shown.
+        stop_when_lost: Whether to stop a probe that can no longer meet the SLO.
     """
     root = run.path / "probes"
 
     async def probe(rate: float) -> Summary:
         before = len(list(root.iterdir())) if root.exists() else 0
         spec = load(rate, before) if callable(load) else load.at(rate, seed=load.seed + before)
-        kept = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
-        folder = Run.create(root, kept, run_id=f"{before + 1:03d}-at-{rate:g}")
+        experiment = {"rate": rate, "load": spec.model_dump(mode="json"), "seed": spec.seed}
+        folder = Run.create(root, experiment, run_id=f"{before + 1:03d}-at-{rate:g}")
         running = start_load(target, spec, run=folder, progress=progress)
-        looking = asyncio.create_task(_stop_when_lost(running, slo, spec.warmup_s))
+        check = asyncio.create_task(_stop_when_lost(running, slo, spec.warmup_s))
         if not stop_when_lost:
-            looking.cancel()
+            check.cancel()
         try:
             summary = (await running).summary(slo)
         finally:
-            looking.cancel()
+            check.cancel()
         folder.finish(summary)
         return summary
 
@@ -64,12 +72,12 @@ def make_probe(
 
 
 async def _stop_when_lost(running: LoadRun, slo: SLO, warmup_s: float) -> None:
-    """Stop a load once `slo` is missed, however well the rest of it goes."""
+    """Stop a load once `slo` is missed even if all remaining requests are good."""
     while True:
-        await asyncio.sleep(LOOK_S)
-        first = min((record.due_s for record in running.records), default=0.0)
-        judged = [one for one in running.records if one.due_s >= first + warmup_s]
-        if saturated(judged, slo, requests_left=running.remaining):
+        await asyncio.sleep(CHECK_S)
+        first_s = min((record.due_s for record in running.records), default=0.0)
+        judged = [record for record in running.records if record.due_s >= first_s + warmup_s]
+        if slo_unreachable(judged, slo, requests_left=running.remaining):
             running.stop("the SLO can no longer be met")
             return
 
@@ -81,27 +89,30 @@ async def measure_curve(
     rng: np.random.Generator,
     repeats: int = 1,
 ) -> pd.DataFrame:
-    """A row a rate: throughput and latencies, and with 3 repeats or more their intervals.
+    """Probe every rate and return throughput and latencies, one row per rate.
 
-    The repeats go round all rates in turn, so that a drift of the machine meets every rate.
+    Each repeat goes through all rates, so that a drift of the machine affects every rate. With 3
+    repeats or more, each figure is the mean over the repeats, with its interval in columns that end
+    in `_low` and `_high`. With fewer, it is that of the repeat with the median throughput.
     """
     import pandas as pd
 
-    found: dict[float, list[Summary]] = {rate: [] for rate in rates}
+    summaries: dict[float, list[Summary]] = {rate: [] for rate in rates}
     for _ in range(repeats):
         for rate in rates:
-            found[rate].append(await probe(rate))
-    return pd.DataFrame([_row(rate, said, rng) for rate, said in found.items()])
+            summaries[rate].append(await probe(rate))
+    return pd.DataFrame([_row(rate, repeated, rng) for rate, repeated in summaries.items()])
 
 
-def _row(rate: float, said: Sequence[Summary], rng: np.random.Generator) -> dict[str, object]:
-    middle = sorted(said, key=lambda summary: summary.output_throughput or 0)[len(said) // 2]
-    row: dict[str, object] = {"rate": rate, "repeats": len(said)}
+def _row(rate: float, summaries: Sequence[Summary], rng: np.random.Generator) -> dict[str, object]:
+    by_throughput = sorted(summaries, key=lambda summary: summary.output_throughput or 0)
+    middle = by_throughput[len(summaries) // 2]
+    row: dict[str, object] = {"rate": rate, "repeats": len(summaries)}
     row |= {name: middle.figure(name) for name in CURVE}
     row["slo_attainment"] = middle.slo_attainment
-    row["client_limited"] = any(summary.client_health.client_limited for summary in said)
-    if len(said) >= 3:
-        intervals = repeat_intervals(said, rng=rng)
+    row["client_limited"] = any(one.client_health.client_limited for one in summaries)
+    if len(summaries) >= 3:
+        intervals = repeat_intervals(summaries, rng=rng)
         for name in CURVE:
             if name in intervals:
                 row[name] = intervals[name].estimate

@@ -1,6 +1,6 @@
 """The search for the highest load at which an SLO still holds, and the knee of a curve.
 
-Pure but for awaiting the caller's probe: nothing here sends a request or reads a clock.
+Pure except for awaiting the caller's probe: nothing here sends a request or reads a clock.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from workbench.metrics.summary import Summary
     from workbench.records import RequestRecord
 
-RISE = 1.5
+MIN_RISE = 1.5
 Probe = Callable[[float], Awaitable["Summary"]]
-"""Runs the load at a rate (or a concurrency) and summarizes it against an SLO."""
+"""Runs the load at a rate (or a concurrency) and summarizes it with an SLO."""
 
 
 async def highest_load(
@@ -39,26 +39,37 @@ async def highest_load(
     max_probes: int = 30,
     on_probe: Callable[[ProbeResult], object] | None = None,
 ) -> SearchResult:
-    """Find the highest load between `low` and `high` at which `probe`'s SLO is met.
+    """Find the highest load between `low` and `high` at which `probe` meets its SLO.
 
-    Doubles from `start` (by default `low`) until the SLO is missed, or halves if it is missed
-    there; bisects geometrically until met and missed are within `tolerance` of each other
-    (relative), then runs the best load `confirmations` more times (fewer once it cannot hold): it
-    holds if most of all its runs met the SLO. Else the next lower load that was met, or one step
-    of `tolerance` down if that is nearer, is confirmed in its place; where no lower one was met
-    yet, one is found by halving. With `integer`, loads are whole numbers (a concurrency); `unit` is
-    what they count, as "users". At most `max_probes` run, of which the last `confirmations` are
-    kept for confirming. A probe that the client limited is run once more and then counts for
-    nothing: what it saw was the client.
+    The search doubles the load from `start` until the SLO is missed, or halves it if it is missed
+    there. It bisects geometrically until the loads that met and missed the SLO are within
+    `tolerance`. Then it repeats the best load: the load holds if most of its runs met the SLO. If
+    not, the search confirms the next lower load that met the SLO, or one step of `tolerance` down
+    if that is closer; if no lower load has met it yet, it finds one by halving. A probe that the
+    client limited is repeated once and does not count.
 
-    `on_probe` is called after each probe: what the probe raises is raised here, and the caller has
-    what came before. Raises SettingError for a bad setting or a summary that judged no SLO.
+    Args:
+        probe: Runs a load and returns its summary. What it raises is raised here.
+        low: Lowest load.
+        high: Highest load.
+        start: First load, `low` by default.
+        tolerance: Relative distance between the loads at which bisecting stops.
+        confirmations: How often the best load is repeated (less often once it cannot hold).
+        integer: Whether loads are whole numbers, such as a concurrency.
+        unit: The unit of the loads, such as "users".
+        max_probes: Limit on all probes. The last `confirmations` are reserved for confirming.
+        on_probe: Called after each probe.
+
+    Raises:
+        SettingError: If a setting is invalid, or a summary has no SLO attainment.
     """
     start = low if start is None else start
     _check(low, start, high, tolerance, integer)
     if not 0 <= confirmations < max_probes:
-        told = f"confirmations is {confirmations} and max_probes is {max_probes}"
-        raise SettingError(f"{told}: give 0 or more, and fewer than max_probes")
+        raise SettingError(
+            f"confirmations must be at least 0 and less than max_probes = {max_probes}, got "
+            f"{confirmations}"
+        )
     search = _Search(probe, tolerance, confirmations, integer, max_probes, on_probe)
     low, start, high = (int(n) if integer else float(n) for n in (low, start, high))
     met, missed = await search.bracket(low, start, high)
@@ -66,7 +77,7 @@ async def highest_load(
     met = best
     while best is not None and not await search.holds(best):
         lower = search.below(best)
-        if lower is None:  # none was tried, as where the search began too high
+        if lower is None:  # nothing lower met it yet, because the search started too high
             lower, above = await search.halve(low, best)
             lower = lower and await search.bisect(lower, above)
         best = lower
@@ -79,37 +90,42 @@ async def highest_load(
     )
 
 
-def saturated(records_so_far: Iterable[RequestRecord], slo: SLO, *, requests_left: int) -> bool:
-    """Whether `slo` is missed however well the requests go that have not ended yet.
+def slo_unreachable(
+    records_so_far: Iterable[RequestRecord], slo: SLO, *, requests_left: int
+) -> bool:
+    """Return whether `slo` is missed even if all remaining requests are good.
 
-    True when (good + left) / (judged + left) < target, with good and judged as in
-    `slo_attainment`: errors, timeouts and sheds are judged and never good. A load that is cut then
-    misses its SLO too, as cut requests can only be judged bad. Leave warm-up out of both.
+    That is (good + left) / (judged + left) < target, with good and judged as in `SLO.count`. A
+    load that is stopped then misses its SLO too, because stopped requests can only be judged bad.
+    Exclude the warm-up from both arguments.
     """
     if requests_left < 0:
-        raise SettingError(f"requests_left is {requests_left}: give 0 or more")
-    good, judged = Columns.read(records_so_far).good(slo)
-    most = judged + requests_left
-    return most > 0 and ((good or 0) + requests_left) / most < slo.target
+        raise SettingError(f"requests_left must be at least 0, got {requests_left}")
+    good, judged = slo.count(Columns.read(records_so_far))
+    at_most = judged + requests_left
+    return at_most > 0 and (good + requests_left) / at_most < slo.target
 
 
 def knee(x: Sequence[float], y: Sequence[float]) -> int | None:
-    """The index of the knee of throughput `x` against latency `y`, in order of the offered load.
+    """Return the index of the knee of throughput `x` against latency `y`, by offered load.
 
-    The point farthest below the chord from the first to the last, both axes scaled to [0, 1]:
-    beyond it, latency rises faster than throughput. After Satopaa, Albrecht, Irwin and Raghavan,
-    "Finding a 'Kneedle' in a Haystack" (ICDCS workshops, 2011), without its smoothing. Points that
-    are not finite are passed over. None with fewer than 3 points, where none is below the chord by
-    more than 1 % of the scaled axes, or where the highest latency is not half above the lowest: on
-    a flat curve, noise would make a knee.
+    The knee is the point farthest below the chord from the first to the last point, with both axes
+    scaled to [0, 1]: beyond it, latency rises faster than throughput. After Satopaa, Albrecht,
+    Irwin and Raghavan, "Finding a 'Kneedle' in a Haystack" (ICDCS workshops, 2011), without its
+    smoothing. Points that are not finite are ignored.
+
+    Returns:
+        None with fewer than 3 points, if no point is below the chord by more than 1 % of the
+        scaled axes, or if the highest latency is less than half above the lowest: on a flat curve,
+        noise would make a knee.
     """
     if len(x) != len(y):
-        raise SettingError(f"x has {len(x)} points and y has {len(y)}: give as many of each")
+        raise SettingError(f"x and y must have the same length, got {len(x)} and {len(y)}")
     points = np.array([x, y], np.float64)
     kept = np.flatnonzero(np.isfinite(points).all(axis=0))
     if len(kept) < 3:
         return None
-    if points[1, kept].max() < RISE * points[1, kept].min():
+    if points[1, kept].max() < MIN_RISE * points[1, kept].min():
         return None
     points = points[:, kept] - points[:, kept].min(axis=1, keepdims=True)
     spread = points.max(axis=1, keepdims=True)
@@ -124,7 +140,7 @@ def knee(x: Sequence[float], y: Sequence[float]) -> int | None:
 
 @dataclass
 class _Search:
-    """The probes so far, and how the next load is chosen from them."""
+    """The probes so far, and the choice of the next load."""
 
     probe: Probe
     tolerance: float
@@ -135,21 +151,24 @@ class _Search:
     probes: list[ProbeResult] = field(default_factory=list)
 
     async def run(self, load: float, phase: Phase) -> bool:
-        found = await self.measure(load, phase, again=False)
-        if found.replaced:
-            found = await self.measure(load, phase, again=True)
-        return found.met
+        """Probe `load`, again if the client limited the probe. Returns whether it met the SLO."""
+        result = await self.measure(load, phase, repeated=False)
+        if result.replaced:
+            result = await self.measure(load, phase, repeated=True)
+        return result.met
 
-    async def measure(self, load: float, phase: Phase, again: bool) -> ProbeResult:
+    async def measure(self, load: float, phase: Phase, repeated: bool) -> ProbeResult:
+        """Probe `load` once."""
         summary = await self.probe(load)
         if (met := summary.slo_met) is None:
             raise SettingError(
-                f"the probe's summary at {load:g} has no slo: give the probe one"
+                f"the probe's summary at load {load:g} has no slo: give the probe one"
                 if summary.slo is None
-                else f"the probe at {load:g} judged no request after its warm-up: make it longer"
+                else f"the probe at load {load:g} judged no request after its warm-up: make it "
+                "longer"
             )
-        kept = 0 if phase == "confirm" else self.confirmations
-        may_repeat = not again and len(self.probes) + 1 < self.max_probes - kept
+        reserved = 0 if phase == "confirm" else self.confirmations
+        may_repeat = not repeated and len(self.probes) + 1 < self.max_probes - reserved
         limited = bool(summary.client_health.client_limited)
         self.probes.append(ProbeResult(load, phase, met, summary, limited and may_repeat))
         if self.on_probe is not None:
@@ -159,18 +178,18 @@ class _Search:
     async def bracket(
         self, low: float, start: float, high: float
     ) -> tuple[float | None, float | None]:
-        """A load that met the SLO and the next one that missed it, None where none did."""
+        """Return a load that met the SLO and the next that missed it, None if there is none."""
         met, load = None, start
         while await self.run(load, "bracket"):
             met = load
-            if load >= high or not self.may_look():
+            if load >= high or not self.may_probe():
                 return met, None
             load = min(2 * load, high)
         return (met, load) if met is not None else await self.halve(low, load)
 
     async def halve(self, low: float, missed: float) -> tuple[float | None, float]:
-        """A load below `missed` that met the SLO, None if not even `low` did; and the last miss."""
-        while missed > low and self.may_look():
+        """Return a load below `missed` that met the SLO (None if not even `low`), and the miss."""
+        while missed > low and self.may_probe():
             load = max(low, missed // 2 if self.integer else missed / 2)
             if await self.run(load, "bracket"):
                 return load, missed
@@ -178,17 +197,17 @@ class _Search:
         return None, missed
 
     async def bisect(self, met: float, missed: float) -> float:
-        """The highest load that met the SLO, within tolerance of one that missed it."""
-        while self.may_look() and missed > met * (1 + self.tolerance):
+        """Return the highest load that met the SLO, within tolerance of one that missed it."""
+        while self.may_probe() and missed > met * (1 + self.tolerance):
             middle = math.sqrt(met * missed)
             if self.integer and (middle := round(middle)) in (met, missed):
                 break
-            held = await self.run(middle, "bisect")
-            met, missed = (middle, missed) if held else (met, middle)
+            met_middle = await self.run(middle, "bisect")
+            met, missed = (middle, missed) if met_middle else (met, middle)
         return met
 
     async def holds(self, load: float) -> bool:
-        """Whether most runs at `load` met the SLO, after as many more as are needed and left."""
+        """Repeat `load` as often as needed and possible. Returns whether most runs met the SLO."""
         total = 1 + self.confirmations
         runs = self.at(load)
         while len(self.probes) < self.max_probes and len(runs) < total:
@@ -199,7 +218,7 @@ class _Search:
         return 2 * sum(p.met for p in runs) > len(runs)
 
     def below(self, load: float) -> float | None:
-        """The next load to try when `load` did not hold, None below the lowest."""
+        """Return the next load to try if `load` did not hold, None if no lower one met the SLO."""
         known = (p.rate for p in self.probes if p.met and not p.replaced and p.rate < load)
         met = max(known, default=None)
         if met is None:
@@ -208,21 +227,25 @@ class _Search:
         return max(met, min(math.ceil(step), load - 1) if self.integer else step)
 
     def at(self, load: float | None) -> list[ProbeResult]:
+        """Return the probes at `load` that count."""
         return [p for p in self.probes if p.rate == load and not p.replaced]
 
-    def may_look(self) -> bool:
+    def may_probe(self) -> bool:
+        """Whether there are probes left besides those reserved for confirming."""
         return len(self.probes) < self.max_probes - self.confirmations
 
 
 def _check(low: float, start: float, high: float, tolerance: float, integer: bool) -> None:
     for name, value in (("low", low), ("start", start), ("high", high)):
         if not 0 < value < math.inf:
-            raise SettingError(f"{name} is {value!r}: give a load above 0")
+            raise SettingError(f"{name} must be above 0 and finite, got {value!r}")
         if integer and value != int(value):
-            raise SettingError(f"{name} is {value!r}: with integer=True give a whole number")
+            raise SettingError(f"{name} must be a whole number with integer=True, got {value!r}")
     if low >= high:
-        raise SettingError(f"low is {low!r}: give one below high = {high!r}")
+        raise SettingError(f"low must be below high = {high!r}, got {low!r}")
     if not low <= start <= high:
-        raise SettingError(f"start is {start!r}: give one from low = {low!r} to high = {high!r}")
+        raise SettingError(
+            f"start must be between {low!r} (low) and {high!r} (high), got {start!r}"
+        )
     if not 0 < tolerance < 1:
-        raise SettingError(f"tolerance is {tolerance!r}: give a share between 0 and 1, as 0.05")
+        raise SettingError(f"tolerance must be between 0 and 1, such as 0.05, got {tolerance!r}")

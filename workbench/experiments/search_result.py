@@ -1,9 +1,11 @@
-"""What a search for the highest load found: its probes, its answer and what limited it."""
+"""The result of a search for the highest load: its probes, its answer and what limited it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from workbench.metrics.registry import compared_figures, get_latency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,14 +14,14 @@ if TYPE_CHECKING:
 
 Phase = Literal["bracket", "bisect", "confirm"]
 
-_FIGURES = ("slo_attainment", "request_goodput", "p95_ttft_ms", "p95_tpot_ms", "output_throughput")
+_FIGURES = ("slo_attainment", "request_goodput", *compared_figures("p95"), "output_throughput")
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One run of the probe: at which load, what for, and whether the SLO was met.
+    """One run of the probe: its load, its phase, and whether the SLO was met.
 
-    One that the client limited is `replaced`: it counts for nothing, as the next probe repeats it.
+    A probe that the client limited is `replaced`: the next probe repeats it, and it does not count.
     """
 
     rate: float
@@ -31,11 +33,15 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found, with every probe in the order they were run.
+    """The answer of a search, with every probe in the order in which they ran.
 
-    `highest` is None where the SLO was missed even at the lowest load. `bounded` is False where no
-    higher load missed it: it held at `high`, or `max_probes` came first. `confirmed` is how many
-    confirmation runs at `highest` met the SLO. `unit` is that of the loads.
+    Attributes:
+        highest: The highest load that met the SLO, None if even the lowest missed it.
+        probes: All probes.
+        bounded: False if no higher load missed the SLO: it was met at the upper limit, or the
+            number of probes ran out first.
+        confirmed: How many confirmation runs at `highest` met the SLO.
+        unit: The unit of the loads.
     """
 
     highest: float | None
@@ -46,7 +52,7 @@ class SearchResult:
 
     @property
     def counted(self) -> tuple[ProbeResult, ...]:
-        """The probes without those that were replaced."""
+        """The probes that were not replaced."""
         return tuple(p for p in self.probes if not p.replaced)
 
     @property
@@ -57,12 +63,12 @@ class SearchResult:
 
     @property
     def client_limited(self) -> bool:
-        """Whether the client limited a probe that decided: one at `highest` or at `missed`."""
+        """Whether the client limited a deciding probe: one at `highest` or at `missed`."""
         deciding = [p for p in self.counted if p.rate in (self.highest, self.missed)]
         return any(p.summary.client_health.client_limited for p in deciding)
 
     def frame(self) -> pd.DataFrame:
-        """A row a probe, in order: load, phase, verdicts and figures; `attrs["unit"]` is kept."""
+        """Return load, phase, verdicts and figures, one row per probe; the unit is in `attrs`."""
         import pandas as pd
 
         rows = [
@@ -75,27 +81,45 @@ class SearchResult:
         table.attrs["unit"] = self.unit
         return table
 
-    def met_at_lowest(self) -> str:
-        """What users met at the lowest load that was tried, in words: which bound is too near."""
+    def lowest_load_latencies(self) -> str:
+        """Return the p95 TTFT and TPOT at the lowest load that was tried, in words.
+
+        If that load missed the SLO, they show which bound is too tight.
+        """
         lowest = min(self.counted or self.probes, key=lambda probe: probe.rate)
-        told = {n: lowest.summary.figure(f"p95_{n.lower()}_ms") for n in ("TTFT", "TPOT")}
+        values = {
+            metric.label: lowest.summary.figure(f"p95_{metric.key}")
+            for metric in (get_latency("ttft"), get_latency("tpot"))
+        }
         return ", ".join(
-            f"{name} p95 {value:.4g} ms" if value is not None else f"no {name}"
-            for name, value in told.items()
+            f"{label} p95 {value:.4g} ms" if value is not None else f"no {label}"
+            for label, value in values.items()
         )
 
     def headline(self) -> str:
-        """The answer in one line."""
+        """Return the answer in one line."""
         limited = "CLIENT LIMITED: " if self.client_limited else ""
-        number = f"{len(self.probes)} probe{'s' if len(self.probes) > 1 else ''}"
-        if again := len(self.probes) - len(self.counted):
-            number += f", {again} replaced as the client limited {'it' if again == 1 else 'them'}"
-        if self.highest is None:
-            lowest = min(p.rate for p in self.probes)
-            at = f"{lowest:.4g} {self.unit}, the lowest ({self.met_at_lowest()}; {number})"
-            return f"{limited}SLO missed even at {at}"
+        return f"{limited}{self._missed_everywhere() if self.highest is None else self._answer()}"
+
+    def _answer(self) -> str:
         runs = sum(p.rate == self.highest and p.phase == "confirm" for p in self.counted)
-        sure = f"{self.confirmed} of {runs} confirmation runs met it" if runs else "not confirmed"
-        open_end = "no miss was seen above it: give a higher limit or more probes"
-        past = f"missed at {self.missed:.4g}" if self.bounded else open_end
-        return f"{limited}SLO met up to {self.highest:.4g} {self.unit}, {past} ({sure}; {number})"
+        confirmed = (
+            f"{self.confirmed} of {runs} confirmation runs met it" if runs else "not confirmed"
+        )
+        open_end = "no higher load missed it: raise the limit or allow more probes"
+        above = f"missed at {self.missed:.4g}" if self.bounded else open_end
+        answer = f"SLO met up to {self.highest:.4g} {self.unit}"
+        return f"{answer}, {above} ({confirmed}; {self._number_of_probes()})"
+
+    def _missed_everywhere(self) -> str:
+        lowest = min(p.rate for p in self.probes)
+        details = f"{self.lowest_load_latencies()}; {self._number_of_probes()}"
+        return f"SLO missed even at the lowest load, {lowest:.4g} {self.unit} ({details})"
+
+    def _number_of_probes(self) -> str:
+        number = f"{len(self.probes)} probe{'s' if len(self.probes) > 1 else ''}"
+        replaced = len(self.probes) - len(self.counted)
+        if not replaced:
+            return number
+        limited = "it" if replaced == 1 else "them"
+        return f"{number}, {replaced} replaced because the client limited {limited}"

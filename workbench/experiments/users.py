@@ -1,8 +1,8 @@
-"""How many people a service carries: users who ask, read, think and ask again, within an SLO.
+"""How many users a service holds within an SLO: they ask, read, think and ask again.
 
-A user is a slot of a closed loop with think time: each thinks before every question, so that a
-service which answers late also meets fewer questions, as with people. The number of users is what
-the search of `workbench.experiments.search` raises.
+A user is a slot of a closed loop with think time. Each user thinks before every question, so that
+a service that answers late also gets fewer questions, as with people. The search of
+`workbench.experiments.search` raises the number of users.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.claims.claim import Claim, Verdict, Where, evaluate_claim
+from workbench.claims.claim import Claim, RunInfo, Verdict, evaluate_claim
 from workbench.errors import SettingError
 from workbench.experiments.probes import make_probe
 from workbench.experiments.search import highest_load
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run
     from workbench.workload.prompts import PromptSet
 
-PER_WORKER = 100
-"""Questions a second that one load worker sends."""
-FEWEST = 4
-"""Questions of a probe, on average, though each is answered as late as the SLO allows."""
+RATE_PER_WORKER = 100
+"""Questions per second that one load worker sends."""
+MIN_QUESTIONS = 4
+"""Questions of a probe on average, even if each answer takes as long as the SLO allows."""
 
 
 def users_load(
@@ -45,18 +45,18 @@ def users_load(
     timeout_s: float | None = 120.0,
     seed: int = 0,
 ) -> LoadSpec:
-    """The load of so many users, each of whom thinks `think_s` on average before a question.
+    """Return the load of `users` users who think `think_s` on average before each question.
 
-    None of them asks after `duration_s`, or after what a few users need for four questions whose
-    answers take half of `timeout_s` each (`patience_s` is twice the SLO). There are questions
-    enough for users who are answered at once, so that none runs out of them.
+    No user asks after `duration_s`. With few users the load lasts longer: long enough for four
+    questions whose answers take half of `timeout_s` each (`request_timeout_s` is twice the SLO).
+    There are enough questions for users who are answered at once.
     """
     if think_s <= 0:
-        raise SettingError(f"think_s is {think_s!r}: give the seconds that a user thinks")
-    slowest_s = FEWEST * (think_s + (timeout_s or 0.0) / 2) / users
+        raise SettingError(f"think_s must be above 0 seconds, got {think_s!r}")
+    slowest_s = MIN_QUESTIONS * (think_s + (timeout_s or 0.0) / 2) / users
     duration_s = max(duration_s, warmup_s + slowest_s)
     turns = getattr(prompts, "turns", 1)
-    # Poisson with this mean is the most that answers in no time allow; 4 deviations on top.
+    # With immediate answers, the number of questions is Poisson with this mean; add 4 deviations.
     mean = users * duration_s / think_s
     count = math.ceil((mean + 4 * math.sqrt(mean)) / turns) + users
     return LoadSpec(
@@ -67,14 +67,15 @@ def users_load(
         warmup_s=warmup_s,
         timeout_s=timeout_s,
         seed=seed,
-        workers=max(1, math.ceil(users / think_s / PER_WORKER)),
+        workers=max(1, math.ceil(users / think_s / RATE_PER_WORKER)),
     )
 
 
 def request_timeout_s(slo: SLO, output_tokens: int) -> float:
-    """Seconds after which a question can no longer be answered within the SLO, twice over.
+    """Return twice the seconds that an answer of `output_tokens` may take within the SLO.
 
-    A load that gives it up then cuts no good one, and an overloaded service is not waited for.
+    A load with this timeout cuts off no good request, and does not wait for an overloaded service.
+    Returns 120 if the SLO does not bound the whole answer.
     """
     bounds = slo.bounds()
     ends = [bounds[name] for name in ("e2el_ms", "e2el_from_schedule_ms") if name in bounds]
@@ -96,10 +97,10 @@ async def highest_users(
     confirmations: int = 1,
     progress: Progress | str | None = "lines",
 ) -> SearchResult:
-    """The most users between `low` and `high` for whom `target` meets `slo`.
+    """Find the most users between `low` and `high` for whom `target` meets `slo`.
 
-    `load` makes the load of a number of users and a seed. Every probe is a run under `run`.
-    The rest is as in `workbench.experiments.search.highest_load`.
+    `load` returns the load for a number of users and a seed. Every probe is a run in `run`. The
+    other arguments are those of `workbench.experiments.search.highest_load`.
     """
     probe = make_probe(
         target,
@@ -120,69 +121,81 @@ async def highest_users(
     )
 
 
-def initial_load(found: Sequence[SearchResult], low: int, high: int) -> int:
-    """Where a search may begin: the first in the middle (by ratio), others at 0.7 of the last.
+def initial_load(results: Sequence[SearchResult], low: int, high: int) -> int:
+    """Return where a search should start, given the results of its earlier repeats.
 
-    An answer that has not changed is then in the middle of the first doubling.
+    The first repeat starts at the geometric middle, later ones at 0.7 of the last answer: if the
+    answer has not changed, it is in the middle of the first doubling.
     """
-    if not found:
+    if not results:
         return round(math.sqrt(low * high))
-    return max(low, int((found[-1].highest or 0) / math.sqrt(2)))
+    return max(low, int((results[-1].highest or 0) / math.sqrt(2)))
 
 
 def users_verdicts(
     claim: Claim,
-    found: Mapping[str, Sequence[SearchResult]],
+    results: Mapping[str, Sequence[SearchResult]],
     opponents: Sequence[str],
     *,
-    where: Where,
+    where: RunInfo,
     rng: np.random.Generator,
 ) -> list[Verdict]:
-    """The verdict against each of `opponents`, measured or not: a pair is one repeat's searches.
+    """Return the verdict against each of `opponents`, measured or not.
 
-    `found` has the searches by engine, ours first. An opponent that misses the SLO with a single
-    user is counted as if it held one.
+    A pair is the searches of one repeat. An opponent that misses the SLO with a single user counts
+    as if it held one.
+
+    Args:
+        claim: The claim.
+        results: The searches by engine, with the candidate first.
+        opponents: The engines to compare it with.
+        where: The run that measured.
+        rng: Resamples the pairs.
     """
-    ours, *_ = found
+    candidate, *_ = results
     verdicts = []
     for name in opponents:
-        theirs = found.get(name, ())
-        each = zip(found[ours], theirs, strict=False)  # a repeat cut short has no pair
-        pairs = [(a.highest or 0.0, b.highest or _least(b)) for a, b in each]
-        doubts = doubts_of(name, theirs) + (doubts_of(ours, found[ours]) if theirs else [])
-        # With these the ratio is only larger than measured: a claim that holds with them holds.
-        lower = {_open(ours), *([_missed(name, theirs)] if all(b for _, b in pairs) else [])}
-        notes = [one for one in doubts if one in lower]
-        surer = [one for one in doubts if one not in lower]
-        on = partial(evaluate_claim, claim, name, pairs, where=where, rng=rng)
-        sure = on(doubts=surer, notes=notes)
-        verdicts.append(sure if sure.verdict == "PASS" else on(doubts=doubts))
+        searches = results.get(name, ())
+        repeats = zip(results[candidate], searches, strict=False)  # a repeat cut short has no pair
+        pairs = [(a.highest or 0.0, b.highest or _at_least(b)) for a, b in repeats]
+        caveats = search_caveats(name, searches)
+        caveats += search_caveats(candidate, results[candidate]) if searches else []
+        # With these the measured ratio is a lower bound: if the claim holds with them, it holds.
+        conservative = {_unbounded(candidate)}
+        if all(b for _, b in pairs):
+            conservative.add(_missed(name, searches))
+        notes = [caveat for caveat in caveats if caveat in conservative]
+        blocking = [caveat for caveat in caveats if caveat not in conservative]
+        evaluate = partial(evaluate_claim, claim, name, pairs, where=where, rng=rng)
+        verdict = evaluate(caveats=blocking, notes=notes)
+        verdicts.append(verdict if verdict.verdict == "PASS" else evaluate(caveats=caveats))
     return verdicts
 
 
-def _least(found: SearchResult) -> float:
-    """Where the SLO was missed even at the lowest: 1 where that was a single user, else unknown."""
-    return 1.0 if min(probe.rate for probe in found.probes) == 1 else 0.0
+def _at_least(result: SearchResult) -> float:
+    """Return 1 if the SLO was missed with a single user, else 0 (unknown)."""
+    return 1.0 if min(probe.rate for probe in result.probes) == 1 else 0.0
 
 
-def _open(name: str) -> str:
+def _unbounded(name: str) -> str:
     return f"{name} held the most users that were tried"
 
 
-def _missed(name: str, found: Sequence[SearchResult]) -> str:
-    met = next((f" ({one.met_at_lowest()})" for one in found if one.highest is None), "")
-    return f"{name} missed the SLO even with the fewest users that were tried{met}"
+def _missed(name: str, results: Sequence[SearchResult]) -> str:
+    missed = (result for result in results if result.highest is None)
+    details = next((f" ({result.lowest_load_latencies()})" for result in missed), "")
+    return f"{name} missed the SLO even with the fewest users that were tried{details}"
 
 
-def doubts_of(name: str, found: Sequence[SearchResult]) -> list[str]:
-    """Why searches of the engine `name` decide nothing, if so: each a reason for `judge`."""
-    doubts = []
-    if not found:
-        doubts.append(f"{name} was not measured")
-    if any(one.client_limited for one in found):
-        doubts.append(f"the client limited a deciding probe of {name}")
-    if any(one.highest is not None and not one.bounded for one in found):
-        doubts.append(_open(name))
-    if any(one.highest is None for one in found):
-        doubts.append(_missed(name, found))
-    return doubts
+def search_caveats(name: str, results: Sequence[SearchResult]) -> list[str]:
+    """Return the reasons why the searches of engine `name` decide nothing, for `evaluate_claim`."""
+    caveats = []
+    if not results:
+        caveats.append(f"{name} was not measured")
+    if any(result.client_limited for result in results):
+        caveats.append(f"the client limited a deciding probe of {name}")
+    if any(result.highest is not None and not result.bounded for result in results):
+        caveats.append(_unbounded(name))
+    if any(result.highest is None for result in results):
+        caveats.append(_missed(name, results))
+    return caveats

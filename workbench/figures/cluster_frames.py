@@ -25,11 +25,10 @@ ENGINE = ("running_requests", "waiting_requests", "kv_cache_usage")
 class Frames:
     """One run, or the last minutes of one.
 
-    `requests` has a row a second (`workbench.metrics.windows.COLUMNS`) and `offered`, the rate
-    wanted, NaN
-    where no live load told it. `deployments` and `decisions` are samples of the models' deployments
-    alone. `engine` sums the requests over all replicas and averages the use of their KV-caches;
-    `cost` is in dollars, and has no rows without prices.
+    `requests` has a row a second (`workbench.metrics.windows.WINDOW_COLUMNS`) and `offered`, the
+    rate wanted, NaN where no live load told it. `deployments` and `decisions` are samples of the
+    models' deployments alone. `engine` sums the requests over all replicas and averages the use of
+    their KV-caches; `cost` is in dollars, and has no rows without prices.
     """
 
     requests: pd.DataFrame

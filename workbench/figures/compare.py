@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.analysis.compare import runs_table
 from workbench.errors import UnknownMetricError
+from workbench.metrics.registry import PER_REQUEST, metric_label
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-_METRICS, _POINTS = ("ttft_ms", "tpot_ms", "e2el_ms"), 500
+_METRICS, _POINTS = tuple(metric.key for metric in PER_REQUEST), 500
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
@@ -54,8 +55,8 @@ def latency_overlay(
 ) -> go.Figure:
     """The share of completed requests at or below each latency, a line a run, warm-up cut.
 
-    `metric` is ttft_ms, tpot_ms or e2el_ms. Runs of one of the `sides` (a word for each run)
-    share a colour. Raises UnknownMetricError for another metric.
+    `metric` is the key of a latency with a value per request, as ttft_ms. Runs of one of the
+    `sides` (a word for each run) share a colour. Raises UnknownMetricError for another metric.
     """
     import plotly.graph_objects as go
 
@@ -77,10 +78,11 @@ def latency_overlay(
             name=html.escape(f"{word} {run.run_id}", quote=False),
             hovertemplate="%{y:.1%} at most %{x:.1f} ms",
         )
-    figure.update_xaxes(title_text=f"{metric.removesuffix('_ms').upper()} (ms)", rangemode="tozero")
+    label = metric_label(metric)
+    figure.update_xaxes(title_text=label, rangemode="tozero")
     figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02])
     marked = runs_table(runs)
-    return titled(figure, f"{metric.removesuffix('_ms').upper()}, run by run", marked, None)
+    return titled(figure, f"{label.removesuffix(' (ms)')}, run by run", marked, None)
 
 
 def _ecdf(run: Run, metric: str) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def waste_figure(found: list[KvCacheWaste]) -> go.Figure:
     shares = [one.share for one in found]
     bars = go.Bar(
         x=shares,
-        y=[one.way for one in found],
+        y=[one.allocation for one in found],
         orientation="h",
         marker={"color": [VERMILLION, ORANGE, GREEN][: len(found)]},
         text=[f"{share:.1%}" for share in shares],

@@ -41,7 +41,7 @@ def latency_distributions(
     from plotly.subplots import make_subplots
 
     done = requests[requests.status == "ok"]
-    ttft = ((done.first_token_s - done.sent_s) * 1e3).dropna().to_numpy(float)
+    ttft = done.ttft_ms.dropna().to_numpy(float)
     times = [np.diff(np.asarray(t, float)) for t in done.token_times_s]
     itl = np.concatenate([np.empty(0), *times]) * 1e3
     figure = styled(make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05), 380)

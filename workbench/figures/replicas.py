@@ -258,7 +258,7 @@ def _rolling_ttft(run: Run, start_s: float) -> tuple[list[float], list[float]]:
     """The median TTFT from schedule of the requests due in each window, at its middle."""
     done = run.requests_frame().query("status == 'ok'")
     due = done.scheduled_s.to_numpy(float) - start_s
-    ttft_ms = (done.first_token_s - done.scheduled_s).to_numpy(float) * 1e3
+    ttft_ms = done.ttft_from_schedule_ms.to_numpy(float)
     at, medians = [], []
     for window in np.unique(due // _WINDOW_S):
         at.append(float((window + 0.5) * _WINDOW_S))

@@ -104,8 +104,8 @@ def _hover_data(rows: pd.DataFrame) -> list[list[str]]:
             text(row["request_id"])[:12],
             row["status"],
             number(row["sent_s"], "{:.3f}"),
-            number((row["first_token_s"] - row["sent_s"]) * 1e3),
-            number((row["end_s"] - row["sent_s"]) * 1e3),
+            number(row["ttft_ms"]),
+            number(row["e2el_ms"]),
             number(row["output_tokens"]),
             text(row["model"], row["tenant"], row["error"]),
         ]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.figures.curve import HOLLOW, LOAD, latency_axis, with_limited, worded
+from workbench.figures.curve import HOLLOW, LOAD, latency_axis, with_limited
 from workbench.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILLION, stacked, titled
+from workbench.metrics.registry import latency_label
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,7 +29,7 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
     symbol in which phase; one that was replaced is pale. A probe in which nothing has that latency
     is drawn below only, and the legend counts it. Raises UnknownMetricError.
     """
-    title = worded(latency)
+    title = latency_label(latency)
     figure = stacked([0.62, 0.38], 560)
     for met, phases in _SYMBOLS.items():
         for phase, symbol in phases.items():

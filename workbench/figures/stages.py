@@ -59,7 +59,7 @@ def stage_frame(requests: pd.DataFrame) -> pd.DataFrame:
         columns=list(STAGES),
     ).astype(float)
     frame.insert(0, "model", told.model)
-    frame["e2el_ms"] = (told.end_s - told.sent_s) * 1e3
+    frame["e2el_ms"] = told.e2el_ms
     alone = [name for name in STAGES if name != "guardrail_out"]
     frame[ELSEWHERE] = (frame.e2el_ms - frame[alone].fillna(0).sum(axis=1)).clip(lower=0)
     return frame

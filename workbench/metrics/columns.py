@@ -1,4 +1,4 @@
-"""Records as arrays, and what is computed over them: a million requests in a few passes."""
+"""Request records as numpy columns, so that a million of them are summarized in a few passes."""
 
 from __future__ import annotations
 
@@ -14,40 +14,45 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from workbench.metrics.slo import SLO
     from workbench.records import RequestRecord
 
     Floats = NDArray[np.float64]
     Codes = NDArray[np.int32]
+    Mask = NDArray[np.bool_]
 
-STATISTICS = ("mean", "median", "std", "p50", "p90", "p95", "p99")
 STATUSES = {"ok": 0, "error": 1, "timeout": 2, "shed": 3, "cancelled": 4}
 _CHUNK = 512
 
 
 class Columns:
-    """Records as arrays: a float64 a field (NaN where absent), and all token gaps in one."""
+    """Request records as arrays, one element per request.
+
+    The arrays in `FIELDS` have the record's names and units (float64, NaN where absent). `status`
+    has the codes of `STATUSES`. `gaps` has the seconds between the tokens of all completed
+    requests, request by request, and `gap_counts` how many of them belong to each request.
+    """
 
     FIELDS = ("scheduled_s", "sent_s", "first_token_s", "end_s", "prompt_tokens", "output_tokens")
     CODED = ("status", "model", "tenant")
 
-    def __init__(self, fields: Sequence[Floats], **rest: Any) -> None:
+    def __init__(self, fields: Sequence[Floats], **coded: Any) -> None:
         self.fields = fields
-        self.scheduled, self.sent, self.first, self.end, self.prompt, self.output = fields
-        self.due = np.where(np.isnan(self.scheduled), self.sent, self.scheduled)
-        self.status: Codes = rest["status"]
-        self.gaps: Floats = rest["gaps"]
-        self.gap_counts: Codes = rest["gap_counts"]
-        self.codes: dict[str, Codes] = rest["codes"]
-        self.names: dict[str, list[str | None]] = rest["names"]
+        self.scheduled_s, self.sent_s, self.first_token_s, self.end_s, *tokens = fields
+        self.prompt_tokens, self.output_tokens = tokens
+        self.due_s = np.where(np.isnan(self.scheduled_s), self.sent_s, self.scheduled_s)
+        self.status: Codes = coded["status"]
+        self.gaps: Floats = coded["gaps"]
+        self.gap_counts: Codes = coded["gap_counts"]
+        self.codes: dict[str, Codes] = coded["codes"]
+        self.names: dict[str, list[str | None]] = coded["names"]
 
     @classmethod
     def read(cls, records: Iterable[RequestRecord]) -> Self:
-        """One pass in chunks, so that a million records never stand in memory as objects."""
+        """Read records in chunks, so that a million of them are never in memory as objects."""
         fields: list[list[Floats]] = [[np.empty(0)] for _ in cls.FIELDS]
         coded: list[list[Codes]] = [[np.empty(0, np.int32)] for _ in cls.CODED]
-        seen: list[dict[Any, int]] = [dict(STATUSES), {}, {}]
-        gaps = array("d")  # grows in place, where joining parts would hold them twice
+        numbering: list[dict[Any, int]] = [dict(STATUSES), {}, {}]
+        gaps = array("d")  # grows in place; joining parts would need twice the memory
         counts = [np.empty(0, np.int32)]
         source, pick = iter(records), attrgetter(*cls.FIELDS, *cls.CODED)
         while rows := _rows(source, pick):
@@ -55,8 +60,10 @@ class Columns:
             columns = list(zip(*values, strict=True))
             for column, parts in zip(columns, fields, strict=False):
                 parts.append(np.array(column, np.float64))
-            for column, codes, known in zip(columns[len(fields) :], coded, seen, strict=True):
-                codes.append(_coded(column, known))
+            for column, codes, numbers in zip(
+                columns[len(fields) :], coded, numbering, strict=True
+            ):
+                codes.append(_encode(column, numbers))
             chunk_gaps, chunk_counts = _gaps(times)
             gaps.frombytes(chunk_gaps.tobytes())
             counts.append(chunk_counts)
@@ -67,11 +74,20 @@ class Columns:
             gaps=np.frombuffer(gaps, np.float64),
             gap_counts=np.concatenate(counts),
             codes={"model": model, "tenant": tenant},
-            names={"model": list(seen[1]), "tenant": list(seen[2])},
+            names={"model": list(numbering[1]), "tenant": list(numbering[2])},
         )
 
-    def take(self, mask: NDArray[np.bool_]) -> Columns:
-        """The requests where `mask` (a bool a request) is true."""
+    def __len__(self) -> int:
+        return len(self.status)
+
+    @property
+    def ok(self) -> Mask:
+        """Whether each request completed."""
+        ok: Mask = self.status == STATUSES["ok"]
+        return ok
+
+    def take(self, mask: Mask) -> Columns:
+        """Return the requests for which `mask` is true."""
         return Columns(
             [field[mask] for field in self.fields],
             status=self.status[mask],
@@ -81,47 +97,31 @@ class Columns:
             names=self.names,
         )
 
-    def latencies(self, mask: NDArray[np.bool_]) -> dict[str, Floats]:
-        """Seconds, a value for each of the `mask`ed requests, NaN where it has none."""
-        sent, first, end = self.sent[mask], self.first[mask], self.end[mask]
-        due, output = self.scheduled[mask], self.output[mask]
-        tpot = (end - first) / np.where(output > 1, output - 1, np.nan)
-        latencies = {"ttft": first - sent, "tpot": tpot, "e2el": end - sent}
-        return latencies | {"ttft_from_schedule": first - due, "e2el_from_schedule": end - due}
+    def token_s(self, number: int) -> Floats:
+        """Return the time of each completed request's `number`-th token (NaN if it had fewer).
 
-    def good(self, slo: SLO | None) -> tuple[int | None, int]:
-        """How many requests met `slo`, and how many are judged by it."""
-        if slo is None:
-            return None, 0
-        good, past = self.met(slo)
-        cut = self.status == STATUSES["cancelled"]
-        return int(good.sum()), int((~cut | past).sum())
-
-    def met(self, slo: SLO) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """For each request, whether it completed within `slo`, and whether it is past a bound."""
-        values = self.latencies(np.ones(len(self.status), bool))
-        for ttft, e2el in (("ttft", "e2el"), ("ttft_from_schedule", "e2el_from_schedule")):
-            # Without a first token, the wait for it lasted at least to the end.
-            values[ttft] = np.where(np.isnan(values[ttft]), values[e2el], values[ttft])
-        values["tpot"] = np.where(self.output <= 1, 0.0, values["tpot"])
-        bounds = [(n.removesuffix("_ms"), ms / 1e3) for n, ms in slo.bounds().items()]
-        # NaN is neither within nor past: what was not measured is not good.
-        within = np.all([values[name] <= bound for name, bound in bounds], axis=0)
-        past = np.any([values[name] > bound for name, bound in bounds], axis=0)
-        return (self.status == 0) & within, past
+        Counted in token events from 1, in seconds on the run's clock.
+        """
+        time_s = np.where(self.ok, self.first_token_s, np.nan)
+        first_gap = np.cumsum(self.gap_counts) - self.gap_counts
+        for gap in range(number - 1):
+            has_gap = self.gap_counts > gap
+            time_s[has_gap] += self.gaps[first_gap[has_gap] + gap]
+            time_s[~has_gap] = np.nan
+        return time_s
 
 
-def _coded(values: Sequence[Any], known: dict[Any, int]) -> Codes:
-    """Each value's number in `known`, which learns new ones."""
+def _encode(values: Sequence[Any], numbers: dict[Any, int]) -> Codes:
+    """Replace each value by its number; `numbers` gets an entry for each new value."""
     if len(set(values)) == 1:
-        return np.full(len(values), known.setdefault(values[0], len(known)), np.int32)
-    return np.array([known.setdefault(value, len(known)) for value in values], np.int32)
+        return np.full(len(values), numbers.setdefault(values[0], len(numbers)), np.int32)
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int32)
 
 
 def _rows(source: Iterator[RequestRecord], pick: Any) -> list[tuple[Any, bytes]]:
-    """The next records: their fields, and the token times of completed ones as packed floats.
+    """Read the next chunk: each record's fields, and the token times of a completed one.
 
-    Packed at once, as a million tuples of floats, or even a few thousand, are slow to keep.
+    The times are packed at once: thousands of tuples of floats are slow to keep.
     """
     return [
         (
@@ -133,38 +133,14 @@ def _rows(source: Iterator[RequestRecord], pick: Any) -> list[tuple[Any, bytes]]
 
 
 def _gaps(times: Sequence[bytes]) -> tuple[Floats, Codes]:
-    """The token gaps of some records, and how many each of them has."""
+    """Return the gaps between packed token times, and the number of gaps of each request."""
     lengths = np.array([len(packed) for packed in times], np.int32) // 8
     steps = np.diff(np.frombuffer(b"".join(times), np.float64))
-    between = np.cumsum(lengths[lengths > 0])[:-1] - 1
-    return np.delete(steps, between), np.maximum(lengths - 1, 0)
-
-
-def statistics(values: Floats, *, own: bool = False) -> dict[str, float | None]:
-    """STATISTICS of `values` without NaNs. With `own`, `values` may be reordered (no copy)."""
-    if not own:
-        values = values[~np.isnan(values)]
-    if not len(values):
-        return dict.fromkeys(STATISTICS)
-    mean = float(values.mean())
-    blocks = np.array_split(values, len(values) // 1_000_000 + 1)
-    spread = sum(float(np.square(block - mean).sum()) for block in blocks) / len(values)
-    ranks = np.percentile(values, [50, 90, 95, 99], overwrite_input=True).tolist()
-    return dict(zip(STATISTICS, [mean, ranks[0], spread**0.5, *ranks], strict=True))
+    between_requests = np.cumsum(lengths[lengths > 0])[:-1] - 1
+    return np.delete(steps, between_requests), np.maximum(lengths - 1, 0)
 
 
 def total(values: Floats) -> int | None:
-    """The sum of what is known, None where nothing is."""
+    """Return the sum of the known values, None if none is known."""
     known = values[~np.isnan(values)]
     return int(known.sum()) if len(known) else None
-
-
-def least(values: Floats) -> float:
-    """0 where nothing is known, as is `greatest`."""
-    known = values[~np.isnan(values)]
-    return float(known.min()) if len(known) else 0.0
-
-
-def greatest(values: Floats) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.max()) if len(known) else 0.0

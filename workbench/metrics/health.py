@@ -1,9 +1,10 @@
-"""Whether the client kept up with its own load, or shaped the figures itself."""
+"""Whether the client kept up with its own load, or distorted what it measured."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -13,7 +14,7 @@ from serving.spec.base import Frozen
 
 
 class HealthBounds(Frozen):
-    """Past one of these, the client itself shaped the figures."""
+    """The bounds above which the client distorts what it measures."""
 
     send_lag_p99_ms: float = Field(25, gt=0, description="How late requests were sent.")
     loop_lag_p99_ms: float = Field(25, gt=0, description="How late the event loop ran.")
@@ -21,41 +22,71 @@ class HealthBounds(Frozen):
 
 
 class ClientHealth(Frozen):
-    """Whether the client kept up. `client_limited` is None where nothing was measured."""
+    """Whether the client kept up. `client_limited` is None if nothing was measured."""
 
     send_lag_p99_ms: float | None = Field(None, description="p99 of sent - scheduled.")
     loop_lag_p99_ms: float | None = Field(None, description="p99 lag of the event loops.")
     cpu_share: float | None = Field(None, description="Highest CPU share of a load worker.")
-    client_limited: bool | None = Field(None, description="True if one is past its bound.")
-    reasons: tuple[str, ...] = Field((), description="What is past its bound.")
-    bounds: HealthBounds = Field(HealthBounds(), description="What it was judged by.")
+    client_limited: bool | None = Field(None, description="True if a value exceeds its bound.")
+    reasons: tuple[str, ...] = Field((), description="The values that exceed their bounds.")
+    bounds: HealthBounds = Field(HealthBounds(), description="The bounds that were applied.")
 
     @classmethod
     def judge(cls, bounds: HealthBounds | None = None, **measured: float | None) -> Self:
-        """The verdict on the measured `send_lag_p99_ms`, `loop_lag_p99_ms`, `cpu_share`."""
+        """Apply `bounds` to the measured `send_lag_p99_ms`, `loop_lag_p99_ms` and `cpu_share`."""
         bounds = bounds or HealthBounds()
         limits = bounds.model_dump()
         known = {name: value for name, value in measured.items() if value is not None}
         reasons = tuple(
-            f"{name} {value:.3g} is past {limits[name]:g}"
+            f"{name} {value:.3g} exceeds {limits[name]:g}"
             for name, value in known.items()
             if value > limits[name]
         )
         limited = bool(reasons) if known else None
         return cls(**measured, client_limited=limited, reasons=reasons, bounds=bounds)
 
+    @classmethod
+    def combine(cls, healths: Iterable[ClientHealth]) -> Self:
+        """Combine the health of several runs: client limited if one of them is.
+
+        Each value is the highest measured one. Reasons are not repeated.
+        """
+        known = list(healths)
+        if not known:
+            return cls()
+        measured = [health for health in known if health.client_limited is not None]
+        limited = [health for health in measured if health.client_limited]
+        return cls(
+            **{name: _highest(known, name) for name in HealthBounds.model_fields},
+            client_limited=bool(limited) if measured else None,
+            reasons=tuple(dict.fromkeys(reason for one in limited for reason in one.reasons)),
+            bounds=known[0].bounds,
+        )
+
+    def labelled(self, label: str) -> Self:
+        """Return a copy whose reasons, joined into one, start with `label`."""
+        reasons = (f"{label}: {', '.join(self.reasons)}",) if self.reasons else ()
+        return self.model_copy(update={"reasons": reasons})
+
     @property
     def verdict(self) -> Literal["ok", "client limited", "not measured"]:
+        """The verdict in words."""
         if self.client_limited is None:
             return "not measured"
         return "client limited" if self.client_limited else "ok"
 
 
-class LoopWatch:
-    """While open (`async with`), watches this thread's event loop: what a client cannot hide.
+def _highest(healths: Iterable[ClientHealth], name: str) -> float | None:
+    values = (getattr(health, name) for health in healths)
+    return max((value for value in values if value is not None), default=None)
 
-    `loop_lag_p99_ms` says how late the loop ran its timers, `cpu_share` which part of one core
-    the loop's thread used. Both are None until it has closed, and stay so if it saw too little.
+
+class LoopWatch:
+    """Measure this thread's event loop while the context is open (`async with`).
+
+    `loop_lag_p99_ms` is how late the loop ran its timers, `cpu_share` the share of one core that
+    the loop's thread used. Both are None until the context closes. `loop_lag_p99_ms` stays None
+    if no timer ran.
     """
 
     def __init__(self, interval_s: float = 0.02) -> None:
@@ -65,7 +96,7 @@ class LoopWatch:
         self.cpu_share: float | None = None
 
     async def __aenter__(self) -> LoopWatch:
-        self._began = (time.perf_counter(), time.thread_time())
+        self._started = (time.perf_counter(), time.thread_time())
         self._sampler = asyncio.create_task(self._sample())
         return self
 
@@ -73,7 +104,7 @@ class LoopWatch:
         self, kind: type[BaseException] | None, value: object, trace: TracebackType | None
     ) -> None:
         self._sampler.cancel()
-        wall, cpu = time.perf_counter() - self._began[0], time.thread_time() - self._began[1]
+        wall, cpu = time.perf_counter() - self._started[0], time.thread_time() - self._started[1]
         self.cpu_share = cpu / wall if wall > 0 else None
         if self._lags:
             self.loop_lag_p99_ms = sorted(self._lags)[int(0.99 * (len(self._lags) - 1))] * 1e3

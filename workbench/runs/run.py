@@ -170,23 +170,26 @@ class Run:
         return list(self._changes.read(LoadChange))
 
     def requests_frame(self) -> pd.DataFrame:
-        """Return a row per request: the fields of its record, and `ttft_ms`, `tpot_ms`, `e2el_ms`.
+        """Return a row per request: the fields of its record, and its latencies in ms by `key`.
 
         If the run is finished, `attrs["client_health"]` has its verdict, which figures show.
         """
         import pandas as pd
 
+        from workbench.metrics.columns import Columns
+        from workbench.metrics.registry import PER_REQUEST
+
         names = [field.name for field in fields(RequestRecord)]
-        rows = ([getattr(record, name) for name in names] for record in self.records())
+        records = list(self.records())
+        rows = ([getattr(record, name) for name in names] for record in records)
         frame = pd.DataFrame(rows, columns=names)
         numbers = [
             name for name in names if name.endswith(("_s", "_tokens")) and "times" not in name
         ]
         frame[numbers] = frame[numbers].astype(float)
-        frame["ttft_ms"] = (frame.first_token_s - frame.sent_s) * 1e3
-        frame["e2el_ms"] = (frame.end_s - frame.sent_s) * 1e3
-        further_tokens = (frame.output_tokens - 1).where(frame.output_tokens > 1)
-        frame["tpot_ms"] = (frame.e2el_ms - frame.ttft_ms) / further_tokens
+        request_columns = Columns.read(records)
+        for metric in PER_REQUEST:
+            frame[metric.key] = metric.formula(request_columns) * 1e3
         file = self.path / "summary.json"
         if file.exists():
             frame.attrs["client_health"] = read_document(file).get("client_health")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.claims.claim import Claim, evaluate_claim, where, write_verdicts
+from workbench.claims.claim import Claim, RunInfo, evaluate_claim, write_verdicts
 from workbench.figures.latency import latency_distributions
 from workbench.figures.requests import request_timeline
 from workbench.metrics.health import ClientHealth
@@ -81,7 +81,7 @@ class TestThePage:
         assert '<td class="bad">NO: 0.00% of 99% wanted' in written(run)
 
     def test_claims_stand_before_the_figures_with_their_reason(self, run: Run) -> None:
-        place = where(run, model="m", accelerator="cpu")
+        place = RunInfo.of(run, model="m", accelerator="cpu")
         claim = Claim(name="10x the users", figure="users", goal=10)
         pairs = [(40.0, 20.0), (42.0, 20.0), (44.0, 20.0)]
         judged = evaluate_claim(claim, EVIL, pairs, where=place, rng=np.random.default_rng(0))
@@ -95,7 +95,7 @@ class TestThePage:
         run.finish(summarize(run.records(), health=ClientHealth.judge(cpu_share=0.95)))
         page = written(run)
         assert "CLIENT LIMITED: the client shaped these figures" in page
-        assert "cpu_share 0.95 is past 0.9" in page
+        assert "cpu_share 0.95 exceeds 0.9" in page
         assert "ms (client limited)" in page
         assert page.count("CLIENT LIMITED") >= 4, "in the banner, the headline and both figures"
 

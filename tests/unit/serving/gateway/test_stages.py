@@ -149,7 +149,8 @@ class TestClient:
 
 def request_row(sent: float, end: float, status: str = "ok", **ms: float | None) -> dict[str, Any]:
     stages = dict.fromkeys(STAGES) | ms if ms else None
-    return {"sent_s": sent, "end_s": end, "status": status, "model": "m", "stages": stages}
+    times = {"sent_s": sent, "end_s": end, "e2el_ms": (end - sent) * 1e3}
+    return {**times, "status": status, "model": "m", "stages": stages}
 
 
 REQUESTS = pd.DataFrame(

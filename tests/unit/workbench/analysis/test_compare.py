@@ -1,4 +1,4 @@
-"""Runs whose ratio is known: every time of the candidate is that of the baseline times a factor."""
+"""Runs with a known ratio: the candidate takes the baseline's time, multiplied by a factor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from support.paths import NOTEBOOKS
 from support.records import failed, record
 
-from workbench.analysis import compare as comparing
 from workbench.analysis.compare import (
-    compare,
+    DEFAULT_FIGURES,
+    compare_runs,
     differing_parameters,
     find_runs,
     pick_sides,
@@ -32,9 +32,10 @@ OK, LIMITED = ClientHealth.judge(cpu_share=0.5), ClientHealth.judge(cpu_share=0.
 
 
 def made(root: Path, minute: int, factor: float = 1.0, **more: Any) -> Run:
-    """Ten requests; request i has a TTFT of (100 + i) ms and 4 tokens 10 ms apart, x factor.
+    """A run of ten requests: request i has a TTFT of (100 + i) ms and 4 tokens 10 ms apart.
 
-    It lasts 2 s x factor, so that rates go with 1 / factor.
+    All times are multiplied by `factor`. The run lasts 2 s x factor, so that rates are
+    proportional to 1 / factor.
     """
     experiment = {"notebook": more.get("notebook", "01_latency_under_load"), "seed": minute}
     experiment["load"] = {"rate": more.get("rate", 5), "count": 10}
@@ -52,7 +53,7 @@ def made(root: Path, minute: int, factor: float = 1.0, **more: Any) -> Run:
 
 
 def sides(root: Path, *factors: float, **candidate: Any) -> tuple[list[Run], list[Run]]:
-    """Repeats of which the first side is slower each time by a tenth; the second times a factor."""
+    """Repeats that get slower by a tenth each time; those of the second side also by a factor."""
     first = [made(root, i, 1 + i / 10) for i in range(len(factors))]
     second = [made(root, 30 + i, (1 + i / 10) * f, **candidate) for i, f in enumerate(factors)]
     return first, second
@@ -63,7 +64,7 @@ def rng() -> np.random.Generator:
 
 
 class TestFind:
-    def test_runs_at_any_depth_by_date(self, tmp_path: Path) -> None:
+    def test_find_runs_at_any_depth_by_date(self, tmp_path: Path) -> None:
         late, early = made(tmp_path, 9, run_id="a"), made(tmp_path / "sweep", 3, run_id="z")
         cut = made(tmp_path, 5, run_id="cut", finished=False, notebook="00_first_endpoint")
         (tmp_path / "notes").mkdir()
@@ -76,7 +77,7 @@ class TestFind:
         assert find_runs(tmp_path, notebook="0", finished=False) == []
         assert find_runs(tmp_path / "nowhere") == []
 
-    def test_a_damaged_run_is_left_out_and_named(self, tmp_path: Path) -> None:
+    def test_a_damaged_run_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
         made(tmp_path, 1)
         (made(tmp_path, 2).path / "summary.json").write_text('{"completed": "many"}')
         with pytest.warns(UserWarning, match=r"left out: .*r2/summary\.json"):
@@ -84,14 +85,14 @@ class TestFind:
 
 
 class TestSides:
-    def test_the_newest_in_halves(self, tmp_path: Path) -> None:
+    def test_newest_runs_in_two_halves(self, tmp_path: Path) -> None:
         for minute in range(8):
             made(tmp_path, minute)
         first, second = pick_sides(tmp_path, "", "")
         assert [r.run_id for r in first] == ["r2", "r3", "r4"]
         assert [r.run_id for r in second] == ["r5", "r6", "r7"]
 
-    def test_by_name_in_the_order_given_and_by_folder(self, tmp_path: Path) -> None:
+    def test_runs_by_name_and_by_folder(self, tmp_path: Path) -> None:
         for minute in range(3):
             made(tmp_path, minute)
             made(tmp_path / "sweep", 20 - minute, run_id=f"s{minute}")
@@ -100,18 +101,18 @@ class TestSides:
         assert [r.run_id for r in second] == ["s2", "s1", "s0"]
         assert pick_sides(tmp_path, "s1", "r0")[0][0].run_id == "s1"
 
-    def test_refusals(self, tmp_path: Path) -> None:
+    def test_invalid_arguments(self, tmp_path: Path) -> None:
         made(tmp_path, 1, run_id="only")
         with pytest.raises(SettingError, match=r"1 finished runs.*python -m workbench run 01"):
             pick_sides(tmp_path, "", "")
         made(tmp_path, 2, run_id="second")
-        with pytest.raises(SettingError, match=r"'secnd' is no finished run.*'second'"):
+        with pytest.raises(SettingError, match=r"'secnd' is neither a finished run.*'second'"):
             pick_sides(tmp_path, "only", "secnd")
         with pytest.raises(SettingError, match="name both"):
             pick_sides(tmp_path, "only", "")
 
 
-def test_the_table_of_runs(tmp_path: Path) -> None:
+def test_runs_table(tmp_path: Path) -> None:
     runs = [
         made(tmp_path, 1, failed=2, slo=SLO(ttft_ms=104.5)),
         made(tmp_path, 2, 2.0, health=LIMITED),
@@ -128,11 +129,11 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
         [104.5, 10, 138.91]
     )
     assert table.client.tolist() == ["ok", "client limited", "not finished"]
-    assert table.isna().loc["r3", "completed":"p99_e2el_ms"].all(), "absent, and not zero"
-    assert table.attrs["client_health"]["limited_runs"] == ["r2"]
+    assert table.isna().loc["r3", "completed":"p99_e2el_ms"].all(), "absent, not zero"
+    assert table.attrs["client_health"]["reasons"] == ["r2: cpu_share 0.97 exceeds 0.9"]
 
 
-def test_only_what_differs(tmp_path: Path) -> None:
+def test_differing_parameters(tmp_path: Path) -> None:
     runs = [made(tmp_path, 1), made(tmp_path, 2, rate=7)]
     runs[1].document["versions"] = {**runs[0].document["versions"], "vllm": "9.9"}
     runs[0].document["experiment"]["load"]["stream"] = True
@@ -152,7 +153,7 @@ def test_only_what_differs(tmp_path: Path) -> None:
 
 class TestCompare:
     def test_a_known_factor(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 1.3, 1.3, 1.3), rng=rng())
+        frame = compare_runs(*sides(tmp_path, 1.3, 1.3, 1.3), rng=rng())
         for name in ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_e2el_ms"):
             row = frame.loc[name]
             assert row[["ratio", "low", "high"]].tolist() == pytest.approx([1.3] * 3, rel=1e-5)
@@ -166,72 +167,73 @@ class TestCompare:
         assert frame.loc["request_goodput", "verdict"] == "not compared: absent in a run"
         assert frame.attrs["client_health"]["client_limited"] is False
 
-    def test_the_other_way_round_is_better(self, tmp_path: Path) -> None:
+    def test_a_faster_candidate_is_better(self, tmp_path: Path) -> None:
         slow, fast = sides(tmp_path, 0.5, 0.6, 0.8)
-        frame = compare(slow, fast, ["p50_e2el_ms", "request_throughput"], rng=rng())
+        frame = compare_runs(slow, fast, ["p50_e2el_ms", "request_throughput"], rng=rng())
         latency, rate = frame.loc["p50_e2el_ms"], frame.loc["request_throughput"]
         mean = (0.5 * 0.6 * 0.8) ** (1 / 3)
-        # Of three values the interval is their range.
+        # The interval of three values is their range.
         assert latency[["ratio", "low", "high"]].tolist() == pytest.approx(
             [mean, 0.5, 0.8], rel=1e-5
         )
         assert rate[["ratio", "low", "high"]].tolist() == pytest.approx([1 / mean, 1.25, 2])
         assert (latency.verdict, rate.verdict) == ("better", "better")
 
-    def test_an_interval_around_one_shows_nothing(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 0.9, 1.2, 1.3), ["p50_ttft_ms"], rng=rng())
+    def test_an_interval_around_1_shows_no_difference(self, tmp_path: Path) -> None:
+        frame = compare_runs(*sides(tmp_path, 0.9, 1.2, 1.3), ["p50_ttft_ms"], rng=rng())
         assert frame.verdict.tolist() == ["no difference shown"]
 
-    def test_failures_from_none_are_worse_without_a_ratio(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 1, 1, 1, failed=4), ["failed"], rng=rng())
+    def test_new_failures_are_worse_without_a_ratio(self, tmp_path: Path) -> None:
+        frame = compare_runs(*sides(tmp_path, 1, 1, 1, failed=4), ["failed"], rng=rng())
         row = frame.loc["failed"]
         assert (row.baseline, row.candidate, row.verdict) == (0, 4, "worse")
         assert row[["ratio", "low", "high"]].isna().all()
 
     def test_too_few_repeats(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 2, 8), ["p50_ttft_ms", "failed"], rng=rng())
+        frame = compare_runs(*sides(tmp_path, 2, 8), ["p50_ttft_ms", "failed"], rng=rng())
         assert set(frame.verdict) == {"too few repeats: 2 of 3"}
         assert frame.loc["p50_ttft_ms", "ratio"] == pytest.approx(4)
         assert frame[["low", "high"]].isna().all(axis=None)
 
-    def test_goodput_against_another_slo_is_not_compared(self, tmp_path: Path) -> None:
+    def test_goodput_with_different_slos_is_not_compared(self, tmp_path: Path) -> None:
         first = [made(tmp_path, i, slo=SLO(ttft_ms=105)) for i in range(3)]
         second = [made(tmp_path, 30 + i, slo=SLO(ttft_ms=900)) for i in range(3)]
-        frame = compare(first, second, ["request_goodput", "completed"], rng=rng())
+        frame = compare_runs(first, second, ["request_goodput", "completed"], rng=rng())
         assert frame.verdict.tolist() == ["not compared: the SLOs differ", "no difference shown"]
 
-    def test_one_limited_run_marks_everything(self, tmp_path: Path) -> None:
+    def test_one_limited_run_marks_every_verdict(self, tmp_path: Path) -> None:
         first, second = sides(tmp_path, 1.3, 1.3, 1.3)
         second[1] = made(tmp_path, 50, 1.1 * 1.3, health=LIMITED)
-        frame = compare(first, second, rng=rng())
+        frame = compare_runs(first, second, rng=rng())
         assert frame.verdict.str.endswith("(client limited)").all()
         health = frame.attrs["client_health"]
-        assert (health["client_limited"], health["limited_runs"]) == (True, ["r50"])
+        assert health["client_limited"] is True
+        assert health["reasons"] == ["r50: cpu_share 0.97 exceeds 0.9"]
         for figure in (comparison_figure(frame), latency_overlay([*first, *second])):
             assert figure.layout.title.text.endswith("CLIENT LIMITED")
             assert "r50: cpu_share 0.97" in figure.layout.title.subtitle.text
 
-    def test_refusals(self, tmp_path: Path) -> None:
+    def test_invalid_arguments(self, tmp_path: Path) -> None:
         first, second = sides(tmp_path, 1, 1, 1)
         with pytest.raises(SettingError, match="candidate has no run"):
-            compare(first, [], rng=rng())
-        with pytest.raises(SettingError, match="baseline has 3 runs and candidate 2"):
-            compare(first, second[:2], rng=rng())
+            compare_runs(first, [], rng=rng())
+        with pytest.raises(SettingError, match="baseline has 3 runs and candidate has 2"):
+            compare_runs(first, second[:2], rng=rng())
         with pytest.raises(SettingError, match="'r0' is given more than once"):
-            compare([first[0]] * 3, second, rng=rng())
-        with pytest.raises(SettingError, match="confidence is 95"):
-            compare(first, second, rng=rng(), confidence=95)
+            compare_runs([first[0]] * 3, second, rng=rng())
+        with pytest.raises(SettingError, match=r"confidence must be .* got 95"):
+            compare_runs(first, second, rng=rng(), confidence=95)
         with pytest.raises(SettingError, match="'duration'"):
-            compare(first, second, ["duration"], rng=rng())
+            compare_runs(first, second, ["duration"], rng=rng())
         with pytest.raises(UnknownMetricError, match="p50_ttft_ms"):
-            compare(first, second, ["p50_tft_ms"], rng=rng())
+            compare_runs(first, second, ["p50_tft_ms"], rng=rng())
         with pytest.raises(RunError, match="is not finished"):
-            compare([made(tmp_path, 55, finished=False)], second[:1], rng=rng())
+            compare_runs([made(tmp_path, 55, finished=False)], second[:1], rng=rng())
 
 
 class TestFigures:
     def test_forest(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 0.5, 0.6, 0.8), rng=rng())
+        frame = compare_runs(*sides(tmp_path, 0.5, 0.6, 0.8), rng=rng())
         figure = comparison_figure(frame)
         names = list(figure.layout.yaxis.ticktext)
         assert "failed" not in names, "it has no ratio"
@@ -248,7 +250,7 @@ class TestFigures:
         assert set(figure.data[0].x) == {1}
         comparison_figure(frame.iloc[:0])
 
-    def test_overlay_has_each_runs_own_values_without_warm_up(self, tmp_path: Path) -> None:
+    def test_overlay_has_the_values_of_each_run_without_warm_up(self, tmp_path: Path) -> None:
         runs = [made(tmp_path, 1), made(tmp_path, 2, 3.0)]
         cut = made(tmp_path, 3, finished=False)
         cut.append_request(record(10.0, 10.5, 10.6))
@@ -264,7 +266,7 @@ class TestFigures:
         with pytest.raises(UnknownMetricError, match="ttft_ms, tpot_ms"):
             latency_overlay(runs, "tft_ms")
 
-    def test_the_page_needs_no_network_and_escapes(self, tmp_path: Path) -> None:
+    def test_the_page_needs_no_network_and_escapes_text(self, tmp_path: Path) -> None:
         runs = [made(tmp_path, 1, notebook="<script>evil()</script>"), made(tmp_path, 2)]
         table = {"Runs & more": runs_table(runs)}
         page = write_page(tmp_path / "c.html", [latency_overlay(runs)] * 2, table, "A <b> title")
@@ -276,10 +278,10 @@ class TestFigures:
 
 
 class TestNotebook:
-    """The notebook itself, run by papermill on saved runs; it needs no engine."""
+    """The notebook, run by papermill on saved runs, without an engine."""
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-    def test_it_compares_the_newest_runs(self, tmp_path: Path) -> None:
+    def test_notebook_compares_the_newest_runs(self, tmp_path: Path) -> None:
         sides(tmp_path, 1.3, 1.3, 1.3)
         text = self.executed(tmp_path)
         row = re.search(r"<tr>\s*<th>p50_ttft_ms</th>.*?</tr>", text, re.DOTALL)
@@ -306,8 +308,8 @@ class TestNotebook:
         return "\n".join(o.get("text") or o["data"].get("text/html", "") for o in outputs)
 
 
-def test_the_default_figures_are_all_figures_of_a_summary(tmp_path: Path) -> None:
+def test_default_figures_are_figures_of_a_summary(tmp_path: Path) -> None:
     summary = made(tmp_path, 1).summary()
     assert summary is not None
-    for name in comparing.FIGURES:
+    for name in DEFAULT_FIGURES:
         summary.figure(name)

@@ -1,4 +1,4 @@
-"""Waste of three ways to give out a KV cache, worked by hand on two requests."""
+"""Waste of three allocations of a KV cache, worked out by hand for two requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workbench.figures.engine import kv_cache_figure, waste_figure
 TWO = [(2, 2), (3, 1)]
 
 
-def test_by_hand() -> None:
+def test_waste_worked_out_by_hand() -> None:
     """(2, 2) has 3 and then 4 tokens, (3, 1) has 4: 11 token-steps with a token.
 
     Contiguous: 2 steps and 1 step of 8. Padded: both rows 3 + 1 and then 3 + 2. Paged in twos:
@@ -35,7 +35,7 @@ def test_by_hand() -> None:
     found = kv_cache_waste(TWO, reserve=8, batch=2, block=2)
     assert [(one.held, one.used) for one in found] == [(24, 11), (18, 11), (12, 11)]
     assert [one.share for one in found] == pytest.approx([13 / 24, 7 / 18, 1 / 12])
-    assert found[2].way == "paged, blocks of 2"
+    assert found[2].allocation == "paged, blocks of 2"
 
 
 def test_batches_of_one_pad_nothing_and_blocks_of_one_waste_nothing() -> None:
@@ -47,10 +47,10 @@ def test_equal_lengths_pad_nothing() -> None:
     assert kv_cache_waste([(5, 7)] * 4, reserve=12, batch=4, block=4)[1].share == 0
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(SettingError, match="no requests"):
+def test_invalid_lengths() -> None:
+    with pytest.raises(SettingError, match="lengths is empty"):
         kv_cache_waste([], reserve=8, batch=1, block=1)
-    with pytest.raises(SettingError, match="reserve is 3, but a request has 4 tokens"):
+    with pytest.raises(SettingError, match=r"at least 4 .* got 3"):
         kv_cache_waste(TWO, reserve=3, batch=1, block=1)
 
 
@@ -60,7 +60,7 @@ def test_lengths_are_in_the_order_of_sending() -> None:
     assert request_lengths([late, early, failed("error")]) == [(9, 2), (7, 1)]
 
 
-def test_what_is_in_the_cache_at_a_moment() -> None:
+def test_cache_content_at_a_moment() -> None:
     """A request of 10 prompt tokens, answered at 1, 2 and 3 s; one of 3, at 2.5 s alone."""
     first = record(0.0, 1.0, 2.0, 3.0, prompt_tokens=10)
     second = record(0.0, 2.5, prompt_tokens=3)
@@ -70,35 +70,35 @@ def test_what_is_in_the_cache_at_a_moment() -> None:
     assert found.slots.tolist() == [0, 12, 12, 0]
 
 
-def test_the_engines_account_in_a_line() -> None:
+def test_summary_in_one_line() -> None:
     frame = cache_at([record(0.0, 1.0, 3.0, prompt_tokens=7)], [1.5, 2.0], block=4)
     frame["reported"] = [8.0, 16.0]
-    said = kv_cache_summary(frame)
-    assert said.startswith("over 2 samples the engine reports 1.50 times the slots")
-    assert said.endswith("33% of what it holds is empty")
-    assert "no account" in kv_cache_summary(frame.iloc[:0])
-    assert "no account" in kv_cache_summary(kv_cache_frame(None, None))  # type: ignore[arg-type]
+    text = kv_cache_summary(frame)
+    assert text.startswith("over 2 samples the engine reports 1.50 times the slots")
+    assert text.endswith("33% of what it holds is empty")
+    assert "reported no cache usage" in kv_cache_summary(frame.iloc[:0])
+    assert "reported no cache usage" in kv_cache_summary(kv_cache_frame(None, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.engine
-def test_the_engine_tells_of_its_cache_long_after_its_start(endpoint: Endpoint) -> None:
+def test_the_engine_still_reports_its_cache_size_later(endpoint: Endpoint) -> None:
     config = json.loads((tiny_model_path() / "config.json").read_text())
     heads = config["num_key_value_heads"] * config["head_dim"]
     size = {"bfloat16": 2, "float32": 4}[endpoint.spec.models[0].resolved_dtype]
     token_bytes = 2 * config["num_hidden_layers"] * heads * size  # a key and a value
     time.sleep(5)  # Ray drops a gauge that is not set again for two seconds
-    told = kv_cache_size(endpoint)
-    assert told is not None
+    cache = kv_cache_size(endpoint)
+    assert cache is not None
     assert (
-        told.slots
-        == told.blocks * told.block
+        cache.slots
+        == cache.blocks * cache.block
         == endpoint.spec.models[0].kv_cache_gib * (2**30 // token_bytes)
     )
     other = SimpleNamespace(deployment="another")
     assert kv_cache_size(other) is None  # type: ignore[arg-type]
 
 
-def test_figures_show_each_way_and_each_count() -> None:
+def test_figures_show_each_allocation_and_each_count() -> None:
     bars = waste_figure([KvCacheWaste("a", 4, 2), KvCacheWaste("b", 4, 3)]).data[0]
     assert list(bars.text) == ["50.0%", "25.0%"]
     frame = cache_at([record(0.0, 1.0, 3.0, prompt_tokens=7)], [1.5], block=4)
@@ -112,8 +112,8 @@ def test_figures_show_each_way_and_each_count() -> None:
     }
 
 
-def test_the_packages_function_is_not_hidden_by_the_module() -> None:
-    """A name that is a module's too would be that module, once it has been imported."""
+def test_public_functions_are_not_hidden_by_modules() -> None:
+    """A public name that is also a module's would be that module after its import."""
     import workbench
 
     assert callable(workbench.kv_cache_waste)

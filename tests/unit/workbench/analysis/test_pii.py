@@ -1,4 +1,4 @@
-"""Labelled texts, and what is counted by them. Truth: the check digits' own definitions."""
+"""Labelled texts against the definitions of their check digits, and the counts made by them."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def values(entity: str) -> list[str]:
 
 
 class TestTexts:
-    def test_they_follow_from_the_seed(self) -> None:
+    def test_the_seed_determines_them(self) -> None:
         assert pii_texts(400, seed=3) == TEXTS != pii_texts(400, seed=4)
 
-    def test_half_hold_something_and_what_they_hold_stands_in_them(self) -> None:
+    def test_half_have_entities_which_are_in_the_text(self) -> None:
         assert sum(bool(text.entities) for text in TEXTS) == 200
         assert all(value in text.text for text in TEXTS for _, value in text.entities)
         assert {kind for text in TEXTS for kind, _ in text.entities} == set(ENTITIES)
 
-    def test_card_numbers_pass_luhns_test(self) -> None:
+    def test_card_numbers_have_luhn_check_digits(self) -> None:
         for card in values("CREDIT_CARD"):
             digits = [int(d) for d in re.sub(r"\D", "", card)]
             odd, even = digits[-1::-2], [2 * d for d in digits[-2::-2]]
             assert len(digits) == 16
             assert (sum(odd) + sum(d - 9 if d > 9 else d for d in even)) % 10 == 0
 
-    def test_ibans_leave_one_of_97(self) -> None:
+    def test_ibans_have_valid_check_digits(self) -> None:
         for iban in values("IBAN_CODE"):
             plain = iban.replace(" ", "")
             assert int(plain[4:] + "1314" + plain[2:4]) % 97 == 1  # DE is 13 14 (ISO 13616)
 
-    def test_nothing_is_anybodys(self) -> None:
+    def test_entities_are_from_reserved_ranges(self) -> None:
         mails = r"example(\.| dot )(com|org|net)$"
         assert all(re.search(mails, mail) for mail in values("EMAIL_ADDRESS"))
         assert all(re.search(r"555\D?01\d\d$", phone) for phone in values("PHONE_NUMBER"))
@@ -51,7 +51,7 @@ class TestTexts:
         assert all(re.fullmatch(networks, ip) for ip in values("IP_ADDRESS"))
 
 
-def test_a_header_is_read() -> None:
+def test_parse_guardrail_header() -> None:
     assert parse_guardrail_header("A;action=redact;count=2, B_C;action=block;count=1") == {
         "A": 2,
         "B_C": 1,
@@ -77,7 +77,7 @@ def test_precision_and_recall() -> None:
     assert frame.loc["all", ["labelled", "found", "right"]].tolist() == [4, 5, 2]
 
 
-def test_what_routing_saved() -> None:
+def test_routing_costs() -> None:
     requests = pd.DataFrame(
         {
             "status": ["ok", "ok", "ok", "shed"],

@@ -1,4 +1,4 @@
-"""Truth: replica-seconds and dollars counted by hand, from the timelines drawn in the tests."""
+"""Replica-seconds and dollars, compared with sums counted by hand for small timelines."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
 from serving.spec.service import ServiceSpec
-from workbench.cost.cost import CostMeter, cost_of, with_cost
+from workbench.cost.cost import CostMeter, GoodTokens, cost_of, with_cost
 from workbench.cost.prices import NodePrice, Prices, replica_prices
 from workbench.cost.replica_seconds import MAX_GAP_S, ReplicaSecondsMeter, replica_seconds_of
+from workbench.cost.series import CostSeries, cost_rows
 from workbench.errors import RunError, SettingError
 from workbench.metrics.slo import SLO
 from workbench.metrics.summary import summarize
@@ -37,17 +38,17 @@ def moment(
     requests: list[int | None] | None = None,
     name: str = NAME,
 ) -> list[Sample]:
-    """One sample of a deployment, and of its running replicas with so many `requests` each."""
+    """A sample of a deployment, and one per running replica with its number of `requests`."""
     counts = {"running": running, "starting": starting, "stopping": stopping}
-    found: list[Sample] = [DeploymentSample(time_s=at_s, deployment=name, **counts)]
+    samples: list[Sample] = [DeploymentSample(time_s=at_s, deployment=name, **counts)]
     for i, number in enumerate(requests or []):
         replica = {"deployment": name, "replica": f"{name}#{i}", "node": "n"}
-        found.append(ReplicaSample(time_s=at_s, running_requests=number, **replica))
-    return found
+        samples.append(ReplicaSample(time_s=at_s, running_requests=number, **replica))
+    return samples
 
 
-# One replica serves from 0 to 2 and is idle from 2 to 3; at 3 a second one is starting, which runs
-# from 5 on; both work until 7, the first alone until 9, while the second stops from 8 to 9.
+# One replica is busy from 0 to 2 and idle from 2 to 3. At 3 a second one starts, which runs from 5.
+# Both are busy until 7, the first alone until 9, while the second one stops from 8 to 9.
 TIMELINE = [
     *moment(0, 1, requests=[3]),
     *moment(1, 1, requests=[1]),
@@ -74,51 +75,51 @@ def saved(root: Path, samples: list[Sample], records: list[Any] = []) -> Run:  #
     return run
 
 
-class TestLedger:
-    def test_a_timeline_counted_by_hand(self) -> None:
+class TestReplicaSeconds:
+    def test_timeline_counted_by_hand(self) -> None:
         found = replica_seconds_of(TIMELINE).seconds()[NAME]
         assert found.busy == pytest.approx(BUSY)
         assert found.idle == pytest.approx(IDLE)
         assert found.starting == pytest.approx(STARTING)
         assert found.stopping == pytest.approx(STOPPING)
         assert found.unknown == 0
-        assert found.held == pytest.approx(BUSY + IDLE + STARTING + STOPPING)
+        assert found.total == pytest.approx(BUSY + IDLE + STARTING + STOPPING)
 
-    def test_so_far_is_the_same_as_a_ledger_of_what_came_so_far(self) -> None:
-        ledger = ReplicaSecondsMeter()
+    def test_seconds_so_far_equal_those_of_the_samples_so_far(self) -> None:
+        meter = ReplicaSecondsMeter()
         for number, sample in enumerate(TIMELINE, 1):
-            ledger.see(sample)
-            assert ledger.seconds() == replica_seconds_of(TIMELINE[:number]).seconds()
-        assert ledger.held() == {NAME: 1}
+            meter.observe(sample)
+            assert meter.seconds() == replica_seconds_of(TIMELINE[:number]).seconds()
+        assert meter.replicas() == {NAME: 1}
 
-    def test_from_a_file_too(self, tmp_path: Path) -> None:
+    def test_samples_from_a_file(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE)
         assert replica_seconds_of(run.samples()).seconds() == replica_seconds_of(TIMELINE).seconds()
 
-    def test_a_window_cuts_and_the_last_state_holds_to_its_end(self) -> None:
+    def test_window_limits_what_counts_and_the_last_state_holds(self) -> None:
         found = replica_seconds_of(TIMELINE, start_s=1.5, end_s=11.0).seconds()[NAME]
         assert found.busy == pytest.approx(BUSY - 1.5)
         assert found.idle == pytest.approx(IDLE + 2)  # from 9 to 11
-        assert found.held == pytest.approx(BUSY + IDLE + STARTING + STOPPING - 1.5 + 2)
+        assert found.total == pytest.approx(BUSY + IDLE + STARTING + STOPPING - 1.5 + 2)
 
-    def test_only_the_deployments_asked_for(self) -> None:
+    def test_only_the_given_deployments_count(self) -> None:
         other = moment(0, 5, name="router") + moment(1, 5, name="router")
         mixed = sorted(TIMELINE + other, key=lambda one: one.time_s)
         assert replica_seconds_of(mixed, [NAME]).seconds() == replica_seconds_of(TIMELINE).seconds()
         assert replica_seconds_of(mixed).seconds()["router"].unknown == 5
 
-    def test_a_gap_is_held_but_nobody_knows_how(self) -> None:
+    def test_a_gap_counts_as_unknown(self) -> None:
         gap = MAX_GAP_S + 1
         samples = [*moment(0, 2, 1, requests=[1, 0]), *moment(gap, 2), *moment(gap + 1, 0)]
         found = replica_seconds_of(samples).seconds()[NAME]
         assert (found.busy, found.idle, found.starting) == (0, 0, 0)
         assert found.unknown == pytest.approx(3 * gap + 2 * 1)
 
-    def test_a_short_hole_is_none(self) -> None:
+    def test_an_interval_up_to_the_limit_is_no_gap(self) -> None:
         samples = [*moment(0, 1, requests=[1]), *moment(MAX_GAP_S, 0)]
         assert replica_seconds_of(samples).seconds()[NAME].busy == MAX_GAP_S
 
-    def test_an_engine_that_tells_nothing_is_neither_busy_nor_idle(self) -> None:
+    def test_an_engine_without_figures_is_unknown(self) -> None:
         samples = [*moment(0, 3, requests=[2, None]), *moment(1, 3)]
         found = replica_seconds_of(samples).seconds()[NAME]
         assert (found.busy, found.idle, found.unknown) == (1, 0, 2)
@@ -129,20 +130,20 @@ class TestLedger:
         found = replica_seconds_of([moment(0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
         assert (found.busy, found.idle) == (1, 0)
 
-    def test_a_replica_that_is_only_starting_is_not_busy(self) -> None:
+    def test_a_starting_replica_is_not_busy(self) -> None:
         fields = {"deployment": NAME, "replica": "a", "node": "n", "state": "starting"}
         one = ReplicaSample(time_s=0, running_requests=0, **fields)
         found = replica_seconds_of([moment(0, 0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
-        assert (found.starting, found.held) == (1, 1)
+        assert (found.starting, found.total) == (1, 1)
 
-    def test_a_sample_without_counts_tells_nothing(self) -> None:
-        silent = DeploymentSample(time_s=1, deployment=NAME, target=1)
-        found = replica_seconds_of([*moment(0, 1, requests=[1]), silent, *moment(2, 0)]).seconds()[
+    def test_a_sample_without_counts_is_ignored(self) -> None:
+        empty = DeploymentSample(time_s=1, deployment=NAME, target=1)
+        found = replica_seconds_of([*moment(0, 1, requests=[1]), empty, *moment(2, 0)]).seconds()[
             NAME
         ]
         assert found.busy == 2
 
-    def test_energy_of_the_cards_where_a_replica_was(self) -> None:
+    def test_energy_of_the_gpus_on_nodes_with_a_replica(self) -> None:
         def card(at_s: float, power: float | None, node: str = "n") -> GpuSample:
             return GpuSample(time_s=at_s, node=node, gpu=0, power_w=power)
 
@@ -215,7 +216,7 @@ class TestPrices:
             prices.replica_hour(ModelSpec(**model))
         assert message in str(caught.value)
 
-    def test_a_pipeline_pays_for_its_stages_too(self) -> None:
+    def test_a_pipeline_pays_for_guardrail_and_router(self) -> None:
         guardrail, router = PresidioGuardrail(num_cpus=2), RouterSpec(num_cpus=0.5)
         models = (ModelSpec(id="a"), ModelSpec(id="org/b.c", num_cpus=4))
         spec = PipelineSpec(models=models, guardrail=guardrail, router=router)
@@ -232,7 +233,7 @@ class TestCost:
     PRICES = Prices(cpu_hour=1.8, output_weight=4)  # 3.6 $ an hour a replica: 0.001 $ a second
 
     def records(self) -> list[Any]:
-        """Two good ones with 10 tokens in, 3 out; one too late; one refused; one after the end."""
+        """Two good requests with 10 + 3 tokens, a late one, a shed one, and one after the end."""
         late = record(2.0, 8.0, 8.1, prompt_tokens=500)
         good = [record(at, at + 0.1, at + 0.2, at + 0.3) for at in (0.5, 1.0)]
         return [*good, late, failed("shed", 3.0, 3.1), record(20.0, 20.1, 20.2)]
@@ -248,23 +249,23 @@ class TestCost:
         assert cost.per_million_input_tokens == pytest.approx(0.015 / (20 + 4 * 6) * 1e6)
         assert cost.per_million_output_tokens == pytest.approx(4 * 0.015 / 44 * 1e6)
 
-    def test_the_split_gives_the_dollars_again(self, tmp_path: Path) -> None:
+    def test_the_split_adds_up_to_the_dollars(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE, self.records())
         cost = cost_of(run, self.SPEC, self.PRICES)
         assert cost.per_million_input_tokens is not None
         assert cost.per_million_output_tokens is not None
-        back = cost.per_million_input_tokens * cost.input_tokens
-        back += cost.per_million_output_tokens * cost.output_tokens
-        assert back / 1e6 == pytest.approx(cost.dollars)
+        dollars = cost.per_million_input_tokens * cost.input_tokens
+        dollars += cost.per_million_output_tokens * cost.output_tokens
+        assert dollars / 1e6 == pytest.approx(cost.dollars)
 
-    def test_without_a_good_token_there_is_no_price_of_one(self, tmp_path: Path) -> None:
+    def test_without_good_tokens_there_is_no_price_per_token(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE, self.records())
         cost = cost_of(run, self.SPEC, self.PRICES, slo=SLO(ttft_ms=1))
         assert cost.dollars == pytest.approx(0.015)
         assert cost.per_million_tokens is None
         assert cost.per_million_output_tokens is None
 
-    def test_energy_is_paid_where_it_has_a_price(self, tmp_path: Path) -> None:
+    def test_energy_costs_only_if_it_has_a_price(self, tmp_path: Path) -> None:
         watts = [GpuSample(time_s=at, node="n", gpu=0, power_w=3.6e6) for at in (0.0, 2.0)]
         samples = [*moment(0, 1, requests=[1]), watts[0], *moment(2, 1, requests=[0]), watts[1]]
         run = saved(tmp_path, samples)
@@ -277,12 +278,12 @@ class TestCost:
     def test_live_and_saved_agree(self, tmp_path: Path) -> None:
         meter = CostMeter(replica_prices(self.SPEC, self.PRICES), self.PRICES)
         for sample in TIMELINE:
-            meter.see(sample)
-        meter.good(20, 6, requests=2)
+            meter.observe(sample)
+        meter.add_tokens(GoodTokens(requests=2, input_tokens=20, output_tokens=6))
         run = saved(tmp_path, TIMELINE, self.records()[:2])
         assert meter.now() == cost_of(run, self.SPEC, self.PRICES)
 
-    def test_it_fills_the_summary(self, tmp_path: Path) -> None:
+    def test_cost_in_the_summary(self, tmp_path: Path) -> None:
         run = saved(tmp_path, TIMELINE, self.records())
         cost = cost_of(run, self.SPEC, self.PRICES)
         run.finish(with_cost(summarize(run.records()), cost))
@@ -291,8 +292,30 @@ class TestCost:
         assert kept.cost == cost.model_dump(mode="json")
         assert json.loads((run.path / "summary.json").read_text())["cost"]["dollars"] > 0
 
-    def test_a_line_that_is_no_sample(self, tmp_path: Path) -> None:
+    def test_a_line_that_is_not_a_sample(self, tmp_path: Path) -> None:
         run = saved(tmp_path, [])
         run.append_telemetry({"kind": "deployment", "time_s": "now", "deployment": "d"})
         with pytest.raises(RunError, match="is not a sample"):
             list(run.samples())
+
+
+class TestSeries:
+    SPEC, PRICES = TestCost.SPEC, TestCost.PRICES
+
+    def test_rows_counted_by_hand(self) -> None:
+        """A replica costs $0.001 per second. The good request has 12 tokens.
+
+        It ends at 1.5 s, before the sample that completes the row of 1 s.
+        """
+        good, late = record(0.0, 0.5, 1.5), record(0.0, 1.2, 1.4)
+        samples = [s for at in range(4) for s in moment(at, 1, requests=[1])]
+        series = CostSeries(self.SPEC, self.PRICES, slo=SLO(ttft_ms=1000))
+        frame = cost_rows(series, samples, [good, late, failed("shed", 0.0, 0.1)])
+        assert frame.time_s.tolist() == [0, 1, 2], "the last moment may not be complete"
+        assert frame.per_hour.tolist() == pytest.approx([3.6] * 3)
+        assert frame.so_far.tolist() == pytest.approx([0, 0.001, 0.002])
+        assert frame.per_million.isna().tolist() == [True, False, False]
+        assert frame.per_million[1:].tolist() == pytest.approx([1e3 / 12, 2e3 / 12])
+
+    def test_without_prices_there_are_no_rows(self) -> None:
+        assert cost_rows(CostSeries(self.SPEC, None), TIMELINE, [record(0.0, 0.1)]).empty

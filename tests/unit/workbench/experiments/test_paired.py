@@ -1,4 +1,4 @@
-"""Contests: pairs and doubts of made-up summaries, and real ones between scripted servers."""
+"""Paired comparisons of made-up summaries: pairs, caveats, notes, verdicts and figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pydantic import SecretStr
 from support.records import failed, record
 
 from serving.spec.baseline import OneAtATime
-from workbench.claims.claim import Claim, Where
+from workbench.claims.claim import Claim, RunInfo
 from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError, TraceError
 from workbench.experiments.paired import (
-    OURS,
-    THEIRS,
+    BASELINE,
+    CANDIDATE,
     Measurement,
     PairedComparison,
     evaluate_claims,
@@ -34,91 +34,91 @@ from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec, make_plan
 
 CLAIM = Claim(name="2x the throughput", figure="output tokens/s", goal=2)
-WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
+WHERE = RunInfo(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
 
 
 def measured(side: str, repeat: int, seconds: float, **more: Any) -> Measurement:
-    """Ten tokens in so many seconds."""
+    """A measurement of ten tokens in `seconds`."""
     times = [seconds * (i + 1) / 10 for i in range(10)]
     health = ClientHealth.judge(cpu_share=more.pop("cpu_share", 0.1))
     summary = summarize([record(0.0, *times)], health=health)
     return Measurement(side, repeat, summary, None, **more)  # type: ignore[arg-type]
 
 
-def contest(*seconds: tuple[float, float], **more: Any) -> PairedComparison:
-    """Repeats of (ours, theirs), theirs first in every second one."""
-    found = PairedComparison("static")
+def compared(*seconds: tuple[float, float], **more: Any) -> PairedComparison:
+    """Repeats of (candidate, baseline); the baseline comes first in every second one."""
+    comparison = PairedComparison("static")
     for repeat, pair in enumerate(seconds):
-        both = [measured(OURS, repeat, pair[0], **more), measured(THEIRS, repeat, pair[1])]
-        found.measured += both if repeat % 2 == 0 else both[::-1]
-    return found
+        both = [measured(CANDIDATE, repeat, pair[0], **more), measured(BASELINE, repeat, pair[1])]
+        comparison.measured += both if repeat % 2 == 0 else both[::-1]
+    return comparison
 
 
-def test_pairs_are_of_the_same_repeat_whoever_went_first() -> None:
-    found = contest((1, 2), (2, 4), (1, 3))
-    pairs = found.pairs()
+def test_pairs_are_of_the_same_repeat_in_any_order() -> None:
+    comparison = compared((1, 2), (2, 4), (1, 3))
+    pairs = comparison.pairs()
     assert [ours for ours, _ in pairs] == pytest.approx([10, 5, 10])
     assert [theirs for _, theirs in pairs] == pytest.approx([5, 2.5, 10 / 3])
-    found.measured = [m for m in found.measured if (m.side, m.repeat) != (THEIRS, 1)]
-    assert len(found.pairs()) == 2
-    assert found.doubts() == []
+    comparison.measured = [m for m in comparison.measured if (m.side, m.repeat) != (BASELINE, 1)]
+    assert len(comparison.pairs()) == 2
+    assert comparison.caveats() == []
 
 
-def test_a_verdict_for_each_opponent_and_for_those_that_are_missing() -> None:
+def test_every_opponent_has_a_verdict_measured_or_not() -> None:
     rng = np.random.default_rng(0)
-    said = evaluate_claims(
-        CLAIM, [contest((1, 3), (1, 3), (1, 3))], ["static", "one"], where=WHERE, rng=rng
+    verdicts = evaluate_claims(
+        CLAIM, [compared((1, 3), (1, 3), (1, 3))], ["static", "one"], where=WHERE, rng=rng
     )
-    assert [(one.opponent, one.verdict) for one in said] == [
+    assert [(one.opponent, one.verdict) for one in verdicts] == [
         ("static", "PASS"),
         ("one", "not decided"),
     ]
-    assert said[0].ratio == pytest.approx(3)
-    assert "this baseline was not measured" in said[1].reason
+    assert verdicts[0].ratio == pytest.approx(3)
+    assert "this baseline was not measured" in verdicts[1].reason
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("comparison", "reason"),
     [
-        (contest((1, 3), (1, 3)), "2 of at least 3 repeats"),
-        (contest(*[(1, 3)] * 3, cpu_share=0.99), "client limited in 3 of 6 measurements (cpu_sh"),
-        (contest(*[(1, 3)] * 3, failures=("error: x",)), "3 requests to vLLM failed (error: x)"),
+        (compared((1, 3), (1, 3)), "2 of at least 3 repeats"),
+        (compared(*[(1, 3)] * 3, cpu_share=0.99), "client limited in 3 of 6 measurements (cpu_sh"),
+        (compared(*[(1, 3)] * 3, failures=("error: x",)), "3 requests to vLLM failed (error: x)"),
         (
             PairedComparison("static", broken="the baseline did not start: y"),
             "did not start: y; 0 of",
         ),
     ],
 )
-def test_a_doubt_decides_nothing_and_says_why(found: PairedComparison, reason: str) -> None:
+def test_a_caveat_blocks_the_verdict(comparison: PairedComparison, reason: str) -> None:
     rng = np.random.default_rng(0)
-    (said,) = evaluate_claims(CLAIM, [found], ["static"], where=WHERE, rng=rng)
-    assert said.verdict == "not decided"
-    assert reason in said.reason
+    (verdict,) = evaluate_claims(CLAIM, [comparison], ["static"], where=WHERE, rng=rng)
+    assert verdict.verdict == "not decided"
+    assert reason in verdict.reason
 
 
-def test_memory_that_ran_out_is_a_note_beside_the_figures() -> None:
-    found = contest(*[(1, 3)] * 3)
-    found.stats = {"out_of_memory": [{"batch_size": 64, "tokens_a_row": 596}]}
+def test_running_out_of_memory_is_a_note() -> None:
+    comparison = compared(*[(1, 3)] * 3)
+    comparison.stats = {"out_of_memory": [{"batch_size": 64, "tokens_a_row": 596}]}
     rng = np.random.default_rng(0)
-    (said,) = evaluate_claims(CLAIM, [found], [], where=WHERE, rng=rng)
-    assert said.verdict == "PASS"
-    assert "ran out of memory at batch size 64 with 596 tokens a row" in said.notes[0]
+    (verdict,) = evaluate_claims(CLAIM, [comparison], [], where=WHERE, rng=rng)
+    assert verdict.verdict == "PASS"
+    assert "ran out of memory at batch size 64 with 596 tokens per row" in verdict.notes[0]
 
 
-def test_figures_have_every_repeat_and_every_ratio() -> None:
-    found = contest((1, 3), (1, 3), (1, 3))
-    drawn = contest_figure([found, PairedComparison("one", broken="x")])
+def test_figures_show_every_repeat_and_every_ratio() -> None:
+    comparison = compared((1, 3), (1, 3), (1, 3))
+    drawn = contest_figure([comparison, PairedComparison("one", broken="x")])
     assert [list(trace.x) for trace in drawn.data] == [[10] * 3, pytest.approx([10 / 3] * 3)]
     rng = np.random.default_rng(0)
-    ratios = ratio_figure(evaluate_claims(CLAIM, [found], ["one"], where=WHERE, rng=rng))
+    ratios = ratio_figure(evaluate_claims(CLAIM, [comparison], ["one"], where=WHERE, rng=rng))
     assert [list(trace.y) for trace in ratios.data] == [["static"]]
-    assert len(measurements_frame([found])) == 6
-    limited = contest_figure([contest((1, 3), cpu_share=0.99)])
+    assert len(measurements_frame([comparison])) == 6
+    limited = contest_figure([compared((1, 3), cpu_share=0.99)])
     assert "CLIENT LIMITED" in limited.layout.title.text
     assert failed("error").status == "error"
 
 
-def test_a_traces_lengths_are_sent_within_two_seconds(tmp_path: Path) -> None:
+def test_lengths_of_a_trace_are_sent_within_two_seconds(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     rows = [(0, 20, 5), (40, 30, 6), (100, 25, 7), (200, 10, 9)]
     lines = ["Timestamp,Request tokens,Response tokens", *(f"{a},{b},{c}" for a, b, c in rows)]
@@ -134,20 +134,19 @@ def test_a_traces_lengths_are_sent_within_two_seconds(tmp_path: Path) -> None:
         load_from_trace(load, str(tmp_path / "none.csv"))
 
 
-def test_no_baseline_stands_beside_an_endpoint_of_others(tmp_path: Path) -> None:
+def test_a_foreign_endpoint_has_no_baseline(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
     elsewhere = Remote("http://there/v1", SecretStr("x"), ["m"], "m")
-    held = compare_with_baseline(elsewhere, OneAtATime(), {}, repeats=3, run=run)
+    comparison = compare_with_baseline(elsewhere, OneAtATime(), {}, repeats=3, run=run)
     with pytest.raises(SettingError, match="http://there/v1 was not deployed by this process"):
-        asyncio.run(held)
+        asyncio.run(comparison)
 
 
-def test_a_run_is_made_for_each_side(tmp_path: Path) -> None:
-    """With a tidy name; test_baselines has real engines."""
+def test_each_measurement_is_a_run_with_a_plain_name(tmp_path: Path) -> None:
     from workbench.experiments.paired_runner import _folder
 
     run = Run.create(tmp_path, {"notebook": "04"}, run_id="r")
     load = LoadSpec(arrivals=ClosedLoop(max_concurrency=1), count=1)
-    made = _folder(run, "mixed-one at a time", 0, OURS, "one", load)
-    assert made.path == tmp_path / "r" / "repeats" / "mixed-one-at-a-time-0-ours"
+    made = _folder(run, "mixed-one at a time", 0, CANDIDATE, "one", load)
+    assert made.path == tmp_path / "r" / "repeats" / "mixed-one-at-a-time-0-candidate"
     assert made.experiment["opponent"] == "one"

@@ -1,4 +1,4 @@
-"""Curves of known loads, and a search whose probes are known one by one."""
+"""Figures of curves with known loads, and of a search whose probes are known."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class TestCurve:
         assert hollow.marker.symbol == "circle-open"
         assert trace(figure, "at a load").marker.symbol == "circle"
         assert "CLIENT LIMITED the client limited the load of 16 requests/s" in marked(figure)
-        told = marked(throughput_latency_curve(POINTS, health=LIMITED))
-        assert "cpu_share 0.97" in told
-        assert "16 requests/s" in told
+        title = marked(throughput_latency_curve(POINTS, health=LIMITED))
+        assert "cpu_share 0.97" in title
+        assert "16 requests/s" in title
         for unmarked in (POINTS.iloc[:4], POINTS.drop(columns="client_limited")):
             assert "LIMITED" not in marked(throughput_latency_curve(unmarked))
 
@@ -97,9 +97,9 @@ class TestCurve:
         gone = POINTS.assign(p95_ttft_ms=[np.nan, 10, 11, 14, np.nan])
         assert values(trace(throughput_latency_curve(gone), "at a load").x) == [10, 20, 38]
         throughput_latency_curve(POINTS.iloc[:0])
-        with pytest.raises(UnknownMetricError, match="latency is 'p95_tttf_ms'"):
+        with pytest.raises(UnknownMetricError, match="'p95_tttf_ms' is not a metric"):
             throughput_latency_curve(POINTS, latency="p95_tttf_ms")
-        with pytest.raises(UnknownMetricError, match="latency is 'rate': give one in ms"):
+        with pytest.raises(UnknownMetricError, match="'rate' is not a metric"):
             throughput_latency_curve(POINTS, latency="rate")
         with pytest.raises(SettingError, match="points has no 'rate'"):
             throughput_latency_curve(POINTS.drop(columns="rate"))

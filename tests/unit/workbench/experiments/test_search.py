@@ -1,4 +1,4 @@
-"""Probes whose threshold is known beforehand: the M/M/1 queue, a step, and steps with noise."""
+"""Searches of a known threshold: the M/M/1 queue, a step, and a step with noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.records import failed, record
 
 from workbench.errors import SettingError
-from workbench.experiments.search import Probe, highest_load, knee, saturated
+from workbench.experiments.search import Probe, highest_load, knee, slo_unreachable
 from workbench.experiments.search_result import ProbeResult, SearchResult
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.slo import SLO
@@ -28,7 +28,7 @@ THRESHOLD = SERVED + math.log(1 - 0.95)
 
 
 async def queue(rate: float) -> Summary:
-    """400 requests at the quantiles of the M/M/1 time in system, all late past saturation."""
+    """400 requests at the quantiles of the M/M/1 time in system, all late above saturation."""
     spare = max(SERVED - rate, 1e-3)
     shares = (np.arange(400) + 0.5) / 400
     return summarize((record(0.0, float(t)) for t in -np.log1p(-shares) / spare), slo=BOUND)
@@ -51,7 +51,7 @@ def search(probe: Probe, **settings: Any) -> SearchResult:
 
 class TestSearch:
     @pytest.mark.parametrize(
-        ("start", "looked"),
+        ("start", "probed"),
         [
             (None, [1, 2, 4, 8, 16]),
             (6, [6, 12]),
@@ -60,16 +60,16 @@ class TestSearch:
             (64, [64, 32, 16, 8]),
         ],
     )
-    def test_it_doubles_or_halves_from_its_start(
-        self, start: float | None, looked: list[float]
+    def test_bracket_doubles_or_halves_from_the_start(
+        self, start: float | None, probed: list[float]
     ) -> None:
         result = search(step(11), start=start, tolerance=0.02)
-        assert [p.rate for p in result.probes if p.phase == "bracket"] == looked
+        assert [p.rate for p in result.probes if p.phase == "bracket"] == probed
         assert result.highest is not None
         assert 11 / 1.02 <= result.highest <= 11
 
     @pytest.mark.parametrize("threshold", [10, 0])
-    def test_a_start_that_met_by_chance_hides_no_lower_load(self, threshold: float) -> None:
+    def test_a_lucky_start_does_not_hide_lower_loads(self, threshold: float) -> None:
         chance = [32.0]
 
         def meets(load: float) -> bool:
@@ -85,9 +85,9 @@ class TestSearch:
             assert result.confirmed == 2
         else:
             assert (result.highest, result.probes[-1].rate) == (None, 1)
-            assert "missed even at 1 requests/s, the lowest" in result.headline()
+            assert "missed even at the lowest load, 1 requests/s" in result.headline()
 
-    def test_the_queue_of_known_capacity(self) -> None:
+    def test_queue_of_known_capacity(self) -> None:
         result = search(queue, tolerance=0.02)
         assert result.highest is not None
         assert result.highest == pytest.approx(THRESHOLD, rel=0.03)
@@ -103,7 +103,7 @@ class TestSearch:
         span=st.floats(1.01, 500),
         tolerance=st.floats(0.01, 0.5),
     )
-    def test_any_threshold_is_found_to_the_tolerance(
+    def test_any_threshold_is_found_within_the_tolerance(
         self, threshold: float, low: float, span: float, tolerance: float
     ) -> None:
         high = low * span
@@ -142,12 +142,12 @@ class TestSearch:
         max_probes=st.integers(5, 40),
         integer=st.booleans(),
     )
-    def test_whatever_the_noise_the_answer_held_most_times(
+    def test_with_noise_the_answer_held_in_most_runs(
         self, answers: list[bool], confirmations: int, max_probes: int, integer: bool
     ) -> None:
-        said, kept = iter(answers), list[ProbeResult]()
+        noise, kept = iter(answers), list[ProbeResult]()
         limits = {"max_probes": max_probes, "confirmations": confirmations, "integer": integer}
-        result = search(noisy(lambda _: next(said)), on_probe=kept.append, **limits)
+        result = search(noisy(lambda _: next(noise)), on_probe=kept.append, **limits)
         assert tuple(kept) == result.probes
         assert [p.met for p in kept] == answers[: len(kept)]
         assert len(kept) <= max_probes
@@ -162,7 +162,7 @@ class TestSearch:
         assert None not in found
         assert np.median(np.array(found, float)) == pytest.approx(THRESHOLD, rel=0.1)
 
-    def test_a_lucky_run_is_not_the_answer(self) -> None:
+    def test_a_single_lucky_run_is_not_the_answer(self) -> None:
         luck = iter([True])  # the first run at 8 meets the SLO, and no other above 5
         result = search(noisy(lambda load: load <= 5 or (load == 8 and next(luck, False))))
         assert [p.met for p in result.probes if p.rate == 8] == [True, False, False]
@@ -170,26 +170,26 @@ class TestSearch:
         assert 5 / 1.05 <= result.highest <= 5
         assert result.bounded
 
-    def test_few_probes_leave_room_to_confirm(self) -> None:
+    def test_probes_are_reserved_for_confirming(self) -> None:
         result = search(step(40), max_probes=6)
         assert [p.rate for p in result.probes] == [1, 2, 4, 8, 8, 8]
         assert (result.highest, result.bounded, result.confirmed) == (8, False, 2)
 
-    def test_never_and_always(self) -> None:
+    def test_an_slo_that_is_never_or_always_met(self) -> None:
         never, always = search(step(0.1)), search(step(1e9))
         assert (never.highest, never.bounded, never.confirmed) == (None, True, 0)
         assert never.headline() == (
-            "SLO missed even at 1 requests/s, the lowest (no TTFT, no TPOT; 1 probe)"
+            "SLO missed even at the lowest load, 1 requests/s (no TTFT, no TPOT; 1 probe)"
         )
         assert (always.highest, always.bounded, always.confirmed) == (64, False, 2)
-        assert "no miss was seen above it" in always.headline()
+        assert "no higher load missed it" in always.headline()
 
     def test_the_table_has_every_probe(self) -> None:
         result = search(queue)
         table = result.frame()
         assert table.rate.tolist() == [p.rate for p in result.probes]
         assert table.met.tolist() == [p.summary.slo_met for p in result.probes]
-        # The quantiles of an exponential law: p95 = ln(20) / spare, as no other than TTFT here.
+        # The p95 of an exponential distribution is ln(20) / rate, and here only TTFT is known.
         assert table.p95_ttft_ms[0] == pytest.approx(math.log(20) / 9 * 1e3, rel=0.01)
         assert table.slo_attainment[0] == pytest.approx(1, abs=1 / 400)
         assert table.p95_tpot_ms.isna().all()
@@ -211,24 +211,24 @@ class TestSearch:
         assert result.headline().startswith("CLIENT LIMITED: ") == marked
 
     @pytest.mark.parametrize("where", [1, 4, 8, math.sqrt(32)])
-    def test_what_a_limited_probe_saw_counts_for_nothing_once_repeated(self, where: float) -> None:
-        """It says the contrary of what holds; the same load run again tells the truth."""
-        result = search(limited_at([where], 4, lying=True), tolerance=0.99)
+    def test_a_repeated_limited_probe_does_not_count(self, where: float) -> None:
+        """The limited probe has the wrong verdict; the same load repeated has the right one."""
+        result = search(limited_at([where], 4, wrong=True), tolerance=0.99)
         assert [p.rate for p in result.counted] == [1, 2, 4, 8, math.sqrt(32), 4, 4]
         assert (result.highest, result.missed) == (4, math.sqrt(32))
         assert [p.met for p in result.probes if p.rate == where][:2] == [where > 4, where <= 4]
         assert not result.client_limited
-        assert "8 probes, 1 replaced as the client limited it" in result.headline()
+        assert "8 probes, 1 replaced because the client limited it" in result.headline()
         assert list(result.frame().replaced) == [p.replaced for p in result.probes]
 
-    def test_repeats_stay_within_the_most_probes(self) -> None:
+    def test_repeats_count_towards_max_probes(self) -> None:
         limited = [load for load in (1.0, 2.0, 4.0, 8.0) for _ in range(9)]
         result = search(limited_at(limited, 8), max_probes=9, confirmations=2)
         assert len(result.probes) == 9
         assert [p.rate for p in result.probes][:7] == [1, 1, 2, 2, 4, 4, 8]
         assert result.client_limited
 
-    def test_what_the_probe_raises_comes_through(self) -> None:
+    def test_an_error_of_the_probe_is_raised(self) -> None:
         kept: list[ProbeResult] = []
 
         async def probe(load: float) -> Summary:
@@ -241,7 +241,7 @@ class TestSearch:
         assert [p.rate for p in kept] == [1, 2]
 
 
-def limited_at(loads: list[float], threshold: float, lying: bool = False) -> Probe:
+def limited_at(loads: list[float], threshold: float, wrong: bool = False) -> Probe:
     """A step whose probes are limited by the client at `loads`, each entry once."""
     left = list(loads)
 
@@ -249,7 +249,7 @@ def limited_at(loads: list[float], threshold: float, lying: bool = False) -> Pro
         if load not in left:
             return GOOD if load <= threshold else BAD
         left.remove(load)
-        summary = GOOD if (load <= threshold) != lying else BAD
+        summary = GOOD if (load <= threshold) != wrong else BAD
         limited = ClientHealth.judge(cpu_share=0.97)
         return summary.model_copy(update={"client_health": limited})
 
@@ -266,32 +266,34 @@ def sampled(rng: np.random.Generator) -> Probe:
 
 class TestBadSettings:
     @pytest.mark.parametrize(
-        ("settings", "named"),
+        ("settings", "message"),
         [
-            ({"low": 0}, "low is 0"),
-            ({"low": math.nan}, "low is nan"),
-            ({"high": -1}, "high is -1"),
-            ({"high": math.inf}, "high is inf"),
-            ({"low": 8, "high": 8}, "low is 8: give one below high = 8"),
-            ({"tolerance": 0}, "tolerance is 0"),
-            ({"tolerance": 1}, "tolerance is 1"),
-            ({"low": 1.5, "integer": True}, "low is 1.5: .*whole"),
-            ({"confirmations": -1}, "confirmations is -1"),
-            ({"max_probes": 2}, "max_probes is 2: give"),
+            ({"low": 0}, "low must be above 0 .* got 0"),
+            ({"low": math.nan}, "low must be .* got nan"),
+            ({"high": -1}, "high must be .* got -1"),
+            ({"high": math.inf}, "high must be .* got inf"),
+            ({"low": 8, "high": 8}, "low must be below high = 8, got 8"),
+            ({"tolerance": 0}, "tolerance must be .* got 0"),
+            ({"tolerance": 1}, "tolerance must be .* got 1"),
+            ({"low": 1.5, "integer": True}, "low must be a whole number .* got 1.5"),
+            ({"confirmations": -1}, "confirmations must be at least 0 .* got -1"),
+            ({"max_probes": 2}, "less than max_probes = 2, got 2"),
         ],
     )
-    def test_refused_by_name_before_a_probe(self, settings: dict[str, Any], named: str) -> None:
-        asked: list[float] = []
-        with pytest.raises(SettingError, match=named):
-            search(noisy(lambda load: asked.append(load) is None), **settings)
-        assert asked == []
+    def test_invalid_settings_fail_before_a_probe(
+        self, settings: dict[str, Any], message: str
+    ) -> None:
+        probed: list[float] = []
+        with pytest.raises(SettingError, match=message):
+            search(noisy(lambda load: probed.append(load) is None), **settings)
+        assert probed == []
 
-    def test_a_summary_that_judged_nothing(self) -> None:
-        for summary, why in (
-            (summarize([record(0.0, 0.5)]), "at 1 has no slo"),
-            (summarize([], slo=BOUND), "at 1 judged no request"),
+    def test_a_summary_without_attainment(self) -> None:
+        for summary, message in (
+            (summarize([record(0.0, 0.5)]), "at load 1 has no slo"),
+            (summarize([], slo=BOUND), "at load 1 judged no request"),
         ):
-            with pytest.raises(SettingError, match=why):
+            with pytest.raises(SettingError, match=message):
                 search(noisy_summary(summary))
 
 
@@ -313,24 +315,24 @@ KINDS = {
 }
 
 
-class TestSaturated:
+class TestSLOUnreachable:
     @given(kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=30), left=st.integers(0, 40))
-    def test_exactly_when_the_best_end_misses(self, kinds: list[str], left: int) -> None:
+    def test_unreachable_if_the_best_outcome_misses(self, kinds: list[str], left: int) -> None:
         records = [KINDS[kind] for kind in kinds]
         best = summarize([*records, *[KINDS["good"]] * left], slo=BOUND).slo_met
-        assert saturated(iter(records), BOUND, requests_left=left) == (best is False)
+        assert slo_unreachable(iter(records), BOUND, requests_left=left) == (best is False)
 
-    def test_by_hand(self) -> None:
-        # 95 % of 100 is 95: with 5 bad it can be reached, with 6 it cannot.
+    def test_worked_out_by_hand(self) -> None:
+        # 95 % of 100 is 95: the SLO can be met with 5 bad requests, but not with 6.
         five = [KINDS["shed"]] * 2 + [KINDS["timeout"]] * 2 + [KINDS["late"]]
-        assert not saturated(five, BOUND, requests_left=95)
-        assert saturated([*five, KINDS["error"]], BOUND, requests_left=94)
-        with pytest.raises(SettingError, match="requests_left is -1"):
-            saturated(five, BOUND, requests_left=-1)
+        assert not slo_unreachable(five, BOUND, requests_left=95)
+        assert slo_unreachable([*five, KINDS["error"]], BOUND, requests_left=94)
+        with pytest.raises(SettingError, match="requests_left must be at least 0, got -1"):
+            slo_unreachable(five, BOUND, requests_left=-1)
 
 
 class TestKnee:
-    def test_of_the_hyperbola(self) -> None:
+    def test_hyperbola(self) -> None:
         # 1 / (1 - x) up to X has the slope of its chord, 1 / (1 - X), at 1 - sqrt(1 - X).
         x = np.arange(100) / 100
         y = 1 / (1 - x)
@@ -339,7 +341,7 @@ class TestKnee:
         with_gap = np.where(np.arange(100) == 50, np.nan, y)
         assert knee(x, with_gap) == 90
 
-    def test_where_throughput_falls_back(self) -> None:
+    def test_falling_throughput(self) -> None:
         assert knee([10, 20, 30, 38, 40, 35, 28], [1, 1.1, 1.3, 2, 9, 20, 30]) == 3
         assert knee([10, 30, 10], [1, 2, 30]) == 1
 
@@ -355,14 +357,14 @@ class TestKnee:
             ([1, 2, 3, math.nan], [1, 1, math.inf, 9]),
         ],
     )
-    def test_none_to_find(self, x: list[float], y: list[float]) -> None:
+    def test_no_knee(self, x: list[float], y: list[float]) -> None:
         assert knee(x, y) is None
 
     def test_unequal_lengths(self) -> None:
-        with pytest.raises(SettingError, match="x has 3 points and y has 2"):
+        with pytest.raises(SettingError, match="same length, got 3 and 2"):
             knee([1, 2, 3], [1, 2])
 
 
-def test_noise_on_a_flat_curve_is_no_knee() -> None:
+def test_noise_on_a_flat_curve_is_not_a_knee() -> None:
     assert knee([95, 205, 535, 909], [26.9, 22.8, 28.1, 33.3]) is None
     assert knee([95, 205, 535, 909], [26.9, 22.8, 28.1, 133.0]) is not None

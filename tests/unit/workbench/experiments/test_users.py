@@ -1,4 +1,4 @@
-"""Users as a load, by the law of their waits; verdicts and days against sums made by hand."""
+"""Users as a load, and verdicts and days compared with sums made by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.records import record
 
-from workbench.claims.claim import Claim, Where
+from workbench.claims.claim import Claim, RunInfo
 from workbench.cost.cost import Cost
 from workbench.errors import SettingError
 from workbench.experiments.fleets import (
@@ -41,7 +41,7 @@ from workbench.workload.prompts import Conversations, RandomPrompts
 
 PROMPTS = RandomPrompts(input=8, output=8)
 CLAIM = Claim(name="10x the users", figure="users", goal=10)
-WHERE = Where(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
+WHERE = RunInfo(run_id="r", date="2026-01-31", hardware="a CPU", accelerator="cpu")
 LIMITED = ClientHealth.judge(cpu_share=0.99)
 
 
@@ -53,43 +53,43 @@ def summary(*, good: bool, health: ClientHealth | None = None) -> Summary:
 def searched(
     holds: int, high: int = 1024, health: ClientHealth | None = None, low: int = 1
 ) -> SearchResult:
-    """What the real search finds of an engine that holds so many users."""
+    """Search an engine that holds `holds` users."""
 
     async def probe(users: float) -> Summary:
         return summary(good=users <= holds, health=health)
 
-    go = highest_load(probe, low=low, high=high, tolerance=0.001, integer=True, unit="users")
-    return asyncio.run(go)
+    search = highest_load(probe, low=low, high=high, tolerance=0.001, integer=True, unit="users")
+    return asyncio.run(search)
 
 
 class TestLoad:
-    def test_users_are_slots_that_think(self) -> None:
+    def test_users_are_slots_with_think_time(self) -> None:
         load = users_load(300, prompts=PROMPTS, think_s=2.0, duration_s=10.0, seed=3)
         assert load.arrivals == ClosedLoop(max_concurrency=300, think_s=2.0)
         assert (load.duration_s, load.seed) == (10.0, 3)
         assert load.needed_workers == 2  # 150 questions a second
 
-    def test_there_are_questions_enough(self) -> None:
+    def test_there_are_enough_questions(self) -> None:
         load = users_load(50, prompts=PROMPTS, think_s=2.0, duration_s=10.0)
         assert load.count is not None
-        # 50 users who are answered at once ask 250 times on average, as a Poisson process does.
+        # 50 users who are answered at once ask 250 times on average, a Poisson number.
         assert load.count >= 250 + 4 * 250**0.5
         chats = Conversations(turns=5, input=8, output=8, think_s=2.0)
         fewer = users_load(50, prompts=chats, think_s=2.0, duration_s=10.0).count
         assert fewer is not None
         assert 5 * fewer >= load.count - 50
 
-    def test_few_users_are_asked_for_longer(self) -> None:
+    def test_few_users_ask_for_longer(self) -> None:
         asked = {"prompts": PROMPTS, "think_s": 3.0, "warmup_s": 2.0, "timeout_s": 22.0}
         durations = [users_load(n, duration_s=9.0, **asked).duration_s for n in (1, 4, 100)]
-        # 4 questions, each thought about for 3 s and answered in 11 s, by 1, 4 and 100 users.
+        # 4 questions, each with 3 s to think and 11 s for the answer, by 1, 4 and 100 users.
         assert durations == [2 + 56, 2 + 14, 9]
 
-    def test_a_user_thinks(self) -> None:
-        with pytest.raises(SettingError, match="think_s is 0"):
+    def test_users_need_think_time(self) -> None:
+        with pytest.raises(SettingError, match="think_s must be above 0 seconds, got 0"):
             users_load(1, prompts=PROMPTS, think_s=0, duration_s=1)
 
-    def test_patience_is_twice_what_a_good_answer_may_take(self) -> None:
+    def test_timeout_is_twice_the_longest_good_answer(self) -> None:
         assert request_timeout_s(SLO(ttft_ms=1000, tpot_ms=50), 101) == pytest.approx(2 * 6.0)
         assert request_timeout_s(SLO(ttft_ms=1000, tpot_ms=50, e2el_ms=4000), 101) == pytest.approx(
             8
@@ -99,9 +99,9 @@ class TestLoad:
 
 class TestVerdicts:
     def verdict(self, ours: list[SearchResult], theirs: list[SearchResult]) -> Any:
-        found = {"vLLM": ours, "static": theirs}
+        results = {"vLLM": ours, "static": theirs}
         rng = np.random.default_rng(0)
-        return users_verdicts(CLAIM, found, ["static", "one"], where=WHERE, rng=rng)
+        return users_verdicts(CLAIM, results, ["static", "one"], where=WHERE, rng=rng)
 
     def test_pass_and_the_opponent_that_was_not_measured(self) -> None:
         static, one = self.verdict([searched(n) for n in (240, 250, 260)], [searched(20)] * 3)
@@ -116,7 +116,7 @@ class TestVerdicts:
         assert static.ratio == pytest.approx((40 * 41 * 42) ** (1 / 3) / 20)
 
     @pytest.mark.parametrize(
-        ("ours", "theirs", "why"),
+        ("ours", "theirs", "reason"),
         [
             ([searched(40)] * 2, [searched(20)] * 2, "2 of at least 3 repeats"),
             ([searched(40, health=LIMITED)] * 3, [searched(2)] * 3, "the client limited"),
@@ -126,18 +126,18 @@ class TestVerdicts:
             ([searched(99, high=16)] * 3, [searched(8)] * 3, "vLLM held the most users"),
         ],
     )
-    def test_what_decides_nothing(
-        self, ours: list[SearchResult], theirs: list[SearchResult], why: str
+    def test_caveats_block_the_verdict(
+        self, ours: list[SearchResult], theirs: list[SearchResult], reason: str
     ) -> None:
         static, _ = self.verdict(ours, theirs)
         assert static.verdict == "not decided"
-        assert why in static.reason
+        assert reason in static.reason
 
-    def test_more_users_than_were_tried_do_not_unmake_a_pass(self) -> None:
+    def test_an_unbounded_candidate_can_still_pass(self) -> None:
         static, _ = self.verdict([searched(999, high=64)] * 3, [searched(4)] * 3)
         assert static.verdict == "PASS"
 
-    def test_who_does_not_hold_one_user_is_counted_with_one(self) -> None:
+    def test_an_opponent_that_misses_with_one_user_counts_as_one(self) -> None:
         theirs = [searched(0), searched(1), searched(0)]
         static, _ = self.verdict([searched(40)] * 3, theirs)
         assert (static.verdict, static.ratio, static.theirs) == ("PASS", pytest.approx(40), 1)
@@ -146,14 +146,14 @@ class TestVerdicts:
             "(TTFT p95 5000 ms, TPOT p95 100 ms)",
         )
 
-    def test_a_repeat_starts_so_that_the_last_answer_is_mid_of_its_first_doubling(self) -> None:
+    def test_a_repeat_starts_at_0_7_of_the_last_answer(self) -> None:
         assert initial_load([], 8, 512) == 64
         assert initial_load([searched(100)], 8, 512) == 70
         assert initial_load([searched(100), searched(10)], 8, 512) == 8
         assert initial_load([searched(0)], 8, 512) == 8
 
     @pytest.mark.parametrize(
-        ("holds", "start", "highest", "looked"),
+        ("holds", "start", "highest", "probed"),
         [
             (100, None, 100, [2, 4, 8, 16, 32, 64, 128]),
             (100, 60, 100, [60, 120]),
@@ -162,12 +162,12 @@ class TestVerdicts:
             (1, 60, None, [60, 30, 15, 7, 3, 2]),
         ],
     )
-    def test_the_search_looks_below_its_start_only_if_it_must(
+    def test_loads_below_the_start_are_probed_only_if_needed(
         self,
         holds: int,
         start: int | None,
         highest: int | None,
-        looked: list[int],
+        probed: list[int],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         async def probe(users: float) -> Summary:
@@ -178,7 +178,7 @@ class TestVerdicts:
         slo = SLO(ttft_ms=1000)
         found = asyncio.run(highest_users(None, lambda users, seed: None, slo, **options))  # type: ignore[arg-type, return-value]
         bracketed = [p.rate for p in found.probes if p.phase == "bracket"]
-        assert (found.highest, bracketed, found.unit) == (highest, looked, "users")
+        assert (found.highest, bracketed, found.unit) == (highest, probed, "users")
         assert found.bounded
 
 
@@ -212,46 +212,46 @@ class TestFleets:
         ],
         ids=["flat", "a ramp", "a quarter at the peak", "one stays at night"],
     )
-    def test_the_most_that_could_be_saved(
+    def test_max_savings_ratio(
         self, stages: list[tuple[float, float]], replicas: int, most: float
     ) -> None:
         assert max_savings_ratio(Stages(stages=stages), replicas) == pytest.approx(most)
 
-    def test_it_stands_in_the_verdict_in_words(self) -> None:
-        said = max_savings_note(Stages(stages=[(8, 60)]), 2)
-        assert said.endswith("would spend 1.33 times less")
+    def test_max_savings_note(self) -> None:
+        note = max_savings_note(Stages(stages=[(8, 60)]), 2)
+        assert note.endswith("would cost 1.33 times less")
 
-    def test_savings_are_pairs_of_days(self, fleets: tuple[Fleet, Fleet]) -> None:
+    def test_cost_ratios_are_pairs_of_days(self, fleets: tuple[Fleet, Fleet]) -> None:
         assert cost_ratios(*fleets) == [(3.0, 1.0), (6.0, 3.0)]
         assert cost_ratios(*fleets, premium=1.5) == [(3.0, 1.5), (6.0, 4.5)]
         assert cost_ratios(None, fleets[1]) == []
 
-    def test_a_day_without_a_good_token_has_no_price(self, tmp_path: Path) -> None:
+    def test_a_day_without_good_tokens_has_price_0(self, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
-        assert Fleet("x", run, (day(3.0, 0),)).per_million == [0.0]  # `judge` takes no ratio of 0
+        assert Fleet("x", run, (day(3.0, 0),)).per_million == [0.0]  # a ratio with 0 is not decided
 
-    def test_the_frame_has_a_row_a_day(self, fleets: tuple[Fleet, Fleet]) -> None:
+    def test_frame_has_a_row_per_day(self, fleets: tuple[Fleet, Fleet]) -> None:
         frame = fleet_frame(fleets)
         assert frame.dollars.tolist() == [3.0, 3.0, 1.0, 1.5]
         assert frame.per_million.tolist() == [3.0, 6.0, 1.0, 3.0]
         assert fleet_frame([]).empty
-        assert "energy_kwh" not in frame, "no GPU, nothing to report"
+        assert "energy_kwh" not in frame, "no GPU reported its power"
         metered = Fleet("fixed", fleets[0].run, (day(3.0, 1, energy_kwh=0.5),))
         assert fleet_frame([metered]).energy_kwh.tolist() == [0.5]
 
-    def test_doubts(self, fleets: tuple[Fleet, Fleet]) -> None:
+    def test_caveats(self, fleets: tuple[Fleet, Fleet]) -> None:
         assert fleet_caveats(fleets) == []
         run = fleets[0].run
         limited = Fleet("fixed", run, (day(1.0, 1, health=LIMITED),))
         unseen = Fleet("autoscaled", run, (day(1.0, 1, unknown_s=0.6),))
         assert fleet_caveats([limited, unseen]) == [
-            "the client limited the fixed fleet's load",
-            "of the autoscaled fleet, 5 % or more was not seen (gaps)",
+            "the client limited the load of the fixed fleet",
+            "gaps in the samples hide 5 % or more of the autoscaled fleet",
         ]
 
 
 class TestFigures:
-    def test_autoscaling_breaks_even_where_its_line_meets_the_fixed_one(self) -> None:
+    def test_break_even_is_where_the_lines_meet(self) -> None:
         figure = break_even_figure([4.0, 4.0], [1.0, 3.0], goal=2.0, premium=1.5)
         lines = {trace.name: trace for trace in figure.data if trace.name}
         scaled = next(trace for name, trace in lines.items() if name.startswith("autoscaled"))
@@ -273,7 +273,7 @@ class TestFigures:
         assert heights["idle"] == [4.0] * 4
         assert figure.layout.barmode == "stack"
 
-    def test_a_bar_an_engine_at_the_mean(self) -> None:
+    def test_a_bar_per_engine_at_the_mean(self) -> None:
         figure = users_figure({"vLLM": [searched(40), searched(60)], "static": [searched(5)]})
         assert [list(trace.y) for trace in figure.data] == [[50.0], [40, 60], [5.0], [5]]
         assert list(figure.data[1].x) == ["vLLM<br>50 users on average"] * 2

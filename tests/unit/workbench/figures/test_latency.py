@@ -27,6 +27,8 @@ def frame(*rows: dict[str, Any]) -> pd.DataFrame:
     made = pd.DataFrame([usual | row for row in rows], columns=list(usual))
     numbers = ["scheduled_s", "sent_s", "first_token_s", "end_s", "output_tokens"]
     made[numbers] = made[numbers].astype(float)
+    made["ttft_ms"] = (made.first_token_s - made.sent_s) * 1e3
+    made["e2el_ms"] = (made.end_s - made.sent_s) * 1e3
     return made
 
 

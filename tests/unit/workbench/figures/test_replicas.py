@@ -12,7 +12,7 @@ import pytest
 from support.records import failed, record
 from support.scaling_timeline import ScalingTimeline
 
-from workbench.analysis.autoscaling import held, policy_table
+from workbench.analysis.autoscaling import policy_table
 from workbench.analysis.reactions import Reaction
 from workbench.figures.replicas import (
     policy_figure,
@@ -152,10 +152,6 @@ class TestPolicies:
         assert one.replica_s == pytest.approx(39 + 10 + 8 + 3)
         assert (one.wanted_s, one.second_replica_s) == (2, 17)
         assert pd.isna(table.loc["two"].wanted_s), "its load's changes are not known"
-
-    def test_held_of_one_deployment(self) -> None:
-        assert held(TELEMETRY, "a") == 1 + 2 + 2
-        assert held(TELEMETRY, "nobody") == 0
 
     def test_the_figure_has_a_row_a_policy_and_their_ttft(self, tmp_path: Path) -> None:
         runs = {"one": self.run(tmp_path, "one"), "two": self.run(tmp_path, "two")}

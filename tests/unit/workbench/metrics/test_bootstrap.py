@@ -1,4 +1,4 @@
-"""Student's own interval, seeded coverage of a known mean, and ratios worked by hand."""
+"""Student's interval, seeded coverage of a known mean, and ratios worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from workbench.metrics.summary import summarize
 
 
 class TestIntervals:
-    def test_three_values_give_their_range(self) -> None:
+    def test_interval_of_three_values_is_their_range(self) -> None:
         interval = bootstrap([1.0, 2.0, 6.0], rng=np.random.default_rng(0))
         assert interval == (3.0, 1.0, 6.0, 3)
 
-    def test_many_values_give_students_interval(self) -> None:
-        """For normal values the mean's exact interval is mean +- t s / sqrt(n); t from a table."""
+    def test_many_values_have_students_interval(self) -> None:
+        """The exact interval of a normal mean is mean +- t s / sqrt(n), with t from a table."""
         values = np.random.default_rng(3).normal(10, 2, 40)
         half = 2.0227 * values.std(ddof=1) / math.sqrt(40)
         interval = bootstrap(values.tolist(), rng=np.random.default_rng(0))
@@ -27,7 +27,7 @@ class TestIntervals:
         assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
 
     def test_coverage_of_eight_repeats(self) -> None:
-        """Of 1,000 seeded intervals for a known mean; the plain percentile one covers 0.875."""
+        """Coverage of a known mean by 1,000 seeded intervals; plain percentiles cover 0.875."""
         rng = np.random.default_rng(5)
         hits = 0
         for _ in range(1000):
@@ -37,12 +37,12 @@ class TestIntervals:
 
     def test_every_figure_of_the_repeats(self) -> None:
         repeats = [summarize([record(0, 0.1 * k, 0.2 * k)]) for k in (1, 2, 3)]
-        found = repeat_intervals(repeats, rng=np.random.default_rng(0))
-        assert found["mean_ttft_ms"] == pytest.approx((200, 100, 300, 3))
-        assert "steady" not in found
-        assert "slo" not in found
-        assert "p99_ttft_from_schedule_ms" not in found, "no repeat has it"
-        with pytest.raises(SettingError, match="repeats is 2"):
+        intervals = repeat_intervals(repeats, rng=np.random.default_rng(0))
+        assert intervals["mean_ttft_ms"] == pytest.approx((200, 100, 300, 3))
+        assert "steady" not in intervals
+        assert "slo" not in intervals
+        assert "p99_ttft_from_schedule_ms" not in intervals, "no repeat has it"
+        with pytest.raises(SettingError, match="at least 3 repeats, got 2"):
             repeat_intervals(repeats[:2], rng=np.random.default_rng(0))
 
     def test_paired_ratios(self) -> None:

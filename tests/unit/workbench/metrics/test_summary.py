@@ -1,4 +1,4 @@
-"""Hand-worked runs, closed formulas, numpy on the plain lists, and vLLM's own function."""
+"""Summaries against values worked out by hand, closed formulas, numpy on lists, and vLLM."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from support.records import failed, record
 
 from serving.errors import WorkbenchError
 from workbench.errors import SettingError, UnknownMetricError
-from workbench.metrics.columns import STATISTICS
-from workbench.metrics.health import ClientHealth, HealthBounds, LoopWatch
+from workbench.metrics.health import ClientHealth, LoopWatch
+from workbench.metrics.metric import STATISTICS
 from workbench.metrics.slo import SLO
-from workbench.metrics.summary import LATENCIES, Summary, summarize
+from workbench.metrics.summary import Summary, summarize
 from workbench.records import RequestRecord
 
-# Two requests, worked by hand (seconds):
+LATENCIES = ("ttft", "tpot", "itl", "e2el", "ttft_from_schedule", "e2el_from_schedule")
+
+# Two requests, worked out by hand (in seconds):
 #   a: sent 1.0, tokens at 1.2, 1.3, 1.6        -> TTFT 200, E2EL 600, TPOT 200, gaps 100, 300 ms
 #   b: scheduled 1.5, sent 2.0, one token at 2.4 -> TTFT 400, E2EL 400, no TPOT, no gap
 A = record(1.0, 1.2, 1.3, 1.6, scheduled_s=1.0)
@@ -37,7 +39,7 @@ class TestByHand:
         assert summary.p90_itl_ms == pytest.approx(280)  # 100 + 0.9 * 200
         assert summary.mean_e2el_ms == pytest.approx(500)
 
-    def test_from_the_schedule_a_late_send_shows(self) -> None:
+    def test_latency_from_schedule_includes_a_late_send(self) -> None:
         summary = summarize([A, B])
         assert summary.mean_ttft_from_schedule_ms == pytest.approx((200 + 900) / 2)
         assert summary.mean_e2el_from_schedule_ms == pytest.approx((600 + 900) / 2)
@@ -52,7 +54,7 @@ class TestByHand:
         assert summary.total_token_throughput == pytest.approx(24 / 1.4)
         assert summarize([A, B], duration_s=8).output_throughput == pytest.approx(0.5)
 
-    def test_failures_count_but_have_no_latency(self) -> None:
+    def test_failed_requests_are_counted_and_have_no_latency(self) -> None:
         bad = [failed("error"), failed("timeout"), failed("shed"), failed("cancelled")]
         summary = summarize([A, B, *bad])
         counts = (summary.completed, summary.failed, summary.shed, summary.cancelled)
@@ -64,7 +66,7 @@ class TestByHand:
         cut = failed("error", 0, 9, token_times_s=(1.0, 8.0), first_token_s=1.0)
         assert summarize([cut, A, cut]).mean_itl_ms == pytest.approx(200)
 
-    def test_nothing_is_none_and_not_zero(self) -> None:
+    def test_absent_figures_are_none(self) -> None:
         for summary in (summarize([]), summarize([failed("shed"), failed("error")])):
             figures = summary.model_dump()
             for latency in LATENCIES:
@@ -75,7 +77,7 @@ class TestByHand:
         assert summarize([]).request_throughput is None
         assert summarize([failed("shed")]).request_throughput == 0
 
-    def test_tokens_nobody_counted(self) -> None:
+    def test_requests_without_token_counts(self) -> None:
         unknown = record(0, 0.1, 0.2, output_tokens=None, prompt_tokens=None)
         alone = summarize([unknown])
         assert (alone.without_usage, alone.total_output_tokens) == (1, None)
@@ -83,7 +85,7 @@ class TestByHand:
         both = summarize([unknown, A])
         assert (both.without_usage, both.total_output_tokens) == (1, 3)
 
-    def test_warm_up_is_cut_by_due_time(self) -> None:
+    def test_warm_up_is_excluded_by_due_time(self) -> None:
         early = [record(float(t), t + 0.9, t + 1.8) for t in range(5)]
         summary = summarize([*early, record(5.0, 5.1, 5.2), record(6.0, 6.1, 7.0)], warmup_s=5)
         assert summary.completed == 2
@@ -96,7 +98,7 @@ class TestByHand:
 class TestGoodput:
     SLO = SLO(ttft_ms=300, tpot_ms=250, target=0.5)
 
-    def test_failed_and_shed_stay_in_the_denominator(self) -> None:
+    def test_failed_and_shed_requests_are_judged(self) -> None:
         slow = record(0.0, 0.9, 1.0)
         quick = failed("shed", 0, 0.001)
         records = [A, slow, quick, failed("error", 0, 0.001), failed("timeout")]
@@ -107,18 +109,18 @@ class TestGoodput:
         assert summarize([A, slow], slo=self.SLO).slo_met is True
         assert summarize([A]).slo_met is None
 
-    def test_a_bound_is_met_at_equality_and_one_token_has_no_tpot(self) -> None:
+    def test_a_bound_is_inclusive_and_one_token_meets_any_tpot(self) -> None:
         exact = record(0.0, 0.25, 0.5)
         assert summarize([exact], slo=SLO(ttft_ms=250, tpot_ms=250)).slo_attainment == 1
         assert summarize([B], slo=SLO(tpot_ms=0.001)).slo_attainment == 1
 
-    def test_cancelled_is_judged_only_if_it_was_past_a_bound(self) -> None:
+    def test_cancelled_is_judged_only_above_a_bound(self) -> None:
         waiting_long = failed("cancelled", 0, 0.4)
         waiting_short = failed("cancelled", 0, 0.2)
         summary = summarize([A, waiting_short, waiting_long], slo=self.SLO)
         assert summary.slo_attainment == pytest.approx(1 / 2)
 
-    def test_what_was_not_measured_is_not_good(self) -> None:
+    def test_an_unknown_latency_is_not_good(self) -> None:
         unscheduled = record(0.0, 0.1, 0.2)
         bound = SLO(ttft_from_schedule_ms=1000)
         assert summarize([unscheduled], slo=bound).slo_attainment == 0
@@ -126,7 +128,7 @@ class TestGoodput:
         assert summarize([A, B], slo=SLO(ttft_from_schedule_ms=500)).slo_attainment == 0.5
 
     @pytest.mark.parametrize(
-        ("bounds", "kind", "said"),
+        ("bounds", "kind", "message"),
         [
             ({"tfft_ms": 3}, UnknownMetricError, "'ttft_ms'"),
             ({"ttft": 3}, UnknownMetricError, "'ttft_ms'"),
@@ -136,8 +138,10 @@ class TestGoodput:
             ({"ttft_ms": 1, "target": 1.5}, SettingError, r"SLO\.target must .*got 1.5"),
         ],
     )
-    def test_refused(self, bounds: dict[str, Any], kind: type[WorkbenchError], said: str) -> None:
-        with pytest.raises(kind, match=said):
+    def test_invalid_bounds(
+        self, bounds: dict[str, Any], kind: type[WorkbenchError], message: str
+    ) -> None:
+        with pytest.raises(kind, match=message):
             SLO(**bounds)
 
 
@@ -173,16 +177,7 @@ class TestGroups:
 
 
 class TestHealth:
-    def test_verdicts(self) -> None:
-        assert ClientHealth.judge().verdict == "not measured"
-        assert ClientHealth.judge(cpu_share=0.5, send_lag_p99_ms=None).verdict == "ok"
-        limited = ClientHealth.judge(cpu_share=0.97, send_lag_p99_ms=1)
-        assert limited.verdict == "client limited"
-        assert limited.reasons == ("cpu_share 0.97 is past 0.9",)
-        strict = HealthBounds(send_lag_p99_ms=0.5)
-        assert ClientHealth.judge(strict, send_lag_p99_ms=1).client_limited
-
-    def test_a_limited_run_is_marked_everywhere(self) -> None:
+    def test_a_limited_run_is_marked_in_headline_and_table(self) -> None:
         late = record(2.0, 2.4, scheduled_s=1.5)
         summary = summarize([late])
         assert summary.client_health.client_limited
@@ -192,15 +187,15 @@ class TestHealth:
         assert "LIMITED" not in healthy.headline()
         assert healthy.table().columns.name == "ms"
 
-    def test_what_the_loop_watch_saw_is_judged(self) -> None:
+    def test_the_loop_watch_is_judged(self) -> None:
         watch = LoopWatch()
-        assert summarize([A], watch=watch).client_health.verdict == "ok", "nothing seen yet"
+        assert summarize([A], watch=watch).client_health.verdict == "ok", "it has not run"
         watch.loop_lag_p99_ms, watch.cpu_share = 3.0, 0.99
         health = summarize([A], watch=watch).client_health
         assert (health.loop_lag_p99_ms, health.cpu_share) == (3.0, 0.99)
         assert health.client_limited
 
-    def test_a_given_verdict_is_kept(self) -> None:
+    def test_a_given_health_is_kept(self) -> None:
         health = ClientHealth.judge(cpu_share=0.2, send_lag_p99_ms=1)
         assert summarize([B], health=health).client_health == health
 
@@ -219,7 +214,7 @@ class TestSteadyState:
         assert growing.drift == pytest.approx((1 + 5 / 6) / (1 + 1 / 6), rel=0.02)
         assert self.ramp(-0.7).steady is False
 
-    def test_too_few_to_say(self) -> None:
+    def test_too_few_requests_to_tell(self) -> None:
         assert (self.ramp(1, 29).steady, self.ramp(1, 29).drift) == (None, None)
 
 
@@ -238,7 +233,7 @@ def runs(draw: st.DrawFn) -> list[RequestRecord]:
 
 @settings(max_examples=60)
 @given(runs())
-def test_any_run_agrees_with_numpy_on_plain_lists(records: list[RequestRecord]) -> None:
+def test_summary_agrees_with_numpy_on_lists(records: list[RequestRecord]) -> None:
     ok = [r for r in records if r.status == "ok"]
     plain = {
         "ttft": [r.first_token_s - r.sent_s for r in ok if r.token_times_s],
@@ -260,7 +255,7 @@ def test_any_run_agrees_with_numpy_on_plain_lists(records: list[RequestRecord]) 
     assert summary.completed + summary.failed + summary.shed + summary.cancelled == len(records)
 
 
-def test_chunks_join_where_a_run_is_longer_than_one() -> None:
+def test_chunks_are_joined() -> None:
     records = [record(float(i), i + 0.5, i + 0.5 + (i % 7) / 10) for i in range(5000)]
     summary = summarize(iter(records))
     assert summary.completed == 5000
@@ -268,7 +263,7 @@ def test_chunks_join_where_a_run_is_longer_than_one() -> None:
 
 
 @pytest.mark.slow
-def test_vllms_own_function_says_the_same() -> None:
+def test_summary_agrees_with_vllm() -> None:
     serve = pytest.importorskip("vllm.benchmarks.serve")
     lib = pytest.importorskip("vllm.benchmarks.lib.endpoint_request_func")
     rng = np.random.default_rng(7)
@@ -314,7 +309,7 @@ def test_vllms_own_function_says_the_same() -> None:
 
 
 class TestShape:
-    def test_names_of_the_contract(self) -> None:
+    def test_names_of_the_file_format(self) -> None:
         dumped = summarize([A, B]).model_dump()
         for statistic in ("mean", "median", "std", "p50", "p90", "p95", "p99"):
             for latency in ("ttft", "tpot", "itl", "e2el", "ttft_from_schedule"):
@@ -324,7 +319,7 @@ class TestShape:
         assert {"output_throughput", "request_goodput", "client_health", "cost"} <= set(dumped)
         assert dumped["cost"] is None
 
-    def test_it_survives_json(self) -> None:
+    def test_json_round_trip(self) -> None:
         summary = summarize([A, B, record(0, 0.1, model="z")], slo=SLO(ttft_ms=5), warmup_s=0.001)
         assert Summary.model_validate_json(summary.model_dump_json()) == summary
 
@@ -342,7 +337,7 @@ class TestShape:
         assert "\n" not in headline
         assert summarize([]).table().isna().all().all()
 
-    def test_a_figure_by_name(self) -> None:
+    def test_figure_by_name(self) -> None:
         assert summarize([A]).figure("mean_ttft_ms") == pytest.approx(200)
         with pytest.raises(UnknownMetricError, match="Did you mean 'p99_ttft_ms'"):
             summarize([A]).figure("p99_tft_ms")

@@ -1,4 +1,4 @@
-"""Rolling windows against a brute-force count over all records."""
+"""Rolling windows, compared with a brute-force count over all records."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.records import failed, record
 
-from workbench.cost.series import is_good
-from workbench.metrics.slo import SLO
-from workbench.metrics.summary import summarize
 from workbench.metrics.windows import ROLL_S, RequestWindows, request_windows
 from workbench.records import RequestRecord
 
@@ -32,7 +29,7 @@ def requests(draw: Callable[..., float]) -> RequestRecord:
 
 
 def brute_force(records: list[RequestRecord], at: int) -> dict[str, float]:
-    """The row at second `at`, from its definition."""
+    """The row at second `at`, by its definition."""
     span = min(at, ROLL_S)
     recent = [r for r in records if r.end_s is not None and at - span <= r.end_s < at]
     ok = [r for r in recent if r.status == "ok"]
@@ -52,14 +49,14 @@ def brute_force(records: list[RequestRecord], at: int) -> dict[str, float]:
     }
     for name, values in (("ttft", ttft), ("itl", itl)):
         for rank in (50, 99):
-            found = float(np.percentile(values, rank)) if values else math.nan
-            row[f"{name}_p{rank}_ms"] = found
+            percentile = float(np.percentile(values, rank)) if values else math.nan
+            row[f"{name}_p{rank}_ms"] = percentile
     return row
 
 
 @settings(max_examples=60)
 @given(st.lists(requests(), max_size=25))
-def test_every_row_is_what_its_definition_says(records: list[RequestRecord]) -> None:
+def test_rows_agree_with_their_definition(records: list[RequestRecord]) -> None:
     frame = request_windows(records)
     for row in frame.to_dict("records"):
         expected = brute_force(records, int(row["time_s"]))
@@ -68,9 +65,7 @@ def test_every_row_is_what_its_definition_says(records: list[RequestRecord]) -> 
 
 @settings(max_examples=40)
 @given(st.lists(requests(), max_size=25), st.floats(0.1, 3))
-def test_rows_that_come_one_by_one_are_those_of_the_whole(
-    records: list[RequestRecord], step_s: float
-) -> None:
+def test_live_rows_are_those_of_the_whole_run(records: list[RequestRecord], step_s: float) -> None:
     live, now = RequestWindows(), 0.0
     events = sorted(
         [(r.sent_s or 0.0, 0, r) for r in records] + [(r.end_s or 0.0, 1, r) for r in records],
@@ -79,37 +74,25 @@ def test_rows_that_come_one_by_one_are_those_of_the_whole(
     while events or now < 30:
         now += step_s
         while events and events[0][0] < now:
-            at, ended, one = events.pop(0)
-            live.ended(one) if ended else live.sent(at)
+            at, ended, request = events.pop(0)
+            live.ended(request) if ended else live.sent(at)
         live.close(now)
     whole = request_windows(records, until_s=math.floor(now))
     pd.testing.assert_frame_equal(live.frame(), whole)
 
 
-def test_what_is_told_late_is_counted_all_the_same() -> None:
+def test_a_late_report_is_counted() -> None:
     windows = RequestWindows()
     windows.sent(0.5)
     assert windows.close(3.0) == 3
-    windows.ended(record(0.5, 1.0, 1.5))  # its second was closed
+    windows.ended(record(0.5, 1.0, 1.5))  # its second is closed
     windows.close(5.0)
     frame = windows.frame()
     assert frame.in_flight.tolist() == [1, 1, 1, 0, 0]
     assert frame.achieved.iloc[-1] == pytest.approx(1 / 5)
 
 
-def test_only_so_many_rows_are_kept() -> None:
+def test_old_rows_are_dropped() -> None:
     windows = RequestWindows(keep=10)
     assert windows.close(100.0) == 100
     assert windows.frame().time_s.tolist() == list(range(91, 101))
-
-
-@settings(max_examples=60)
-@given(st.lists(requests(), max_size=10), st.floats(100, 4000), st.floats(1, 3000))
-def test_a_request_is_good_where_the_summary_calls_it_good(
-    records: list[RequestRecord], ttft_ms: float, tpot_ms: float
-) -> None:
-    slo = SLO(ttft_ms=ttft_ms, tpot_ms=tpot_ms)
-    for one in records:
-        if one.status == "ok":
-            met = summarize([one], slo=slo).slo_attainment == 1.0
-            assert is_good(one, slo) == met
