@@ -42,7 +42,7 @@ SUMMARY = (
     "p95_tpot_ms",
 )
 """Figures of a run's summary that are kept beside its verdicts."""
-UNKEPT = (*LOCATION_PARAMETERS, "live", "address", "port")
+NOT_RECORDED = (*LOCATION_PARAMETERS, "live", "address", "port")
 """Parameters that say where a run went and who looked on, and shape nothing in it."""
 _CPU_NOTE = (
     "**Rows measured on a CPU use a tiny model.** They show that the experiment works and can "
@@ -86,7 +86,7 @@ def archive(folder: str | Path, to: Path = KEPT) -> Path:
         run_id=run.run_id,
         date=str(run.document["date"]),
         notebook=str(run.experiment.get("notebook") or ""),
-        parameters=redact({n: value for n, value in given.items() if n not in UNKEPT}),
+        parameters=redact({n: value for n, value in given.items() if n not in NOT_RECORDED}),
         machine=run.document["hardware"],
         versions=run.document["versions"],
         summary=_summary(run),
