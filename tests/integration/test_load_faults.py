@@ -50,20 +50,20 @@ def answered(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
 
 
 def by_status(records: list[RequestRecord]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    ids: dict[str, set[str]] = {}
     for record in records:
-        found.setdefault(record.status, set()).add(record.request_id)
-    return found
+        ids.setdefault(record.status, set()).add(record.request_id)
+    return ids
 
 
 def load_workers(root: int) -> list[int]:
     """The process ids of the load workers below a process."""
-    found = []
+    pids = []
     for pid in descendants(root):
         with contextlib.suppress(psutil.Error):
             if "ray::LoadWorker" in " ".join(psutil.Process(pid).cmdline()):
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 def test_every_request_of_a_dead_worker_is_recorded(tmp_path: Path) -> None:

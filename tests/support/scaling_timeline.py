@@ -44,7 +44,7 @@ class ScalingTimeline:
                 samples.append(ReplicaSample(**old, replica="new", **tokens))
         return samples
 
-    def found(self, **more: Any) -> list[Reaction]:
+    def reactions(self, **more: Any) -> list[Reaction]:
         rows = self.rows()
         changes = decisions(rows, self.limits)
         return reactions(rows, changes, load_changes_s=[10.0, 30.0], **more)

@@ -210,12 +210,12 @@ def test_search_finds_the_capacity_of_a_server(deployed: object, tmp_path: Path)
         load = LoadSpec(arrivals=Constant(rate=1), prompts=SMALL, duration_s=1.0)
         slo = SLO(ttft_ms=5000, target=0.9)
         probe = make_probe(target_of(server), load, slo, run=run, progress=None)
-        found = asyncio.run(highest_load(probe, low=10, high=160, tolerance=0.25, confirmations=1))
-    assert found.highest is not None
-    assert 20 <= found.highest <= 55
+        search = asyncio.run(highest_load(probe, low=10, high=160, tolerance=0.25, confirmations=1))
+    assert search.highest is not None
+    assert 20 <= search.highest <= 55
     kept = sorted(path.name for path in (run.path / "probes").iterdir())
-    assert len(kept) == len(found.probes)
-    stopped = Run.open(run.path / "probes" / kept[[p.met for p in found.probes].index(False)])
+    assert len(kept) == len(search.probes)
+    stopped = Run.open(run.path / "probes" / kept[[p.met for p in search.probes].index(False)])
     assert any(r.status == "shed" for r in stopped.records())
 
 

@@ -218,7 +218,7 @@ class TestFlapping:
 
 class TestReactions(ScalingTimeline):
     def test_steps_up_and_down(self) -> None:
-        up, down = self.found(replicas=self.replicas())
+        up, down = self.reactions(replicas=self.replicas())
         assert up.marks() == [
             ("load changed", 10),
             ("metric saw it", 11),
@@ -238,13 +238,13 @@ class TestReactions(ScalingTimeline):
         assert up.cold_start_s is None
 
     def test_steps_add_up_to_the_whole(self) -> None:
-        [up, _] = self.found(replicas=self.replicas())
+        [up, _] = self.reactions(replicas=self.replicas())
         steps = up.steps()
         assert [name for name, _, _ in steps] == [name for name, _ in up.marks()][1:]
         assert sum(end - start for _, start, end in steps) == 27 - 10
 
     def test_without_replica_samples_the_counts_are_used(self) -> None:
-        [up, _] = self.found()
+        [up, _] = self.reactions()
         assert (up.scheduled_s, up.loaded_s, up.first_token_s) == (17, 25, None)
 
     def test_cold_start_ends_with_the_first_token(self) -> None:
@@ -287,7 +287,7 @@ def test_reactions_of_a_run(tmp_path: Path) -> None:
     rows = timeline.rows()
     for sample in [*rows, *timeline.replicas(), *decisions(rows, timeline.limits)]:
         run.append_telemetry(sample)
-    expected = timeline.found(replicas=timeline.replicas())
+    expected = timeline.reactions(replicas=timeline.replicas())
     assert run_reactions(Run.open(run.path), [10.0, 30.0]) == expected
 
 

@@ -83,8 +83,8 @@ def replica(name: str, state: str = "RUNNING", node: str | None = "n1") -> dict[
 class TestMetricsPage:
     @pytest.mark.parametrize("text", [NEW, OLD], ids=["2.60", "older"])
     def test_both_forms_of_a_name_are_read(self, text: bytes) -> None:
-        rows = SampleBuilder("llm", frozenset({"m"}))
-        _, sample, *_ = rows.samples(1.0, details(replica("r1")), {"n1": parse_metrics(text)})
+        builder = SampleBuilder("llm", frozenset({"m"}))
+        _, sample, *_ = builder.samples(1.0, details(replica("r1")), {"n1": parse_metrics(text)})
         assert isinstance(sample, ReplicaSample)
         assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
         assert (sample.prefix_hits, sample.preemptions) == (None, None), "absent is None"
@@ -105,8 +105,8 @@ class TestMetricsPage:
 
     def test_nan_is_absent(self) -> None:
         text = b'ray_workbench_policy_led{figure="%s"} %s\n'
-        found = parse_metrics(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
-        assert list(found.rows("workbench_policy_led")) == [({"figure": "target"}, 2.0)]
+        page = parse_metrics(text % (b"ttft_ms", b"NaN") + text % (b"target", b"2.0"))
+        assert list(page.rows("workbench_policy_led")) == [({"figure": "target"}, 2.0)]
 
     def test_invalid_text_is_rejected(self) -> None:
         with pytest.raises(ValueError):  # noqa: PT011 - the parser's own
@@ -132,8 +132,8 @@ class TestMetricsPage:
         from serving.deploy import autoscaling
         from serving.engine import stats
 
-        ours = (autoscaling.DESIRED, autoscaling.SAW, autoscaling.LED, *stats.GATE_METRICS[1:])
-        assert ours == metrics_page.WORKBENCH_METRICS
+        exported = (autoscaling.DESIRED, autoscaling.SAW, autoscaling.LED, *stats.GATE_METRICS[1:])
+        assert exported == metrics_page.WORKBENCH_METRICS
 
 
 class TestScraper:
@@ -178,14 +178,14 @@ class TestScraper:
 
         async def scrape() -> None:
             async with Scraper(wait_s=0.5) as scraper:
-                found = await scraper.scrape(nodes)
-                assert set(found) == {"well", "well too"}
-                assert found["well"].total("vllm_num_requests_running") == 8
+                pages = await scraper.scrape(nodes)
+                assert set(pages) == {"well", "well too"}
+                assert pages["well"].total("vllm_num_requests_running") == 8
                 assert set(scraper.failures) == {"slow", "broken", "closed"}
                 assert "no answer in 0.5 s" in scraper.failures["slow"]
                 go_on.set()
-                found = await scraper.scrape(nodes)
-                assert set(found) == {"well", "well too", "slow"}, "a late answer is used"
+                pages = await scraper.scrape(nodes)
+                assert set(pages) == {"well", "well too", "slow"}, "a late answer is used"
                 assert set(scraper.failures) == {"broken", "closed"}
 
         asyncio.run(scrape())
@@ -199,14 +199,14 @@ class TestScraper:
         asyncio.run(scrape())
 
     def test_live_nodes_with_metrics(self) -> None:
-        usual = {"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 7, "Alive": True}
-        page = [
-            usual | {"NodeID": "a"},
-            usual | {"NodeID": "b", "Alive": False},
-            usual | {"NodeID": "c", "MetricsExportPort": 0},
-            usual | {"NodeID": "d", "NodeManagerAddress": "fd00::1"},
+        node = {"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 7, "Alive": True}
+        nodes = [
+            node | {"NodeID": "a"},
+            node | {"NodeID": "b", "Alive": False},
+            node | {"NodeID": "c", "MetricsExportPort": 0},
+            node | {"NodeID": "d", "NodeManagerAddress": "fd00::1"},
         ]
-        assert live_nodes(page) == [
+        assert live_nodes(nodes) == [
             Node("a", "http://10.0.0.1:7/metrics"),
             Node("d", "http://[fd00::1]:7/metrics"),
         ]
@@ -216,8 +216,8 @@ LABELS = {"deployment": "m", "application": "llm"}
 
 
 class TestSampleBuilder:
-    def samples(self, page: dict[str, Any], **nodes: MetricsPage) -> list[Sample]:
-        return SampleBuilder("llm", frozenset({"m"})).samples(1.0, page, nodes)
+    def samples(self, serve_details: dict[str, Any], **nodes: MetricsPage) -> list[Sample]:
+        return SampleBuilder("llm", frozenset({"m"})).samples(1.0, serve_details, nodes)
 
     def test_queued_requests_are_summed_over_handles_gates_and_engines(self) -> None:
         own = exposed(
@@ -234,41 +234,47 @@ class TestSampleBuilder:
         assert sample.total_requests is None
 
     def test_silent_node_leaves_gaps_not_zeros(self) -> None:
-        page = details(replica("r1"), replica("r2", node="n2"), target=2)
+        serve_details = details(replica("r1"), replica("r2", node="n2"), target=2)
         own = exposed(
             vllm_num_requests_waiting=[({"ReplicaId": "r1"}, 1.0)],
             serve_num_ongoing_http_requests=[({}, 5.0)],
         )
-        whole, one, proxy = self.samples(page, n1=own)
-        assert isinstance(whole, DeploymentSample)
-        assert (whole.target, whole.running, whole.queued_requests) == (2, 2, None)
-        assert isinstance(one, ReplicaSample)
-        assert (one.replica, one.waiting_requests) == ("r1", 1)
+        deployment, own_replica, proxy = self.samples(serve_details, n1=own)
+        assert isinstance(deployment, DeploymentSample)
+        assert (deployment.target, deployment.running, deployment.queued_requests) == (2, 2, None)
+        assert isinstance(own_replica, ReplicaSample)
+        assert (own_replica.replica, own_replica.waiting_requests) == ("r1", 1)
         assert isinstance(proxy, ProxySample)
         assert (proxy.in_flight, proxy.shed) == (5, None)
-        [silent] = self.samples(page)
+        [silent] = self.samples(serve_details)
         assert silent == DeploymentSample(
             time_s=1.0, deployment="m", target=2, running=2, starting=0, stopping=0
         )
 
     def test_replica_without_a_node_is_counted_but_not_sampled(self) -> None:
-        page = details(replica("r1", "STARTING", None), replica("r2", "STARTING"), target=2)
-        whole, one, _ = self.samples(page, n1=exposed())
-        assert isinstance(whole, DeploymentSample)
-        assert (whole.running, whole.starting) == (0, 2)
-        assert isinstance(one, ReplicaSample)
-        assert (one.replica, one.state, one.running_requests) == ("r2", "starting", None)
+        serve_details = details(
+            replica("r1", "STARTING", None), replica("r2", "STARTING"), target=2
+        )
+        deployment, own_replica, _ = self.samples(serve_details, n1=exposed())
+        assert isinstance(deployment, DeploymentSample)
+        assert (deployment.running, deployment.starting) == (0, 2)
+        assert isinstance(own_replica, ReplicaSample)
+        assert (own_replica.replica, own_replica.state, own_replica.running_requests) == (
+            "r2",
+            "starting",
+            None,
+        )
 
     def test_refusals_of_former_replicas_stay_counted(self) -> None:
-        rows = SampleBuilder("llm", frozenset({"m"}))
+        builder = SampleBuilder("llm", frozenset({"m"}))
         counts = []
         for shed in ({"r1": 3.0}, {"r1": 5.0, "r2": 1.0}, {"r2": 2.0}):
             page = exposed(
                 workbench_gate_shed=[(LABELS | {"replica": r}, v) for r, v in shed.items()]
             )
-            whole = rows.samples(1.0, details(replica("r2")), {"n1": page})[0]
-            assert isinstance(whole, DeploymentSample)
-            counts.append(whole.shed)
+            deployment = builder.samples(1.0, details(replica("r2")), {"n1": page})[0]
+            assert isinstance(deployment, DeploymentSample)
+            counts.append(deployment.shed)
         assert counts == [3, 6, 7]
 
     def test_proxy_refusals_are_429_and_503(self) -> None:
@@ -295,22 +301,22 @@ class TestSampleBuilder:
         )
 
     def test_change_of_target_is_a_decision_with_its_delay(self) -> None:
-        rows = SampleBuilder("llm", frozenset())
+        builder = SampleBuilder("llm", frozenset())
         config = {"min_replicas": 1, "max_replicas": 4, "upscale_delay_s": 3.0}
         series = [(0, 2.0, 1), (1, 9.0, 1), (2, 9.0, 1), (3, 9.5, 1), (4, 9.5, 3), (5, 9.5, 3)]
-        made = []
+        decisions = []
         for at, total, target in series:
             page = exposed(
                 serve_autoscaling_total_requests=[(LABELS, total)],
                 serve_autoscaling_target_ongoing_requests=[(LABELS, 4.0)],
             )
-            given = details(replica("r1"), target=target, **config)
-            made += [
-                one
-                for one in rows.samples(float(at), given, {"n1": page})
-                if one.__struct_config__.tag == "decision"
+            serve_details = details(replica("r1"), target=target, **config)
+            decisions += [
+                sample
+                for sample in builder.samples(float(at), serve_details, {"n1": page})
+                if sample.__struct_config__.tag == "decision"
             ]
-        [decision] = made
+        [decision] = decisions
         assert (decision.time_s, decision.wanted_s) == (4.0, 1.0)
         assert (decision.from_target, decision.to_target, decision.desired) == (1, 3, 3)
         assert decision.held_by == "upscale_delay_s"
@@ -331,27 +337,27 @@ class TestSampleBuilder:
         assert (ours.desired, serves.desired) == (3, 10)
 
     def test_workbench_policy_reports_its_metrics_late(self) -> None:
-        rows = SampleBuilder("llm", frozenset())
+        builder = SampleBuilder("llm", frozenset())
         policy = {"policy_function": "serving.deploy.autoscaling.TTFTPolicy"}
         moments = [(1, {"target": 1.0}), (2, {"target": 1.0}), (2, {"target": 2.0, **self.led})]
-        made: list[Sample] = []
+        samples: list[Sample] = []
         for at, (target, figures) in enumerate(moments):
             led = [({**LABELS, "figure": name}, value) for name, value in figures.items()]
             page = exposed(workbench_policy_led=led)
-            given = details(replica("r1"), target=target, max_replicas=2, policy=policy)
-            made += rows.samples(float(at), given, {"n1": page})
-        [decision] = [one for one in made if isinstance(one, DecisionSample)]
+            serve_details = details(replica("r1"), target=target, max_replicas=2, policy=policy)
+            samples += builder.samples(float(at), serve_details, {"n1": page})
+        [decision] = [sample for sample in samples if isinstance(sample, DecisionSample)]
         assert (decision.time_s, decision.desired, decision.saw) == (1, 2, {"ttft_ms": 250.0})
-        assert rows.flush() == []
+        assert builder.flush() == []
 
 
 def test_remote_endpoint_has_no_telemetry() -> None:
     lines: list[str] = []
-    found: list[Sample] = []
+    samples: list[Sample] = []
     there = Remote("http://127.0.0.1:1/v1", SecretStr("none"), ["m"], "m")
-    with Telemetry(there, lambda: 0.0, found.append, say=lines.append):
+    with Telemetry(there, lambda: 0.0, samples.append, say=lines.append):
         pass
-    assert found == []
+    assert samples == []
     assert lines == ["no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process"]
 
 
@@ -365,30 +371,34 @@ def ask(endpoint: Endpoint, count: int) -> None:
 
 @pytest.mark.engine
 def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
-    found: list[Sample] = []
+    samples: list[Sample] = []
     clock = wb.start_clock()
-    with Telemetry(endpoint, clock, found.append):
+    with Telemetry(endpoint, clock, samples.append):
         ask(endpoint, 4)
         answered_s = clock()
         time.sleep(4)
-    own = [s for s in found if isinstance(s, DeploymentSample) and "router" not in s.deployment]
+    own = [s for s in samples if isinstance(s, DeploymentSample) and "router" not in s.deployment]
     last = own[-1]
     assert (last.target, last.running) == (1, 1)
     assert last.desired is not None
     assert last.total_requests is not None
     assert last.queued_requests == 0
     assert last.shed is not None
-    engines = [s for s in found if isinstance(s, ReplicaSample)]
-    page = engines[-1]
-    assert page.state == "running"
-    assert (page.running_requests, page.waiting_requests, page.kv_cache_usage) == (0, 0, 0.0)
+    engines = [s for s in samples if isinstance(s, ReplicaSample)]
+    last_engine = engines[-1]
+    assert last_engine.state == "running"
+    assert (
+        last_engine.running_requests,
+        last_engine.waiting_requests,
+        last_engine.kv_cache_usage,
+    ) == (0, 0, 0.0)
     for name in ("prompt_tokens", "output_tokens", "prefix_queries", "prefix_hits"):
-        assert getattr(page, name) > 0, name
-    proxies = [s for s in found if isinstance(s, ProxySample)]
+        assert getattr(last_engine, name) > 0, name
+    proxies = [s for s in samples if isinstance(s, ProxySample)]
     assert proxies[-1].in_flight is not None
     assert proxies[-1].shed is not None
     assert {s.node for s in proxies} == {s.node for s in engines}
-    assert max(s.time_s for s in found) > answered_s + 3
+    assert max(s.time_s for s in samples) > answered_s + 3
 
 
 @pytest.mark.engine
@@ -406,8 +416,8 @@ def test_desired_equals_serves_own_policy(total: float, running: int, target: in
     fields |= {"total_num_requests": total, "policy_state": {}, "total_queued_requests": 0.0}
     fields["config"] = AutoscalingConfig(target_ongoing_requests=4)
     fields.pop("return", None)
-    wanted, _ = default_autoscaling_policy(AutoscalingContext(**fields))
-    assert desired_by_requests(total, 4.0, running, target) == pytest.approx(wanted)
+    expected, _ = default_autoscaling_policy(AutoscalingContext(**fields))
+    assert desired_by_requests(total, 4.0, running, target) == pytest.approx(expected)
 
 
 @pytest.mark.engine
@@ -416,14 +426,14 @@ def test_unreachable_metrics_are_reported_once(
 ) -> None:
     monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
     lines: list[str] = []
-    found: list[Sample] = []
-    with Telemetry(endpoint, wb.start_clock(), found.append, 0.2, say=lines.append):
+    samples: list[Sample] = []
+    with Telemetry(endpoint, wb.start_clock(), samples.append, 0.2, say=lines.append):
         time.sleep(3)
     assert len(lines) == 1
     assert "metrics can be reached" in lines[0]
     assert "/metrics: " in lines[0]
-    assert {type(sample) for sample in found} == {DeploymentSample}
-    assert len({sample.time_s for sample in found}) > 4
+    assert {type(sample) for sample in samples} == {DeploymentSample}
+    assert len({sample.time_s for sample in samples}) > 4
 
 
 @pytest.mark.engine

@@ -251,13 +251,13 @@ class TestRandom:
         spec = RandomPrompts(
             input=Uniform(low=12, high=20), output=1, shared_prefix_tokens=12, prefixes=4
         )
-        made = take(spec, 400)
-        assert {len(prompt.content) for prompt in made} == {*range(12, 21)}
-        assert all(len(prompt.content) == prompt.prompt_tokens for prompt in made)
-        heads = [prompt.content[:12] for prompt in made]
+        prompts = take(spec, 400)
+        assert {len(prompt.content) for prompt in prompts} == {*range(12, 21)}
+        assert all(len(prompt.content) == prompt.prompt_tokens for prompt in prompts)
+        heads = [prompt.content[:12] for prompt in prompts]
         assert stats.chisquare([heads.count(head) for head in {*heads}]).pvalue > TAIL
         assert len({*heads}) == 4
-        assert len({prompt.content for prompt in made if prompt.prompt_tokens > 16}) > 100
+        assert len({prompt.content for prompt in prompts if prompt.prompt_tokens > 16}) > 100
 
     def test_prefix_longer_than_a_prompt_is_rejected(self) -> None:
         with pytest.raises(SpecError, match="shared_prefix_tokens"):
@@ -269,8 +269,8 @@ class TestFromTrace:
 
     def test_lengths_are_those_of_the_trace(self) -> None:
         spec = RandomPrompts(input=FromTrace(), output=Uniform(low=1, high=3))
-        made = take(spec, 99, trace=self.TRACE, max_model_len=12)
-        assert [prompt.prompt_tokens for prompt in made] == [9, 4, 6]
+        prompts = take(spec, 99, trace=self.TRACE, max_model_len=12)
+        assert [prompt.prompt_tokens for prompt in prompts] == [9, 4, 6]
         both = take(RandomPrompts(input=FromTrace(), output=FromTrace()), 99, trace=self.TRACE[:2])
         assert [(p.prompt_tokens, p.max_tokens) for p in both] == [(9, 2), (4, 7)]
         assert len(take(spec, 99, trace=self.TRACE[:1])) == 1
@@ -306,10 +306,10 @@ class TestConversations:
     )
 
     def test_turn_repeats_the_history(self) -> None:
-        made = take(self.SPEC, 30)
-        assert [(p.conversation, p.turn) for p in made] == [(i // 3, i % 3) for i in range(30)]
-        assert len({prompt.content[:6] for prompt in made}) == 1
-        for before, after in pairwise(made):
+        prompts = take(self.SPEC, 30)
+        assert [(p.conversation, p.turn) for p in prompts] == [(i // 3, i % 3) for i in range(30)]
+        assert len({prompt.content[:6] for prompt in prompts}) == 1
+        for before, after in pairwise(prompts):
             if after.turn:
                 assert after.content[: before.prompt_tokens] == before.content
                 new = after.prompt_tokens - before.prompt_tokens - before.max_tokens
@@ -318,9 +318,9 @@ class TestConversations:
             assert 2 <= new <= 5
 
     def test_think_time_is_exponential_and_only_between_turns(self) -> None:
-        made = take(self.SPEC, 3000)
-        assert {prompt.think_s for prompt in made if prompt.turn == 0} == {0.0}
-        waits = [prompt.think_s for prompt in made if prompt.turn]
+        prompts = take(self.SPEC, 3000)
+        assert {prompt.think_s for prompt in prompts if prompt.turn == 0} == {0.0}
+        waits = [prompt.think_s for prompt in prompts if prompt.turn]
         assert stats.kstest(waits, stats.expon(scale=2.0).cdf).pvalue > TAIL
 
     def test_think_time_does_not_change_the_prompts(self) -> None:
@@ -332,15 +332,15 @@ class TestFile:
     def test_lines_are_counted_as_the_server_does_and_repeat(self, tmp_path: Path) -> None:
         text = "Größe, <|user|> and two  spaces"
         lines = ({"prompt": text, "output_tokens": 9, "id": "a"}, b"", {"messages": MESSAGES})
-        made = take(FilePrompts(path=written(tmp_path, *lines), output=5), 5)
+        prompts = take(FilePrompts(path=written(tmp_path, *lines), output=5), 5)
         truth = raw(tiny_model_path())
-        assert [prompt.content for prompt in made[:2]] == [text, tuple(MESSAGES)]
-        assert [prompt.prompt_tokens for prompt in made[:2]] == [
+        assert [prompt.content for prompt in prompts[:2]] == [text, tuple(MESSAGES)]
+        assert [prompt.prompt_tokens for prompt in prompts[:2]] == [
             len(truth.encode(text).ids),
             len(truth.encode(RENDERED, add_special_tokens=False).ids),
         ]
-        assert [prompt.max_tokens for prompt in made] == [9, 5, 9, 5, 9]
-        assert made[2:4] == made[:2]
+        assert [prompt.max_tokens for prompt in prompts] == [9, 5, 9, 5, 9]
+        assert prompts[2:4] == prompts[:2]
 
     def test_output_lengths_are_drawn_or_from_a_trace(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one"}, {"prompt": "two"})

@@ -42,8 +42,8 @@ def test_arrivals_do_not_change_the_prompts() -> None:
 
 
 def test_conversation_is_one_arrival() -> None:
-    made = Conversations(turns=3, input=5, output=4, think_s=1.0)
-    arrivals = make_plan(spec(prompts=made, count=4), TINY)
+    chats = Conversations(turns=3, input=5, output=4, think_s=1.0)
+    arrivals = make_plan(spec(prompts=chats, count=4), TINY)
     assert [len(arrival.turns) for arrival in arrivals] == [3] * 4
     assert [prompt.turn for prompt in arrivals[2].turns] == [0, 1, 2]
 

@@ -107,9 +107,9 @@ class TestFormats:
 
 
 def record(scheduled: float | None, **fields: Any) -> RequestRecord:
-    usual: dict[str, Any] = dict.fromkeys(RequestRecord.__dataclass_fields__)
-    usual |= {"request_id": "r", "token_times_s": (1.5, 2.0), "status": "ok"}
-    return RequestRecord(**(usual | {"scheduled_s": scheduled} | fields))
+    defaults: dict[str, Any] = dict.fromkeys(RequestRecord.__dataclass_fields__)
+    defaults |= {"request_id": "r", "token_times_s": (1.5, 2.0), "status": "ok"}
+    return RequestRecord(**(defaults | {"scheduled_s": scheduled} | fields))
 
 
 class TestRun:
