@@ -24,7 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import _faults as faults
-from _faults import Outcome, Stage
+from _faults import Outcome, Target
 from _nodes import left_over, nodes
 
 import workbench as wb
@@ -44,25 +44,25 @@ WORKERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def stage() -> Iterator[Target]:
     """One deployment for all; at its end no process of the cluster may be left."""
     before = set(psutil.pids())
     with nodes(WORKERS) as cluster:
         with wb.deploy(faults.service_spec(), address=cluster.address) as endpoint:
-            yield Stage(cluster, endpoint)
+            yield Target(cluster, endpoint)
         engines = [p.name() for p in cluster.processes("VLLM::EngineCore")]
         assert engines == [], "the service is deleted, and an engine goes on"
     assert [p.name() for p in left_over(before, within_s=10)] == []
 
 
 class TestNodes:
-    def test_the_replicas_are_on_nodes_of_their_own(self, stage: Stage) -> None:
+    def test_the_replicas_are_on_nodes_of_their_own(self, stage: Target) -> None:
         where = [replica.node for replica in stage.replicas()]
         assert len(where) == len(set(where)) == 2
         assert "head" not in where
 
     def test_load_workers_keep_away_from_replicas_and_every_node_is_seen(
-        self, stage: Stage, tmp_path: Path
+        self, stage: Target, tmp_path: Path
     ) -> None:
         run, clock = Run.create(tmp_path, {}), start_clock()
         held = {replica.node for replica in stage.replicas()}
@@ -71,7 +71,7 @@ class TestNodes:
         async def go() -> Any:
             load = faults.LOAD.model_copy(update={"count": 60})
             running = wb.start_load(stage.endpoint, load, run=run, clock=clock, progress=None)
-            await faults._until(lambda: bool(running.records))
+            await faults.wait_until(lambda: bool(running.records))
             found = await asyncio.to_thread(stage.cluster.actors, "LoadWorker")
             places.update(found.values())
             return await running
@@ -87,7 +87,7 @@ class TestNodes:
         assert names == held, "telemetry of each engine, with the node it is on"
         assert set(replicas.replica) == {r.replica for r in result.records}
 
-    def test_both_replicas_answer_and_the_records_say_which(self, stage: Stage) -> None:
+    def test_both_replicas_answer_and_the_records_say_which(self, stage: Target) -> None:
         names = {
             stage.endpoint.client.completions.with_raw_response.create(
                 model=stage.endpoint.model_id, prompt="a", max_tokens=1
@@ -109,33 +109,33 @@ class TestNodes:
         ],
     )
     def test_a_placement_the_nodes_can_never_satisfy_is_refused_with_the_numbers(
-        self, stage: Stage, fields: dict[str, Any], said: str
+        self, stage: Target, fields: dict[str, Any], said: str
     ) -> None:
         model = wb.ModelSpec(accelerator="gpu", **fields)
         with pytest.raises(ResourcesError, match=said):
             wb.deploy(wb.ServiceSpec(name="never", port=0, model=model))
 
 
-def played(stage: Stage, fault: faults.Inject) -> Outcome:
-    outcome = asyncio.run(faults.play(stage, fault))
+def played(stage: Target, fault: faults.Inject) -> Outcome:
+    outcome = asyncio.run(faults.inject(stage, fault))
     print(outcome.fault, outcome.recovered_s, len(outcome.lost), outcome.causes())
     return outcome
 
 
 class TestFaults:
-    def test_without_the_controller_no_request_fails(self, stage: Stage) -> None:
+    def test_without_the_controller_no_request_fails(self, stage: Target) -> None:
         outcome = played(stage, faults.controller_killed)
         assert (outcome.lost, outcome.left) == ([], [])
         assert outcome.recovered_s is not None
 
-    def test_the_proxy_dies_and_another_takes_its_place(self, stage: Stage) -> None:
+    def test_the_proxy_dies_and_another_takes_its_place(self, stage: Target) -> None:
         outcome = played(stage, faults.proxy_killed)
         assert outcome.recovered_s is not None
         assert outcome.left == []
         assert all(record.error for record in outcome.lost)
 
     def test_a_load_worker_dies_and_only_what_it_had_in_progress_is_lost(
-        self, stage: Stage
+        self, stage: Target
     ) -> None:
         outcome = played(stage, faults.load_worker_killed)
         assert outcome.recovered_s is not None
@@ -145,7 +145,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("fault", faults.REPLICA_FAULTS, ids=lambda fault: fault.__name__)
     def test_a_replica_is_lost_and_nothing_but_what_it_held(
-        self, stage: Stage, fault: faults.Inject
+        self, stage: Target, fault: faults.Inject
     ) -> None:
         outcome = played(stage, fault)
         assert outcome.recovered_s is not None, "it answers again without a hand"
