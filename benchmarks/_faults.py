@@ -1,9 +1,9 @@
-"""Faults brought about on purpose under load, and what each cost.
+"""Inject faults under load, and measure what each one costs.
 
-A closed loop of load workers sends all the time. A fault ends or stops processes by their ids; the
-service has recovered when Serve counts as many running replicas as before, the broken one not among
-them, and requests have succeeded for a while. A request is lost when its record is not `ok`;
-`elsewhere` counts those that a replica failed which the fault did not touch.
+A closed loop of load workers sends requests all the time. A fault kills or stops processes by their
+ids. The service has recovered when Serve reports as many running replicas as before without the
+broken one, and requests have succeeded for a while. A request is lost if its record is not `ok`;
+`elsewhere` counts lost requests at replicas that the fault did not touch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serving.deploy import status
 from workbench.records import RequestRecord
 
 STREAMS = 6
-LIMIT_S = 400.0
+RECOVERY_LIMIT_S = 400.0
 STEADY_S = 3.0
 LOAD = wb.LoadSpec(
     arrivals=wb.ClosedLoop(max_concurrency=STREAMS),
@@ -38,7 +38,7 @@ LOAD = wb.LoadSpec(
 
 
 def service_spec(name: str = "faults") -> wb.ServiceSpec:
-    """Two replicas of the embedded model, looked at often."""
+    """Return a service with two replicas of the embedded model and frequent health checks."""
     model = wb.ModelSpec(
         max_model_len=256,
         kv_cache_gib=0.25,
@@ -51,7 +51,7 @@ def service_spec(name: str = "faults") -> wb.ServiceSpec:
 
 @dataclass(frozen=True)
 class Replica:
-    """One replica by Serve's account, with its node by our name for it."""
+    """One replica as Serve reports it, with the name of its node in this cluster."""
 
     id: str
     pid: int
@@ -60,10 +60,10 @@ class Replica:
 
 @dataclass
 class Outcome:
-    """What one fault cost. Times are seconds since the fault; None where it did not come to that.
+    """The cost of one fault. Times are seconds since the fault, or None if that never happened.
 
-    `answered_s`: until the last request that failed had failed; `recovered_s`: until all replicas
-    ran again. `left` names the processes of the broken part that were still there at the end.
+    `answered_s` is the time until the last lost request had failed, and `recovered_s` until all
+    replicas ran again. `left` names processes of the broken part that still existed at the end.
     """
 
     fault: str
@@ -77,24 +77,24 @@ class Outcome:
     ended_early: str | None = None
 
     def causes(self) -> dict[str, int]:
-        """How often each cause of a loss was recorded."""
+        """Return how often each cause of a loss was recorded."""
         return dict(Counter(f"{r.status}: {r.error}" for r in self.lost))
 
 
-Inject = Callable[["Stage"], list[int]]
-"""Brings the fault about; returns the process ids that must be gone once all is well again."""
+Inject = Callable[["Target"], list[int]]
+"""Injects a fault, and returns the ids of the processes that must be gone after recovery."""
 
 
 @dataclass
-class Stage:
-    """The cluster and the service that faults are played on."""
+class Target:
+    """The cluster and the service that faults are injected into."""
 
     cluster: Nodes
     endpoint: wb.Endpoint
     victim: Replica | None = None
 
     def replicas(self) -> list[Replica]:
-        """The replicas that run, by Serve's account."""
+        """Return the running replicas, as Serve reports them."""
         app = status.details()["applications"][self.endpoint.spec.name]
         return [
             Replica(r["replica_id"], r["pid"], self.cluster.name(r["node_id"]))
@@ -103,77 +103,77 @@ class Stage:
         ]
 
     def engine(self, name: str) -> list[int]:
-        """Processes below the victim's whose name holds `name`."""
+        """Return descendants of the victim whose process name contains `name`."""
         assert self.victim is not None
-        below = psutil.Process(self.victim.pid).children(recursive=True)
-        return [process.pid for process in below if name in process.name()]
+        children = psutil.Process(self.victim.pid).children(recursive=True)
+        return [process.pid for process in children if name in process.name()]
 
 
-def _end(pids: list[int], how: signal.Signals = signal.SIGKILL) -> None:
+def _signal(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
     for pid in pids:
-        os.kill(pid, how)
+        os.kill(pid, number)
 
 
-def _whole(stage: Stage) -> list[int]:
-    assert stage.victim is not None
-    return [stage.victim.pid, *stage.engine("VLLM")]
+def _replica_pids(target: Target) -> list[int]:
+    assert target.victim is not None
+    return [target.victim.pid, *target.engine("VLLM")]
 
 
-def engine_killed(stage: Stage) -> list[int]:
-    """The engine's core process, in the middle of its streams."""
-    gone = _whole(stage)
-    _end(stage.engine("EngineCor"))
+def engine_killed(target: Target) -> list[int]:
+    """Kill the engine's core process while it streams."""
+    gone = _replica_pids(target)
+    _signal(target.engine("EngineCor"))
     return gone
 
 
-def engine_stopped(stage: Stage) -> list[int]:
-    """The engine's core process stands still, and nothing says so."""
-    gone = _whole(stage)
-    _end(stage.engine("EngineCor"), signal.SIGSTOP)
+def engine_stopped(target: Target) -> list[int]:
+    """Stop the engine's core process, so that it hangs without an error."""
+    gone = _replica_pids(target)
+    _signal(target.engine("EngineCor"), signal.SIGSTOP)
     return gone
 
 
-def replica_killed(stage: Stage) -> list[int]:
-    """The replica's own process."""
-    gone = _whole(stage)
-    _end(gone[:1])
+def replica_killed(target: Target) -> list[int]:
+    """Kill the replica's own process."""
+    gone = _replica_pids(target)
+    _signal(gone[:1])
     return gone
 
 
-def replica_stopped(stage: Stage) -> list[int]:
-    """The replica's own process stands still."""
-    gone = _whole(stage)
-    _end(gone[:1], signal.SIGSTOP)
+def replica_stopped(target: Target) -> list[int]:
+    """Stop the replica's own process, so that it hangs."""
+    gone = _replica_pids(target)
+    _signal(gone[:1], signal.SIGSTOP)
     return gone
 
 
-def controller_killed(stage: Stage) -> list[int]:
-    """Ray Serve's controller."""
-    return _found(stage, "ray::ServeController")
+def controller_killed(target: Target) -> list[int]:
+    """Kill Ray Serve's controller."""
+    return _kill(target, "ray::ServeController")
 
 
-def proxy_killed(stage: Stage) -> list[int]:
-    """HAProxy."""
-    return _found(stage, "haproxy")
+def proxy_killed(target: Target) -> list[int]:
+    """Kill HAProxy."""
+    return _kill(target, "haproxy")
 
 
-def load_worker_killed(stage: Stage) -> list[int]:
-    """One of the two load workers."""
-    return _found(stage, "ray::LoadWorker", only=1)
+def load_worker_killed(target: Target) -> list[int]:
+    """Kill one of the two load workers."""
+    return _kill(target, "ray::LoadWorker", count=1)
 
 
-def node_killed(stage: Stage) -> list[int]:
-    """A node, with all that runs there."""
-    assert stage.victim is not None
-    gone = _whole(stage)
-    stage.cluster.kill(stage.victim.node)
+def node_killed(target: Target) -> list[int]:
+    """Kill a node with everything that runs on it."""
+    assert target.victim is not None
+    gone = _replica_pids(target)
+    target.cluster.kill(target.victim.node)
     return gone
 
 
-def _found(stage: Stage, words: str, only: int | None = None) -> list[int]:
-    pids = [p.pid for p in stage.cluster.processes(words)][:only]
-    assert pids, f"no process {words!r}"
-    _end(pids)
+def _kill(target: Target, name: str, count: int | None = None) -> list[int]:
+    pids = [p.pid for p in target.cluster.processes(name)][:count]
+    assert pids, f"no process {name!r}"
+    _signal(pids)
     return pids
 
 
@@ -192,40 +192,40 @@ FAULTS: tuple[Inject, ...] = (
 )
 
 
-async def play(stage: Stage, fault: Inject, run: wb.Run | None = None) -> Outcome:
-    """Bring `fault` about under load, wait until all is well again, and count."""
-    before = stage.replicas()
+async def inject(target: Target, fault: Inject, run: wb.Run | None = None) -> Outcome:
+    """Inject a fault under load, wait for recovery, and return its cost."""
+    before = target.replicas()
     broken = fault in REPLICA_FAULTS
-    stage.victim = before[0] if broken else None
-    outcome = Outcome(fault.__name__, stage.victim.id if stage.victim else None)
-    running = wb.start_load(stage.endpoint, LOAD, run=run, progress=None)
-    await _until(lambda: sum(r.status == "ok" for r in running.records) >= 2 * STREAMS)
-    at, began = running.clock(), time.monotonic()
-    gone = await asyncio.to_thread(fault, stage)
+    target.victim = before[0] if broken else None
+    outcome = Outcome(fault.__name__, target.victim.id if target.victim else None)
+    running = wb.start_load(target.endpoint, LOAD, run=run, progress=None)
+    await wait_until(lambda: sum(r.status == "ok" for r in running.records) >= 2 * STREAMS)
+    fault_s, started = running.clock(), time.monotonic()
+    gone = await asyncio.to_thread(fault, target)
     steady: float | None = None
-    while time.monotonic() - began < LIMIT_S:
+    while time.monotonic() - started < RECOVERY_LIMIT_S:
         await asyncio.sleep(0.25)
         now = running.clock()
-        whole = await asyncio.to_thread(_whole_again, stage, len(before))
-        bad = [r.end_s or now for r in running.records if _lost(r)]
-        good = any(r.status == "ok" and (r.sent_s or 0) > at for r in running.records)
-        if not whole or not good:
+        complete = await asyncio.to_thread(_has_recovered, target, len(before))
+        failed = [r.end_s or now for r in running.records if _lost(r)]
+        succeeded = any(r.status == "ok" and (r.sent_s or 0) > fault_s for r in running.records)
+        if not complete or not succeeded:
             steady = None
         elif steady is None:
             steady = now
-        elif now - max([steady, *bad]) > STEADY_S:
-            outcome.recovered_s = round(steady - at, 1)
+        elif now - max([steady, *failed]) > STEADY_S:
+            outcome.recovered_s = round(steady - fault_s, 1)
             break
     running.stop("the fault is over")
     result = await running
     outcome.lost = [record for record in result.records if _lost(record)]
     outcome.finished = sum(record.status == "ok" for record in result.records)
-    ends = [(record.end_s or at) - at for record in outcome.lost]
+    ends = [(record.end_s or fault_s) - fault_s for record in outcome.lost]
     outcome.answered_s = round(max(ends, default=0.0), 1)
     healthy = {replica.id for replica in before} - {outcome.victim}
     if broken:
         outcome.elsewhere = sum(record.replica in healthy for record in outcome.lost)
-    outcome.left = await asyncio.to_thread(_left, gone)
+    outcome.left = await asyncio.to_thread(_remaining, gone)
     outcome.ended_early = "; ".join(result.incidents) or None
     return outcome
 
@@ -234,38 +234,38 @@ def _lost(record: RequestRecord) -> bool:
     return record.status not in ("ok", "cancelled")
 
 
-def _whole_again(stage: Stage, wanted: int) -> bool:
+def _has_recovered(target: Target, count: int) -> bool:
     try:
-        now = stage.replicas()
-    except Exception:  # the controller is away
+        now = target.replicas()
+    except Exception:  # the controller does not answer
         return False
-    victim = stage.victim
-    return len(now) == wanted and (victim is None or victim.id not in {r.id for r in now})
+    victim = target.victim
+    return len(now) == count and (victim is None or victim.id not in {r.id for r in now})
 
 
-async def _until(done: Callable[[], bool], within_s: float = 300.0) -> None:
+async def wait_until(done: Callable[[], bool], within_s: float = 300.0) -> None:
     deadline = time.monotonic() + within_s
     while not done():
         if time.monotonic() > deadline:
-            raise TimeoutError("the load did not get going")
+            raise TimeoutError("no requests have succeeded; see the load workers' errors")
         await asyncio.sleep(0.1)
 
 
-def _left(pids: list[int], within_s: float = 20.0) -> list[str]:
-    """The names of those processes that are still there."""
+def _remaining(pids: list[int], within_s: float = 20.0) -> list[str]:
+    """Return the names of the processes that still exist after a while."""
     deadline = time.monotonic() + within_s
-    while (left := _alive(pids)) and time.monotonic() < deadline:
+    while (names := _alive(pids)) and time.monotonic() < deadline:
         time.sleep(0.25)
-    return left
+    return names
 
 
 def _alive(pids: list[int]) -> list[str]:
-    found = []
+    names = []
     for pid in pids:
         try:
             process: Any = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.name())
+                names.append(process.name())
         except psutil.Error:
             continue
-    return found
+    return names

@@ -1,6 +1,6 @@
-"""A replica with two ways in: through its gate, and past it. For benchmarks alone.
+"""A replica that can be reached through its gate and without it, for benchmarks only.
 
-The application names it by import path; only replicas import it.
+The application refers to it by import path, and only replicas import it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ray import serve
 from serving.engine.replica import GatedReplica
 from serving.gateway.asgi import App, Receive, Scope, Send
 
-PAST = b"x-past-the-gate"
+BYPASS = b"x-past-the-gate"
 
 
 @serve.ingress()
 class ForkedReplica(GatedReplica):
-    """The direct path's replica, whose gate a request with the header :data:`PAST` goes round."""
+    """The direct path's replica. Requests with the header :data:`BYPASS` skip its gate."""
 
     async def __serve_build_asgi_app__(self) -> App:
         gated: Any = await super().__serve_build_asgi_app__()
@@ -25,7 +25,7 @@ class ForkedReplica(GatedReplica):
         bare = self._gate._app
 
         async def fork(scope: Scope, receive: Receive, send: Send) -> None:
-            past = any(name == PAST for name, _ in scope.get("headers", ()))
-            await (bare if past else gated)(scope, receive, send)
+            bypass = any(name == BYPASS for name, _ in scope.get("headers", ()))
+            await (bare if bypass else gated)(scope, receive, send)
 
         return fork

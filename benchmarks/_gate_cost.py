@@ -1,4 +1,4 @@
-"""What the gate adds to the time to first token: one engine, with and past it, in turn."""
+"""Time to first token that the gate adds, on one engine, with and without the gate in turn."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TENANT = wb.Tenant(
     tokens_per_minute=100_000_000,
     max_concurrent_requests=64,
 )
-"""Every kind of quota is there and none is reached."""
+"""A tenant with every kind of quota, none of which is reached."""
 
 
 def auth_ttft(pairs: int) -> dict[str, float]:
-    """Median TTFT through the gate and past it, and of their difference pair by pair, in ms.
+    """Return the median TTFT with and without the gate, and of the differences, in ms.
 
-    Requests are streams of one short answer, one at a time; which side goes first alternates.
+    Each request streams one short answer, one request at a time. The order of a pair alternates.
     """
     with (
         patch("serving.deploy.deployments.DIRECT_REPLICA", "benchmarks._forked.ForkedReplica"),
@@ -35,35 +35,35 @@ def auth_ttft(pairs: int) -> dict[str, float]:
         times: dict[str, list[float]] = {side: [] for side in sides}
         for pair in range(pairs + 10):
             for side in sorted(sides, reverse=bool(pair % 2)):
-                taken = ttft_ms(client, bench, sides[side], pair)
-                if pair >= 10:  # the first warm up
-                    times[side].append(taken)
+                elapsed_ms = ttft_ms(client, bench, sides[side], pair)
+                if pair >= 10:  # the first pairs are a warm-up
+                    times[side].append(elapsed_ms)
     return figures(times)
 
 
 def ttft_ms(client: httpx.Client, target: wb.Remote, headers: dict[str, str], seed: int) -> float:
-    """From the send of a request to the first event of its stream."""
-    words = f"{seed} What is continuous batching, and when does it help? " * 4
+    """Return the time from sending a request to the first event of its stream."""
+    question = f"{seed} What is continuous batching, and when does it help? " * 4
     body = {
         "model": target.model_id,
-        "messages": [{"role": "user", "content": words}],
+        "messages": [{"role": "user", "content": question}],
         "max_tokens": 4,
         "stream": True,
     }
     url = f"{target.base_url}/chat/completions"
-    began = time.perf_counter()
-    with client.stream("POST", url, json=body, headers=headers) as answer:
-        answer.raise_for_status()
-        events = answer.iter_raw()
+    started = time.perf_counter()
+    with client.stream("POST", url, json=body, headers=headers) as response:
+        response.raise_for_status()
+        events = response.iter_raw()
         next(events)
-        taken = (time.perf_counter() - began) * 1e3
+        elapsed_ms = (time.perf_counter() - started) * 1e3
         for _ in events:
             pass
-    return taken
+    return elapsed_ms
 
 
 def figures(times: dict[str, list[float]]) -> dict[str, float]:
-    """The medians, and the quartiles of the differences."""
+    """Return the medians, and the quartiles of the differences."""
     extra = [gated - bare for gated, bare in zip(times["gated"], times["bare"], strict=True)]
     low, middle, high = quantiles(extra, n=4)
     return {

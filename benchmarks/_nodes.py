@@ -1,8 +1,8 @@
-"""A Ray cluster of several nodes on this one machine, and what runs on it, by process id.
+"""A Ray cluster of several nodes on one machine, and its processes.
 
-Ray's own `cluster_utils.Cluster`: each node has a raylet, workers and an object store of its own.
-The head has no CPUs, as on a real cluster whose head only directs. Everything that the cluster
-started is ended with it, and `left_over` says what was not.
+It uses Ray's `cluster_utils.Cluster`, where each node has its own raylet, workers and object store.
+The head node has no CPUs, as in a real cluster whose head only coordinates. Everything that the
+cluster started ends with it, and `left_over` returns what did not.
 """
 
 from __future__ import annotations
@@ -22,63 +22,63 @@ from serving.cluster.local_head import own_environment, use_token
 from serving.cluster.ports import Ports, free_port
 from serving.compat.variables import QUIET, SERVE_FLAGS, SERVE_TUNING
 
-STORE = 100 * 2**20
-START_S = 180.0
+STORE_BYTES = 100 * 2**20
+START_TIMEOUT_S = 180.0
 
 
 class Nodes:
-    """The nodes by name; `kill` ends one as a power cut would."""
+    """The nodes by name. `kill` ends one as a power failure would."""
 
     def __init__(self, workers: dict[str, dict[str, Any]]) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         head |= {"dashboard_port": free_port(), "ray_client_server_port": free_port()}
         config = {"metrics_report_interval_ms": 1000, "health_check_period_ms": 1000}
         config |= {"health_check_failure_threshold": 3}
         self._cluster = Cluster(True, False, head_node_args={**head, "_system_config": config})
         self.address = str(self._cluster.address)
         self._nodes = {
-            name: self._cluster.add_node(wait=False, object_store_memory=STORE, **fields)
+            name: self._cluster.add_node(wait=False, object_store_memory=STORE_BYTES, **fields)
             for name, fields in workers.items()
         }
-        self._cluster.wait_for_nodes(START_S)
+        self._cluster.wait_for_nodes(START_TIMEOUT_S)
 
     def id(self, name: str) -> str:
-        """Ray's id of a node."""
+        """Return Ray's id of a node."""
         return str(self._nodes[name].node_id)
 
     def name(self, node_id: str) -> str:
-        """The name of a node by Ray's id; the head has none of ours."""
+        """Return the name of a node by Ray's id, or "head"."""
         return next((n for n, node in self._nodes.items() if node.node_id == node_id), "head")
 
     def kill(self, name: str) -> None:
-        """End a node and all that runs on it at once, without a word to anyone."""
+        """Kill a node and everything that runs on it at once, without a graceful shutdown."""
         node = self._nodes.pop(name)
         raylet = node.all_processes["raylet"][0].process
-        below = psutil.Process(raylet.pid).children(recursive=True)
-        for process in [psutil.Process(raylet.pid), *below]:
-            with _gone_is_fine():
+        children = psutil.Process(raylet.pid).children(recursive=True)
+        for process in [psutil.Process(raylet.pid), *children]:
+            with _ignore_ended():
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def processes(self, words: str) -> list[psutil.Process]:
-        """Processes of the cluster whose command line begins with or names `words`."""
+    def processes(self, command: str) -> list[psutil.Process]:
+        """Return the cluster's processes whose name or first argument is `command`."""
         found = []
         for process in _ours(set()):
-            with _gone_is_fine():
-                if process.name() == words or words in " ".join(process.cmdline()[:1]):
+            with _ignore_ended():
+                if process.name() == command or command in " ".join(process.cmdline()[:1]):
                     found.append(process)
         return found
 
     def actors(self, kind: str) -> dict[int, str]:
-        """The processes of an actor class, and the node of each by our name for it."""
+        """Return the process ids of an actor class, with the name of each one's node."""
         from ray._private.state import actors
 
         return {
-            found["Pid"]: self.name(found["Address"]["NodeID"])
-            for found in actors().values()
-            if found["ActorClassName"] == kind and found["State"] == "ALIVE"
+            actor["Pid"]: self.name(actor["Address"]["NodeID"])
+            for actor in actors().values()
+            if actor["ActorClassName"] == kind and actor["State"] == "ALIVE"
         }
 
     def shutdown(self) -> None:
@@ -88,7 +88,7 @@ class Nodes:
 
 @contextmanager
 def nodes(workers: dict[str, dict[str, Any]]) -> Iterator[Nodes]:
-    """The cluster, for the length of a `with`; what outlives it is ended after all."""
+    """Run a cluster for the duration of a `with` block, and kill what outlives it."""
     before = set(psutil.pids())
     state = Path(tempfile.mkdtemp(prefix="nodes-"))
     ports = Ports()
@@ -107,7 +107,7 @@ def nodes(workers: dict[str, dict[str, Any]]) -> Iterator[Nodes]:
         cluster.shutdown()
         ports.close()
         for process in left_over(before, within_s=10):
-            with _gone_is_fine():
+            with _ignore_ended():
                 process.kill()
         for name, value in saved.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
@@ -115,24 +115,24 @@ def nodes(workers: dict[str, dict[str, Any]]) -> Iterator[Nodes]:
 
 
 def left_over(before: set[int], within_s: float) -> list[psutil.Process]:
-    """Processes of a cluster that started after `before` and are still there after `within_s`.
+    """Return processes of the cluster that are not in `before` and still exist after `within_s`.
 
-    They are known by this process's mark in their environment: it started the cluster.
+    They are recognized by a variable in their environment that this process has set.
     """
     deadline = time.monotonic() + within_s
-    while (left := _ours(before)) and time.monotonic() < deadline:
+    while (processes := _ours(before)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return left
+    return processes
 
 
 def _ours(before: set[int]) -> list[psutil.Process]:
-    mine = f"LLM_WORKBENCH_NODES={os.getpid()}"
+    mark = f"LLM_WORKBENCH_NODES={os.getpid()}"
     found = []
     for process in psutil.process_iter():
         if process.pid in before or process.pid == os.getpid():
             continue
-        with _gone_is_fine():
-            if process.status() != psutil.STATUS_ZOMBIE and mine in _environment(process.pid):
+        with _ignore_ended():
+            if process.status() != psutil.STATUS_ZOMBIE and mark in _environment(process.pid):
                 found.append(process)
     return found
 
@@ -143,7 +143,7 @@ def _environment(pid: int) -> set[str]:
 
 
 @contextmanager
-def _gone_is_fine() -> Iterator[None]:
+def _ignore_ended() -> Iterator[None]:
     try:
         yield
     except (psutil.Error, OSError):

@@ -1,10 +1,10 @@
-"""An hour of a busy dashboard in a real kernel, as fast as it goes: its CPU time and its growth.
+"""Replay an hour of a busy dashboard in a real kernel: its CPU time and its memory growth.
 
-`hour_in_a_kernel` starts a kernel as JupyterLab does and runs `replay` in it: 8 replicas sampled
-each second, 10 requests a second of 64 tokens, and two drawings a second, through the dashboard's
-own state and view and the load's own bookkeeping. Every message to the browser is made and sent;
-nobody listens, unless a notebook in JupyterLab calls `replay` (browser_memory.py), at a pace that
-the browser can follow.
+`hour_in_a_kernel` starts a kernel as JupyterLab does, and runs `replay` in it as fast as possible.
+A second has samples of 8 replicas, 10 requests of 64 tokens and two drawings, which pass through
+the dashboard's own state and view and the load's own bookkeeping. Every message to the browser is
+created and sent, but nobody receives it. `browser_memory.py` calls `replay` from a notebook in
+JupyterLab instead, at a pace that the browser can follow.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 HOUR_S = 3600
 UPDATES_A_SECOND, REQUESTS_A_SECOND, TOKENS, REPLICAS = 2, 10, 64, 8
 SETTLED_S = 300
-"""Growth counts from here on: the window is full, and everything has been imported."""
+"""Growth counts from this second on: the window is full, and everything has been imported."""
 
 
 def hour_in_a_kernel(seconds: int = HOUR_S) -> dict[str, float]:
-    """The figures of `replay`, run in a kernel."""
+    """Run `replay` in a kernel, and return its figures."""
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(kernel_name="python3")
@@ -32,15 +32,15 @@ def hour_in_a_kernel(seconds: int = HOUR_S) -> dict[str, float]:
         here = str(Path(__file__).parent)
         code = f"import sys; sys.path.insert(0, {here!r})\n"
         code += f"import _replay; _replay.replay({seconds})"
-        told: list[str] = []
+        output: list[str] = []
 
-        def hear(message: dict[str, Any]) -> None:
+        def receive(message: dict[str, Any]) -> None:
             if message["msg_type"] == "stream":
-                told.append(message["content"]["text"])
+                output.append(message["content"]["text"])
 
-        reply = client.execute_interactive(code, output_hook=hear, timeout=1800)
+        reply = client.execute_interactive(code, output_hook=receive, timeout=1800)
         assert reply["content"]["status"] == "ok", reply["content"]
-        figures: dict[str, float] = json.loads("".join(told).strip().splitlines()[-1])
+        figures: dict[str, float] = json.loads("".join(output).strip().splitlines()[-1])
         return figures
     finally:
         client.stop_channels()
@@ -48,23 +48,28 @@ def hour_in_a_kernel(seconds: int = HOUR_S) -> dict[str, float]:
 
 
 def replay(seconds: int, drawings_a_second: float = 0.0) -> None:
-    """Play it, as fast as it goes or at that many drawings a second; print the figures as JSON."""
+    """Replay so many seconds, and print the figures as JSON.
+
+    Args:
+        seconds: Seconds of the dashboard to replay.
+        drawings_a_second: Pace in drawings per second of real time; default: as fast as possible.
+    """
     import psutil
 
-    process, before = psutil.Process(), 0.0
+    process, settled = psutil.Process(), 0.0
     with tempfile.TemporaryDirectory() as folder:
         updates = _updates(Path(folder), seconds, drawings_a_second)
         cpu = time.process_time()
         for now in updates:
             if now == min(SETTLED_S, seconds // 2):
                 gc.collect()
-                before = process.memory_info().rss
+                settled = process.memory_info().rss
         cpu = time.process_time() - cpu
     gc.collect()
-    grown = process.memory_info().rss - before
+    growth = process.memory_info().rss - settled
     figures = {
         "dashboard_core_share": round(cpu / seconds, 4),
-        "kernel_growth_mb": round(grown / 1e6, 1),
+        "kernel_growth_mb": round(growth / 1e6, 1),
         "dashboard_update_ms": round(cpu / seconds / UPDATES_A_SECOND * 1e3, 1),
         "replayed_s": seconds,
     }
@@ -91,20 +96,20 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     state = LiveState([deployment], window_s=180, cost=cost)
     load = LoadSpec(arrivals=Poisson(rate=10), prompts=RandomPrompts(input=64, output=64))
     running = LiveLoad(0, lambda: 0.0, load=load)
-    silent = NoProgress(0, None, "")
+    no_progress = NoProgress(0, None, "")
     source = LiveSource(running, (), 1)
-    drive = LoadRunner(None, load, source, running, run, silent, state.ended)  # type: ignore[arg-type]
-    nothing: Any = print
-    view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), Actions(*[nothing] * 7), state.frames([]))
+    runner = LoadRunner(None, load, source, running, run, no_progress, state.ended)  # type: ignore[arg-type]
+    callback: Any = print
+    view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), Actions(*[callback] * 7), state.frames([]))
     display(view.box)
-    began = time.monotonic()
+    started = time.monotonic()
     for second in range(seconds):
         for sample in _samples(deployment, second):
             run.append_telemetry(sample)
             state.sampled(sample)
         for record in _records(second):
             state.sent([record.sent_s or 0.0])
-            drive._keep(record)
+            runner._keep(record)
         for half in range(UPDATES_A_SECOND):
             now = second + 1.5 + half / UPDATES_A_SECOND
             state.advance(now)
@@ -112,7 +117,7 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
             view.draw(frames, max(0.0, now - 180), now)
             view.read(readings(running, frames))
             if drawings_a_second:
-                due = began + (second * UPDATES_A_SECOND + half + 1) / drawings_a_second
+                due = started + (second * UPDATES_A_SECOND + half + 1) / drawings_a_second
                 time.sleep(max(0.0, due - time.monotonic()))
         yield second
 

@@ -1,4 +1,4 @@
-"""The last line of every benchmark: one JSON object, in the form DESIGN.md gives."""
+"""The last line of every benchmark: one JSON object with figures, goals and the machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ def report(
     figures: Mapping[str, float | int | str | None],
     goals: Mapping[str, Goal] | None = None,
 ) -> bool:
-    """Print the line; whether every goal was met.
+    """Print the line, and return whether every goal was met.
 
-    A goal is `{"max": 10}`, `{"min": 0.9}` or both, for a figure of that name. A figure that is
-    absent or None has not met its goal; one without a goal has no entry in `met`.
+    Args:
+        name: Name of the benchmark.
+        figures: The measured values.
+        goals: `{"max": 10}`, `{"min": 0.9}` or both, by the name of a figure. A figure that is
+            absent or None does not meet its goal.
     """
     met = {figure: _is_met(figures.get(figure), goal) for figure, goal in (goals or {}).items()}
     line = {
@@ -37,7 +40,7 @@ def report(
 
 def _is_met(value: float | int | str | None, goal: Goal) -> bool:
     if not goal.keys() <= {"max", "min"} or not goal:
-        raise ValueError(f"a goal is {dict(goal)}: give 'max', 'min' or both")
+        raise ValueError(f"a goal must have 'max', 'min' or both, got {dict(goal)}")
     if not isinstance(value, int | float):
         return False
     return goal.get("min", float("-inf")) <= value <= goal.get("max", float("inf"))

@@ -1,8 +1,8 @@
-"""A real model's shape without its weights, for hosts with no model hub.
+"""The shape of a real model without its weights, for hosts without a model hub.
 
-Speed does not depend on the values of the weights: with `load_format="dummy"` the engine fills them
-at random. The tokenizer is the embedded one, with a word for every further id, so that what such
-an engine samples is text.
+Speed does not depend on the values of the weights, which the engine sets at random with
+`load_format="dummy"`. The tokenizer is the embedded one with a word for every further id, so that
+any sampled token is text.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ SMALL_MOE: dict[str, Any] = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
-"""Eight experts of 88 MB in each of 16 layers: 11.7 GB, of which 96 % are experts' weights."""
+"""Eight experts of 88 MB in each of 16 layers: 11.7 GB, of which 96 % are expert weights."""
 
 
 def write_shape(folder: Path, config: dict[str, Any] = LLAMA_3_1_8B) -> Path:
-    """Make `folder` a model of this shape: its configuration and a tokenizer of its vocabulary."""
+    """Write the configuration and a tokenizer for a model of this shape, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny = tiny_model_path()
     for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
@@ -68,14 +68,14 @@ def write_shape(folder: Path, config: dict[str, Any] = LLAMA_3_1_8B) -> Path:
     (folder / "config.json").write_text(json.dumps(config | ids, indent=2))
     tokenizer = json.loads((tiny / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    # No merge leads to these words, so that no prompt holds one.
+    # No merge produces these words, so no prompt contains one.
     vocabulary |= {f"\u0120t{i}": i for i in range(len(vocabulary), config["vocab_size"])}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
 
 def llama_parameters(config: dict[str, Any]) -> tuple[int, int]:
-    """Parameters of the layers, and of one of the two embeddings (input, and output)."""
+    """Return the parameters of all layers, and of one of the two embeddings (input, output)."""
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     heads, kv_heads, size = (
         config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")

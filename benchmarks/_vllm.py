@@ -1,4 +1,4 @@
-"""vLLM itself, as the other side of a benchmark: its bare server, and its own client."""
+"""vLLM as the other side of a benchmark: its bare server, and its own client."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ parser = FlexibleArgumentParser()
 add_cli_args(parser)
 for line in sys.stdin:
     result = main(parser.parse_args(json.loads(line)))
-    told = {k: v for k, v in result.items() if not isinstance(v, list)}
-    told["first_error"] = next((error for error in result.get("errors", []) if error), "")
-    print("RESULT " + json.dumps(told))
+    summary = {k: v for k, v in result.items() if not isinstance(v, list)}
+    summary["first_error"] = next((error for error in result.get("errors", []) if error), "")
+    print("RESULT " + json.dumps(summary))
     sys.stdout.flush()
 """
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The parameters that say which model both sides run."""
+    """Add the options that select the model for both sides."""
     parser.add_argument("--source", default=TINY, help="path or Hugging Face id (default: tiny)")
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--max-model-len", type=int, default=1024)
@@ -48,7 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_spec(options: argparse.Namespace, **fields: Any) -> ModelSpec:
-    """The model that the options describe."""
+    """Return the model that the options describe."""
     return ModelSpec(
         source=options.source,
         accelerator=options.accelerator,
@@ -59,31 +59,33 @@ def model_spec(options: argparse.Namespace, **fields: Any) -> ModelSpec:
 
 
 def prepare() -> None:
-    """Leave through every `finally` when asked to end; refuse a cluster that is not our own."""
+    """Run every `finally` block on SIGTERM, and refuse a cluster that is not our own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if os.environ.get("RAY_ADDRESS"):
-        sys.exit("RAY_ADDRESS is set; this benchmark starts a cluster of its own: unset it")
+        sys.exit(
+            "RAY_ADDRESS must not be set, because this benchmark starts its own cluster; unset it"
+        )
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:
-    """vLLM's engine arguments as its command line takes them; absent ones left out."""
-    found: list[str] = []
+    """Return engine arguments as flags of vLLM's command line, without absent ones."""
+    words: list[str] = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list | tuple):
-            found += [f"--{flag}", *map(str, value)]
+            words += [f"--{flag}", *map(str, value)]
         elif value is not None:
-            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return found
+            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
 
 
 class BareServer:
-    """`python -m vllm.entrypoints.openai.api_server` with a replica's arguments and environment.
+    """vLLM's own OpenAI server, with a replica's engine arguments and environment.
 
-    `executor` is vLLM's `distributed_executor_backend`, its own choice when absent. The server
-    writes no access log, as our endpoint writes none.
+    `executor` is vLLM's `distributed_executor_backend`; default: vLLM chooses. Like our endpoint,
+    the server writes no access log.
     """
 
     def __init__(self, model: ModelSpec, executor: str | None = None) -> None:
@@ -115,19 +117,23 @@ class BareServer:
         return self
 
     def wait(self, timeout_s: float = 300) -> None:
-        """Until it answers; raises RuntimeError with its log's end if it never does."""
+        """Wait until the server answers.
+
+        Raises:
+            RuntimeError: It ended or did not answer in time; the message has the end of its log.
+        """
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(self.said()[-3000:])
+                raise RuntimeError(self.output()[-3000:])
             time.sleep(0.1)
 
-    def said(self) -> str:
-        """All that the server has printed."""
+    def output(self) -> str:
+        """Return everything that the server has printed."""
         return Path(self.log.name).read_text(errors="replace")
 
     def processes(self) -> list[int]:
-        """The ids of the server's other processes: descendants, and orphans of its session."""
+        """Return the ids of the server's other processes: descendants and orphans."""
         root = self._process.pid
         return [*dict.fromkeys([*descendants(root), *filter(self._in_session, psutil.pids())])]
 
@@ -156,17 +162,17 @@ class BareServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for left in psutil.wait_procs(others, timeout=5)[1]:
-            left.kill()
+        for process in psutil.wait_procs(others, timeout=5)[1]:
+            process.kill()
         self.log.close()
 
 
 class Client:
-    """`vllm bench serve`'s own code in one process for all measurements (its import is slow)."""
+    """The code of `vllm bench serve`, in one process for all runs, as its import is slow."""
 
     def __init__(self, model: ModelSpec, key: str) -> None:
         self._model = model
-        # vLLM's client sends the key to either server; bare vLLM does not look at it.
+        # vLLM's client sends the key to both servers; bare vLLM ignores it.
         self._environment = {"OPENAI_API_KEY": key, "TQDM_DISABLE": "1", **environment(model)}
 
     def __enter__(self) -> Client:
@@ -189,9 +195,10 @@ class Client:
         tokens_in: int = TOKENS,
         tokens_out: int = TOKENS,
     ) -> dict[str, Any]:
-        """One run of `prompts` requests, by default 64 tokens in and 64 out, `streams` at a time.
+        """Send `prompts` requests, `streams` at a time, and return vLLM's figures.
 
-        Raises RuntimeError unless every request got all of its tokens.
+        Raises:
+            RuntimeError: A request did not get all of its tokens.
         """
         options = {
             "base_url": base_url,
@@ -202,24 +209,26 @@ class Client:
             "random_output_len": tokens_out,
             "max_concurrency": streams,
             "num_prompts": prompts,
-            # A prompt that was sent before would be found in the prefix cache.
+            # A repeated prompt would be found in the prefix cache.
             "seed": seed,
             "temperature": 0,
             "ignore_eos": True,
             "disable_tqdm": True,
-            "save_detailed": True,  # else it drops what went wrong
+            "save_detailed": True,  # otherwise it drops the errors
         }
         result = self._ask(flags(options))
-        got, wanted = (result["completed"], result["total_output_tokens"]), prompts * tokens_out
-        if got != (prompts, wanted):
+        counts = (result["completed"], result["total_output_tokens"])
+        expected = (prompts, prompts * tokens_out)
+        if counts != expected:
             raise RuntimeError(
-                f"{base_url}: requests, tokens: {got}, not {(prompts, wanted)}; "
-                f"the first error: {result['first_error'][-500:]}"
+                f"{base_url}: requests and output tokens must be {expected}, got {counts}; the "
+                f"first error: {result['first_error'][-500:]}"
             )
-        # Random tokens, made text and read again, may come back as a few more.
+        # Random tokens that are decoded and encoded again may become a few more.
         if abs(result["total_input_tokens"] / (prompts * tokens_in) - 1) > 0.05:
             raise RuntimeError(
-                f"{base_url}: {result['total_input_tokens']} tokens in, not {prompts * tokens_in}"
+                f"{base_url}: input tokens must be about {prompts * tokens_in}, got "
+                f"{result['total_input_tokens']}"
             )
         return result
 

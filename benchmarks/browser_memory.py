@@ -1,10 +1,10 @@
-"""What an hour of the dashboard costs the browser: the growth of its memory.
+"""Growth of the browser's memory over an hour of the dashboard.
 
-JupyterLab in headless Chromium shows the dashboard while a cell plays an hour of it (`_replay.py`:
-8 replicas, 10 requests a second, two drawings a played second) at a pace that the browser follows.
-`browser_growth_mb` is the growth of all Chromium processes (proportional set size) and
-`heap_growth_mb` that of the page's JavaScript heap, both from the fifth played minute to the end
-and after a garbage collection. `drawn_s` is the last second that the browser had drawn.
+JupyterLab in headless Chromium shows the dashboard while a cell replays an hour of it at a pace
+that the browser can follow (`_replay.py`: 8 replicas, 10 requests and two drawings per replayed
+second). `browser_growth_mb` is the growth of all Chromium processes (proportional set size), and
+`heap_growth_mb` the growth of the page's JavaScript heap. Both run from the fifth replayed minute
+to the end, after a garbage collection. `drawn_s` is the last second that the browser has drawn.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ GOALS = {"browser_growth_mb": {"max": 100}}
 FREE_RATE = [
     f"--ZMQChannelsWebsocketConnection.iopub_{name}_rate_limit=1e9" for name in ("data", "msg")
 ]
-"""JupyterLab's limits are made for the dashboard's own pace, not for several times of it."""
+"""JupyterLab limits messages to about the dashboard's own pace; the replay is faster."""
 
 
 def main() -> None:
-    """Measure and print the result as the last line."""
+    """Measure, and print the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--replayed", type=int, default=HOUR_S, help="seconds played")
-    parser.add_argument("--drawings", type=float, default=8, help="drawings a second")
+    parser.add_argument("--replayed", type=int, default=HOUR_S, help="seconds to replay")
+    parser.add_argument("--drawings", type=float, default=8, help="drawings per second")
     options = parser.parse_args()
     report("browser_memory", hour_in_a_browser(options.replayed, options.drawings), GOALS)
 
 
 def hour_in_a_browser(seconds: int, drawings: float) -> dict[str, float]:
-    """The figures, from a JupyterLab and a Chromium of their own."""
+    """Start JupyterLab and Chromium, replay, and return the figures."""
     settled = min(SETTLED_S, seconds // 2)
     with tempfile.TemporaryDirectory() as folder:
         write_notebook(Path(folder) / "hour.ipynb", seconds, drawings)
@@ -70,32 +70,32 @@ def hour_in_a_browser(seconds: int, drawings: float) -> dict[str, float]:
 
 
 def write_notebook(path: Path, seconds: int, drawings: float) -> None:
-    """A title, and the cell that plays."""
+    """Write a notebook with a title and the cell that replays."""
     code = f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
     code += f"import _replay; _replay.replay({seconds}, {drawings})"
     cells = [nbformat.v4.new_markdown_cell("# An hour"), nbformat.v4.new_code_cell(code)]
-    # Without a kernel's name JupyterLab asks for one.
+    # Without a kernel name, JupyterLab asks for one.
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
 
 
 def memory_at(page: Any, second: int) -> dict[str, float]:
-    """The memory once the browser has drawn so far; prints it."""
+    """Wait until the browser has drawn that second, and print and return its memory."""
     wait_until(page, lambda: drawn_s(page) >= second, "drawings", timeout_s=600)
-    found = memory(page)
-    told = ", ".join(f"{name} {value:.0f} MB" for name, value in found.items())
-    print(f"{second} s drawn: {told}", flush=True)
-    return found
+    used = memory(page)
+    text = ", ".join(f"{name} {value:.0f} MB" for name, value in used.items())
+    print(f"{second} s drawn: {text}", flush=True)
+    return used
 
 
 def drawn_s(page: Any) -> float:
-    """The last second of the curve that the browser has drawn."""
+    """Return the last second of the curve that the browser has drawn."""
     times, _ = trace(page, "offered")
     return max(times, default=0.0)
 
 
 def memory(page: Any) -> dict[str, float]:
-    """Megabytes of Chromium and of the page's JavaScript heap, its garbage collected."""
+    """Return the megabytes of Chromium and of the JavaScript heap, after a garbage collection."""
     session = page.context.new_cdp_session(page)
     session.send("HeapProfiler.collectGarbage")
     heap = session.send("Runtime.getHeapUsage")["usedSize"]

@@ -1,30 +1,30 @@
-"""What our client costs, whether workers scale, and whether the times it records are true.
+"""CPU cost of our client, scaling of its workers, and accuracy of the times it records.
 
-The server is tests/support/scripted_server.py in a process of its own; every client is a process
-of its
-own too, ready (imports and first requests done) before anything is counted. Ours runs on uvloop, as
-every load worker does (Ray's actors use it), vLLM's on asyncio's loop, as `vllm bench serve` does.
-Every figure is the median over the repeats.
+The server (tests/support/scripted_server.py) and every client run in processes of their own. A
+client has finished its imports and first requests before anything is measured. Ours runs on uvloop,
+as load workers do in Ray actors, and vLLM's on asyncio's loop, as `vllm bench serve` does. Every
+figure is the median over the repeats.
 
-`cpu_us_per_chunk`: the server streams 200 chunks as fast as it can, 16 streams at a time; CPU time
-of the client process, parsing included, per chunk. `ratio_vs_vllm_bench`: over the same of the
-request function of `vllm bench serve`, in turn with it, median of the ratios pair by pair; `_low`
-and `_high` are the extremes. A server without pause sends many chunks a read (`chunks_per_read`),
-so that what a request costs decides, not a chunk. Hence the same again, `_paced`: a chunk
-every 5 ms, as from an engine, each a read of its own. It has no goal.
+Cost. The server streams 200 chunks as fast as it can, 16 streams at a time. `cpu_us_per_chunk` is
+the CPU time of the client process per chunk, parsing included. `ratio_vs_vllm_bench` is that over
+the CPU time of the request function of `vllm bench serve`, as the median of the ratios of pairs;
+`_low` and `_high` are the extremes. Such a server sends many chunks per read (`chunks_per_read`),
+so the cost per request dominates. The figures that end in `_paced` are for a server that sends a
+chunk every 5 ms, as an engine does, so that each chunk is a read of its own. They have no goal.
 
-`scaling_2_workers`: chunks per second of two client processes over one, each with all the streams
-it can take (`cores_1_worker` says that it is the limit). The server sleeps, then sends 250 chunks
-in one write, so that it needs little of the two cores: `server_cores_2_workers`.
-`machine_scaling_2` is what two processes that only count gain over one: no client scales better.
+Scaling. `scaling_2_workers` is the chunks per second of two client processes over one, each with as
+many streams as it can handle (`cores_1_worker` shows that the client is the limit). The server
+sleeps and then sends 250 chunks in one write, so that it needs little of the two cores
+(`server_cores_2_workers`). `machine_scaling_2` is the gain of two processes that only count, which
+no client can exceed.
 
-Truth: two load workers send 200 requests/s (Poisson) for 10 s. An error is the difference between
-what the record says of a request and what the server's log says of it: TTFT, from sent to the first
-token, against from the request's head received to the first token's send; E2EL likewise to the
-usage event's; TPOT, the time from the one to the other, per token after the first; ITL, each gap
-between tokens. So TTFT and E2EL errors hold what the client needs to build and connect.
-`send_lag_p99_ms` is sent minus scheduled, `token_count_errors` the requests that did not end well
-or differ from the server in the number of tokens.
+Accuracy. Two load workers send 200 requests/s (Poisson) for 10 s. An error is the difference
+between the record of a request and the server's log. TTFT runs from sending the request to the
+first token in the record, and from receiving the request's head to sending the first token in the
+log; E2EL likewise up to the usage event; TPOT is the time between the two per token after the
+first; ITL is each gap between tokens. TTFT and E2EL errors therefore include building the request
+and connecting. `send_lag_p99_ms` is sent minus scheduled, and `token_count_errors` counts requests
+that failed or have another number of tokens than the server's log.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ GOALS: dict[str, Goal] = {
 Figures = dict[str, float]
 
 
-async def closed(call: Callable[[], Awaitable[Any]], load: dict[str, Any]) -> dict[str, Any]:
-    """A closed loop of `call`, warmed up; what the calls gave, and the time and CPU they took."""
+async def closed_loop(call: Callable[[], Awaitable[Any]], load: dict[str, Any]) -> dict[str, Any]:
+    """Run a closed loop of `call` after a warm-up; return the results and the time it took."""
 
     async def loop(requests: int) -> list[Any]:
         work = iter(range(requests))
@@ -94,34 +94,34 @@ async def closed(call: Callable[[], Awaitable[Any]], load: dict[str, Any]) -> di
     gc.collect()
     gc.freeze()  # as our load workers and `vllm bench serve` do
     await asyncio.sleep(load.get("start_s", 0.0) - time.perf_counter())
-    began, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     outputs = await loop(load["requests"])
     cpu, ended = time.process_time() - cpu, time.perf_counter()
-    return {"outputs": outputs, "cpu_s": cpu, "began_s": began, "ended_s": ended}
+    return {"outputs": outputs, "cpu_s": cpu, "began_s": started, "ended_s": ended}
 
 
 async def ours(base_url: str, tokens: int, **load: Any) -> dict[str, Any]:
-    """The closed loop through `workbench.loadgen.client`."""
+    """Run the closed loop through `workbench.loadgen.client`."""
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
     http = DefaultAioHttpClient()
     async with AsyncOpenAI(base_url=base_url, api_key="none", http_client=http) as client:
         client = client.with_options(max_retries=0)
         fields: dict[str, Any] = {"model": "scripted", "prompt": PROMPT, "max_tokens": tokens}
-        found = await closed(
+        result = await closed_loop(
             lambda: stream_completion(client, clock=time.perf_counter, **fields), load
         )
-    times = [record.token_times_s for record in found.pop("outputs")]
-    reads = sum(len(set(one)) for one in times)
-    return found | {"chunks": sum(map(len, times)), "reads": reads}
+    times = [record.token_times_s for record in result.pop("outputs")]
+    reads = sum(len(set(request)) for request in times)
+    return result | {"chunks": sum(map(len, times)), "reads": reads}
 
 
 async def vllm(base_url: str, tokens: int, **load: Any) -> dict[str, Any]:
-    """The closed loop through the request function and session of `vllm bench serve`."""
+    """Run the closed loop through the request function and session of `vllm bench serve`."""
     import aiohttp
     from vllm.benchmarks.lib import endpoint_request_func as theirs
 
-    asked = theirs.RequestFuncInput(
+    request = theirs.RequestFuncInput(
         prompt=PROMPT,
         api_url=f"{base_url}/completions",
         prompt_len=len(PROMPT),
@@ -131,36 +131,37 @@ async def vllm(base_url: str, tokens: int, **load: Any) -> dict[str, Any]:
     limits = {"limit": load["streams"], "limit_per_host": load["streams"]}
     connector = aiohttp.TCPConnector(**limits, ttl_dns_cache=300, keepalive_timeout=60)
     async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:
-        found = await closed(
-            lambda: theirs.async_request_openai_completions(asked, session=session), load
+        result = await closed_loop(
+            lambda: theirs.async_request_openai_completions(request, session=session), load
         )
-    return found | {"chunks": sum(1 + len(output.itl) for output in found.pop("outputs"))}
+    return result | {"chunks": sum(1 + len(output.itl) for output in result.pop("outputs"))}
 
 
 async def count(start_s: float) -> dict[str, Any]:
-    """Nothing but counting, to see what a second process gains on this machine."""
+    """Only count, to show what a second process gains on this machine."""
     await asyncio.sleep(start_s - time.perf_counter())
-    began = time.perf_counter()
+    started = time.perf_counter()
     number = sum(1 for _ in range(20_000_000))
-    return {"chunks": number, "began_s": began, "ended_s": time.perf_counter(), "cpu_s": 0}
+    return {"chunks": number, "began_s": started, "ended_s": time.perf_counter(), "cpu_s": 0}
 
 
 async def open_loop(base_url: str, due_s: list[float]) -> dict[str, Any]:
-    """Send when due, through a load worker."""
+    """Send requests at their scheduled times, through a load worker."""
     worker = LoadWorker()
     await worker.connect(base_url, "none")
     prompt = Prompt(content=tuple(PROMPT), prompt_tokens=len(PROMPT), max_tokens=16)
-    job = WorkerConfig("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
-    await worker.start(job, [(i, Arrival(at, (prompt,))) for i, at in enumerate(due_s)])
+    config = WorkerConfig("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
+    await worker.start(config, [(i, Arrival(at, (prompt,))) for i, at in enumerate(due_s)])
     records: list[RequestRecord] = []
-    while not (found := await worker.report()).done:
-        records += found.records
+    while not (report := await worker.report()).done:
+        records += report.records
         await asyncio.sleep(0.25)
-    records += found.records
+    records += report.records
     return {"records": [dataclasses.asdict(record) for record in records]}
 
 
 async def ready() -> dict[str, Any]:
+    """Import what the jobs need."""
     import openai  # noqa: F401
 
     return {}
@@ -170,7 +171,7 @@ JOBS = {job.__name__: job for job in (ours, vllm, count, open_loop, ready)}
 
 
 class Worker:
-    """A client process: it does one job after the other."""
+    """A client process that runs one job after the other."""
 
     def __enter__(self) -> Worker:
         command = [sys.executable, __file__, "--role", "client"]
@@ -181,18 +182,18 @@ class Worker:
         return self
 
     def send(self, job: str, **arguments: Any) -> None:
-        """Begin the job."""
+        """Start a job."""
         print(json.dumps([job, arguments]), file=self._process.stdin, flush=True)
 
     def result(self) -> dict[str, Any]:
-        """What the job gave, once it has ended."""
+        """Wait for the job to end, and return its result."""
         for line in self._process.stdout or ():
             if line.startswith("RESULT "):
                 file = Path(line.removeprefix("RESULT ").strip())
-                found = dict(json.loads(file.read_text()))
+                result = dict(json.loads(file.read_text()))
                 file.unlink()
-                return found
-        raise RuntimeError("a client ended without a result; it says above why")
+                return result
+        raise RuntimeError("a client ended without a result; see its error above")
 
     def __exit__(
         self,
@@ -204,11 +205,11 @@ class Worker:
         self._process.wait()
 
 
-def act() -> None:
-    """A worker's side."""
+def run_client() -> None:
+    """Run the jobs of standard input, in a client process."""
     for line in sys.stdin:
         job, arguments = json.loads(line)
-        # Load workers run on uvloop, as Ray's actors do; vLLM's client on asyncio's own loop.
+        # Load workers run on uvloop, as Ray's actors do; vLLM's client runs on asyncio's loop.
         run = asyncio.run if job == "vllm" else uvloop.run
         result = json.dumps(run(JOBS[job](**arguments)))
         with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
@@ -217,7 +218,7 @@ def act() -> None:
 
 
 async def serve_bulk() -> None:
-    """A server that sleeps 4 ms before each write of 250 chunks."""
+    """Serve 250 chunks per write, with 4 ms of sleep before each."""
     step = scripted.Step(scripted.text_chunk("t ") * WRITE, delay_s=0.004)
     end = (scripted.Step(scripted.usage(8, BULK)), scripted.Step(scripted.DONE))
     script = scripted.Script((step,) * (BULK // WRITE) + end)
@@ -228,7 +229,7 @@ async def serve_bulk() -> None:
 
 @contextmanager
 def bulk_server() -> Iterator[tuple[str, psutil.Process]]:
-    """That server in a process of its own."""
+    """Run that server in a process of its own; yield its URL and its process."""
     command = [sys.executable, __file__, "--role", "server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -240,41 +241,42 @@ def bulk_server() -> Iterator[tuple[str, psutil.Process]]:
 
 
 def cost(workers: Sequence[Worker], base_url: str, requests: int) -> Figures:
-    """One pair: CPU per chunk through ours, then through vLLM's."""
-    us = {}
+    """Measure one pair: CPU time per chunk through our client, then through vLLM's."""
+    cpu_us = {}
     for worker, job in zip(workers, ("ours", "vllm"), strict=True):
         worker.send(job, base_url=base_url, tokens=TOKENS, requests=requests, streams=16)
-        us[job] = (found := worker.result())["cpu_s"] / (requests * TOKENS) * 1e6
-        if found["chunks"] != requests * TOKENS:
-            raise RuntimeError(f"{job}: {found['chunks']} chunks, not {requests * TOKENS}")
+        result, expected = worker.result(), requests * TOKENS
+        if result["chunks"] != expected:
+            raise RuntimeError(f"{job}: chunks must be {expected}, got {result['chunks']}")
+        cpu_us[job] = result["cpu_s"] / expected * 1e6
         if job == "ours":
-            per_read = found["chunks"] / found["reads"]
+            per_read = result["chunks"] / result["reads"]
     return {
-        "cpu_us_per_chunk": us["ours"],
-        "cpu_us_per_chunk_vllm": us["vllm"],
-        "ratio_vs_vllm_bench": us["ours"] / us["vllm"],
+        "cpu_us_per_chunk": cpu_us["ours"],
+        "cpu_us_per_chunk_vllm": cpu_us["vllm"],
+        "ratio_vs_vllm_bench": cpu_us["ours"] / cpu_us["vllm"],
         "chunks_per_read": per_read,
     }
 
 
 def speed(workers: Sequence[Worker], server: psutil.Process, job: str, **load: Any) -> Figures:
-    """Chunks per second of all `workers` at once, and the cores that they and the server use."""
+    """Return chunks per second of all `workers` together, and the cores they and the server use."""
     start = time.perf_counter() + 2
     for worker in workers:
         worker.send(job, start_s=start, **load)
     time.sleep(start - time.perf_counter())
     before = server.cpu_times()
-    found = [worker.result() for worker in workers]
+    results = [worker.result() for worker in workers]
     after = server.cpu_times()
-    wall = max(one["ended_s"] for one in found) - min(one["began_s"] for one in found)
+    wall = max(r["ended_s"] for r in results) - min(r["began_s"] for r in results)
     used = after.user + after.system - before.user - before.system
-    rate = sum(one["chunks"] for one in found) / wall
-    cores = sum(one["cpu_s"] for one in found) / wall
+    rate = sum(r["chunks"] for r in results) / wall
+    cores = sum(r["cpu_s"] for r in results) / wall
     return {"rate": rate, "cores": cores, "server": used / wall}
 
 
 def scaling(workers: Sequence[Worker], requests: int) -> Figures:
-    """Two workers over one, each with `requests`; and two processes that only count over one."""
+    """Compare two workers with one, each with `requests`, and two counting processes with one."""
     load = {"tokens": BULK, "requests": requests, "streams": 32}
     with bulk_server() as (base_url, server):
         one = speed(workers[:1], server, "ours", base_url=base_url, **load)
@@ -289,27 +291,27 @@ def scaling(workers: Sequence[Worker], requests: int) -> Figures:
     }
 
 
-def truth(workers: Sequence[Worker], seconds: float, seed: int) -> Figures:
-    """One run at 200 requests/s from all `workers`, against the server's log."""
+def accuracy(workers: Sequence[Worker], seconds: float, seed: int) -> Figures:
+    """Compare the records of one run at 200 requests/s with the server's log."""
     rng = np.random.default_rng(seed)
     with scripted.spawn(
         *("--tokens", "16", "--ttft", "0.05", "--gap", "0.01", "--log")
     ) as base_url:
-        for worker in workers:  # warm up: what a process pays once is no error of a request
+        for worker in workers:  # warm-up, so that one-time costs are not counted as errors
             worker.send("open_loop", base_url=base_url, due_s=[0.0] * 16)
             worker.result()
         start = time.perf_counter() + 1
         due = [start + at for at in offsets(Poisson(rate=200), rng, duration_s=seconds)]
         for i, worker in enumerate(workers):
             worker.send("open_loop", base_url=base_url, due_s=due[i :: len(workers)])
-        found = [record for worker in workers for record in worker.result()["records"]]
+        rows = [record for worker in workers for record in worker.result()["records"]]
         log = {exchange.request_id: exchange for exchange in scripted.read_log(base_url)}
     records = [
-        RequestRecord(**one | {"token_times_s": tuple(one["token_times_s"])}) for one in found
+        RequestRecord(**row | {"token_times_s": tuple(row["token_times_s"])}) for row in rows
     ]
-    well = [record for record in records if is_right(record, log[record.request_id])]
-    errors = [error for record in well for error in differences(record, log[record.request_id])]
-    figures = {"token_count_errors": float(len(due) - len(well)), "requests": float(len(due))}
+    correct = [record for record in records if is_correct(record, log[record.request_id])]
+    errors = [error for record in correct for error in differences(record, log[record.request_id])]
+    figures = {"token_count_errors": float(len(due) - len(correct)), "requests": float(len(due))}
     figures["send_lag_p99_ms"] = summarize(records).client_health.send_lag_p99_ms or float("nan")
     for name in LATENCIES:
         values = [abs(ms) for latency, ms in errors if latency == name]
@@ -318,14 +320,14 @@ def truth(workers: Sequence[Worker], seconds: float, seed: int) -> Figures:
     return figures
 
 
-def is_right(record: RequestRecord, sent: scripted.Exchange) -> bool:
-    """Whether it ended well and both its counts of tokens are the server's."""
+def is_correct(record: RequestRecord, sent: scripted.Exchange) -> bool:
+    """Return whether a request succeeded with as many tokens as the server sent."""
     counts = {record.output_tokens, len(record.token_times_s)}
     return record.status == "ok" and counts == {len(sent.token_sends_s)}
 
 
 def differences(record: RequestRecord, sent: scripted.Exchange) -> Iterator[tuple[str, float]]:
-    """Each latency and by how many ms our figure of it is off, by the server's log."""
+    """Yield each latency's name and the error of our figure in ms, by the server's log."""
     ours, sends = summarize([record]), sent.token_sends_s
     usage = sent.sends_s[-2]  # the last is [DONE]
     first, end = (at - sent.received_s for at in (sends[0], usage))
@@ -337,13 +339,13 @@ def differences(record: RequestRecord, sent: scripted.Exchange) -> Iterator[tupl
 
 
 def medians(repeats: int, measure: Callable[[int], Figures]) -> Figures:
-    """Each figure's median over the repeats; of ratios the extremes as well."""
-    found = []
+    """Return the median of each figure over the repeats, and the extremes of the ratios."""
+    rows = []
     for repeat in range(repeats):
-        found.append(measure(repeat))
-        said = ", ".join(f"{name} {value:.4g}" for name, value in found[-1].items())
-        print(f"repeat {repeat + 1}: {said}", flush=True)
-    columns = {name: [one[name] for one in found] for name in found[0]}
+        rows.append(measure(repeat))
+        text = ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items())
+        print(f"repeat {repeat + 1}: {text}", flush=True)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
     figures = {name: median(values) for name, values in columns.items()}
     for name in {"ratio_vs_vllm_bench", "scaling_2_workers"} & columns.keys():
         figures |= {f"{name}_low": min(columns[name]), f"{name}_high": max(columns[name])}
@@ -351,18 +353,18 @@ def medians(repeats: int, measure: Callable[[int], Figures]) -> Figures:
 
 
 def main() -> None:
-    """Measure, print a line a repeat, and the result as the last line."""
+    """Measure, and print a line per repeat and the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=7, help="of client cost")
-    parser.add_argument("--repeats", type=int, default=3, help="of scaling and of truth")
-    parser.add_argument("--requests", type=int, default=320, help="of each closed loop")
-    parser.add_argument("--seconds", type=float, default=10, help="of the open loop")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of the client's cost")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of scaling and accuracy")
+    parser.add_argument("--requests", type=int, default=320, help="requests of each closed loop")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds of the open loop")
     parser.add_argument("--role", choices=["client", "server"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        return act() if options.role == "client" else asyncio.run(serve_bulk())
+        return run_client() if options.role == "client" else asyncio.run(serve_bulk())
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker()) for _ in range(2)]
         answer = ("--tokens", str(TOKENS))
@@ -374,7 +376,7 @@ def main() -> None:
     with Worker() as first, Worker() as second:
         both = (first, second)
         figures |= medians(options.repeats, lambda _: scaling(both, options.requests))
-        figures |= medians(options.repeats, lambda seed: truth(both, options.seconds, seed))
+        figures |= medians(options.repeats, lambda seed: accuracy(both, options.seconds, seed))
     report("client", figures | {"pairs": options.pairs, "repeats": options.repeats}, GOALS)
 
 

@@ -1,20 +1,20 @@
-"""From nothing to the first token: `deploy()` on a running idle cluster against bare vLLM.
+"""Time to the first token of `deploy()` on an idle cluster, compared with bare vLLM.
 
-In turn, A B A B: bare vLLM's process start to its first streamed token; then, in a process of its
-own as a user's kernel would be, a Ray cluster is started, settles, and `deploy()` is timed to the
-first streamed token of its endpoint: with Ray Serve not yet started (`idle`, which is
-`cold_start_ratio`), and, that service deleted again, with Serve running (`serve_running`).
-`delete_s` is the end of the service and of the cluster that we started. One start of bare vLLM that
-is not kept fills the file caches first.
+The two sides take turns. Bare vLLM is timed from the start of its process to its first streamed
+token. Ours runs in a process of its own, as in a user's kernel. It starts a Ray cluster, waits, and
+times `deploy()` to the first streamed token of the endpoint: first before Ray Serve has started
+(`idle`, for `cold_start_ratio`), and again after that service was deleted, with Serve running
+(`serve_running`). `delete_s` is the time to delete the service and stop the cluster. One start of
+bare vLLM fills the file caches first, and does not count.
 
-Where the time goes, read off the times at which the processes were made; the stages add up:
+The stages, from the times at which processes were created, add up to the total:
 
     submit_s       (ours) deploy() checks, imports and starts Ray Serve, and submits the service
-    schedule_s     (ours) Serve and Ray make the replica's process
+    schedule_s     (ours) Serve and Ray create the replica's process
     server_s       the process with the HTTP server imports vLLM, up to the engine core's process
     core_s         the engine core imports vLLM, up to the worker's process
-    engine_s       the worker imports vLLM and loads the model, the engine warms up, and the server
-                   answers; `deploy()` has noticed and returned
+    engine_s       the worker imports vLLM and loads the model, the engine warms up, the server
+                   answers, and `deploy()` returns
     first_token_s  one request
 """
 
@@ -46,7 +46,7 @@ Row = dict[str, float]
 
 
 def main() -> None:
-    """Measure, print a line a repeat, and the result as the last line."""
+    """Measure, and print a line per repeat and the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,13 +63,13 @@ def main() -> None:
     rows = []
     for repeat in range(1, options.repeats + 1):
         rows.append(bare_cold_start(model) | in_own_process())
-        said = ", ".join(f"{name} {rows[-1][name]:.1f}" for name in TOTALS)
-        print(f"repeat {repeat}: {said}", flush=True)
+        text = ", ".join(f"{name} {rows[-1][name]:.1f}" for name in TOTALS)
+        print(f"repeat {repeat}: {text}", flush=True)
     report("cold_start", summary(rows), GOALS)
 
 
 def summary(rows: list[Row]) -> Row:
-    """Medians over the repeats, of the ratios too."""
+    """Return medians over the repeats, also of the ratios."""
     figures: Row = {"repeats": len(rows)}
     for name, case in (("", "idle"), ("_serve_running", "serve_running")):
         ratios = [row[f"{case}_s"] / row["bare_s"] for row in rows]
@@ -78,68 +78,68 @@ def summary(rows: list[Row]) -> Row:
 
 
 def in_own_process() -> Row:
-    """Our cold starts, from a Python that has imported nothing yet."""
+    """Measure our cold starts in a new Python process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--ours"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            answer = process.communicate()[0]
+            output = process.communicate()[0]
         except BaseException:
             process.terminate()
             process.wait()
             raise
     if process.returncode:
         raise RuntimeError(f"our side ended with status {process.returncode}")
-    row: Row = json.loads(answer.splitlines()[-1])
+    row: Row = json.loads(output.splitlines()[-1])
     return row
 
 
 def bare_cold_start(model: wb.ModelSpec) -> Row:
-    """Seconds from starting bare vLLM to its first token, and of each stage."""
-    began = now()
+    """Return the seconds from starting bare vLLM to its first token, and of each stage."""
+    started = now()
     with BareServer(model) as server:
         server.wait()
         answers = now()
         first_token(OpenAI(base_url=f"{server.base_url}/v1", api_key="none"), model)
         ended = now()
         _, core, worker = engine_births(server.processes())
-        marks = [began, core, worker, answers, ended]
-        return {"bare_s": ended - began} | stages("bare", BARE, marks)
+        marks = [started, core, worker, answers, ended]
+        return {"bare_s": ended - started} | stages("bare", BARE, marks)
 
 
 def our_cold_starts(model: wb.ModelSpec) -> Row:
-    """Seconds of both cases on one fresh cluster, of each stage, and of the end."""
+    """Return the seconds of both cases on one new cluster, of each stage, and of the deletion."""
     spec = wb.ServiceSpec(port=0, model=model)
-    where = connection.connect(spec)
+    cluster = connection.connect(spec)
     time.sleep(SETTLE_S)
-    _, row = timed("idle", spec, where)
-    # Not earlier: it reads the variables that connect() sets, and its import is part of deploy().
+    _, row = timed("idle", spec, cluster)
+    # Not earlier: it reads variables that connect() sets, and its import is part of deploy().
     from ray import serve
 
     serve.delete(spec.name)
     time.sleep(SETTLE_S)
-    endpoint, again = timed("serve_running", spec, where)
-    began = now()
+    endpoint, again = timed("serve_running", spec, cluster)
+    started = now()
     endpoint.delete()
-    return row | again | {"delete_s": now() - began}
+    return row | again | {"delete_s": now() - started}
 
 
-def timed(case: str, spec: wb.ServiceSpec, where: connection.Cluster) -> tuple[wb.Endpoint, Row]:
-    """Deploy; seconds to the first token and of each stage."""
-    said: list[tuple[float, str]] = []
-    began = now()
-    endpoint = wb.deploy(spec, progress=lambda line: said.append((now(), line)))
+def timed(case: str, spec: wb.ServiceSpec, cluster: connection.Cluster) -> tuple[wb.Endpoint, Row]:
+    """Deploy, and return the seconds to the first token and of each stage."""
+    messages: list[tuple[float, str]] = []
+    started = now()
+    endpoint = wb.deploy(spec, progress=lambda line: messages.append((now(), line)))
     ready = now()
     first_token(endpoint.client, spec.model)
     ended = now()
-    submitted = next(at for at, line in said if "starting Ray Serve" not in line)
-    assert where.supervisor is not None
-    replica, core, worker = engine_births(descendants(where.supervisor.pid))
-    marks = [began, min(submitted, replica), replica, core, worker, ready, ended]
-    return endpoint, {f"{case}_s": ended - began} | stages(case, OURS, marks)
+    submitted = next(at for at, line in messages if "starting Ray Serve" not in line)
+    assert cluster.supervisor is not None
+    replica, core, worker = engine_births(descendants(cluster.supervisor.pid))
+    marks = [started, min(submitted, replica), replica, core, worker, ready, ended]
+    return endpoint, {f"{case}_s": ended - started} | stages(case, OURS, marks)
 
 
 def first_token(client: OpenAI, model: wb.ModelSpec) -> None:
-    """Until the first streamed token."""
+    """Wait for the first streamed token."""
     stream = client.completions.create(
         model=model.model_id, prompt="Prefill is", max_tokens=2, stream=True
     )
@@ -147,21 +147,21 @@ def first_token(client: OpenAI, model: wb.ModelSpec) -> None:
 
 
 def stages(case: str, names: tuple[str, ...], marks: list[float]) -> Row:
-    """Seconds between neighbouring marks, one name for each gap."""
+    """Return the seconds between neighbouring marks, one name for each gap."""
     gaps = zip(names, marks, marks[1:], strict=False)
     return {f"{case}_{name}": end - start for name, start, end in gaps}
 
 
 def now() -> float:
-    """Seconds on the clock that the kernel dates processes by."""
+    """Return the seconds of the clock by which the kernel dates processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def engine_births(processes: list[int]) -> tuple[float, float, float]:
-    """When an engine's server, core and first worker were made, by the processes' titles.
+    """Return when an engine's server, core and first worker were created, by process titles.
 
-    Where the core has no worker process of its own name (vLLM's `ray` and `uni` executors), the
-    core's time stands for it, so that its share falls to the next stage.
+    With vLLM's `ray` and `uni` executors no process has a worker's title. The core's time takes its
+    place then, so that the worker's share belongs to the next stage.
     """
     core = next(pid for pid in processes if title(pid).startswith("VLLM::EngineCore"))
     workers = [born(pid) for pid in processes if title(pid).startswith("VLLM::Worker")]
@@ -169,7 +169,7 @@ def engine_births(processes: list[int]) -> tuple[float, float, float]:
 
 
 def title(pid: int) -> str:
-    """A process's title as `ps` shows it; empty for one that has ended."""
+    """Return a process's title as `ps` shows it; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
     except OSError:
@@ -177,13 +177,13 @@ def title(pid: int) -> str:
 
 
 def parent(pid: int) -> int:
-    """The id of a process's parent."""
+    """Return the id of a process's parent."""
     return int(_stat(pid)[1])
 
 
 def born(pid: int) -> float:
-    """When a process was made, on the clock of `now`, to 10 ms."""
-    # psutil.Process.create_time adds the boot time in whole seconds: up to 1 s off.
+    """Return when a process was created, on the clock of `now`, to 10 ms."""
+    # psutil.Process.create_time adds the boot time in whole seconds, which is up to 1 s off.
     return int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
 
 

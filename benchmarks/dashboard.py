@@ -1,15 +1,15 @@
-"""What watching costs: the kernel's share of a core for telemetry and for the dashboard.
+"""Cost of observation: the kernel's share of a core for telemetry and for the dashboard.
 
-`dashboard_core_share` and `kernel_growth_mb`: a real kernel plays an hour of a busy dashboard (8
-replicas, 10 requests a second, two drawings a second) as fast as it can, and its CPU time is taken
-over that hour; its memory is compared with that after the first five minutes (`_replay.py`).
+`dashboard_core_share` and `kernel_growth_mb`: a real kernel replays an hour of a busy dashboard (8
+replicas, 10 requests and two drawings per second) as fast as it can (`_replay.py`). The share is
+its CPU time over that hour, and the growth is relative to its memory after the first five minutes.
 
-`telemetry_core_share`: CPU time of this process, all its threads, over wall time, while `Telemetry`
-samples 8 replicas once a second into a run's folder, less the same of the process at rest just
-before. On Ray and Ray Serve, and one node's real `/metrics`; the replicas are Serve's own, but in
-place of an engine each exports vLLM's metrics under its names (gauges, counters and histograms with
-as many buckets), because 8 engines do not fit on a small machine. `metrics_mib` is what the node
-answers each time, `samples` how many rows a second came of it.
+`telemetry_core_share`: CPU time of this process with all its threads over wall time, while
+`Telemetry` samples 8 replicas once per second into a run's folder, minus the same of the idle
+process just before. Ray, Ray Serve and the node's `/metrics` are real. The replicas are Serve's,
+but each exports vLLM's metrics in place of an engine (gauges, and histograms with as many buckets),
+because 8 engines do not fit on a small machine. `metrics_mib` is the size of each answer of the
+node, and `samples_per_second` the rows that it gives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import workbench as wb
 from serving.cluster import connection
 from serving.compat.vllm import ENGINE_METRICS
 from serving.spec.model import deployment_name
-from workbench.records import Sample
+from workbench.records import ReplicaSample, Sample
 
 GOALS = {
     "telemetry_core_share": {"max": 0.05},
@@ -40,12 +40,14 @@ REPLICAS, HISTOGRAMS, BUCKETS = 8, 20, 20
 
 
 def main() -> None:
-    """Measure and print the result as the last line."""
+    """Measure, and print the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--replayed", type=int, default=HOUR_S, help="seconds played in a kernel")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of telemetry")
+    parser.add_argument(
+        "--replayed", type=int, default=HOUR_S, help="seconds to replay in a kernel"
+    )
     options = parser.parse_args()
     figures = hour_in_a_kernel(options.replayed)
     print(", ".join(f"{name} {value}" for name, value in figures.items()), flush=True)
@@ -53,30 +55,30 @@ def main() -> None:
 
 
 def telemetry_cost(seconds: float) -> dict[str, float]:
-    """The figures, with a cluster of their own that ends with them."""
+    """Return the figures of telemetry, on a cluster that ends with the measurement."""
     spec = wb.ServiceSpec(port=0, model=wb.ModelSpec(id="engine"))
-    where = connection.connect(spec)
+    cluster = connection.connect(spec)
     try:
         serve_replicas(spec)
-        endpoint = wb.Endpoint(spec, where, spec.port, SecretStr("none"))
-        rest = core_share(seconds)
+        endpoint = wb.Endpoint(spec, cluster, spec.port, SecretStr("none"))
+        idle = core_share(seconds)
         with tempfile.TemporaryDirectory() as folder:
             run = wb.Run.create(folder, {}, run_id="r")
-            seen: list[Sample] = []
+            samples: list[Sample] = []
 
             def keep(sample: Sample) -> None:
                 run.append_telemetry(sample)
-                seen.append(sample)
+                samples.append(sample)
 
             with wb.Telemetry(endpoint, wb.start_clock(), keep):
-                time.sleep(5)  # the first samples import what they need
+                time.sleep(5)  # the first samples import packages
                 watched = core_share(seconds)
             lines = len((Path(folder) / "r" / "telemetry.jsonl").read_text().splitlines())
-        assert lines == len(seen)
-        assert {s.replica for s in seen if s.__struct_config__.tag == "replica"} == names(spec)
+        assert lines == len(samples)
+        assert {s.replica for s in samples if isinstance(s, ReplicaSample)} == replica_ids(spec)
         return {
-            "telemetry_core_share": round(watched - rest, 4),
-            "core_share_at_rest": round(rest, 4),
+            "telemetry_core_share": round(watched - idle, 4),
+            "core_share_at_rest": round(idle, 4),
             "replicas": REPLICAS,
             "samples_per_second": round(lines / (seconds + 5), 1),
             "metrics_mib": round(metrics_bytes() / 2**20, 2),
@@ -86,14 +88,14 @@ def telemetry_cost(seconds: float) -> dict[str, float]:
 
 
 def core_share(seconds: float) -> float:
-    """CPU time of this process over wall time, for so long."""
+    """Return the CPU time of this process over wall time, for so many seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     time.sleep(seconds)
     return (time.process_time() - cpu) / (time.perf_counter() - wall)
 
 
 def serve_replicas(spec: wb.ServiceSpec) -> None:
-    """A Serve application under the spec's names whose replicas export an engine's metrics."""
+    """Run a Serve application with the spec's names, whose replicas export an engine's metrics."""
     from ray import serve
 
     deployment = serve.deployment(
@@ -109,7 +111,7 @@ def serve_replicas(spec: wb.ServiceSpec) -> None:
 
 
 class Exporter:
-    """What an engine shows, without the engine."""
+    """Exports an engine's metrics without an engine."""
 
     def __init__(self, names: list[str]) -> None:
         from ray import serve
@@ -130,31 +132,33 @@ class Exporter:
         threading.Thread(target=self.export, daemon=True).start()
 
     def export(self) -> None:
+        """Set every gauge twice per second."""
         for value in range(10**9):
             for gauge in self.gauges:
                 gauge.set(float(value), self.tags)
             time.sleep(0.5)
 
 
-def names(spec: wb.ServiceSpec) -> set[str]:
-    """Serve's ids of the replicas."""
+def replica_ids(spec: wb.ServiceSpec) -> set[str]:
+    """Return Serve's ids of the replicas."""
     from serving.deploy import status
 
-    told: dict[str, Any] = status.details()["applications"][spec.name]["deployments"]
-    return {r["replica_id"] for r in told[deployment_name(spec.model)]["replicas"]}
+    deployments: dict[str, Any] = status.details()["applications"][spec.name]["deployments"]
+    return {r["replica_id"] for r in deployments[deployment_name(spec.model)]["replicas"]}
 
 
 def metrics_text() -> bytes:
-    """What the only node shows."""
+    """Return the metrics of the only node."""
     import ray
 
     [node] = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return bytes(answer.read())
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return bytes(response.read())
 
 
 def metrics_bytes() -> int:
+    """Return the size of the node's metrics."""
     return len(metrics_text())
 
 

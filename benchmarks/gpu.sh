@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The evidence from a host with one NVIDIA GPU and no network, part by part, each within 10 minutes.
+# Measure on a host with an NVIDIA GPU and no network, in parts of at most 10 minutes each.
 #
-#   benchmarks/gpu.sh install PARTS   unpack the offline bundle: PARTS/part.* (a tar.xz, cut), PARTS/*.whl
-#   benchmarks/gpu.sh tests           the GPU-marked tests: deploy, stream, 1 -> 2 replicas, memory freed
-#   benchmarks/gpu.sh serving         our endpoint against bare vLLM, Llama-3.1-8B's shape, 1, 32, 128 streams
-#   benchmarks/gpu.sh claims          notebook 04: vLLM against every transformers baseline
+#   benchmarks/gpu.sh install PARTS   unpack the offline bundle: PARTS/part.* (a split tar.xz), PARTS/*.whl
+#   benchmarks/gpu.sh tests           the GPU tests: deploy, stream, 1 -> 2 replicas, memory freed
+#   benchmarks/gpu.sh serving         our endpoint and bare vLLM with Llama-3.1-8B's shape at 1, 32 and 128 streams
+#   benchmarks/gpu.sh claims          notebook 04: vLLM and every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
-#                                     (either takes parameters of its notebook: -p NAME VALUE;
-#                                     tests and layouts take pytest's options: -k EXPRESSION)
-#   benchmarks/gpu.sh limit           decode and prefill against what the card can do
-#   benchmarks/gpu.sh energy          watt-hours for a million tokens, and the ledger against nvidia-smi
-#   benchmarks/gpu.sh layouts         two cards: tensor-, pipeline-, data- and expert-parallel engines
-#   benchmarks/gpu.sh all             those for one card
+#                                     (both accept notebook parameters: -p NAME VALUE;
+#                                     tests and layouts accept pytest options: -k EXPRESSION)
+#   benchmarks/gpu.sh limit           decode and prefill compared with the limits of the GPU
+#   benchmarks/gpu.sh energy          watt-hours per million tokens, and the cost ledger compared with nvidia-smi
+#   benchmarks/gpu.sh layouts         two GPUs: tensor-, pipeline-, data- and expert-parallel engines
+#   benchmarks/gpu.sh all             every part for one GPU
 #
-# Each part writes RESULTS/NAME.json (default: benchmarks/results/gpu). SITE is where the bundle lies.
-# On a host with several cards CUDA_VISIBLE_DEVICES=0 keeps to one; parts may run beside each other so.
-# ACCELERATOR=cpu runs the same parts on a CPU with the embedded model: a dry run, into build/gpu-dry.
+# Each part writes RESULTS/NAME.json (default: benchmarks/results/gpu). SITE is the bundle's folder.
+# On a host with several GPUs, CUDA_VISIBLE_DEVICES=0 uses one, so parts can run at the same time.
+# ACCELERATOR=cpu is a dry run of the same parts on a CPU with the embedded model, into build/gpu-dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|energy|layouts|all}
@@ -27,11 +27,11 @@ export PYTHONPATH="$SITE:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 mkdir -p "$RESULTS"
 
-memory() {  # MiB in use on the cards that are ours; nothing where there is none
+memory() {  # MiB in use on the visible GPUs; nothing on a CPU
   [ "$ACCELERATOR" = cpu ] || nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id "$CUDA_VISIBLE_DEVICES"} --query-gpu=memory.used --format=csv,noheader,nounits | awk '{ sum += $1 } END { print sum }'
 }
 
-last_line() {  # show what a benchmark prints, and keep its last line, the JSON object
+last_line() {  # show the output of a benchmark, and save its last line, the JSON object
   tee "$RESULTS/$1.log"
   tail -n 1 "$RESULTS/$1.log" > "$RESULTS/$1.json"
   rm "$RESULTS/$1.log"
@@ -45,14 +45,14 @@ install() {
   if [ -e "${wheels[0]}" ]; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$SITE" "${wheels[@]}"
   fi
-  # Otherwise the first start of each engine compiles what it imports.
+  # Otherwise the first start of each engine would compile its imports.
   "$PYTHON" -m compileall -q -j 0 "$SITE" > /dev/null || true
   "$PYTHON" -c 'import ray, torch, vllm; print("ray", ray.__version__, "vllm", vllm.__version__, "torch", torch.__version__)'
 }
 
-pytest_into() {  # NAME FILE [OPTION ...]: run the tests of a file, keep what came of each
+pytest_into() {  # NAME FILE [OPTION ...]: run the tests of a file, and save the result of each
   local name=$1 report="$RESULTS/$1.xml" code=0
-  [ "$ACCELERATOR" = cpu ] && return 0  # they need a card
+  [ "$ACCELERATOR" = cpu ] && return 0  # they need a GPU
   "$PYTHON" -m pytest -v -m gpu --durations=0 -o junit_family=xunit1 --junitxml="$report" "${@:2}" || code=$?
   "$PYTHON" - "$name" "$report" "$RESULTS/$name.json" "$(memory)" <<'PY'
 import json, sys
@@ -65,11 +65,11 @@ cases = [
         "seconds": float(case.get("time")),
         "outcome": next((c.tag for c in case if c.tag in ("failure", "error", "skipped")), "passed"),
     }
-    | {one.get("name"): one.get("value") for one in case.iter("property")}
+    | {item.get("name"): item.get("value") for item in case.iter("property")}
     for case in xml.parse(report).iter("testcase")
 ]
-found = {"name": f"gpu_{name}", "tests": cases, "memory_mib_after": int(memory)}
-json.dump(found | {"machine": hardware(), "versions": versions()}, open(target, "w"), indent=1)
+result = {"name": f"gpu_{name}", "tests": cases, "memory_mib_after": int(memory)}
+json.dump(result | {"machine": hardware(), "versions": versions()}, open(target, "w"), indent=1)
 PY
   rm -f "$report"
   return $code
@@ -96,7 +96,7 @@ energy() {
   "$PYTHON" benchmarks/energy.py --accelerator "$ACCELERATOR" | last_line energy
 }
 
-notebook() {  # NUMBER NAME [-p NAME VALUE ...]: run it with its profile, keep its claims
+notebook() {  # NUMBER NAME [-p NAME VALUE ...]: run a notebook with its profile, and save its claims
   local id; id=$ACCELERATOR-$(date -u +%Y%m%dT%H%M%SZ)-$2
   local given=(-p port 0)
   if [ "$ACCELERATOR" = gpu ]; then
@@ -112,7 +112,7 @@ users() { notebook 05 users "$@"; }
 
 case $part in
   install) install "${2:-}" ;;
-  all) for one in tests serving claims users limit energy; do echo "== $one"; "$0" "$one"; done ;;
+  all) for name in tests serving claims users limit energy; do echo "== $name"; "$0" "$name"; done ;;
   tests | serving | claims | users | limit | energy | layouts) "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
-  *) echo "there is no part '$part'"; exit 2 ;;
+  *) echo "PART must be one of install, tests, serving, claims, users, limit, energy, layouts, all, got '$part'"; exit 2 ;;
 esac

@@ -1,12 +1,12 @@
-"""How near one replica comes to what the hardware allows.
+"""How close one replica comes to the limits of the hardware.
 
-Decode at batch 1 reads every weight once a token (of the input embedding one row), so that
-bandwidth / bytes of weights bounds its tokens/s. Prefill computes 2 FLOP a weight and token, and
-4 × heads × head size × positions seen a layer in attention, so that the rate of a large matrix
-product bounds it. Both bounds use what this device is measured to do here: a copy, counting bytes
-read and written, and a product of two square matrices (bf16; on a CPU float32). `decode_share` and
-`prefill_share` are measured over bound. The model is Llama-3.1-8B's shape on a GPU, the embedded
-one on a CPU.
+Decode at batch size 1 reads every weight once per token (of the input embedding, one row), so its
+tokens/s cannot exceed bandwidth over bytes of weights. Prefill computes 2 FLOP per weight and
+token, and 4 × heads × head size × visible positions per layer in attention, so the rate of a large
+matrix product limits it. Both limits use rates measured on this device: a copy, counting bytes read
+and written, and a product of two square matrices (bfloat16; float32 on a CPU). `decode_share` and
+`prefill_share` are measured rate over limit. The model is Llama-3.1-8B's shape on a GPU, and the
+embedded one on a CPU.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import workbench as wb
 
 
 def main() -> None:
-    """Measure the device, then the endpoint; print the result as the last line."""
+    """Measure the device, then the endpoint, and print the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--prefill-tokens", type=int, help="8192 on a GPU, 1024 on a CPU")
+    parser.add_argument("--prefill-tokens", type=int, help="default: 8192 on a GPU, 1024 on a CPU")
     options = parser.parse_args()
     prepare()
-    # Before the engine takes the memory.
+    # Before the engine uses the memory.
     device = bandwidth_and_rate(options.accelerator)
     print({name: f"{value:.3g}" for name, value in device.items()}, flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def bandwidth_and_rate(accelerator: str) -> dict[str, float]:
-    """Bytes/s of a copy and FLOP/s of a bf16 product, in a process that gives the memory back."""
+    """Measure bytes/s of a copy and FLOP/s of a product, in a process that frees its memory."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -55,48 +55,48 @@ def bandwidth_and_rate(accelerator: str) -> dict[str, float]:
 
 
 def measure_device(accelerator: str) -> dict[str, float]:
-    """Medians of ten, after three that warm up, on data that is not all zeros."""
+    """Return medians of ten runs after three warm-up runs, on random data."""
     import torch
 
     on_gpu = accelerator == "gpu"
-    place, side = ("cuda", 8192) if on_gpu else ("cpu", 1024)
-    # On a CPU without AMX a bf16 product has no fast path in torch.
-    number = torch.bfloat16 if on_gpu else torch.float32
-    source = torch.randn(2**30 if on_gpu else 2**26, device=place, dtype=torch.bfloat16)
+    device, side = ("cuda", 8192) if on_gpu else ("cpu", 1024)
+    # torch has no fast bfloat16 product on a CPU without AMX.
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    source = torch.randn(2**30 if on_gpu else 2**26, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    a, b = (torch.randn(side, side, device=place, dtype=number) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
     def seconds(call: Callable[[], Any]) -> float:
-        taken = []
+        times = []
         for _ in range(13):
             if on_gpu:
                 torch.cuda.synchronize()
-            began = time.perf_counter()
+            started = time.perf_counter()
             call()
             if on_gpu:
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - began)
-        return median(taken[3:])
+            times.append(time.perf_counter() - started)
+        return median(times[3:])
 
-    copied = seconds(lambda: target.copy_(source))
-    multiplied = seconds(lambda: a @ b)
+    copy_s = seconds(lambda: target.copy_(source))
+    product_s = seconds(lambda: a @ b)
     return {
-        "bytes_per_s": 2 * source.numel() * source.element_size() / copied,
-        "flop_per_s": 2 * side**3 / multiplied,
+        "bytes_per_s": 2 * source.numel() * source.element_size() / copy_s,
+        "flop_per_s": 2 * side**3 / product_s,
     }
 
 
 def endpoint_figures(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Tokens/s of decode and of prefill at one stream, and what the model's shape asks for."""
+    """Measure tokens/s of decode and prefill at one stream, and compute the model's demands."""
     on_gpu = options.accelerator == "gpu"
-    long = options.prefill_tokens or (8192 if on_gpu else 1024)
+    prompt_tokens = options.prefill_tokens or (8192 if on_gpu else 1024)
     arguments = {"load_format": "dummy", "enable_prefix_caching": False}
     model = wb.ModelSpec(
         source=str(write_shape(folder)) if on_gpu else "tiny",
         accelerator=options.accelerator,
-        # One whole prompt a step, so that a prefill is one pass.
-        max_model_len=2 * long,
-        engine_kwargs=arguments | {"max_num_batched_tokens": 2 * long} if on_gpu else {},
+        # Room for one whole prompt per step, so that a prefill is one pass.
+        max_model_len=2 * prompt_tokens,
+        engine_kwargs=arguments | {"max_num_batched_tokens": 2 * prompt_tokens} if on_gpu else {},
     )
     with (
         wb.deploy(wb.ServiceSpec(port=0, model=model)) as endpoint,
@@ -113,20 +113,20 @@ def endpoint_figures(options: argparse.Namespace, folder: Path) -> dict[str, flo
             return median(runs) / 1e3
 
         tpot_s = measured("median_tpot_ms", 64, 256)
-        ttft_s = measured("median_ttft_ms", long, 2)
+        ttft_s = measured("median_ttft_ms", prompt_tokens, 2)
     return {
         "decode_tokens_per_s": 1 / tpot_s,
-        "prefill_tokens_per_s": long / ttft_s,
-        "prefill_tokens": long,
-        **demands(json.loads((Path(model.path) / "config.json").read_text()), long),
+        "prefill_tokens_per_s": prompt_tokens / ttft_s,
+        "prefill_tokens": prompt_tokens,
+        **demands(json.loads((Path(model.path) / "config.json").read_text()), prompt_tokens),
     }
 
 
 def demands(config: dict[str, Any], tokens: int) -> dict[str, float]:
-    """Bytes of weights a decoded token reads (bf16), and FLOP of a prefill of `tokens`."""
+    """Return the bytes of weights read per decoded token, and the FLOP of a prefill."""
     layers, embedding = llama_parameters(config)
     width = config["num_attention_heads"] * config["head_dim"]
-    # A token sees half of the prompt on average; of the output layer only the last row counts.
+    # A token sees half of the prompt on average; the output layer runs for the last token only.
     attention = 4 * width * config["num_hidden_layers"] * tokens * (tokens / 2)
     return {
         "weight_bytes": 2 * (layers + embedding),
@@ -135,7 +135,7 @@ def demands(config: dict[str, Any], tokens: int) -> dict[str, float]:
 
 
 def shares(device: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
-    """What the device would allow, and the share of it that was reached."""
+    """Return the limits of the device, and the shares of them that were reached."""
     decode = device["bytes_per_s"] / measured["weight_bytes"]
     prefill = measured["prefill_tokens"] * device["flop_per_s"] / measured["prefill_flop"]
     return {

@@ -1,8 +1,13 @@
-"""What keys, quotas, guardrail and composition cost; each part is measured in turns of its own."""
+"""Cost of composition and guardrail, and of the gate with its keys and quotas."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+# The packages `tools` and `benchmarks` are not installed.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import _composition
 from _gate_cost import auth_ttft
@@ -16,8 +21,10 @@ PARTS = ("composition", "gate")
 def main() -> None:
     """Measure, and print the result as the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=300, help="of requests, for the gate's cost")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument(
+        "--pairs", type=int, default=300, help="pairs of requests for the gate's cost"
+    )
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="parts to measure")
     _composition.add_arguments(parser)
     options = parser.parse_args()
     prepare()

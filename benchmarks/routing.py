@@ -1,13 +1,14 @@
-"""Routing policies on a load whose prompts share prefixes: prefix-cache hits and TTFT.
+"""Prefix-cache hits and TTFT of routing policies, on a load whose prompts share prefixes.
 
-Two replicas of the embedded model on nodes of their own, whose cache holds half of the prefixes;
-the same load for each policy, with prefixes of its own, so that none finds what another left.
-`hit_rate_*` is the share of prompt tokens that the engines found in their caches, by their own
-counters; `ttft_ms_*` the median.
+Two replicas of the embedded model run on nodes of their own, each with a cache for half of the
+prefixes. The load is the same for each policy except for its prefixes, so that no policy finds what
+another has cached. `hit_rate_*` is the share of prompt tokens that the engines found in their
+caches, by their own counters; `ttft_ms_*` is the median.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 import urllib.request
@@ -15,6 +16,7 @@ from typing import Any
 
 from _nodes import nodes
 from _report import report
+from _vllm import prepare
 
 import workbench as wb
 
@@ -24,20 +26,20 @@ PREFIXES, PREFIX_TOKENS = 16, 384
 
 
 def spec(routing: Any) -> wb.ServiceSpec:
-    """The service under one policy; only the routing changes, so the replicas stay."""
+    """Return the service with one policy. Only the routing changes, so the replicas remain."""
     model = wb.ModelSpec(
         routing=routing,
         max_model_len=512,
         kv_cache_gib=0.25,
-        # Of 128 tokens: about half of the prefixes, so that it counts which replica has which.
+        # Blocks of 128 tokens for half of the prefixes, so that the choice of replica matters.
         engine_kwargs={"num_gpu_blocks_override": 48},
         scaling=wb.ScalingSpec(min_replicas=2, max_replicas=2, target_ongoing_requests=8),
     )
     return wb.ServiceSpec(name="routing", port=0, model=model, start_timeout_s=480)
 
 
-def load(seed: int) -> wb.LoadSpec:
-    """Every prompt is one of the shared prefixes and some tokens of its own."""
+def load(seed: int, requests: int) -> wb.LoadSpec:
+    """Return a load of prompts that each have a shared prefix and some tokens of their own."""
     prompts = wb.RandomPrompts(
         input=PREFIX_TOKENS + 16,
         output=16,
@@ -45,19 +47,25 @@ def load(seed: int) -> wb.LoadSpec:
         prefixes=PREFIXES,
     )
     return wb.LoadSpec(
-        arrivals=wb.ClosedLoop(max_concurrency=6), prompts=prompts, count=240, seed=seed
+        arrivals=wb.ClosedLoop(max_concurrency=6), prompts=prompts, count=requests, seed=seed
     )
 
 
 def main() -> None:
-    """Each policy in turn on the same two replicas, and the result as the last line."""
+    """Measure each policy on the same two replicas, and print the result as the last line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=240, help="requests for each policy")
+    options = parser.parse_args()
+    prepare()
     figures: dict[str, float | int | str | None] = {}
     with nodes(WORKERS) as cluster:
-        # Serve starts with the policy that needs most of its proxy.
+        # Serve must start with the policy that needs the most of its proxy.
         endpoint = wb.deploy(spec("prefix_aware"), address=cluster.address)
         for seed, policy in enumerate(POLICIES):
             endpoint = wb.deploy(spec(policy))
-            figures |= measured(endpoint, policy, seed)
+            figures |= measure(endpoint, policy, load(seed, options.requests))
         endpoint.delete()
     goals = {"hit_rate_gain": {"min": 0.1}}
     figures["hit_rate_gain"] = round(
@@ -67,36 +75,38 @@ def main() -> None:
     report("routing", figures, goals)
 
 
-def measured(endpoint: wb.Endpoint, policy: str, seed: int) -> dict[str, float]:
-    """One policy's figures."""
+def measure(endpoint: wb.Endpoint, policy: str, load: wb.LoadSpec) -> dict[str, float]:
+    """Send the load, and return the figures of the policy."""
     before = counters()
-    result = asyncio.run(_send(endpoint, seed))
+    result = asyncio.run(_send(endpoint, load))
     after = counters()
-    asked, hit = (after[name] - before[name] for name in ("queries", "hits"))
+    queries, hits = (after[name] - before[name] for name in ("queries", "hits"))
     summary = result.summary()
-    spread = {r.replica for r in result.records}
-    print(f"{policy}: {hit:.0f} of {asked:.0f} tokens found, {len(spread)} replicas", flush=True)
+    replicas = {r.replica for r in result.records}
+    print(
+        f"{policy}: {hits:.0f} of {queries:.0f} tokens cached, {len(replicas)} replicas", flush=True
+    )
     return {
-        f"hit_rate_{policy}": round(hit / asked, 3),
+        f"hit_rate_{policy}": round(hits / queries, 3),
         f"ttft_ms_{policy}": round(summary.median_ttft_ms or 0.0, 1),
         f"failed_{policy}": summary.failed,
     }
 
 
-async def _send(endpoint: wb.Endpoint, seed: int) -> Any:
-    return await wb.start_load(endpoint, load(seed), progress=None)
+async def _send(endpoint: wb.Endpoint, load: wb.LoadSpec) -> Any:
+    return await wb.start_load(endpoint, load, progress=None)
 
 
 def counters() -> dict[str, float]:
-    """Prefix-cache counters of all engines together, once they stand still."""
+    """Return the prefix-cache counters of all engines together, once they no longer change."""
     last = None
-    while (found := _read()) != last:
-        last = found
+    while (current := _read_counters()) != last:
+        last = current
         time.sleep(3)
-    return found
+    return current
 
 
-def _read() -> dict[str, float]:
+def _read_counters() -> dict[str, float]:
     import ray
 
     totals = {"queries": 0.0, "hits": 0.0}
@@ -104,8 +114,8 @@ def _read() -> dict[str, float]:
         if not node["Alive"]:
             continue
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            for line in answer.read().decode().splitlines():
+        with urllib.request.urlopen(url, timeout=30) as response:
+            for line in response.read().decode().splitlines():
                 for name in totals:
                     if line.startswith(f"ray_vllm_prefix_cache_{name}"):
                         totals[name] += float(line.rpartition(" ")[2])

@@ -1,13 +1,13 @@
-"""What our serving path costs: the same engine arguments bare and behind our endpoint.
+"""Cost of our serving path: the same engine arguments on bare vLLM and behind our endpoint.
 
-Both servers stay up and are measured in turn, A B A B, so that a drift of the machine's speed meets
-both; the client is `vllm bench serve`'s own code. Medians over the repeats; each ratio is the
-median of the ratios pair by pair, `_low` and `_high` the extremes. Each pair has prompts of its
-own, the same for both sides.
+Both servers run at the same time and are measured in turn, A B A B, so that drifting machine speed
+affects both. The client is the code of `vllm bench serve`. Figures are medians over the repeats. A
+ratio is the median of the ratios of pairs; `_low` and `_high` are the extremes. Each pair has its
+own prompts, which are the same for both sides.
 
-On one GPU the engines share its memory (`--gpu-share` of it each). `--executors` are bare vLLM's,
-a server each: Ray Serve LLM takes `ray` on a GPU and `mp` on a CPU. Where there are several, each
-pair is taken with the one that was faster in it (more tokens/s, or the lower TTFT).
+On one GPU the engines share its memory (`--gpu-share` each). `--executors` are those of bare vLLM,
+with one server each: Ray Serve LLM uses `ray` on a GPU and `mp` on a CPU. With several, each pair
+uses the faster one (more tokens/s, or the lower TTFT).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def main() -> None:
-    """Measure, print a line a repeat, and the result as the last line."""
+    """Measure, and print a line per repeat and the result as the last line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,8 +44,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
     executors = ["default", "ray", "mp", "uni"]
     parser.add_argument("--executors", nargs="+", default=["default"], choices=executors)
-    parser.add_argument("--gpu-share", type=float, help="of the card, for each engine")
-    parser.add_argument("--kv-cache-gib", type=float, default=4, help="of each engine on a GPU")
+    parser.add_argument("--gpu-share", type=float, help="share of the GPU for each engine")
+    parser.add_argument(
+        "--kv-cache-gib", type=float, default=4, help="KV cache of each engine on a GPU"
+    )
     options = parser.parse_args()
     prepare()
     figures = run(options)
@@ -55,14 +57,14 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
-    """Bring all servers up, measure at each number of streams, and end them."""
-    # Nothing may be shed: bare vLLM sheds nothing.
+    """Start all servers, measure at each number of streams, and stop them."""
+    # No request may be shed, as bare vLLM sheds none.
     scaling = wb.ScalingSpec(max_ongoing_requests=max(256, *options.streams))
     share = options.gpu_share or round(0.96 / (1 + len(options.executors)), 2)
     on_gpu = {"num_gpus": share} if options.accelerator == "gpu" else {}
     model = model_spec(options, scaling=scaling, **on_gpu)
     if on_gpu:
-        # Of a given size: vLLM would measure the memory while the other engines take theirs.
+        # A fixed size: vLLM would measure free memory while the other engines allocate theirs.
         cache = {"kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30)}
         model = model.model_copy(update={"engine_kwargs": model.engine_kwargs | cache})
     figures: dict[str, float] = {}
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(client: Client, urls: dict[str, str], streams: int, repeats: int) -> dict[str, float]:
-    """The figures at one number of streams; the first pair of runs warms up and is not kept."""
+    """Return the figures at one number of streams. The first pair of runs is a warm-up."""
     prompts = max(256, 4 * streams) if streams > 1 else 24
     results: Results = {side: [] for side in urls}
     for repeat in range(repeats + 1):
@@ -93,20 +95,20 @@ def compare(client: Client, urls: dict[str, str], streams: int, repeats: int) ->
         if repeat:
             for side, result in pair.items():
                 results[side].append(result)
-            print(f"{streams} streams, repeat {repeat}: {said(pair)}", flush=True)
+            print(f"{streams} streams, repeat {repeat}: {describe(pair)}", flush=True)
     return summary(results, streams)
 
 
-def said(pair: dict[str, dict[str, Any]]) -> str:
-    """One pair of runs in words."""
+def describe(pair: dict[str, dict[str, Any]]) -> str:
+    """Return a line about one pair of runs."""
     return ", ".join(
-        f"{side} {r['output_throughput']:.0f} tokens/s and TTFT {r['median_ttft_ms']:.1f} ms"
+        f"{side} {r['output_throughput']:.0f} tokens/s, TTFT {r['median_ttft_ms']:.1f} ms"
         for side, r in pair.items()
     )
 
 
 def summary(results: Results, streams: int) -> dict[str, float]:
-    """Medians of each side, and of the ratios and differences to the faster bare one, by pair."""
+    """Return medians of each side, and of the ratios and differences to the faster bare server."""
     figures = {}
     for name, (metric, better) in METRICS.items():
         sides = {side: [r[metric] for r in pairs] for side, pairs in results.items()}
@@ -118,7 +120,7 @@ def summary(results: Results, streams: int) -> dict[str, float]:
         figures[f"{name}_ratio_{streams}"] = round(median(ratios), 3)
         figures[f"{name}_ratio_{streams}_low"] = round(min(ratios), 3)
         figures[f"{name}_ratio_{streams}_high"] = round(max(ratios), 3)
-    extra = [o - b for o, b in zip(ours, bare, strict=True)]  # of the last metric, TTFT
+    extra = [o - b for o, b in zip(ours, bare, strict=True)]  # of the last metric, which is TTFT
     figures[f"ttft_extra_ms_{streams}"] = round(median(extra), 2)
     return figures
 

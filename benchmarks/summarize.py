@@ -1,9 +1,9 @@
-"""How long it takes, and how much memory, to summarize a run of a million requests.
+"""Time and memory to summarize a run of a million requests.
 
-The run is made first, in a temporary folder: requests of 64 tokens each, as `requests.jsonl`
-holds them. Then a process of its own reads it from disk and summarizes it, with an SLO, several
-times. `seconds` is the median wall time from opening the folder to the finished summary,
-`peak_gb` the largest resident size of those processes, everything included.
+The run is written to a temporary folder first, with requests of 64 tokens each in `requests.jsonl`.
+Then a new process reads and summarizes it with an SLO, several times. `seconds` is the median wall
+time from opening the folder to the finished summary, and `peak_gb` the largest resident size of
+these processes.
 
     python benchmarks/summarize.py [--records N] [--tokens N] [--repeats N]
 """
@@ -31,8 +31,8 @@ from workbench.runs.run import Run
 BLOCK = 4096
 
 
-def make(root: Path, records: int, tokens: int) -> Path:
-    """A run of `records` requests at 1,000 a second, one in a hundred of them shed."""
+def write_run(root: Path, records: int, tokens: int) -> Path:
+    """Write a run of requests at 1,000 per second, one percent of them shed; return its folder."""
     rng = np.random.default_rng(0)
     run = Run.create(root, {"seed": 0, "records": records, "tokens": tokens})
     for start in range(0, records, BLOCK):
@@ -62,15 +62,16 @@ def _record(i: int, sent: float, gaps: list[float]) -> RequestRecord:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Summarize the run at `path` once, in this process."""
-    began = time.perf_counter()
+    """Summarize a run once, in this process."""
+    started = time.perf_counter()
     summary = summarize(Run.open(path).records(), slo=SLO(ttft_ms=100))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"seconds": seconds, "peak_gb": peak, "counted": summary.completed + summary.shed}
 
 
 def main() -> None:
+    """Measure, and print the result as the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=64)
@@ -81,18 +82,18 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure)))
         return
     with tempfile.TemporaryDirectory() as root:
-        print(f"making a run of {arguments.records:,} requests ...", flush=True)
-        path = make(Path(root), arguments.records, arguments.tokens)
+        print(f"writing a run of {arguments.records:,} requests", flush=True)
+        path = write_run(Path(root), arguments.records, arguments.tokens)
         size = (path / "requests.jsonl").stat().st_size / 1e9
-        found = []
+        results = []
         for _ in range(arguments.repeats):
             command = [sys.executable, __file__, "--measure", str(path)]
-            found.append(json.loads(subprocess.check_output(command)))
-            print(json.dumps(found[-1]), flush=True)
-    assert {one["counted"] for one in found} == {arguments.records}
+            results.append(json.loads(subprocess.check_output(command)))
+            print(json.dumps(results[-1]), flush=True)
+    assert {result["counted"] for result in results} == {arguments.records}
     figures = {
-        "seconds": round(statistics.median(one["seconds"] for one in found), 2),
-        "peak_gb": round(max(one["peak_gb"] for one in found), 2),
+        "seconds": round(statistics.median(result["seconds"] for result in results), 2),
+        "peak_gb": round(max(result["peak_gb"] for result in results), 2),
         "records": arguments.records,
         "tokens_per_record": arguments.tokens,
         "file_gb": round(size, 2),

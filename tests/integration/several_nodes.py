@@ -23,7 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import _faults as faults
-from _faults import Outcome, Stage
+from _faults import Outcome, Target
 from _nodes import left_over, nodes
 
 import workbench as wb
@@ -43,25 +43,25 @@ WORKERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def stage() -> Iterator[Target]:
     """One deployment for all tests; at the end no process of the cluster may be left."""
     before = set(psutil.pids())
     with nodes(WORKERS) as cluster:
         with wb.deploy(faults.service_spec(), address=cluster.address) as endpoint:
-            yield Stage(cluster, endpoint)
+            yield Target(cluster, endpoint)
         engines = [p.name() for p in cluster.processes("VLLM::EngineCore")]
         assert engines == [], "an engine still runs after its service was deleted"
     assert [p.name() for p in left_over(before, within_s=10)] == []
 
 
 class TestNodes:
-    def test_each_replica_is_on_its_own_node(self, stage: Stage) -> None:
+    def test_each_replica_is_on_its_own_node(self, stage: Target) -> None:
         replica_nodes = [replica.node for replica in stage.replicas()]
         assert len(replica_nodes) == len(set(replica_nodes)) == 2
         assert "head" not in replica_nodes
 
     def test_load_workers_avoid_replicas_and_every_node_is_sampled(
-        self, stage: Stage, tmp_path: Path
+        self, stage: Target, tmp_path: Path
     ) -> None:
         run, clock = Run.create(tmp_path, {}), start_clock()
         replica_nodes = {replica.node for replica in stage.replicas()}
@@ -70,7 +70,7 @@ class TestNodes:
         async def send_load() -> Any:
             load = faults.LOAD.model_copy(update={"count": 60})
             running = wb.start_load(stage.endpoint, load, run=run, clock=clock, progress=None)
-            await faults._until(lambda: bool(running.records))
+            await faults.wait_until(lambda: bool(running.records))
             actors = await asyncio.to_thread(stage.cluster.actors, "LoadWorker")
             worker_nodes.update(actors.values())
             return await running
@@ -86,7 +86,7 @@ class TestNodes:
         assert names == replica_nodes, "telemetry names the node of each engine"
         assert set(replicas.replica) == {r.replica for r in result.records}
 
-    def test_both_replicas_answer_and_name_themselves(self, stage: Stage) -> None:
+    def test_both_replicas_answer_and_name_themselves(self, stage: Target) -> None:
         names = {
             stage.endpoint.client.completions.with_raw_response.create(
                 model=stage.endpoint.model_id, prompt="a", max_tokens=1
@@ -108,32 +108,32 @@ class TestNodes:
         ],
     )
     def test_a_placement_that_the_nodes_never_satisfy_is_rejected_with_numbers(
-        self, stage: Stage, fields: dict[str, Any], message: str
+        self, stage: Target, fields: dict[str, Any], message: str
     ) -> None:
         model = wb.ModelSpec(accelerator="gpu", **fields)
         with pytest.raises(ResourcesError, match=message):
             wb.deploy(wb.ServiceSpec(name="never", port=0, model=model))
 
 
-def play(stage: Stage, fault: faults.Inject) -> Outcome:
-    outcome = asyncio.run(faults.play(stage, fault))
+def play(stage: Target, fault: faults.Inject) -> Outcome:
+    outcome = asyncio.run(faults.inject(stage, fault))
     print(outcome.fault, outcome.recovered_s, len(outcome.lost), outcome.causes())
     return outcome
 
 
 class TestFaults:
-    def test_killing_the_controller_fails_no_request(self, stage: Stage) -> None:
+    def test_killing_the_controller_fails_no_request(self, stage: Target) -> None:
         outcome = play(stage, faults.controller_killed)
         assert (outcome.lost, outcome.left) == ([], [])
         assert outcome.recovered_s is not None
 
-    def test_a_killed_proxy_is_replaced(self, stage: Stage) -> None:
+    def test_a_killed_proxy_is_replaced(self, stage: Target) -> None:
         outcome = play(stage, faults.proxy_killed)
         assert outcome.recovered_s is not None
         assert outcome.left == []
         assert all(record.error for record in outcome.lost)
 
-    def test_a_killed_load_worker_loses_only_its_requests_in_progress(self, stage: Stage) -> None:
+    def test_a_killed_load_worker_loses_only_its_requests_in_progress(self, stage: Target) -> None:
         outcome = play(stage, faults.load_worker_killed)
         assert outcome.recovered_s is not None
         assert set(outcome.causes()) == {"error: the load worker that sent it died"}
@@ -142,7 +142,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("fault", faults.REPLICA_FAULTS, ids=lambda fault: fault.__name__)
     def test_losing_a_replica_fails_only_its_own_requests(
-        self, stage: Stage, fault: faults.Inject
+        self, stage: Target, fault: faults.Inject
     ) -> None:
         outcome = play(stage, fault)
         assert outcome.recovered_s is not None, "it recovers without intervention"
