@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +201,8 @@ def contest_figure(
         )
     drawn.update_xaxes(type="log", title_text=unit)
     drawn.update_yaxes(autorange="reversed")
-    return titled(drawn, "Each repeat, both sides", _health(contests), None)
+    measured = (one.summary.client_health for contest in contests for one in contest.measured)
+    return titled(drawn, "Each repeat, both sides", ClientHealth.combine(measured))
 
 
 def ratio_figure(verdicts: Sequence[Verdict]) -> go.Figure:
@@ -230,24 +232,9 @@ def ratio_figure(verdicts: Sequence[Verdict]) -> go.Figure:
         drawn.add_vline(x=goal, line={"dash": "dash", "color": GREY}, annotation_text=f"{goal:g}x")
     drawn.update_xaxes(type="log", title_text="times the opponent")
     drawn.update_yaxes(autorange="reversed")
-    return titled(drawn, "Ratio and interval beside the claim", _doubted(verdicts), None)
+    return titled(drawn, "Ratio and interval beside the claim", _limited_verdicts(verdicts))
 
 
-def _health(contests: Sequence[PairedComparison]) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame()
-    measured = [one for contest in contests for one in contest.measured]
-    limited = [m for m in measured if m.summary.client_health.client_limited]
-    reasons = sorted({r for m in limited for r in m.summary.client_health.reasons})
-    frame.attrs["client_health"] = {"client_limited": bool(limited), "reasons": reasons[:2]}
-    return frame
-
-
-def _doubted(verdicts: Sequence[Verdict]) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame()
+def _limited_verdicts(verdicts: Sequence[Verdict]) -> ClientHealth | None:
     limited = [one.reason for one in verdicts if "client limited" in one.reason]
-    frame.attrs["client_health"] = {"client_limited": bool(limited), "reasons": limited[:1]}
-    return frame
+    return ClientHealth(client_limited=True, reasons=tuple(limited[:1])) if limited else None

@@ -21,7 +21,7 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
     """A forest plot of what `compare` gave: ratios with their intervals, around 1 on a log axis."""
     import plotly.graph_objects as go
 
-    from workbench.figures.style import GREEN, GREY, VERMILLION, styled, titled
+    from workbench.figures.style import GREEN, GREY, VERMILLION, health_of, styled, titled
 
     shown = frame[frame.ratio.notna()]
     n = len(shown)
@@ -46,7 +46,7 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
         )
     figure.update_xaxes(type="log", title_text="candidate / baseline")
     figure.update_yaxes(tickvals=list(range(n)), ticktext=list(shown.index), range=[n - 0.5, -0.5])
-    return titled(figure, "Candidate over baseline", frame, None)
+    return titled(figure, "Candidate over baseline", health_of(frame))
 
 
 def latency_overlay(
@@ -59,7 +59,17 @@ def latency_overlay(
     """
     import plotly.graph_objects as go
 
-    from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
+    from workbench.figures.style import (
+        BLUE,
+        GREEN,
+        ORANGE,
+        PURPLE,
+        SKY,
+        VERMILLION,
+        health_of,
+        styled,
+        titled,
+    )
 
     if metric not in _METRICS:
         raise UnknownMetricError(f"metric is {metric!r}: give one of {', '.join(_METRICS)}")
@@ -79,8 +89,9 @@ def latency_overlay(
         )
     figure.update_xaxes(title_text=f"{metric.removesuffix('_ms').upper()} (ms)", rangemode="tozero")
     figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02])
-    marked = runs_table(runs)
-    return titled(figure, f"{metric.removesuffix('_ms').upper()}, run by run", marked, None)
+    return titled(
+        figure, f"{metric.removesuffix('_ms').upper()}, run by run", health_of(runs_table(runs))
+    )
 
 
 def _ecdf(run: Run, metric: str) -> tuple[Any, Any]:

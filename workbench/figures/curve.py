@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.errors import SettingError, UnknownMetricError
 from workbench.experiments.search import knee
-from workbench.figures.style import BLUE, ORANGE, styled, titled
+from workbench.figures.style import BLUE, ORANGE, health_of, metric_label, styled, titled
 from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def throughput_latency_curve(
     of the rate, requests/s by default. Rows without the figures are left out. Raises
     UnknownMetricError for a latency that is no column, SettingError without a `rate`.
     """
-    title = worded(latency)
+    title = metric_label(latency)
     if latency not in points:
         raise UnknownMetricError(f"latency is {latency!r}: points has only {list(points.columns)}")
     if "rate" not in points:
@@ -52,16 +52,7 @@ def throughput_latency_curve(
     _knee(figure, shown, x, latency, unit)
     latency_axis(figure, shown[latency].to_numpy(float), title)
     verdict = with_limited(shown.rate[limited].tolist(), unit, health)
-    return titled(figure, "Throughput and latency", points, verdict)
-
-
-def worded(latency: str) -> str:
-    """`p95_ttft_ms` as `p95 TTFT (ms)`."""
-    statistic, _, rest = latency.partition("_")
-    if not rest.endswith("_ms"):
-        raise UnknownMetricError(f"latency is {latency!r}: give one in ms, as 'p95_ttft_ms'")
-    head, _, tail = rest.removesuffix("_ms").partition("_")
-    return " ".join(f"{statistic} {head.upper()} {tail} (ms)".replace("_", " ").split())
+    return titled(figure, "Throughput and latency", verdict or health_of(points))
 
 
 def _blank(x_title: str) -> go.Figure:

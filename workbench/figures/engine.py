@@ -69,7 +69,7 @@ def waste_figure(found: list[KvCacheWaste]) -> go.Figure:
     figure = styled(go.Figure(bars), 260)
     figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="held and empty")
     figure.update_yaxes(autorange="reversed")
-    return titled(figure, "Waste of the KV cache, from the same requests", _plain(), None)
+    return titled(figure, "Waste of the KV cache, from the same requests")
 
 
 def kv_cache_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
@@ -90,10 +90,4 @@ def kv_cache_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
         )
     figure.update_xaxes(title_text="time since the start of the load (s)")
     figure.update_yaxes(title_text="slots of the KV cache", rangemode="tozero")
-    return titled(figure, "The engine's own account", _plain(), None)
-
-
-def _plain() -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame()
+    return titled(figure, "The engine's own account")

@@ -16,6 +16,7 @@ from workbench.figures.style import (
     GREEN,
     ORANGE,
     VERMILLION,
+    health_of,
     stacked,
     styled,
     titled,
@@ -48,7 +49,7 @@ def latency_distributions(
     for column, (name, values, colour) in enumerate([("TTFT", ttft, BLUE), ("ITL", itl, GREEN)], 1):
         _ecdf(figure, column, name, values, colour)
     figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02], col=1)
-    return titled(figure, "Latency distributions", requests, health)
+    return titled(figure, "Latency distributions", health or health_of(requests))
 
 
 def throughput_over_time(
@@ -66,7 +67,7 @@ def throughput_over_time(
     figure.update_yaxes(title_text="output tokens/s", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="requests in progress", rangemode="tozero", row=2, col=1)
     figure.update_xaxes(title_text="time since the start of the run (s)", row=2, col=1)
-    return titled(figure, "Throughput", requests, health)
+    return titled(figure, "Throughput", health or health_of(requests))
 
 
 def _ecdf(

@@ -18,6 +18,7 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,5 @@ def layouts_figure(measured: pd.DataFrame) -> go.Figure:
             )
     figure.update_yaxes(title_text="output tokens/s", row=1, col=1)
     figure.update_yaxes(title_text="mean TPOT (ms)", row=2, col=1)
-    health = {"client_health": {"client_limited": bool(measured.client_limited.any())}}
-    measured.attrs |= health
-    return titled(figure, "The same workers, laid out differently", measured)
+    health = ClientHealth(client_limited=bool(measured.client_limited.any()))
+    return titled(figure, "The same workers, laid out differently", health)

@@ -74,8 +74,8 @@ def replica_traces(
     level = counts.sum(min_count=1)
     level = level.iloc[:: -(-len(level) // _MOST_POINTS) or 1]
     areas = [_area(level[name], name, colour, pattern) for name, colour, pattern in AREAS]
-    target = _line(level["target"], "replicas wanted (target)", SKY, 2.5, "solid")
-    desired = _line(level["desired"], "asked for by the policy (desired)", ORANGE, 1.5, "dot")
+    target = _line(level["target"], "Target", SKY, 2.5, "solid")
+    desired = _line(level["desired"], "Desired", ORANGE, 1.5, "dot")
     return [*areas, target, desired, _marks(decisions, deployment)]
 
 
@@ -97,7 +97,7 @@ def _area(level: pd.Series[float], name: str, colour: str, pattern: str) -> go.S
     return go.Scatter(
         x=level.index.to_numpy(float),
         y=level.to_numpy(float),
-        name=f"replicas {name}",
+        name=f"Replicas {name}",
         stackgroup="replicas",
         line={"shape": "hv", "width": 0.5, "color": colour},
         fillcolor=colour,
@@ -111,14 +111,13 @@ def _area(level: pd.Series[float], name: str, colour: str, pattern: str) -> go.S
 def _line(level: pd.Series[float], name: str, colour: str, width: float, dash: str) -> go.Scatter:
     import plotly.graph_objects as go
 
-    word = "target" if "target" in name else "desired"
     return go.Scatter(
         x=level.index.to_numpy(float),
         y=level.to_numpy(float),
         name=name,
         mode="lines",
         line={"shape": "hv", "width": width, "color": colour, "dash": dash},
-        hovertemplate=f"{word} %{{y}} at %{{x:.1f}} s<extra></extra>",
+        hovertemplate=f"{name} %{{y}} at %{{x:.1f}} s<extra></extra>",
     )
 
 
@@ -133,7 +132,7 @@ def _marks(decisions: pd.DataFrame | None, deployment: str | None) -> go.Scatter
     return go.Scatter(
         x=[row["time_s"] for row in rows],
         y=[row["to_target"] for row in rows],
-        name="decisions",
+        name="Decisions",
         mode="markers",
         marker={
             "symbol": ["triangle-up" if one else "triangle-down" for one in up],

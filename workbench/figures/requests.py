@@ -6,7 +6,7 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from workbench.figures.replicas import replica_traces
-from workbench.figures.style import BLUE, ORANGE, VERMILLION, stacked, titled
+from workbench.figures.style import BLUE, ORANGE, VERMILLION, health_of, stacked, titled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def request_timeline(
     figure.update_layout(barmode="overlay")
     figure.update_yaxes(title_text="request, by time sent", autorange="reversed", row=1, col=1)
     figure.update_xaxes(title_text="time since the start of the run (s)", row=1 + replicas, col=1)
-    return titled(figure, f"Requests{some}", requests, health)
+    return titled(figure, f"Requests{some}", health or health_of(requests))
 
 
 def _request_bars(figure: go.Figure, shown: pd.DataFrame) -> None:

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.figures.curve import HOLLOW, LOAD, latency_axis, with_limited, worded
-from workbench.figures.style import BLUE, GREEN, GREY, PURPLE, VERMILLION, stacked, titled
+from workbench.figures.curve import HOLLOW, LOAD, latency_axis, with_limited
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILLION,
+    metric_label,
+    stacked,
+    titled,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,7 +37,7 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
     symbol in which phase; one that was replaced is pale. A probe in which nothing has that latency
     is drawn below only, and the legend counts it. Raises UnknownMetricError.
     """
-    title = worded(latency)
+    title = metric_label(latency)
     figure = stacked([0.62, 0.38], 560)
     for met, phases in _SYMBOLS.items():
         for phase, symbol in phases.items():
@@ -57,7 +66,7 @@ def search_figure(result: SearchResult, latency: str = "p95_ttft_ms") -> go.Figu
     figure.update_xaxes(title_text=f"{LOAD} ({result.unit})", row=2)
     marked = sorted({p.rate for p in limited if not p.replaced})
     verdict = with_limited(marked, result.unit, None)
-    return titled(figure, f"Highest load within the SLO: {answer}", result.frame(), verdict)
+    return titled(figure, f"Highest load within the SLO: {answer}", verdict)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -20,6 +20,7 @@ from workbench.figures.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    health_of,
     styled,
     titled,
 )
@@ -97,7 +98,9 @@ def stage_waterfall(
     figure = styled(go.Figure(bars), 120 + 34 * max(3, len(names)))
     figure.update_yaxes(autorange="reversed", title_text=None)
     figure.update_xaxes(title_text="ms since the request was sent", rangemode="tozero")
-    return titled(figure, f"{title}: medians of {len(frame):,} requests", requests, health)
+    return titled(
+        figure, f"{title}: medians of {len(frame):,} requests", health or health_of(requests)
+    )
 
 
 def stage_shares(
@@ -126,7 +129,7 @@ def stage_shares(
         figure.add_trace(bar)
     figure.update_layout(barmode="stack", bargap=0.5)
     figure.update_yaxes(title_text="share of the time", tickformat=".0%", range=[0, 1])
-    return titled(figure, f"{title}: shares of p50 and p99", requests, health)
+    return titled(figure, f"{title}: shares of p50 and p99", health or health_of(requests))
 
 
 def shares_at(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -43,6 +44,25 @@ class ClientHealth(Frozen):
         )
         limited = bool(reasons) if known else None
         return cls(**measured, client_limited=limited, reasons=reasons, bounds=bounds)
+
+    @classmethod
+    def combine(cls, healths: Iterable[Self]) -> Self | None:
+        """Return the worst of several healths, or None if there are none."""
+        known = list(healths)
+        if not known:
+            return None
+        limited = [health for health in known if health.client_limited]
+        measured = any(health.client_limited is not None for health in known)
+        figures = {
+            name: max((v for h in known if (v := getattr(h, name)) is not None), default=None)
+            for name in HealthBounds.model_fields
+        }
+        return cls(
+            **figures,
+            client_limited=bool(limited) if measured else None,
+            reasons=tuple(dict.fromkeys(r for health in limited for r in health.reasons)),
+            bounds=known[0].bounds,
+        )
 
     @property
     def verdict(self) -> Literal["ok", "client limited", "not measured"]:

@@ -99,7 +99,7 @@ class TestCurve:
         throughput_latency_curve(POINTS.iloc[:0])
         with pytest.raises(UnknownMetricError, match="latency is 'p95_tttf_ms'"):
             throughput_latency_curve(POINTS, latency="p95_tttf_ms")
-        with pytest.raises(UnknownMetricError, match="latency is 'rate': give one in ms"):
+        with pytest.raises(UnknownMetricError, match=r"must be a metric in ms, .*got 'rate'"):
             throughput_latency_curve(POINTS, latency="rate")
         with pytest.raises(SettingError, match="points has no 'rate'"):
             throughput_latency_curve(POINTS.drop(columns="rate"))

@@ -87,12 +87,12 @@ class TestTimeline:
 
     def test_replicas_share_the_time_axis(self) -> None:
         figure = request_timeline(RUN, TELEMETRY)
-        assert values(trace(figure, "replicas running").y) == [2, 2]
-        assert values(trace(figure, "replicas starting").y) == [0, 1]
-        assert values(trace(figure, "target").y) == [2, 3]
+        assert values(trace(figure, "Replicas running").y) == [2, 2]
+        assert values(trace(figure, "Replicas starting").y) == [0, 1]
+        assert values(trace(figure, "Target").y) == [2, 3]
         assert figure.layout.xaxis.matches == "x2"
         one = request_timeline(RUN, TELEMETRY, deployment="a")
-        assert values(trace(one, "target").y) == [1, 2]
+        assert values(trace(one, "Target").y) == [1, 2]
 
     def test_few_traces_and_bounded_points_for_any_run(self) -> None:
         rows = [ok(i / 100, i / 100 + 0.1, i / 100 + 0.2) for i in range(30_000)]
