@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from workbench.figures.panel_marks import Mark
-from workbench.figures.panels import PANELS, Panel, Trace
-from workbench.figures.style import styled, titled
+from workbench.figures.panels import PANELS, Mark, Panel, Trace
+from workbench.figures.style import TIME_TITLE, styled, titled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -104,7 +103,7 @@ def _axes(figure: go.Figure, row: int, panel: Panel) -> dict[str, Any]:
     y = small | {"rangemode": "tozero", "nticks": 5, "tickmode": "auto"}
     x: dict[str, Any] = small | {"rangemode": "nonnegative"}
     if row == len(PANELS):
-        x["title_text"] = "Time since the start of the run (s)"
+        x["title_text"] = TIME_TITLE
     left_y = y | {"title_text": panel.title, **panel.axis}
     right_y = y | {"title_text": panel.right_title, "showgrid": False, **panel.right_axis}
     return {

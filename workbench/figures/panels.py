@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.figures.cluster_frames import CostColumn, Frames, RequestColumn, SampleColumn
-from workbench.figures.panel_marks import Mark, change_marks, replica_marks, replica_tick
+from workbench.figures.replica_traces import replica_traces
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+from workbench.records import LoadChange
+from workbench.workload.live_schedule import offered
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A trace as plotly's dictionary, and whether it belongs to the right axis.
+
+    plotly checks the objects of its own classes, at a cost that a live view would pay at every
+    drawing.
+    """
+
+    trace: dict[str, Any]
+    right: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,45 @@ class Panel:
     right_axis: Mapping[str, Any] = field(default_factory=dict)
     marks: Callable[[Frames], Iterable[Mark]] | None = None
     tick: Callable[[Frames], float] | None = None
+
+
+def change_marks(frames: Frames) -> Iterator[Mark]:
+    """Yield one trace: a diamond at each manual change of the load, on the offered rate."""
+    changes = [change for change in frames.changes if change.what not in ("start", "end")]
+    times = [change.time_s for change in changes]
+    yield Mark(
+        {
+            "type": "scatter",
+            "x": times,
+            "y": offered(frames.changes, times),
+            "name": "Manual change",
+            "mode": "markers",
+            "marker": {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1}},
+            "customdata": [[_change_text(change)] for change in changes],
+            "hovertemplate": "%{customdata[0]}<extra></extra>",
+        }
+    )
+
+
+def _change_text(change: LoadChange) -> str:
+    value = "" if change.value is None else f" {change.value:g}"
+    note = f"<br>{html.escape(change.note)}" if change.note else ""
+    return html.escape(f"{change.what}{value}") + note
+
+
+def replica_marks(frames: Frames) -> Iterator[Mark]:
+    """Yield the replicas by state, the target, the desired count and the decisions."""
+    for scatter in replica_traces(frames.samples("deployment"), frames.samples("decision")):
+        trace = scatter.to_plotly_json()
+        label = trace["name"].removeprefix("Replicas ").capitalize()
+        yield Mark(trace | {"name": label}, right=label == "Desired")
+
+
+def replica_tick(frames: Frames) -> float:
+    """Return the distance between ticks of the replica axis: whole numbers, about four ticks."""
+    counts = frames.samples("deployment").reindex(columns=["target", "running"])
+    highest = counts.max().max()
+    return max(1, round(highest / 4)) if highest == highest else 1
 
 
 _MILLISECONDS = {1: "1 ms", 10: "10 ms", 100: "100 ms", 1e3: "1 s", 1e4: "10 s", 1e5: "100 s"}

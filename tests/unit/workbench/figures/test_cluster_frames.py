@@ -18,8 +18,7 @@ from workbench.cost.series import CostSeries
 from workbench.figures import cluster
 from workbench.figures.cluster import cluster_timeline, timeline_traces
 from workbench.figures.cluster_frames import Frames, SampleColumn, frames_of
-from workbench.figures.panel_marks import replica_tick
-from workbench.figures.panels import PANELS, Panel, Trace
+from workbench.figures.panels import PANELS, Panel, Trace, replica_tick
 from workbench.records import GpuSample
 from workbench.runs.run import Run
 
