@@ -90,7 +90,7 @@ def memory_at(page: Any, second: int) -> dict[str, float]:
 
 def drawn_s(page: Any) -> float:
     """The last second of the curve that the browser has drawn."""
-    times, _ = trace(page, "offered")
+    times, _ = trace(page, "Offered")
     return max(times, default=0.0)
 
 
