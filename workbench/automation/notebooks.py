@@ -123,7 +123,7 @@ def _fits(value: Any, default: Any) -> bool:
         return True
     if value is None:
         return bool(default == "")
-    # In Python a bool is an int, but nobody means 1 request by `true`.
+    # In Python a bool is an int, but `true` is not meant as the number 1.
     same = isinstance(value, bool) == isinstance(default, bool)
     return same and isinstance(value, _KINDS[type(default)][0])
 

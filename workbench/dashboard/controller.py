@@ -45,7 +45,7 @@ class PostMessage(Protocol):
 
 
 class Controller:
-    """Applies the controls to the load and the service. Each method may raise WorkbenchError.
+    """Applies the controls to the load and the service. Each method may raise a WorkbenchError.
 
     Attributes:
         running: The load, once it has started.

@@ -86,7 +86,7 @@ class View:
         try:
             getattr(self._controller, action)(*values)
         except Exception as error:
-            # The exception of a callback would end in a log that nobody reads.
+            # The exception of a callback would only be written to a log.
             self.show_message(f"{type(error).__name__}: {error}", error=True)
 
     def follow_rate(self, rate: float) -> None:

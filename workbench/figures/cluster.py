@@ -1,6 +1,6 @@
 """Load, latency, replicas, engine and cost on one time axis, as `workbench.figures.panels` says.
 
-`timeline_traces` returns the same traces in the same order whatever the frames hold. A live view
+`timeline_traces` returns the same traces in the same order for any data. A live view
 can therefore update its figure in place, and shows what the saved notebook shows later.
 """
 
@@ -76,7 +76,7 @@ def blank_timeline(height: int = HEIGHT) -> go.Figure:
 
 @lru_cache
 def _blank(height: int) -> go.Figure:
-    """Made once: so many axes take a third of a second, and a copy a twentieth of that."""
+    """Create the figure once: its axes take a third of a second, a copy a twentieth of that."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(

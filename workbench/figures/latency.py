@@ -1,6 +1,6 @@
 """Latency distributions and throughput over time, from `Run.requests_frame()`.
 
-A figure has few traces and bounded points, whatever the number of requests.
+The number of traces and points is bounded, however many requests there are.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def throughput_over_time(
 ) -> go.Figure:
     """Draw output tokens/s, and requests in progress below, on one time axis.
 
-    A chunk that brought several tokens counts as so many, by the server's own count.
+    A chunk with several tokens counts as several, by the server's own count.
 
     Args:
         requests: `Run.requests_frame()`.
