@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DRAW_EVERY_S = 1.0
 """The least time between two drawings."""
-WINDOW_S = 180
+LIVE_WINDOW_S = 180
 
 
 class Dashboard:
@@ -69,7 +69,7 @@ class Dashboard:
         slo: SLO | None = None,
         max_rate: float | None = None,
         settle_s: float = 0.0,
-        window_s: int = WINDOW_S,
+        window_s: int = LIVE_WINDOW_S,
     ) -> None:
         self.endpoint, self.load, self.run = endpoint, load, run
         self.view: View | None = None

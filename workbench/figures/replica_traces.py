@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-STATES = (("running", GREEN, ""), ("starting", PURPLE, "/"), ("stopping", GREY, "x"))
+STATE_STYLES = (("running", GREEN, ""), ("starting", PURPLE, "/"), ("stopping", GREY, "x"))
 """The states of a replica, with colour and pattern."""
-MAX_POINTS = 2000
+_MAX_POINTS = 2000
 
 
 def replica_traces(
@@ -37,8 +37,8 @@ def replica_traces(
     names = ["running", "starting", "stopping", "target", "desired"]
     counts = rows.reindex(columns=["time_s", *names]).astype(float).groupby("time_s")[names]
     level = counts.sum(min_count=1)
-    level = level.iloc[:: -(-len(level) // MAX_POINTS) or 1]
-    areas = [_area(level[name], name, colour, pattern) for name, colour, pattern in STATES]
+    level = level.iloc[:: -(-len(level) // _MAX_POINTS) or 1]
+    areas = [_area(level[name], name, colour, pattern) for name, colour, pattern in STATE_STYLES]
     target = _line(level["target"], "Target", SKY, 2.5, "solid")
     desired = _line(level["desired"], "Desired", ORANGE, 1.5, "dot")
     return [*areas, target, desired, _decision_marks(decisions, deployment)]

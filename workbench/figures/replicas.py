@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from workbench.analysis.reactions import Reaction
     from workbench.runs.run import Run
 
-STEPS = (
+STEP_STYLES = (
     ("metric saw it", SKY, ""),
     ("policy wanted it", BLUE, ""),
     ("delay passed", ORANGE, "/"),
@@ -65,7 +65,7 @@ def reaction_waterfall(reactions: Sequence[Reaction]) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = stacked([1.0], height=160 + 44 * max(1, len(reactions)))
-    for name, colour, pattern in STEPS:
+    for name, colour, pattern in STEP_STYLES:
         steps = [(label, step) for label, step in _labelled(reactions) if step[0] == name]
         if not steps:
             continue

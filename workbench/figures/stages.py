@@ -42,7 +42,7 @@ COLOURS = {
     "guardrail_out": "#882255",
     ELSEWHERE: GREEN,
 }
-PERCENTILES = (50, 99)
+_PERCENTILES = (50, 99)
 
 
 def stage_frame(requests: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def shares_at(frame: pd.DataFrame) -> pd.DataFrame:
 
     ordered = frame.dropna(subset=["e2el_ms"]).sort_values("e2el_ms").reset_index(drop=True)
     rows, times = {}, {}
-    for percentile in PERCENTILES if len(ordered) else ():
+    for percentile in _PERCENTILES if len(ordered) else ():
         count = max(1, round(len(ordered) / 20))
         middle = round(percentile / 100 * (len(ordered) - 1))
         first = int(np.clip(middle - count // 2, 0, len(ordered) - count))
