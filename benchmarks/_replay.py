@@ -82,9 +82,10 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     from serving.spec.model import deployment_name
     from workbench import LoadSpec, ModelSpec, Poisson, Prices, RandomPrompts, Run, ServiceSpec
     from workbench.cost.series import CostSeries
-    from workbench.dashboard.controller import readings
+    from workbench.dashboard.controller import Controller, Settings
+    from workbench.dashboard.readings import readings
     from workbench.dashboard.state import LiveState
-    from workbench.dashboard.view import Actions, Settings, View
+    from workbench.dashboard.view import View
     from workbench.loadgen.handle import LiveLoad
     from workbench.loadgen.progress import NoProgress
     from workbench.loadgen.runner import LoadRunner
@@ -99,8 +100,8 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     no_progress = NoProgress(0, None, "")
     source = LiveSource(running, (), 1)
     runner = LoadRunner(None, load, source, running, run, no_progress, state.ended)  # type: ignore[arg-type]
-    callback: Any = print
-    view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), Actions(*[callback] * 7), state.frames([]))
+    controller = Controller(None, load, begin=print, post=print)  # type: ignore[arg-type]
+    view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), controller, state.frames([]))
     display(view.box)
     started = time.monotonic()
     for second in range(seconds):
@@ -115,7 +116,7 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
             state.advance(now)
             frames = state.frames([])
             view.draw(frames, max(0.0, now - 180), now)
-            view.read(readings(running, frames))
+            view.show_readings(readings(running, frames))
             if drawings_a_second:
                 due = started + (second * UPDATES_A_SECOND + half + 1) / drawings_a_second
                 time.sleep(max(0.0, due - time.monotonic()))

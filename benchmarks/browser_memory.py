@@ -89,8 +89,8 @@ def memory_at(page: Any, second: int) -> dict[str, float]:
 
 
 def drawn_s(page: Any) -> float:
-    """Return the last second of the curve that the browser has drawn."""
-    times, _ = trace(page, "offered")
+    """The last second of the curve that the browser has drawn."""
+    times, _ = trace(page, "Offered")
     return max(times, default=0.0)
 
 

@@ -89,7 +89,7 @@ _HOME = {
     "replica_panel": "workbench.figures.replicas",
     "reaction_waterfall": "workbench.figures.replicas",
     "latency_distributions": "workbench.figures.latency",
-    "show": "workbench.figures.style",
+    "show": "workbench.display",
     "stage_frame": "workbench.figures.stages",
     "stage_shares": "workbench.figures.stages",
     "stage_waterfall": "workbench.figures.stages",

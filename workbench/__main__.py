@@ -1,4 +1,4 @@
-"""``python -m workbench``: run notebooks as papermill does, once, over a grid, or again."""
+"""Run notebooks with papermill: once, over a grid of parameters, or again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. The status is 1 if a notebook failed, 2 if it was refused before a start."""
+    """Run a command and return its exit status.
+
+    The status is 1 if a notebook failed, 2 if the arguments were rejected, 130 if interrupted.
+    """
     from serving.errors import WorkbenchError
     from workbench.errors import SettingError
 
@@ -32,70 +35,110 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    whole = argparse.ArgumentParser(prog="python -m workbench", description=__doc__)
+    """Return the parser of the command line."""
+    whole = argparse.ArgumentParser(prog="workbench", description=__doc__)
     commands = whole.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help=f"run notebook {DEMO} and say where its pages lie")
-    demo.add_argument("--profile", choices=("cpu", "gpu"), default=None, help="of notebooks/params")
-    run = commands.add_parser("run", help="run a notebook once")
-    _add_parameters(run)
-    run.add_argument("--run-id", help="name of the run's folder (made from the time)")
-    run.add_argument("--runs", type=Path, metavar="DIR", help="where its folder goes (runs)")
-    sweep = commands.add_parser("sweep", help="run a notebook over a grid; again: go on with it")
-    _add_parameters(sweep)
-    grid = "values of a parameter; several: their product"
-    sweep.add_argument("--grid", action="append", required=True, metavar="NAME=V1,V2", help=grid)
-    sweep.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each cell (1)")
-    sweep.add_argument("--out", type=Path, metavar="DIR", help="its folder (runs/sweep-NOTEBOOK)")
-    repeat = commands.add_parser("repeat", help="run a run's notebook with its parameters again")
-    repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    repeat.add_argument("--runs", type=Path, metavar="DIR", help="where its folder goes (runs)")
-    archive = commands.add_parser("archive", help="copy finished runs' verdicts into small files")
-    archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    archive.add_argument("--to", type=Path, metavar="DIR", help="benchmarks/results/claims")
-    pages = "write docs/claims.md and the README's summary of it from kept runs"
-    claims = commands.add_parser("claims", help=pages)
-    claims.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="archive these first"
-    )
-    manifest = commands.add_parser("manifest", help="write a specification as a cluster's file")
-    manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
-    manifest.add_argument("--kind", choices=("serve", "kuberay"), required=True)
-    manifest.add_argument("--image", default=IMAGE, help=f"of all pods ({IMAGE})")
-    hashes = "SHA-256 of a key; else that of LLM_WORKBENCH_API_KEY, else a Kubernetes secret"
-    manifest.add_argument("--key-hash", action="append", metavar="SHA256", help=hashes)
-    manifest.add_argument("--out", type=Path, metavar="FILE", help="instead of standard output")
-    for command, call in (
-        (demo, run_demo),
-        (run, run_once),
-        (sweep, run_grid),
-        (repeat, run_again),
-        (archive, archive_runs),
-        (claims, write_claims),
-        (manifest, write_manifest),
-    ):
-        command.set_defaults(call=call)
+    _add_notebook_commands(commands)
+    _add_claim_commands(commands)
+    _add_manifest_command(commands)
     return whole
 
 
+def _add_notebook_commands(commands: Any) -> None:
+    demo = commands.add_parser("demo", help=f"run notebook {DEMO} and print where its results are")
+    demo.add_argument(
+        "--profile", choices=("cpu", "gpu"), default=None, help="parameters to use (by hardware)"
+    )
+    demo.set_defaults(call=run_demo)
+
+    run = commands.add_parser("run", help="run a notebook once")
+    _add_parameters(run)
+    run.add_argument("--run-id", help="name of the run folder (default: from the time)")
+    run.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
+    run.set_defaults(call=run_once)
+
+    sweep = commands.add_parser(
+        "sweep", help="run a notebook over a grid of parameters, or continue such a sweep"
+    )
+    _add_parameters(sweep)
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        required=True,
+        metavar="NAME=V1,V2",
+        help="values of a parameter; repeat the option for the product of several",
+    )
+    sweep.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each cell (1)")
+    sweep.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
+    )
+    sweep.set_defaults(call=run_grid)
+
+    repeat = commands.add_parser("repeat", help="run the notebook of a run again, as it was run")
+    repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
+    repeat.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
+    repeat.set_defaults(call=run_again)
+
+
+def _add_claim_commands(commands: Any) -> None:
+    archive = commands.add_parser("archive", help="archive the verdicts of finished runs")
+    archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    archive.add_argument(
+        "--to", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
+    )
+    archive.set_defaults(call=archive_runs)
+
+    claims = commands.add_parser(
+        "claims", help="write docs/claims.md and its summary in README.md from the saved verdicts"
+    )
+    claims.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="save these verdicts first"
+    )
+    claims.set_defaults(call=write_claims)
+
+
+def _add_manifest_command(commands: Any) -> None:
+    manifest = commands.add_parser("manifest", help="write a specification as a cluster manifest")
+    manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
+    manifest.add_argument(
+        "--kind", choices=("serve", "kuberay"), required=True, help="Serve config or RayService"
+    )
+    manifest.add_argument("--image", default=IMAGE, help=f"image of all pods ({IMAGE})")
+    manifest.add_argument(
+        "--key-hash",
+        action="append",
+        metavar="SHA256",
+        help="SHA-256 of a key (default: of LLM_WORKBENCH_API_KEY, otherwise a Kubernetes secret)",
+    )
+    manifest.add_argument("--out", type=Path, metavar="FILE", help="file (standard output)")
+    manifest.set_defaults(call=write_manifest)
+
+
 def _add_parameters(command: argparse.ArgumentParser) -> None:
-    command.add_argument("notebook", help="a path, a name in notebooks/, or its beginning: 01")
-    command.add_argument("--profile", metavar="P", help="of params/ beside the notebook")
+    command.add_argument(
+        "notebook", help="path, name of a notebook in notebooks/, or the beginning of its name (01)"
+    )
+    command.add_argument("--profile", metavar="P", help="folder in params/ beside the notebook")
     command.add_argument(
         *("-f", "--file"), action="append", default=[], type=Path, help="YAML file of parameters"
     )
     command.add_argument(
-        *("-p", "--parameter"), action="append", default=[], nargs=2, metavar=("NAME", "VALUE")
+        *("-p", "--parameter"),
+        action="append",
+        default=[],
+        nargs=2,
+        metavar=("NAME", "VALUE"),
+        help="a single parameter",
     )
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU answers."""
+    """Return whether an NVIDIA GPU is available."""
     command = shutil.which("nvidia-smi")
     return (
         command is not None and subprocess.run([command, "-L"], capture_output=True).returncode == 0
@@ -103,42 +146,43 @@ def has_gpu() -> bool:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Run the demo's notebook with a profile's parameters into a run folder."""
+    """Run the demo notebook with the parameters of a profile."""
     profile = arguments.profile or ("gpu" if has_gpu() else "cpu")
     command = ["run", DEMO, "--profile", profile]
     return run_once(parser().parse_args(command))
 
 
 def run_once(arguments: argparse.Namespace) -> int:
-    """Run one notebook into a run folder; a run's place may be a parameter too."""
+    """Run one notebook. The location of the run may be given as parameters too."""
     from workbench.automation.notebooks import find_notebook
 
     path = find_notebook(arguments.notebook)
     given = given_parameters(path, arguments)
     root, name = given.pop("run_root", None), given.pop("run_id", None)
     runs = arguments.runs or (path.parent / root if root else None)
-    return _one_run(path, given, runs, arguments.run_id or name, arguments.profile)
+    return _run(path, given, runs, arguments.run_id or name, arguments.profile)
 
 
 def run_again(arguments: argparse.Namespace) -> int:
     """Run the notebook of a run again, with the parameters in its experiment.json."""
-    from workbench.automation.notebooks import parameters_of, recorded
+    from workbench.automation.execution import parameters_of_run
+    from workbench.automation.notebooks import parameters_of
 
-    path, given = recorded(arguments.run)
-    own = [name for name in parameters_of(path) if name not in (*given, "run_root", "run_id")]
-    if own:
-        print(f"not in the run's record, so the notebook's own value stands: {', '.join(own)}")
-    return _one_run(path, given, arguments.runs, None, None)
+    path, given = parameters_of_run(arguments.run)
+    defaults = [name for name in parameters_of(path) if name not in (*given, "run_root", "run_id")]
+    if defaults:
+        print(f"not recorded in the run, using the notebook's default: {', '.join(defaults)}")
+    return _run(path, given, arguments.runs, None, None)
 
 
-def _one_run(
+def _run(
     path: Path, given: dict[str, Any], runs: Path | None, run_id: str | None, profile: str | None
 ) -> int:
-    from workbench.automation.notebooks import run_notebook
+    from workbench.automation.execution import run_notebook
 
     name = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    of = f", profile {profile}" if profile else ""
-    print(f"notebook {path.stem}{of}, run {name}\n", flush=True)
+    with_profile = f", profile {profile}" if profile else ""
+    print(f"notebook {path.stem}{with_profile}, run {name}\n", flush=True)
     executed = run_notebook(path, given, runs=(runs or ROOT / "runs").resolve(), run_id=name)
     print(f"\nnotebook    {shown(executed)}")
     report = executed.parent / "report.html"
@@ -148,9 +192,12 @@ def _one_run(
 
 
 def run_grid(arguments: argparse.Namespace) -> int:
-    """Run a sweep, or go on with it, and print its table."""
-    from workbench.automation.notebooks import find_notebook, run_notebook
-    from workbench.automation.sweep import Cell, make_sweep, opened, results_table, run_sweep
+    """Run or continue a sweep, and print its table."""
+    from workbench.automation.execution import run_notebook
+    from workbench.automation.grid import Cell, make_sweep
+    from workbench.automation.notebooks import find_notebook
+    from workbench.automation.sweep import open_sweep, run_sweep
+    from workbench.automation.sweep_results import results_table
 
     path = find_notebook(arguments.notebook)
     given = given_parameters(path, arguments)
@@ -163,7 +210,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    with opened(out, sweep):
+    with open_sweep(out, sweep):
         done = run_sweep(sweep, out, run=run, clock=time.monotonic, say=say)
     print(f"\n{results_table(out, sweep)}\n\nresults     {shown(out / 'results.csv')}")
     return 0 if done else 1
@@ -179,7 +226,7 @@ def archive_runs(arguments: argparse.Namespace) -> int:
 
 
 def write_claims(arguments: argparse.Namespace) -> int:
-    """Archive the given runs, then write docs/claims.md and the README's summary."""
+    """Archive the given runs, then write docs/claims.md and its summary."""
     from workbench.claims.table import PAGE, README, archive, write_table
 
     for folder in arguments.runs:
@@ -195,8 +242,8 @@ def write_manifest(arguments: argparse.Namespace) -> int:
 
     spec, callers = read_spec(arguments.spec)
     key = os.environ.get(KEY_VARIABLE)
-    given = arguments.key_hash or ([key_hash(key)] if key else [])
-    callers = callers or ({"key_hashes": given} if given else {})
+    hashes = arguments.key_hash or ([key_hash(key)] if key else [])
+    callers = callers or ({"key_hashes": hashes} if hashes else {})
     text = write(arguments.kind, spec, arguments.image, callers)
     if arguments.out is None:
         print(text, end="")
@@ -206,7 +253,7 @@ def write_manifest(arguments: argparse.Namespace) -> int:
 
 
 def given_parameters(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The profile's, then those of the files, then the single ones; a later value wins."""
+    """Return the parameters of the profile, the files and the command line; later ones win."""
     from workbench.automation.notebooks import (
         check_parameters,
         parameters_of,
@@ -232,13 +279,14 @@ def _profile(path: Path, name: str | None) -> list[Path]:
     known = {file.parent.name: file for file in path.parent.glob(f"params/*/{path.stem}.yaml")}
     if name not in known:
         raise SettingError(
-            f"--profile is {name!r}, but {path.stem} has {', '.join(sorted(known)) or 'none'}"
+            f"--profile must be a profile of {path.stem} ({', '.join(sorted(known)) or 'none'}), "
+            f"got {name!r}"
         )
     return [known[name]]
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be told from here."""
+    """Return the path relative to the working directory, if it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

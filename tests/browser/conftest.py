@@ -1,4 +1,4 @@
-"""JupyterLab on a copy of the notebooks, and Chromium, for the tests that work by hand."""
+"""JupyterLab on a copy of the notebooks, and Chromium, for tests that act like a user."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from support.paths import ROOT
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """JupyterLab: from a notebook's name, and parameters to set in it, to its address."""
+    """A function that sets parameters in a notebook and returns its address in JupyterLab."""
     folder = tmp_path / "notebooks"
     shutil.copytree(ROOT / "notebooks", folder)
     with jupyterlab(folder, tmp_path / "lab.log") as address:
 
-        def prepared(name: str, **parameters: Any) -> str:
+        def open_notebook(name: str, **parameters: Any) -> str:
             set_parameters(folder / f"{name}.ipynb", parameters)
             return address(name)
 
-        yield prepared
+        yield open_notebook
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    """A page of 1280 pixels in headless Chromium."""
+    """A page of 1280 x 1000 pixels in headless Chromium."""
     if CHROMIUM is None:
         pytest.skip("Chromium is missing: make browser")
     with chromium_page() as page:
         yield page
-        page.screenshot(path=tmp_path / "last.png")  # what a failure looked like
+        page.screenshot(path=tmp_path / "last.png")  # shows a failure

@@ -1,4 +1,4 @@
-"""Notebook 02 by hand: the load moved in a real browser, against the real engine."""
+"""Notebook 02 in a real browser, with a load that is changed by hand, against a real engine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from support.process_memory import PeakMemory
 from workbench.runs.run import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
-MOST_GIB = 16
+MAX_GIB = 16
 
 
 @pytest.fixture
 def running(lab: Callable[..., str], page: Any) -> Any:
-    """The notebook with its dashboard on the screen and the load on its way."""
-    # Slow to rise and long to hold: the hand decides when it is over.
+    """The notebook with its dashboard shown and the load running."""
+    # A slow ramp and a long plateau: the test ends the load.
     plan = {"port": 0, "run_id": "by-hand", "peak_rate": 4.0, "ramp_s": 30.0, "hold_s": 600.0}
     run_all(page, lab("02_watch_autoscaling", **plan), "Watch autoscaling")
     page.locator(".workbench-dashboard .js-plotly-plot").wait_for(timeout=300_000)
     return page
 
 
-def test_the_load_in_the_hand(running: Any, tmp_path: Path, record_property: Any) -> None:
+def test_load_is_changed_by_hand(running: Any, tmp_path: Path, record_property: Any) -> None:
     page = running
     with PeakMemory(os.getpid()) as memory:
         wait_for_replicas(page)
@@ -39,47 +39,47 @@ def test_the_load_in_the_hand(running: Any, tmp_path: Path, record_property: Any
         press_stop(page)
     record_property("peak_gib", memory.gib)
     print(f"peak memory of two replicas, JupyterLab and Chromium: {memory.gib:.1f} GiB")
-    assert 3 < memory.gib < MOST_GIB
-    kept = Run.open(tmp_path / "runs" / "by-hand")
-    told = [what for what, _ in groupby(change.what for change in kept.changes())]
-    # A slider's last value may arrive after the first of the next one.
-    assert [told[0], *told[-2:]] == ["start", "scaling", "end"]
-    assert set(told[1:-2]) == {"rate", "output_tokens"}
-    statuses = [record.status for record in kept.records()]
+    assert 3 < memory.gib < MAX_GIB
+    run = Run.open(tmp_path / "runs" / "by-hand")
+    changes = [what for what, _ in groupby(change.what for change in run.changes())]
+    # The last value of a slider may arrive after the first one of the next slider.
+    assert [changes[0], *changes[-2:]] == ["start", "scaling", "end"]
+    assert set(changes[1:-2]) == {"rate", "output_tokens"}
+    statuses = [record.status for record in run.records()]
     assert statuses.count("ok") > 20
     assert set(statuses) <= {"ok", "cancelled"}
 
 
 def wait_for_replicas(page: Any) -> None:
-    """Both replicas of the plan run, and requests are answered."""
+    """Wait until both planned replicas run and requests are completed."""
 
-    def holds() -> bool:
-        replicas, achieved = trace(page, "running")[1], trace(page, "achieved")[1]
-        return max(replicas, default=0) >= 2 and max(achieved, default=0) > 0
+    def ready() -> bool:
+        replicas, completed = trace(page, "Running")[1], trace(page, "Completed")[1]
+        return max(replicas, default=0) >= 2 and max(completed, default=0) > 0
 
-    wait_until(page, holds, "two replicas", timeout_s=300)
+    wait_until(page, ready, "two replicas", timeout_s=300)
 
 
 def move_the_rate(page: Any) -> None:
-    """By keyboard: the slider is reached with Tab, and End is its far end."""
+    """Move the sliders by keyboard."""
     slider = page.locator(".workbench-dashboard .noUi-handle").first
     slider.focus()
-    before = trace(page, "offered")[1][-1]
+    before = trace(page, "Offered")[1][-1]
     for _ in range(15):
         page.keyboard.press("ArrowRight")
     tokens = page.locator(".workbench-dashboard .noUi-handle").nth(1)
     tokens.focus()
     page.keyboard.press("ArrowRight")
-    wait_until(page, lambda: trace(page, "offered")[1][-1] > before, "more offered", timeout_s=30)
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] > before, "a higher rate", timeout_s=30)
     readout = page.locator(".workbench-dashboard .widget-readout").first
-    wanted = float(readout.inner_text())
+    rate = float(readout.inner_text())
     wait_until(
         page,
-        lambda: abs(trace(page, "offered")[1][-1] - wanted) < 0.05,
-        "the curve at the slider's value",
+        lambda: abs(trace(page, "Offered")[1][-1] - rate) < 0.05,
+        "the rate of the slider",
         timeout_s=30,
     )
-    wait_until(page, lambda: len(trace(page, "changed by hand")[0]) >= 1, "a mark", timeout_s=30)
+    wait_until(page, lambda: len(trace(page, "Manual change")[0]) >= 1, "a mark", timeout_s=30)
 
 
 def take_picture(page: Any, tmp_path: Path) -> None:
@@ -93,24 +93,24 @@ def take_picture(page: Any, tmp_path: Path) -> None:
 
 
 def change_the_scaling(page: Any) -> None:
-    """One replica at most: the running service gives one up, and goes on answering."""
-    most = page.locator(".workbench-dashboard .widget-text", has_text="max_replicas").locator(
-        "input"
-    )
-    most.fill("1")
-    most.press("Tab")
+    """Allow one replica: the running service stops one and continues to answer."""
+    max_replicas = page.locator(
+        ".workbench-dashboard .widget-text", has_text="max_replicas"
+    ).locator("input")
+    max_replicas.fill("1")
+    max_replicas.press("Tab")
     page.locator(".workbench-dashboard button", has_text="Apply").click()
     status = page.locator(".workbench-dashboard [role=status]")
     wait_until(page, lambda: "runs with" in status.inner_text(), "applied", timeout_s=120)
-    wait_until(page, lambda: trace(page, "target")[1][-1] == 1, "a target of one", timeout_s=60)
-    ended = trace(page, "achieved")[0][-1]
+    wait_until(page, lambda: trace(page, "Target")[1][-1] == 1, "a target of one", timeout_s=60)
+    before_s = trace(page, "Completed")[0][-1]
     page.wait_for_timeout(5_000)
-    times, achieved = trace(page, "achieved")
-    assert max(a for at, a in zip(times, achieved, strict=True) if at > ended) > 0
+    times, completed = trace(page, "Completed")
+    assert max(rate for at, rate in zip(times, completed, strict=True) if at > before_s) > 0
 
 
 def press_stop(page: Any) -> None:
-    """While the cell below is waiting. The notebook then goes on to its end."""
+    """Stop the load, for which the next cell waits. The notebook then runs to its end."""
     page.locator(".workbench-dashboard button", has_text="Stop").click()
     report = page.locator(".jp-OutputArea-output", has_text="report.html")
     report.wait_for(timeout=120_000)

@@ -1,4 +1,4 @@
-"""Notebook 00 by hand: a real JupyterLab in a real browser, against the real engine."""
+"""Notebook 00 in JupyterLab in a real browser, against a real engine."""
 
 from __future__ import annotations
 

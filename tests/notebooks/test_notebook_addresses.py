@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from support.executed_notebook import output_text
 
-from workbench.automation.notebooks import find_notebook, recorded, run_notebook
+from workbench.automation.execution import parameters_of_run, run_notebook
+from workbench.automation.notebooks import find_notebook
 from workbench.endpoints.deployed import Endpoint
 from workbench.runs.run import Run
 
@@ -73,7 +74,7 @@ def test_latency_under_load_and_its_repetition(url: str, tmp_path: Path) -> None
     assert len(list((first.path / "probes").iterdir())) >= 4
     report = (first.path / "report.html").read_text()
     assert "python -m workbench repeat" in report
-    path, parameters = recorded(first.path)
+    path, parameters = parameters_of_run(first.path)
     assert path == notebook
     assert {name: parameters[name] for name in given} == given
     run_notebook(notebook, parameters, runs=tmp_path, run_id="again")

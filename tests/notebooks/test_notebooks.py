@@ -63,7 +63,7 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: Path) -> None:
-    from workbench.automation.notebooks import run_notebook
+    from workbench.automation.execution import run_notebook
 
     given = {"ramp_s": 15.0, "hold_s": 45.0, "output_tokens": 32, "port": 0}
     notebook = NOTEBOOKS / "02_watch_autoscaling.ipynb"

@@ -1,4 +1,4 @@
-"""An executed notebook, read."""
+"""Reading an executed notebook."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import nbformat
 
 
 def output_text(path: Path) -> str:
-    """What the executed notebook's code cells printed or returned, as text."""
-    found = []
+    """Return what the code cells printed or returned, as text."""
+    texts = []
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
-            found.append(output.get("text") or json.dumps(output.get("data", {}))[:2000])
-    return "".join(found)
+            texts.append(output.get("text") or json.dumps(output.get("data", {}))[:2000])
+    return "".join(texts)

@@ -1,4 +1,4 @@
-"""JupyterLab and Chromium, what a person does there, and what one sees."""
+"""JupyterLab and Chromium: starting them, acting like a user, and reading figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @contextmanager
 def jupyterlab(folder: Path, log: Path, *options: str) -> Iterator[Callable[[str], str]]:
-    """JupyterLab on a folder, for the length of a `with`: from a notebook's name to its address."""
+    """Run JupyterLab on a folder; yield a function from a notebook's name to its address."""
     port = free_port()
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
@@ -44,7 +44,7 @@ def jupyterlab(folder: Path, log: Path, *options: str) -> Iterator[Callable[[str
 
 @contextmanager
 def chromium_page() -> Iterator[Any]:
-    """A page of 1280 pixels in headless Chromium, for the length of a `with`."""
+    """Yield a page of 1280 x 1000 pixels in headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -54,7 +54,7 @@ def chromium_page() -> Iterator[Any]:
 
 
 def set_parameters(path: Path, parameters: dict[str, Any]) -> None:
-    """Write other values into the cell of parameters, as a person would."""
+    """Write other values into the cell of parameters, as a user would."""
     notebook = nbformat.read(path, as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     lines = cell.source.splitlines()
@@ -66,6 +66,7 @@ def set_parameters(path: Path, parameters: dict[str, Any]) -> None:
 
 
 def wait_for_port(port: int) -> None:
+    """Wait until something listens on a local port, for at most two minutes."""
     deadline = time.monotonic() + 120
     while True:
         with socket.socket() as probe:
@@ -76,33 +77,33 @@ def wait_for_port(port: int) -> None:
 
 
 def run_all(page: Any, address: str, title: str) -> None:
-    """Open the notebook and run all of its cells from the menu."""
+    """Open the notebook and run all cells from the menu."""
     page.goto(address)
     page.locator(".jp-RenderedMarkdown h1", has_text=title).wait_for(timeout=120_000)
-    # In a narrow toolbar JupyterLab folds the indicator away.
+    # In a narrow toolbar JupyterLab hides the indicator.
     idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
     idle.wait_for(state="attached", timeout=120_000)
     news = page.get_by_role("button", name="No", exact=True)
-    if news.count():  # JupyterLab asks, in front of everything, whether it may tell news
+    if news.count():  # JupyterLab asks in a dialog whether to fetch news
         news.click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
 def trace(page: Any, name: str) -> tuple[list[float], list[float]]:
-    """Times and values of a curve as the browser has drawn it in the dashboard's figure."""
+    """Return times and values of a trace as the browser shows it in the dashboard's figure."""
     script = """name => {
         const figure = document.querySelector('.workbench-dashboard .js-plotly-plot');
-        const curve = figure._fullData.find(one => one.name === name);
-        return [Array.from(curve.x ?? []), Array.from(curve.y ?? [])];
+        const trace = figure._fullData.find(trace => trace.name === name);
+        return [Array.from(trace.x ?? []), Array.from(trace.y ?? [])];
     }"""
     times, values = page.evaluate(script, name)
     return times, values
 
 
-def wait_until(page: Any, holds: Any, what: str, *, timeout_s: float) -> None:
-    """Look once a second until `holds()`; what a person who waits would do."""
+def wait_until(page: Any, condition: Any, description: str, *, timeout_s: float) -> None:
+    """Wait until `condition()` is true, checked once a second."""
     deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain: {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"not reached in {timeout_s:g} s: {description}"
         page.wait_for_timeout(1000)

@@ -1,4 +1,4 @@
-"""The memory of a whole tree of processes, shared pages counted once."""
+"""The memory of a tree of processes, with shared pages counted once."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ EVERY_S = 2.0
 
 
 def pss_gib(pid: int, name: str = "") -> float:
-    """The proportional set sizes of all processes below `pid` with `name` in theirs, in GiB.
+    """Return the memory in GiB of all processes below `pid` whose name contains `name`.
 
-    A page that n processes share counts 1/n in each of them (`/proc/PID/smaps_rollup`).
+    This is the sum of their proportional set sizes: a page that n processes share counts 1/n in
+    each of them (`/proc/PID/smaps_rollup`).
     """
     kib = 0
     for process in psutil.Process(pid).children(recursive=True):
         try:
             if name not in process.name():
                 continue
-            told = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except (OSError, psutil.Error):  # it has ended
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except (OSError, psutil.Error):  # the process has ended
             continue
-        found = re.search(r"^Pss:\s+(\d+) kB", told, re.MULTILINE)
-        kib += int(found[1]) if found else 0
+        match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+        kib += int(match[1]) if match else 0
     return kib / 2**20
 
 
 class PeakMemory:
-    """While open (`with`), watches the tree below a process; `gib` is its peak."""
+    """Measures the processes below `pid` within a `with` block; `gib` is the peak in GiB."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

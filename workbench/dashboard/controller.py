@@ -1,121 +1,159 @@
-"""What the dashboard's controls show at first and what they do; and its figures in words."""
+"""What the dashboard's controls show at first, and what they do to the load and the service."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from workbench.dashboard.view import Actions, Settings
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import context_length
 from workbench.endpoints.scaling import rescaled
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from workbench.dashboard.dashboard import Dashboard
-    from workbench.figures.cluster_frames import Frames
+    from workbench.endpoints.remote import Remote
     from workbench.loadgen.handle import LiveLoad
     from workbench.workload.spec import LoadSpec
 
-MOST_OUTPUT = 1024
+MAX_OUTPUT_TOKENS = 1024
+"""The end of the slider for output tokens, if the model's context allows it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the controls show at first, and their limits. None hides a control's value.
+
+    `rate` and `max_rate` are in requests/s, `burstiness` is the shape of the gamma distribution
+    of the gaps (None for even gaps).
+    """
+
+    rate: float
+    max_rate: float
+    burstiness: float | None
+    output_tokens: int
+    max_output_tokens: int
+    target_ongoing_requests: float | None = None
+    max_replicas: int | None = None
+
+
+class PostMessage(Protocol):
+    """Shows a line to the user; from any thread."""
+
+    def __call__(self, text: str, *, error: bool = False) -> None:
+        """Show `text`, marked if it is an error."""
+
+
+class Controller:
+    """Applies the controls to the load and the service. Each method may raise a WorkbenchError.
+
+    Attributes:
+        running: The load, once it has started.
+        rescaling: The latest change of scaling, running or finished.
+    """
+
+    def __init__(
+        self,
+        endpoint: Remote,
+        load: LoadSpec,
+        *,
+        max_rate: float | None = None,
+        begin: Callable[[], None],
+        post: PostMessage,
+    ) -> None:
+        """`max_rate` is by default twice the plan's peak; `begin` starts the load."""
+        self.max_rate = max_rate or 2 * peak_rate(load)
+        self.running: LiveLoad | None = None
+        self.rescaling: asyncio.Task[None] | None = None
+        self._endpoint, self._load = endpoint, load
+        self._begin, self._post = begin, post
+
+    def settings(self) -> Settings:
+        """Return the settings of the load and the service as they are now.
+
+        Raises:
+            EndpointGoneError: If nothing answers at the endpoint.
+        """
+        arrivals, prompts, endpoint = self._load.arrivals, self._load.prompts, self._endpoint
+        scaling = endpoint.spec.models[0].scaling if isinstance(endpoint, Endpoint) else None
+        longest_prompt = getattr(prompts.input, "high", 1) if prompts.kind == "random" else 1
+        output = int(getattr(prompts.output, "high", 1))
+        context = context_length(endpoint) or MAX_OUTPUT_TOKENS + longest_prompt
+        return Settings(
+            rate=arrivals.segments()[0].from_rate if hasattr(arrivals, "segments") else 0.0,
+            max_rate=self.max_rate,
+            burstiness=getattr(arrivals, "burstiness", None),
+            output_tokens=output,
+            max_output_tokens=max(output, min(context - longest_prompt, MAX_OUTPUT_TOKENS)),
+            target_ongoing_requests=scaling.target_ongoing_requests if scaling else None,
+            max_replicas=scaling.max_replicas if scaling else None,
+        )
+
+    def start(self) -> None:
+        """Start the load, or resume it after a pause."""
+        if self.running is None:
+            self._begin()
+        else:
+            self.running.resume()
+
+    def pause(self) -> None:
+        """Send no further requests until `start`."""
+        self._started().pause()
+
+    def stop(self) -> None:
+        """End the load."""
+        self._started().stop()
+
+    def set_rate(self, rate: float) -> None:
+        """Send `rate` requests/s from now on, in place of the plan."""
+        applied = self._started().set_rate(rate)
+        self._post(f"Rate set to {applied:g} requests/s" + (" (capped)" if applied < rate else ""))
+
+    def set_burstiness(self, burstiness: float | None) -> None:
+        """Set the shape of the gamma distribution of the gaps; None for even gaps."""
+        self._started().set_burstiness(burstiness)
+
+    def set_output_tokens(self, tokens: int) -> None:
+        """Ask for `tokens` output tokens in each further request."""
+        self._started().set_output_tokens(tokens)
+
+    def rescale(self, target_ongoing_requests: float, max_replicas: int) -> None:
+        """Change the scaling of the running service in the background.
+
+        Raises:
+            SettingError: For an invalid scaling, or while an earlier change is being applied.
+        """
+        assert isinstance(self._endpoint, Endpoint)
+        scaling = {
+            "target_ongoing_requests": target_ongoing_requests,
+            "max_replicas": max_replicas,
+        }
+        rescaled(self._endpoint.spec, scaling)  # an invalid scaling is reported at once
+        if self.rescaling is not None and not self.rescaling.done():
+            raise SettingError("a change of scaling is being applied: wait until it is done")
+        self.rescaling = asyncio.get_running_loop().create_task(self._rescale(scaling))
+
+    async def _rescale(self, scaling: dict[str, Any]) -> None:
+        text = ", ".join(f"{name} = {value:g}" for name, value in scaling.items())
+        endpoint: Any = self._endpoint
+        if self.running is not None and self.running.state != "ended":
+            self.running.note("scaling", note=text)
+        self._post(f"Applying {text}")
+        try:
+            await asyncio.to_thread(endpoint.rescale, progress=lambda _: None, **scaling)
+        except Exception as error:
+            self._post(f"Could not apply {text}: {error}", error=True)
+            return
+        self._post(f"The service now runs with {text}")
+
+    def _started(self) -> LiveLoad:
+        if self.running is None:
+            raise SettingError("the load has not started: press Start")
+        return self.running
 
 
 def peak_rate(load: LoadSpec) -> float:
-    """The highest rate of the plan."""
+    """Return the highest rate of the plan in requests/s."""
     arrivals: Any = load.arrivals
     return float(max(max(piece.from_rate, piece.to_rate) for piece in arrivals.segments()))
-
-
-def settings(dashboard: Dashboard) -> Settings:
-    """From the load and the service as they are. Raises EndpointGoneError if nothing answers."""
-    load, endpoint = dashboard.load, dashboard.endpoint
-    arrivals, prompts = load.arrivals, load.prompts
-    scaling = endpoint.spec.models[0].scaling if isinstance(endpoint, Endpoint) else None
-    longest = getattr(prompts.input, "high", 1) if prompts.kind == "random" else 1
-    output = int(getattr(prompts.output, "high", 1))
-    room = (context_length(endpoint) or MOST_OUTPUT + longest) - longest
-    return Settings(
-        rate=arrivals.segments()[0].from_rate if hasattr(arrivals, "segments") else 0.0,
-        max_rate=dashboard.max_rate,
-        burstiness=getattr(arrivals, "burstiness", None),
-        output_tokens=output,
-        max_output_tokens=max(output, min(room, MOST_OUTPUT)),
-        target_ongoing_requests=scaling.target_ongoing_requests if scaling else None,
-        max_replicas=scaling.max_replicas if scaling else None,
-    )
-
-
-def actions(dashboard: Dashboard) -> Actions:
-    """Each acts on the dashboard's load or service."""
-
-    def running() -> LiveLoad:
-        if dashboard.running is None:
-            raise SettingError("the load has not started yet: press Start")
-        return dashboard.running
-
-    def start() -> None:
-        if dashboard.running is None:
-            dashboard.start()
-        else:
-            running().resume()
-
-    def set_rate(rate: float) -> None:
-        held = running().set_rate(rate)
-        dashboard.say(f"{held:g} requests/s by hand" + (" (capped)" if held < rate else ""))
-
-    return Actions(
-        set_rate=set_rate,
-        set_burstiness=lambda shape: running().set_burstiness(shape),
-        set_output_tokens=lambda tokens: running().set_output_tokens(tokens),
-        start=start,
-        pause=lambda: running().pause(),
-        stop=lambda: running().stop(),
-        rescale=lambda target, most: _begin_rescaling(dashboard, target, most),
-    )
-
-
-def _begin_rescaling(dashboard: Dashboard, target: float, most: int) -> None:
-    endpoint = dashboard.endpoint
-    assert isinstance(endpoint, Endpoint)
-    changed = {"target_ongoing_requests": target, "max_replicas": most}
-    rescaled(endpoint.spec, changed)  # what is no scaling is said at once
-    if dashboard.rescaling is not None and not dashboard.rescaling.done():
-        raise SettingError("a change of scaling is on its way: wait for it")
-    dashboard.rescaling = asyncio.get_running_loop().create_task(_rescale(dashboard, changed))
-
-
-async def _rescale(dashboard: Dashboard, changed: dict[str, Any]) -> None:
-    told = ", ".join(f"{name} = {value:g}" for name, value in changed.items())
-    endpoint: Any = dashboard.endpoint
-    if dashboard.running is not None and dashboard.running.state != "ended":
-        dashboard.running.note("scaling", note=told)
-    dashboard.say(f"applying {told}")
-    try:
-        await asyncio.to_thread(endpoint.rescale, progress=lambda _: None, **changed)
-    except Exception as problem:
-        dashboard.say(f"{told} was not applied: {problem}", bad=True)
-        return
-    dashboard.say(f"the service runs with {told}")
-
-
-def readings(running: LiveLoad, frames: Frames) -> dict[str, str]:
-    """The latest figures in words."""
-    shown = {
-        "offered": f"{running.rate:.1f}/s",
-        "in flight": f"{running.in_progress}",
-        "ended": f"{running.ended}",
-        "failed": f"{running.failed}",
-    }
-    if len(frames.requests):
-        shown["achieved"] = f"{frames.requests.achieved.iloc[-1]:.1f}/s"
-    if running.dropped:
-        shown["dropped (client too slow)"] = f"{running.dropped}"
-    if len(frames.deployments):
-        last = frames.deployments[frames.deployments.time_s == frames.deployments.time_s.iloc[-1]]
-        shown["replicas"] = f"{last.running.sum():g} of {last.target.sum():g} wanted"
-    if len(frames.cost):
-        cost = frames.cost.iloc[-1]
-        shown["cost"] = f"${cost.per_hour:.2f}/h, ${cost.so_far:.4f} so far"
-        if cost.per_million == cost.per_million:
-            shown["per million tokens"] = f"${cost.per_million:,.2f}"
-    return shown

@@ -1,11 +1,11 @@
-"""The dashboard: a load in the hand, and what the cluster does about it, on one timeline.
+"""The dashboard: a live load with its controls, and the cluster's response, on one timeline.
 
     dashboard = Dashboard(endpoint, load, run, live=True)
-    dashboard.start()            # in one cell: it goes on in the background
-    result = await dashboard     # in the next: until the plan ends, or somebody presses Stop
-    render(dashboard.figure())   # the same picture, from the run's folder, for the saved notebook
+    dashboard.start()            # in one cell: it runs in the background
+    result = await dashboard     # in the next: until the plan ends, or someone presses Stop
+    wb.show(dashboard.figure())  # the same picture from the run's folder, for the saved notebook
 
-With `live=False` no widget is made: lines are printed, and the figure and the numbers are the same.
+With `live=False` no widget is created. Lines are printed instead; figure and numbers are the same.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.cost.series import CostSeries
-from workbench.dashboard.controller import actions, peak_rate, readings, settings
+from workbench.dashboard.controller import Controller
+from workbench.dashboard.readings import readings
 from workbench.dashboard.state import LiveState
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
-from workbench.loadgen.handle import LiveLoad
 from workbench.loadgen.progress import LINE_EVERY_S, LiveLineProgress
 from workbench.loadgen.start import start_live_load
 
@@ -31,24 +31,31 @@ if TYPE_CHECKING:
     from workbench.cost.prices import Prices
     from workbench.dashboard.view import View
     from workbench.endpoints.remote import Remote
-    from workbench.loadgen.handle import LoadResult
+    from workbench.loadgen.handle import LiveLoad, LoadResult
     from workbench.metrics.slo import SLO
     from workbench.records import Sample
     from workbench.runs.run import Run
     from workbench.workload.spec import LoadSpec
 
-EVERY_S = 1.0
-"""Seconds from one drawing to the next, at least."""
-WINDOW_S = 180
+DRAW_EVERY_S = 1.0
+"""The least time between two drawings."""
+LIVE_WINDOW_S = 180
 
 
 class Dashboard:
-    """Sends `load` to `endpoint` into `run`, watches the cluster, and shows both.
+    """Sends `load` to `endpoint`, records it in `run`, watches the cluster, and shows both.
 
-    `prices` say what replicas cost while they are held, and `slo` which tokens count as served
-    well. `max_rate` is where the slider ends. Once the plan is over, the cluster is watched for up
-    to `settle_s` more, until the replicas are back at their minimum. `window_s` is how much is
-    shown while it runs.
+    Args:
+        endpoint: Where requests go. A service that we deployed can be rescaled too.
+        load: The planned load.
+        run: The run folder.
+        live: Whether to show widgets. If not, lines are printed.
+        prices: What replicas cost; without prices no cost is shown.
+        slo: Which requests count as good in the cost per million tokens.
+        max_rate: The end of the rate slider in requests/s; by default twice the plan's peak.
+        settle_s: How long to watch the cluster after the plan ends, at most, until its replicas
+            are back at their minimum.
+        window_s: How many seconds the live figure shows.
     """
 
     def __init__(
@@ -62,52 +69,61 @@ class Dashboard:
         slo: SLO | None = None,
         max_rate: float | None = None,
         settle_s: float = 0.0,
-        window_s: int = WINDOW_S,
+        window_s: int = LIVE_WINDOW_S,
     ) -> None:
         self.endpoint, self.load, self.run = endpoint, load, run
-        self.running: LiveLoad | None = None
         self.view: View | None = None
-        self.max_rate = max_rate or 2 * peak_rate(load)
-        self.rescaling: asyncio.Task[None] | None = None
-        ours = endpoint if isinstance(endpoint, Endpoint) else None
-        self._deployments = ours.deployments if ours else []
-        # The service as it was at first: prices do not change with its scaling.
-        self._cost = partial(CostSeries, ours.spec if ours else None, prices, slo=slo)
+        self.controller = Controller(
+            endpoint, load, max_rate=max_rate, begin=self.start, post=self._post
+        )
+        own = endpoint if isinstance(endpoint, Endpoint) else None
+        self._deployments = own.deployments if own else []
+        # The specification before any rescaling: prices do not depend on the scaling.
+        self._cost = partial(CostSeries, own.spec if own else None, prices, slo=slo)
         self._state = LiveState(
             self._deployments, window_s=window_s, cost=self._cost(keep=window_s)
         )
         self._settle_s, self._window_s = settle_s, window_s
         self._live = live
-        self._said: list[tuple[str, bool]] = []
+        self._messages: list[tuple[str, bool]] = []
         self._task: asyncio.Task[LoadResult] | None = None
 
+    @property
+    def running(self) -> LiveLoad | None:
+        """The load, once it has started."""
+        return self.controller.running
+
     def show(self) -> None:
-        """Put the widgets into the cell's output, to be started by hand. Headless: nothing."""
+        """Show the widgets in the cell's output. Without `live`, do nothing."""
         if self._live and self.view is None:
             from IPython.display import display
 
-            self.view = self._made_view()
+            from workbench.dashboard.view import View
+
+            settings = self.controller.settings()
+            self.view = View(settings, self.controller, self._state.frames([]))
             display(self.view.box)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
-        """Begin to send, to sample and to draw; returns at once. Await the dashboard for the end.
+        """Start to send, sample and draw, and return at once. Await the dashboard for the end.
 
-        Raises, before anything is sent, what `start_live_load` raises.
+        Raises:
+            SettingError: If the dashboard has been started before, and as `start_live_load`.
         """
         self.show()
         if self._task is not None:
-            raise SettingError("this dashboard has been started: make another for another run")
-        self.running = start_live_load(
+            raise SettingError("this dashboard has been started: create another for another run")
+        self.controller.running = start_live_load(
             self.endpoint,
             self.load,
-            max_rate=self.max_rate,
+            max_rate=self.controller.max_rate,
             run=self.run,
             progress=None,
             on_record=self._state.ended,
             on_sent=self._state.sent,
         )
         self._task = asyncio.get_running_loop().create_task(self._follow())
-        self._task.add_done_callback(self._tell_failure)
+        self._task.add_done_callback(self._show_end)
 
     def __await__(self) -> Generator[Any, None, LoadResult]:
         return self._wait().__await__()
@@ -126,20 +142,20 @@ class Dashboard:
         return self._task.result()
 
     def _print_progress(self) -> None:
-        """Headless: from the cell that waits, since what a task prints belongs to an older one."""
+        # Printed by the cell that waits: output of the background task would go to an older cell.
         running = self.running
         if self._live or running is None:
             return
-        said, self._said = self._said, []
-        lines = [line for line, _ in said]
+        messages, self._messages = self._messages, []
+        lines = [text for text, _ in messages]
         print("\n".join([LiveLineProgress(running).now(), *lines]), flush=True)
 
     def frames(self) -> Frames:
-        """The whole run as frames, from its folder."""
+        """Return the whole run as frames, read from its folder."""
         return frames_of(self.run, self._deployments, cost=self._cost())
 
     def figure(self) -> go.Figure:
-        """The whole run on one timeline, from its folder: the same live, headless and later."""
+        """Return the whole run on one timeline, read from its folder."""
         from workbench.figures.cluster import cluster_timeline
 
         summary = self.run.summary()
@@ -151,11 +167,11 @@ class Dashboard:
         assert self.running is not None
         drawing = asyncio.create_task(self._keep_drawing())
         try:
-            with Telemetry(self.endpoint, self.running.clock, self._sampled, say=self._warn):
+            with Telemetry(self.endpoint, self.running.clock, self._sampled, say=self._post_error):
                 result = await self.running
                 if result.ended_early is None:
-                    await self._settle()
-            self.say(f"ended: {result.ended_early or 'the plan is over'}")
+                    await self._wait_for_scale_down()
+            self._post(f"Ended: {result.ended_early or 'the plan is complete'}")
             self._draw()
             return result
         finally:
@@ -164,27 +180,28 @@ class Dashboard:
             if isinstance(drawn, Exception):
                 raise drawn
 
-    async def _settle(self) -> None:
-        """Watch on until no more replicas are held than the least, but not for ever."""
+    async def _wait_for_scale_down(self) -> None:
+        """Wait until the replicas are at their minimum, for at most `settle_s`."""
         if not isinstance(self.endpoint, Endpoint):
             return
         clock = asyncio.get_running_loop().time
-        until = clock() + self._settle_s
-        while clock() < until:
-            least = sum(model.scaling.min_replicas for model in self.endpoint.spec.models)
-            if self._state.held == least:
+        deadline = clock() + self._settle_s
+        while clock() < deadline:
+            minimum = sum(model.scaling.min_replicas for model in self.endpoint.spec.models)
+            if self._state.held == minimum:
                 return
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(DRAW_EVERY_S)
 
     async def _keep_drawing(self) -> None:
-        """Twice a second at most. What goes wrong is said, and ends the drawing, not the load."""
+        """Draw regularly. An error is shown and ends the drawing, but not the load."""
         try:
             while True:
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(DRAW_EVERY_S)
                 self._draw()
-        except Exception as problem:
+        except Exception as error:
             if self.view is not None:
-                self.view.say(f"no more drawing: {type(problem).__name__}: {problem}", bad=True)
+                text = f"Drawing has stopped: {type(error).__name__}: {error}"
+                self.view.show_message(text, error=True)
             raise
 
     def _draw(self) -> None:
@@ -194,39 +211,38 @@ class Dashboard:
         self._state.advance(now)
         if view is None:
             return
-        said, self._said = self._said, []
-        if said:  # what went wrong must not be covered by what came after it
-            line, bad = next((one for one in reversed(said) if one[1]), said[-1])
-            view.say(line, bad=bad)
+        self._show_latest_message(view)
         view.set_state(running.state)
         if running.state == "running" and not running.by_hand:
             view.follow_rate(running.rate)
-        if self._state.news:
-            self._state.news = 0
+        if self._state.pending:
+            self._state.pending = 0
             frames = self._state.frames(running.changes)
             view.draw(frames, max(0.0, now - self._window_s), max(now, 30.0))
-            view.read(readings(running, frames))
+            view.show_readings(readings(running, frames))
+
+    def _show_latest_message(self, view: View) -> None:
+        messages, self._messages = self._messages, []
+        if messages:  # a later message must not hide an error
+            errors = [message for message in messages if message[1]]
+            text, error = (errors or messages)[-1]
+            view.show_message(text, error=error)
 
     def _sampled(self, sample: Sample) -> None:
         self.run.append_telemetry(sample)
         self._state.sampled(sample)
 
-    def say(self, line: str, *, bad: bool = False) -> None:
-        """A line for whoever looks; from any thread."""
-        self._said.append((line, bad))
+    def _post(self, text: str, *, error: bool = False) -> None:
+        """Keep a line for the next drawing or print; from any thread."""
+        self._messages.append((text, error))
 
-    def _warn(self, line: str) -> None:
-        self.say(line, bad=True)
+    def _post_error(self, text: str) -> None:
+        self._post(text, error=True)
 
-    def _tell_failure(self, task: asyncio.Task[LoadResult]) -> None:
-        # Whoever awaits gets the exception; whoever only looks gets it here.
-        problem = None if task.cancelled() else task.exception()
+    def _show_end(self, task: asyncio.Task[LoadResult]) -> None:
+        # Awaiting raises the exception too; this is for a user who only watches.
+        error = None if task.cancelled() else task.exception()
         if self.view is not None:
             self.view.set_state("ended")
-            if problem is not None:
-                self.view.say(f"{type(problem).__name__}: {problem}", bad=True)
-
-    def _made_view(self) -> View:
-        from workbench.dashboard.view import View
-
-        return View(settings(self), actions(self), self._state.frames([]))
+            if error is not None:
+                self.view.show_message(f"{type(error).__name__}: {error}", error=True)

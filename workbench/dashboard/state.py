@@ -1,41 +1,36 @@
-"""The last minutes of a run while it goes: what the dashboard draws. No widget, and bounded."""
+"""The last minutes of a running load: the data that the dashboard draws. Bounded, no widgets."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from functools import cache
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from workbench.cost.series import CostSeries
-from workbench.figures.cluster_frames import Frames, engine_rows, with_offered
+from workbench.figures.cluster_frames import Frames, with_offered
 from workbench.metrics.windows import RequestWindows
-from workbench.records import (
-    DecisionSample,
-    DeploymentSample,
-    LoadChange,
-    ReplicaSample,
-    Sample,
-    SampleBase,
-    columns,
-)
+from workbench.records import SAMPLE_KINDS, LoadChange, Sample, SampleBase, columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from workbench.records import RequestRecord
 
-SETTLE_S = 1.0
-"""A second is closed so long after its end: what ended in it has been told by then."""
-_DRAWN = (DeploymentSample, ReplicaSample, DecisionSample)
+CLOSE_DELAY_S = 1.0
+"""A second is closed this long after its end, when every request that ended in it is known."""
 
 
 class LiveState:
-    """Takes what happens as it happens, and gives the frames of the last `window_s` seconds.
+    """Takes requests and samples as they come, and returns frames of the last `window_s` seconds.
 
-    Samples may come from another thread; everything else comes from one.
+    `sampled` may be called from another thread, everything else from one thread only.
+
+    Attributes:
+        pending: How many rows and samples have not been drawn yet; a view sets it to 0.
     """
 
     def __init__(
@@ -45,69 +40,72 @@ class LiveState:
         window_s: int,
         cost: CostSeries,
     ) -> None:
+        self.pending = 0
         self._deployments, self._window_s = frozenset(deployments), window_s
         self._requests = RequestWindows(keep=window_s)
         self._cost = cost
         self._incoming: SimpleQueue[Sample] = SimpleQueue()
-        self._samples: dict[type, deque[SampleBase]] = {kind: deque() for kind in _DRAWN}
-        self.news = 0
-        """Grows with every row or sample that a view has not drawn yet."""
+        self._samples: dict[str, deque[SampleBase]] = {kind: deque() for kind in SAMPLE_KINDS}
 
     def sent(self, times: Sequence[float]) -> None:
-        """Requests were sent at these times."""
-        for at in times:
-            self._requests.sent(at)
+        """Requests were sent at `times`, in seconds since the start of the run."""
+        for time_s in times:
+            self._requests.sent(time_s)
 
     def ended(self, record: RequestRecord) -> None:
         """A request has ended."""
-        self._take_in()  # the cost counts in order
+        self._take_in()  # the cost counts samples and requests in order
         self._requests.ended(record)
         self._cost.ended(record)
 
     def sampled(self, sample: Sample) -> None:
-        """A sample was taken. From any thread."""
+        """A sample was taken. May be called from any thread."""
         self._incoming.put(sample)
 
     @property
     def held(self) -> int | None:
-        """Replicas held or wanted at the last sample, whichever is more; None before the first."""
-        own = self._samples[DeploymentSample]
-        last = [one for one in own if one.time_s == own[-1].time_s]
+        """Replicas held or targeted at the last sample, whichever is more; None before it."""
+        samples = self._samples["deployment"]
+        if not samples:
+            return None
         counts = [
-            [getattr(one, name) or 0 for name in ("target", "running", "starting", "stopping")]
-            for one in last
+            [getattr(sample, name) or 0 for name in ("target", "running", "starting", "stopping")]
+            for sample in samples
+            if sample.time_s == samples[-1].time_s
         ]
-        return sum(max(target, sum(states)) for target, *states in counts) if last else None
+        return sum(max(target, sum(states)) for target, *states in counts)
 
     def advance(self, now_s: float) -> None:
-        """Take in what has come, and forget what is older than the window."""
+        """Take in new samples, and drop those older than the window."""
         self._take_in()
-        self.news += self._requests.close(now_s - SETTLE_S)
-        for kept in self._samples.values():
-            while kept and kept[0].time_s < now_s - self._window_s:
-                kept.popleft()
+        self.pending += self._requests.close(now_s - CLOSE_DELAY_S)
+        for samples in self._samples.values():
+            while samples and samples[0].time_s < now_s - self._window_s:
+                samples.popleft()
 
     def _take_in(self) -> None:
         for _ in range(self._incoming.qsize()):
             sample = self._incoming.get()
             self._cost.observe(sample)
-            if isinstance(sample, _DRAWN) and sample.deployment in self._deployments:
-                self._samples[type(sample)].append(sample)
-                self.news += 1
+            if getattr(sample, "deployment", None) in (None, *self._deployments):
+                self._samples[_kind(sample)].append(sample)
+                self.pending += 1
 
     def frames(self, changes: Sequence[LoadChange]) -> Frames:
-        """The frames of the window, as of the last `advance`."""
+        """Return the frames of the window as of the last `advance`; draw them before the next."""
         return Frames(
             requests=with_offered(self._requests.frame(), changes),
             changes=changes,
-            deployments=self._frame(DeploymentSample),
-            decisions=self._frame(DecisionSample),
-            engine=engine_rows(self._frame(ReplicaSample)),
+            samples=cache(self._samples_frame),
             cost=self._cost.frame(),
         )
 
-    def _frame(self, kind: type[SampleBase]) -> pd.DataFrame:
+    def _samples_frame(self, kind: str) -> pd.DataFrame:
         import pandas as pd
 
-        rows = [msgspec.structs.astuple(one) for one in self._samples[kind]]
-        return pd.DataFrame(rows, columns=columns(str(kind.__struct_config__.tag)))
+        rows = [msgspec.structs.astuple(sample) for sample in self._samples[kind]]
+        return pd.DataFrame(rows, columns=columns(kind))
+
+
+def _kind(sample: SampleBase) -> str:
+    return str(sample.__struct_config__.tag)

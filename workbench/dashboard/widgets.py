@@ -1,15 +1,15 @@
-"""A control's messages from the page while a cell is running."""
+"""A workaround for ipykernel: messages of a control that arrive while a cell is running."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def answer_at_once(control: Any) -> None:
-    """Have the page told that a control's message was dealt with, also while a cell is running.
+def ack_widget_messages(control: Any) -> None:
+    """Tell the page that a control's message was handled, even while a cell is running.
 
-    ipywidgets sends a control's next value only then, and ipykernel 7 does not say so of a message
-    that comes while a cell awaits: the second movement of a slider would never arrive.
+    ipywidgets sends the next value of a control only after that. ipykernel 7 does not report it
+    for a message that arrives while a cell awaits: the second move of a slider would be lost.
     """
     from IPython import get_ipython
 
@@ -19,7 +19,7 @@ def answer_at_once(control: Any) -> None:
 
     def handle(message: dict[str, Any]) -> None:
         control._handle_msg(message)
-        for state in ("idle", "busy"):  # busy again: the cell, or what ends this message's turn
+        for state in ("idle", "busy"):  # "busy" again, since the cell is still running
             kernel.session.send(
                 kernel.iopub_socket,
                 "status",

@@ -1,9 +1,10 @@
-"""What fleets held and what it came to; pure: data in, plotly figures out."""
+"""Claims: users per engine, fleets and their cost, and paired comparisons."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from workbench.experiments.paired import PairedComparison
     from workbench.experiments.search_result import SearchResult
 
-STATES = (
+_STATES = (
     ("busy", GREEN, ""),
     ("idle", SKY, ""),
     ("starting", PURPLE, "/"),
@@ -38,48 +40,45 @@ STATES = (
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
 
-def users_figure(found: dict[str, Sequence[SearchResult]]) -> go.Figure:
-    """The most users within the SLO, a point a repeat and a bar at the mean, by engine."""
+def users_figure(searches: dict[str, Sequence[SearchResult]]) -> go.Figure:
+    """Draw the most users within the SLO by engine: a point per repeat, and a bar at the mean."""
     import plotly.graph_objects as go
 
     figure = styled(go.Figure(), 380)
-    for (name, results), colour in zip(found.items(), _COLOURS * 9, strict=False):
-        held = [one.highest or 0 for one in results]
-        if not held:
+    for (name, results), colour in zip(searches.items(), _COLOURS * 9, strict=False):
+        highest = [result.highest or 0 for result in results]
+        if not highest:
             continue
-        mean = sum(held) / len(held)
-        place = f"{name}<br>{mean:.3g} users on average"
+        mean = sum(highest) / len(highest)
+        label = f"{name}<br>{mean:.3g} users on average"
         bar = go.Bar(
-            x=[place],
+            x=[label],
             y=[mean],
             marker={"color": colour, "opacity": 0.55},
             hovertemplate=f"{name}: %{{y:.4g}} users<extra></extra>",
             showlegend=False,
         )
-        limited = [one.client_limited for one in results]
-        symbols = ["circle-open" if one else "circle" for one in limited]
+        symbols = ["circle-open" if result.client_limited else "circle" for result in results]
         points = go.Scatter(
-            x=[place] * len(held),
-            y=held,
+            x=[label] * len(highest),
+            y=highest,
             mode="markers",
             marker={"color": colour, "size": 10, "symbol": symbols, "line": {"width": 2}},
             hovertemplate="%{y} users in one repeat<extra></extra>",
             showlegend=False,
         )
         figure.add_traces([bar, points])
-    figure.update_yaxes(title_text="users within the SLO", rangemode="tozero")
-    note = " (hollow: the client limited it)" if _limited(found) else ""
-    return titled(figure, f"Users that each engine holds{note}")
-
-
-def _limited(found: dict[str, Sequence[SearchResult]]) -> bool:
-    return any(one.client_limited for results in found.values() for one in results)
+    figure.update_yaxes(title_text="Users within the SLO", rangemode="tozero")
+    limited = any(result.client_limited for results in searches.values() for result in results)
+    note = " (hollow: client limited)" if limited else ""
+    return titled(figure, f"Users that each engine can serve{note}")
 
 
 def fleets_figure(frame: pd.DataFrame) -> go.Figure:
-    """Replica-seconds by state, and the share of requests within the SLO below, a bar a day.
+    """Draw replica-seconds by state, and the share of requests within the SLO below, a bar per day.
 
-    `frame` is that of `workbench.experiments.fleets.fleet_frame`.
+    Args:
+        frame: What `workbench.experiments.fleets.fleet_frame` returned.
     """
     import plotly.graph_objects as go
 
@@ -87,11 +86,11 @@ def fleets_figure(frame: pd.DataFrame) -> go.Figure:
     if frame.empty:
         return titled(figure, "No fleet was measured")
     days = [f"{row.fleet}, day {row.day}" for row in frame.itertuples()]
-    for state, colour, pattern in STATES:
+    for state, colour, pattern in _STATES:
         bar = go.Bar(
             x=days,
             y=frame[f"{state}_s"],
-            name=state,
+            name=state.capitalize(),
             marker={"color": colour, "pattern": {"shape": pattern}},
             hovertemplate=f"%{{y:.1f}} replica-seconds {state}<extra>%{{x}}</extra>",
         )
@@ -100,34 +99,39 @@ def fleets_figure(frame: pd.DataFrame) -> go.Figure:
         x=days,
         y=frame.slo_attainment,
         marker={"color": BLUE},
-        text=[f"{one:.1%}" for one in frame.slo_attainment.fillna(0)],
+        text=[f"{share:.1%}" for share in frame.slo_attainment.fillna(0)],
         showlegend=False,
         hovertemplate="%{y:.2%} within the SLO<extra>%{x}</extra>",
     )
     figure.add_trace(share, row=2, col=1)
     figure.update_layout(barmode="stack")
-    figure.update_yaxes(title_text="replica-seconds", row=1, col=1)
-    figure.update_yaxes(title_text="within the SLO", tickformat=".0%", range=[0, 1.05], row=2)
-    return titled(figure, "What each fleet held, and what its users met")
+    figure.update_yaxes(title_text="Replica-seconds", row=1, col=1)
+    figure.update_yaxes(title_text="Within the SLO", tickformat=".0%", range=[0, 1.05], row=2)
+    return titled(figure, "Replica-seconds and SLO attainment of each fleet")
 
 
 def break_even_figure(
     fixed: Sequence[float], scaled: Sequence[float], goal: float, premium: float = 1.0
 ) -> go.Figure:
-    """$ per million tokens of both fleets over the price of a replica that comes and goes.
+    """Draw $ per million tokens of both fleets over the price of an on-demand replica.
 
-    `fixed` and `scaled` are $ per million tokens a day at the same price of a replica. The x axis
-    is that price over a committed replica's: the autoscaled fleet's line rises with it, and breaks
-    even where it meets the fixed one's. `goal` is the claim, `premium` today's ratio of prices.
+    The x axis is the price of an on-demand replica divided by that of a committed one. The line of
+    the autoscaled fleet rises with it, and breaks even where it meets that of the fixed fleet.
+
+    Args:
+        fixed: $ per million tokens of the fixed fleet, a value per day.
+        scaled: $ per million tokens of the autoscaled fleet at the same price per replica.
+        goal: How many times cheaper the claim says that the autoscaled fleet is.
+        premium: Today's ratio of the two prices.
     """
     import plotly.graph_objects as go
 
     figure = styled(go.Figure(), 420)
     if not fixed or not scaled or not all([*fixed, *scaled]):
-        return titled(figure, "Nothing to compare: a fleet has no token within the SLO")
+        return titled(figure, "Nothing to compare: a fleet has no tokens within the SLO")
     even = float(np.mean(fixed) / np.mean(scaled))
     x = np.array([0.0, 1.25 * max(even, goal, premium, 1.0)])
-    lines = {"fixed": (fixed, np.ones(2), ORANGE), "autoscaled": (scaled, x, BLUE)}
+    lines = {"Fixed": (fixed, np.ones(2), ORANGE), "Autoscaled": (scaled, x, BLUE)}
     for name, (values, line, colour) in lines.items():
         figure.add_trace(_band(x, line, values, colour))
         mean = go.Scatter(
@@ -139,24 +143,24 @@ def break_even_figure(
             hovertemplate="$%{y:.4g} per million tokens<extra></extra>",
         )
         figure.add_trace(mean)
-    for at, text in ((even, f"break-even {even:.2f}x"), (premium, f"prices now {premium:g}x")):
+    for at, text in ((even, f"Break-even {even:.2f}x"), (premium, f"Today {premium:g}x")):
         figure.add_vline(x=at, line={"color": GREY, "dash": "dot"}, annotation_text=text)
     within = go.Scatter(
         x=x,
         y=np.full(2, np.mean(fixed) / goal),
         mode="lines",
-        name=f"the claim: 1/{goal:g} of the fixed fleet",
+        name=f"Claim: 1/{goal:g} of the fixed fleet",
         line={"color": GREEN, "dash": "dash", "width": 1.5},
         hoverinfo="name",
     )
     figure.add_trace(within)
-    figure.update_xaxes(title_text="price of an autoscaled replica over a committed one")
+    figure.update_xaxes(title_text="Price of an on-demand replica / price of a committed one")
     figure.update_yaxes(title_text="$ per million tokens within the SLO", rangemode="tozero")
     return titled(figure, "Where autoscaling breaks even")
 
 
 def _band(x: np.ndarray, line: np.ndarray, values: Sequence[float], colour: str) -> go.Scatter:
-    """From the cheapest day to the dearest."""
+    """Return the area from the cheapest day to the most expensive one."""
     import plotly.graph_objects as go
 
     return go.Scatter(
@@ -171,22 +175,30 @@ def _band(x: np.ndarray, line: np.ndarray, values: Sequence[float], colour: str)
     )
 
 
-_WORDS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
+_VERDICT_COLOURS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
 
 
 def contest_figure(
-    contests: Sequence[PairedComparison],
+    comparisons: Sequence[PairedComparison],
     figure: str = "output_throughput",
     unit: str = "output tokens/s",
 ) -> go.Figure:
-    """Each repeat of each contest: a point for either side, on a logarithmic axis."""
+    """Draw both sides of each repeat as points on a logarithmic axis.
+
+    Args:
+        comparisons: Paired comparisons, a row per opponent.
+        figure: The metric to show.
+        unit: The unit of the metric.
+    """
     import plotly.graph_objects as go
 
-    held = [contest for contest in contests if contest.pairs(figure)]
-    drawn = styled(go.Figure(), 140 + 70 * max(1, len(held)))
-    for side, (name, colour) in enumerate([("vLLM", BLUE), ("the opponent", ORANGE)]):
+    shown = [comparison for comparison in comparisons if comparison.pairs(figure)]
+    drawn = styled(go.Figure(), 140 + 70 * max(1, len(shown)))
+    for side, (name, colour) in enumerate([("vLLM", BLUE), ("Opponent", ORANGE)]):
         points = [
-            (pair[side], contest.opponent) for contest in held for pair in contest.pairs(figure)
+            (pair[side], comparison.opponent)
+            for comparison in shown
+            for pair in comparison.pairs(figure)
         ]
         drawn.add_trace(
             go.Scatter(
@@ -198,56 +210,43 @@ def contest_figure(
                 hovertemplate=f"{name}: %{{x:,.0f}} {unit}<extra></extra>",
             )
         )
-    drawn.update_xaxes(type="log", title_text=unit)
+    drawn.update_xaxes(type="log", title_text=unit[:1].upper() + unit[1:])
     drawn.update_yaxes(autorange="reversed")
-    return titled(drawn, "Each repeat, both sides", _health(contests), None)
+    healths = (m.summary.client_health for comparison in comparisons for m in comparison.measured)
+    return titled(drawn, "Both sides of each repeat", ClientHealth.combine(healths))
 
 
 def ratio_figure(verdicts: Sequence[Verdict]) -> go.Figure:
-    """The ratio against each opponent with its interval, beside the line of the claim."""
+    """Draw the ratio against each opponent with its interval, beside the claimed ratio."""
     import plotly.graph_objects as go
 
-    known = [one for one in verdicts if one.ratio is not None]
+    known = [verdict for verdict in verdicts if verdict.ratio is not None]
     drawn = styled(go.Figure(), 160 + 60 * max(1, len(known)))
-    for one in known:
-        ratio = one.ratio or np.nan
-        bar = {"array": [(one.high or ratio) - ratio], "arrayminus": [ratio - (one.low or ratio)]}
+    for verdict in known:
+        ratio = verdict.ratio or np.nan
+        low, high = verdict.low or ratio, verdict.high or ratio
+        bar = {"array": [high - ratio], "arrayminus": [ratio - low]}
         drawn.add_trace(
             go.Scatter(
                 x=[ratio],
-                y=[one.opponent],
+                y=[verdict.opponent],
                 error_x={"type": "data", "symmetric": False, "thickness": 2, **bar},
                 mode="markers+text",
-                marker={"color": _WORDS[one.verdict], "size": 12},
-                text=[f"{ratio:.3g}x {one.verdict}"],
+                marker={"color": _VERDICT_COLOURS[verdict.verdict], "size": 12},
+                text=[f"{ratio:.3g}x {verdict.verdict}"],
                 textposition="top center",
                 showlegend=False,
-                hovertext=[one.reason],
+                hovertext=[verdict.reason],
                 hoverinfo="text",
             )
         )
-    for goal in sorted({one.claim.goal for one in verdicts}):
+    for goal in sorted({verdict.claim.goal for verdict in verdicts}):
         drawn.add_vline(x=goal, line={"dash": "dash", "color": GREY}, annotation_text=f"{goal:g}x")
-    drawn.update_xaxes(type="log", title_text="times the opponent")
+    drawn.update_xaxes(type="log", title_text="Ratio to the opponent")
     drawn.update_yaxes(autorange="reversed")
-    return titled(drawn, "Ratio and interval beside the claim", _doubted(verdicts), None)
+    return titled(drawn, "Ratio, interval and claim", _limited_verdicts(verdicts))
 
 
-def _health(contests: Sequence[PairedComparison]) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame()
-    measured = [one for contest in contests for one in contest.measured]
-    limited = [m for m in measured if m.summary.client_health.client_limited]
-    reasons = sorted({r for m in limited for r in m.summary.client_health.reasons})
-    frame.attrs["client_health"] = {"client_limited": bool(limited), "reasons": reasons[:2]}
-    return frame
-
-
-def _doubted(verdicts: Sequence[Verdict]) -> Any:
-    import pandas as pd
-
-    frame = pd.DataFrame()
-    limited = [one.reason for one in verdicts if "client limited" in one.reason]
-    frame.attrs["client_health"] = {"client_limited": bool(limited), "reasons": limited[:1]}
-    return frame
+def _limited_verdicts(verdicts: Sequence[Verdict]) -> ClientHealth | None:
+    reasons = [v.reason for v in verdicts if re.search("client[- ]limited", v.reason)]
+    return ClientHealth(client_limited=True, reasons=tuple(reasons[:1])) if reasons else None

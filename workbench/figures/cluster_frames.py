@@ -1,10 +1,14 @@
-"""What the one timeline is drawn from: a run's requests, samples and changes as frames."""
+"""The data behind the timeline: a run's requests, samples and load changes as frames."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from workbench.cost.series import CostSeries, cost_rows
 from workbench.metrics.windows import request_windows
@@ -17,73 +21,136 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run
 
 GAP_S = 3.5
-"""Samples come once a second; what is further apart is a gap, and no line is drawn over it."""
-ENGINE = ("running_requests", "waiting_requests", "kv_cache_usage")
+"""Samples come once a second; if two are further apart, the line between them is broken."""
+MAX_POINTS = 2000
+"""The most points of a trace; longer runs are thinned."""
+
+Vector: TypeAlias = NDArray[np.float64]
+Curve: TypeAlias = tuple[Vector, Vector]
+"""Times in seconds since the start of the run, and the values at these times."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """One run, or the last minutes of one.
+    """The data of one run, or of its last minutes.
 
-    `requests` has a row a second (`workbench.metrics.windows.WINDOW_COLUMNS`) and `offered`, the
-    rate wanted, NaN where no live load told it. `deployments` and `decisions` are samples of the
-    models' deployments alone. `engine` sums the requests over all replicas and averages the use of
-    their KV-caches; `cost` is in dollars, and has no rows without prices.
+    Attributes:
+        requests: A row per second, with `workbench.metrics.windows.WINDOW_COLUMNS` and `offered`,
+            the planned rate in requests/s (NaN if the load was not a live one).
+        changes: The changes of a live load.
+        samples: Returns the samples of a kind (`workbench.records.SAMPLE_KINDS`) as a frame.
+            Samples of deployments and replicas are those of the models' deployments only.
+        cost: A row per second, in dollars (`workbench.cost.series.COST_COLUMNS`); empty without
+            prices.
     """
 
     requests: pd.DataFrame
     changes: Sequence[LoadChange]
-    deployments: pd.DataFrame
-    decisions: pd.DataFrame
-    engine: pd.DataFrame
+    samples: Callable[[str], pd.DataFrame]
     cost: pd.DataFrame
 
 
-def frames_of(
-    run: Run,
-    deployments: Collection[str],
-    *,
-    cost: CostSeries | None = None,
-) -> Frames:
-    """The frames of a whole run, read from its folder. `deployments` are those of the models.
+@dataclass(frozen=True)
+class RequestColumn:
+    """A column of `Frames.requests`."""
 
-    `cost` is a new series, which knows the prices.
+    column: str
+
+    def read(self, frames: Frames) -> Curve:
+        """Return the column over time, thinned."""
+        return _curve(frames.requests, self.column)
+
+
+@dataclass(frozen=True)
+class CostColumn:
+    """A column of `Frames.cost`."""
+
+    column: str
+
+    def read(self, frames: Frames) -> Curve:
+        """Return the column over time, thinned."""
+        return _curve(frames.cost, self.column)
+
+
+@dataclass(frozen=True)
+class SampleColumn:
+    """A field of a kind of samples, combined over all samples taken at the same time."""
+
+    kind: str
+    column: str
+    combine: Literal["sum", "mean", "max"]
+
+    def read(self, frames: Frames) -> Curve:
+        """Return the combined field over time, thinned, with NaN in gaps."""
+        return thinned(*self.curve(frames))
+
+    def curve(self, frames: Frames) -> Curve:
+        """Return the combined field at every time of a sample, with NaN in gaps."""
+        samples = frames.samples(self.kind).reindex(columns=["time_s", self.column]).astype(float)
+        times, index = np.unique(samples.time_s.to_numpy(), return_inverse=True)
+        values = samples[self.column].to_numpy()
+        combined = np.full(len(times), np.nan)
+        if self.combine == "max":
+            np.fmax.at(combined, index, values)
+            return with_gaps(times, combined)
+        known = ~np.isnan(values)
+        count = np.bincount(index[known], minlength=len(times))
+        total = np.bincount(index[known], values[known], minlength=len(times))
+        # Where every value is missing, the result is missing too and not 0.
+        divisor = count if self.combine == "mean" else np.ones(len(times))
+        np.divide(total, divisor, out=combined, where=count > 0)
+        return with_gaps(times, combined)
+
+
+def frames_of(run: Run, deployments: Collection[str], *, cost: CostSeries | None = None) -> Frames:
+    """Read the frames of a whole run from its folder.
+
+    Args:
+        run: The run.
+        deployments: The deployments of the models.
+        cost: A new series that knows the prices.
     """
-    own = {kind: of(run.samples_frame(kind), deployments) for kind in ("deployment", "decision")}
     changes = run.changes()
-    seen = [*own["deployment"].time_s, *(change.time_s for change in changes)]
-    requests = request_windows(run.records(), until_s=max(seen, default=0.0))
+
+    @cache
+    def samples(kind: str) -> pd.DataFrame:
+        return of_deployments(run.samples_frame(kind), deployments)
+
+    known_s = [*samples("deployment").time_s, *(change.time_s for change in changes)]
+    requests = request_windows(run.records(), until_s=max(known_s, default=0.0))
     series = cost or CostSeries(None, None)
     return Frames(
         requests=with_offered(requests, changes),
         changes=changes,
-        deployments=own["deployment"],
-        decisions=own["decision"],
-        engine=engine_rows(of(run.samples_frame("replica"), deployments)),
+        samples=samples,
         cost=cost_rows(series, run.samples(), run.records()),
     )
 
 
-def of(samples: pd.DataFrame, deployments: Collection[str]) -> pd.DataFrame:
-    """The samples of these deployments."""
+def of_deployments(samples: pd.DataFrame, deployments: Collection[str]) -> pd.DataFrame:
+    """Return the samples of these deployments; samples without a deployment are all kept."""
+    if "deployment" not in samples:
+        return samples
     return samples[samples.deployment.isin(list(deployments))]
 
 
 def with_offered(requests: pd.DataFrame, changes: Sequence[LoadChange]) -> pd.DataFrame:
-    """`requests` and the rate that a live load wanted at each of its rows."""
+    """Return `requests` with the column `offered`: the rate of a live load in requests/s."""
     times = requests.time_s.tolist()
     return requests.assign(offered=offered_rates(changes, times) if changes else float("nan"))
 
 
-def engine_rows(replicas: pd.DataFrame) -> pd.DataFrame:
-    """A row a moment over all replicas, and a row of NaN in each gap."""
-    import pandas as pd
+def with_gaps(times: Vector, values: Vector) -> Curve:
+    """Insert a NaN wherever two times are more than `GAP_S` apart."""
+    after = np.flatnonzero(np.diff(times) > GAP_S) + 1
+    return np.insert(times, after, times[after] - GAP_S / 2), np.insert(values, after, np.nan)
 
-    numbers = replicas.reindex(columns=["time_s", *ENGINE]).astype(float)
-    grouped = numbers.groupby("time_s")
-    rows = grouped[list(ENGINE[:2])].sum(min_count=1)
-    rows["kv_cache_usage"] = grouped["kv_cache_usage"].mean()
-    rows = rows.reset_index()
-    before = rows.time_s[rows.time_s.diff() > GAP_S] - GAP_S / 2
-    gaps = pd.DataFrame({"time_s": before})
-    return pd.concat([rows, gaps]).sort_values("time_s", ignore_index=True) if len(gaps) else rows
+
+def thinned(times: Vector, values: Vector) -> Curve:
+    """Return at most `MAX_POINTS` evenly chosen points."""
+    step = -(-len(times) // MAX_POINTS) or 1
+    return times[::step], values[::step].round(6)
+
+
+def _curve(rows: pd.DataFrame, column: str) -> Curve:
+    return thinned(rows.time_s.to_numpy(float), rows[column].to_numpy(float))

@@ -1,98 +1,117 @@
-"""Saved runs side by side as figures, and as one page that needs no network."""
+"""Saved runs side by side."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from workbench.analysis.compare import runs_table
 from workbench.errors import UnknownMetricError
+from workbench.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    health_of,
+    styled,
+    titled,
+)
 from workbench.metrics.registry import PER_REQUEST, metric_label
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from numpy.typing import NDArray
 
-_METRICS, _POINTS = tuple(metric.key for metric in PER_REQUEST), 500
+_METRICS, _MAX_POINTS = tuple(metric.key for metric in PER_REQUEST), 500
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+_VERDICTS = {"better": (GREEN, "circle"), "worse": (VERMILLION, "diamond")}
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
-    """A forest plot of what `compare` gave: ratios with their intervals, around 1 on a log axis."""
+    """Draw the ratios of `compare` with their intervals around 1, on a logarithmic axis.
+
+    Args:
+        frame: What `workbench.analysis.compare.compare_runs` returned.
+    """
     import plotly.graph_objects as go
 
-    from workbench.figures.style import GREEN, GREY, VERMILLION, styled, titled
-
     shown = frame[frame.ratio.notna()]
-    n = len(shown)
-    figure = styled(go.Figure(), 200 + 36 * n)
+    rows = {name: row for row, name in enumerate(shown.index)}
+    figure = styled(go.Figure(), 200 + 36 * len(rows))
     line = {"color": GREY, "dash": "dash"}
-    figure.add_scatter(x=[1, 1], y=[-0.5, n - 0.5], mode="lines", line=line, name="no difference")
-    places = dict(zip(shown.index, range(n), strict=True))
+    ends = [-0.5, len(rows) - 0.5]
+    figure.add_scatter(x=[1, 1], y=ends, mode="lines", line=line, name="No difference")
     for verdict, part in shown.groupby("verdict", sort=False):
-        kind = str(verdict).split()[0]
-        colour = {"better": GREEN, "worse": VERMILLION}.get(kind, GREY)
-        symbol = {"better": "circle", "worse": "diamond"}.get(kind, "circle-open")
+        colour, symbol = _VERDICTS.get(str(verdict).split()[0], (GREY, "circle-open"))
         figure.add_scatter(
             x=part.ratio,
-            y=[places[name] for name in part.index],
+            y=[rows[name] for name in part.index],
             error_x={"array": part.high - part.ratio, "arrayminus": part.ratio - part.low},
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
-            name=str(verdict),
+            name=str(verdict).capitalize(),
             customdata=part[["baseline", "candidate", "low", "high", "unit"]].to_numpy(),
-            hovertemplate="%{customdata[0]:.4g} → %{customdata[1]:.4g} %{customdata[4]}<br>ratio "
+            hovertemplate="%{customdata[0]:.4g} → %{customdata[1]:.4g} %{customdata[4]}<br>Ratio "
             "%{x:.3f} (%{customdata[2]:.3f} to %{customdata[3]:.3f})",
         )
-    figure.update_xaxes(type="log", title_text="candidate / baseline")
-    figure.update_yaxes(tickvals=list(range(n)), ticktext=list(shown.index), range=[n - 0.5, -0.5])
-    return titled(figure, "Candidate over baseline", frame, None)
+    figure.update_xaxes(type="log", title_text="Candidate / baseline")
+    figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), range=ends[::-1])
+    return titled(figure, "Candidate against baseline", health_of(frame))
 
 
 def latency_overlay(
     runs: Sequence[Run], metric: str = "ttft_ms", *, sides: Sequence[str] | None = None
 ) -> go.Figure:
-    """The share of completed requests at or below each latency, a line a run, warm-up cut.
+    """Draw the share of completed requests at or below each latency, a line per run.
 
-    `metric` is the key of a latency with a value per request, as ttft_ms. Runs of one of the
-    `sides` (a word for each run) share a colour. Raises UnknownMetricError for another metric.
+    Requests of the warm-up do not count.
+
+    Args:
+        runs: The runs.
+        metric: The key of a latency with a value per request, such as `ttft_ms`.
+        sides: The side of each run; runs of one side share a colour.
+
+    Raises:
+        UnknownMetricError: For another metric.
     """
     import plotly.graph_objects as go
 
-    from workbench.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled, titled
-
     if metric not in _METRICS:
-        raise UnknownMetricError(f"metric is {metric!r}: give one of {', '.join(_METRICS)}")
-    colours = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
-    words = list(sides) if sides is not None else ["run"] * len(runs)
-    groups = list(dict.fromkeys(words)) if sides is not None else []
+        raise UnknownMetricError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}")
+    names = list(sides) if sides is not None else ["run"] * len(runs)
+    groups = list(dict.fromkeys(names)) if sides is not None else []
+    label = metric_label(metric)
     figure = styled(go.Figure(), 440)
-    for i, (run, word) in enumerate(zip(runs, words, strict=True)):
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         values, shares = _ecdf(run, metric)
+        colour = groups.index(name) if groups else number
         figure.add_scatter(
             x=values,
             y=shares,
             mode="lines",
-            line={"color": colours[(groups.index(word) if groups else i) % len(colours)]},
-            name=html.escape(f"{word} {run.run_id}", quote=False),
-            hovertemplate="%{y:.1%} at most %{x:.1f} ms",
+            line={"color": _COLOURS[colour % len(_COLOURS)]},
+            name=html.escape(f"{name} {run.run_id}", quote=False),
+            hovertemplate="%{y:.1%} at or below %{x:.1f} ms",
         )
-    label = metric_label(metric)
     figure.update_xaxes(title_text=label, rangemode="tozero")
-    figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02])
-    marked = runs_table(runs)
-    return titled(figure, f"{label.removesuffix(' (ms)')}, run by run", marked, None)
+    figure.update_yaxes(title_text="Share at or below", tickformat=".0%", range=[0, 1.02])
+    return titled(figure, f"{label.removesuffix(' (ms)')}, run by run", health_of(runs_table(runs)))
 
 
-def _ecdf(run: Run, metric: str) -> tuple[Any, Any]:
-    import numpy as np
-
+def _ecdf(run: Run, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     requests, summary = run.requests_frame(), run.summary()
     due = requests.scheduled_s.fillna(requests.sent_s)
     warmed = due >= due.min() + (summary.warmup_s if summary is not None else 0)
     values = requests[metric][warmed & (requests.status == "ok")].dropna().to_numpy(float)
     if not len(values):
-        return [], []
-    shares = np.linspace(0, 1, min(_POINTS, len(values)))
+        return values, values
+    shares = np.linspace(0, 1, min(_MAX_POINTS, len(values)))
     return np.quantile(values, shares).round(3), shares.round(4)

@@ -1,4 +1,4 @@
-"""What one engine felt under the same load with different limits; pure: frames in, figures out."""
+"""An engine over time: KV cache, preemptions and batch; and the waste of the KV cache."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 _COLOURS = (ORANGE, BLUE, GREEN, PURPLE)
 _ROWS = {
     "kv_cache_usage": "KV cache in use",
-    "preemptions": "preemptions so far",
-    "running_requests": "in the batch",
+    "preemptions": "Preemptions so far",
+    "running_requests": "Requests in the batch",
 }
 
 
 def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """KV cache, preemptions and batch of each side over its own run's time.
+    """Draw KV cache, preemptions and batch size of several runs over each run's own time.
 
-    A side is `Run.samples_frame("replica")`. Preemptions are counted from the side's first sample.
+    Args:
+        sides: `Run.samples("replica")` by the name of the side. Preemptions are counted from its
+            first sample.
     """
     from plotly.subplots import make_subplots
 
@@ -47,52 +49,52 @@ def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     for row, title in enumerate(_ROWS.values(), 1):
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
     figure.update_yaxes(tickformat=".0%", row=1, col=1)
-    figure.update_xaxes(title_text="seconds since the load began", row=len(_ROWS), col=1)
-    return titled(styled(figure, 560), "What the engine felt")
+    figure.update_xaxes(title_text="Time since the start of the load (s)", row=len(_ROWS), col=1)
+    return titled(styled(figure, 560), "Pressure on the engine")
 
 
-def waste_figure(found: list[KvCacheWaste]) -> go.Figure:
-    """The share of held memory that is empty, a bar for each way of giving it out."""
+def waste_figure(wastes: list[KvCacheWaste]) -> go.Figure:
+    """Draw the share of allocated memory that is empty, a bar per way to allocate it."""
     import plotly.graph_objects as go
 
-    shares = [one.share for one in found]
+    shares = [waste.share for waste in wastes]
     bars = go.Bar(
         x=shares,
-        y=[one.allocation for one in found],
+        y=[waste.allocation for waste in wastes],
         orientation="h",
-        marker={"color": [VERMILLION, ORANGE, GREEN][: len(found)]},
+        marker={"color": [VERMILLION, ORANGE, GREEN][: len(wastes)]},
         text=[f"{share:.1%}" for share in shares],
         textposition="auto",
-        hovertemplate="%{y}: %{text} of what is held is empty<extra></extra>",
+        hovertemplate="%{y}: %{text} of the allocated memory is empty<extra></extra>",
     )
     figure = styled(go.Figure(bars), 260)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="held and empty")
+    figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="Allocated but empty")
     figure.update_yaxes(autorange="reversed")
-    return titled(figure, "Waste of the KV cache, from the same requests", _plain(), None)
+    return titled(figure, "Waste of the KV cache, for the same requests")
 
 
 def kv_cache_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
-    """Slots over time: reported by the engine, explained by the requests, and if `reserve` each."""
+    """Draw the slots of the KV cache in use over time.
+
+    Args:
+        frame: The engine's report beside what the requests explain, as
+            `workbench.analysis.kv_cache.kv_cache_frame` returns it.
+        reserve: The slots that each request would hold if they were reserved in advance.
+    """
     import plotly.graph_objects as go
 
     figure = styled(go.Figure(), 340)
     lines = [
-        ("contiguous, if reserved", frame.requests * reserve, GREY, "dot"),
-        ("held by blocks, from the requests", frame.slots, GREEN, "solid"),
-        ("tokens of the requests", frame.tokens, BLUE, "solid"),
-        ("reported by the engine", frame.reported, ORANGE, "dash"),
+        ("Contiguous, if reserved", frame.requests * reserve, GREY, "dot"),
+        ("Blocks held, from the requests", frame.slots, GREEN, "solid"),
+        ("Tokens of the requests", frame.tokens, BLUE, "solid"),
+        ("Reported by the engine", frame.reported, ORANGE, "dash"),
     ]
     for name, values, colour, dash in lines:
         line = {"color": colour, "dash": dash, "width": 2}
         figure.add_trace(
             go.Scatter(x=frame.time_s, y=values, name=name, line=line, mode="lines+markers")
         )
-    figure.update_xaxes(title_text="time since the start of the load (s)")
-    figure.update_yaxes(title_text="slots of the KV cache", rangemode="tozero")
-    return titled(figure, "The engine's own account", _plain(), None)
-
-
-def _plain() -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame()
+    figure.update_xaxes(title_text="Time since the start of the load (s)")
+    figure.update_yaxes(title_text="Slots of the KV cache", rangemode="tozero")
+    return titled(figure, "KV cache as the engine reports it")

@@ -1,8 +1,6 @@
-"""Frames in, plotly figures out; pure but for `render`, which shows one in a notebook.
+"""Latency distributions and throughput over time, from `Run.requests_frame()`.
 
-Frames are those of `Run.requests_frame` and `Run.telemetry`. A figure has few traces and
-bounded points, whatever the number of requests. A figure of a run that the client limited says so
-in its title; the verdict is taken from `health`, or from `attrs["client_health"]` of the frame.
+The number of traces and points is bounded, however many requests there are.
 """
 
 from __future__ import annotations
@@ -15,7 +13,9 @@ from workbench.figures.style import (
     BLUE,
     GREEN,
     ORANGE,
+    TIME_TITLE,
     VERMILLION,
+    health_of,
     stacked,
     styled,
     titled,
@@ -28,45 +28,53 @@ if TYPE_CHECKING:
 
     from workbench.metrics.health import ClientHealth
 
-_MOST_POINTS, _BINS = 500, 100
+_MAX_POINTS, _BINS = 500, 100
 
 
 def latency_distributions(
     requests: pd.DataFrame, *, health: ClientHealth | None = None
 ) -> go.Figure:
-    """The share of values at or below each latency, for TTFT and ITL, with p50 and p99 marked.
+    """Draw the share of values at or below each latency, for TTFT and ITL, with p50 and p99.
 
-    Completed requests only. The axis is logarithmic where the tail is long.
+    Only completed requests count. The axis is logarithmic if the tail is long.
+
+    Args:
+        requests: `Run.requests_frame()`.
+        health: The client's health; by default the one that `requests` carries.
     """
     from plotly.subplots import make_subplots
 
     done = requests[requests.status == "ok"]
     ttft = done.ttft_ms.dropna().to_numpy(float)
-    times = [np.diff(np.asarray(t, float)) for t in done.token_times_s]
-    itl = np.concatenate([np.empty(0), *times]) * 1e3
+    gaps = [np.diff(np.asarray(times, float)) for times in done.token_times_s]
+    itl = np.concatenate([np.empty(0), *gaps]) * 1e3
     figure = styled(make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05), 380)
     for column, (name, values, colour) in enumerate([("TTFT", ttft, BLUE), ("ITL", itl, GREEN)], 1):
         _ecdf(figure, column, name, values, colour)
-    figure.update_yaxes(title_text="share at or below", tickformat=".0%", range=[0, 1.02], col=1)
-    return titled(figure, "Latency distributions", requests, health)
+    figure.update_yaxes(title_text="Share at or below", tickformat=".0%", range=[0, 1.02], col=1)
+    return titled(figure, "Latency distributions", health or health_of(requests))
 
 
 def throughput_over_time(
     requests: pd.DataFrame, *, bin_s: float | None = None, health: ClientHealth | None = None
 ) -> go.Figure:
-    """Output tokens a second, and requests in progress below, on one time axis.
+    """Draw output tokens/s, and requests in progress below, on one time axis.
 
-    `bin_s` is the width of a bin; by default a round number that gives at most 100. A chunk that
-    brought several tokens counts as so many, by the server's own count.
+    A chunk with several tokens counts as several, by the server's own count.
+
+    Args:
+        requests: `Run.requests_frame()`.
+        bin_s: The width of a bin in seconds; by default a round number that gives at most 100 bins.
+        health: The client's health; by default the one that `requests` carries.
     """
     figure = stacked([0.55, 0.45], height=520)
     _token_bars(figure, requests, bin_s)
     _in_progress(figure, requests)
     figure.update_layout(bargap=0)
-    figure.update_yaxes(title_text="output tokens/s", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="requests in progress", rangemode="tozero", row=2, col=1)
-    figure.update_xaxes(title_text="time since the start of the run (s)", row=2, col=1)
-    return titled(figure, "Throughput", requests, health)
+    figure.update_yaxes(title_text="Output tokens/s", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="Requests in progress", rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(title_text=TIME_TITLE, row=2, col=1)
+    return titled(figure, "Throughput", health or health_of(requests))
 
 
 def _ecdf(
@@ -77,7 +85,7 @@ def _ecdf(
     figure.update_xaxes(title_text=f"{name} (ms)", row=1, col=column)
     if not len(values):
         return
-    shares = np.linspace(0, 1, min(_MOST_POINTS, len(values)))
+    shares = np.linspace(0, 1, min(_MAX_POINTS, len(values)))
     points = np.quantile(values, shares)
     long_tail = points[-1] > 30 * max(float(np.median(values)), 0.1)
     if long_tail:
@@ -91,7 +99,7 @@ def _ecdf(
         name=f"{name} of {len(values):,}",
         mode="lines",
         line={"color": colour, "width": 2},
-        hovertemplate=f"%{{y:.1%}} of {name} at most %{{x:.1f}} ms<extra></extra>",
+        hovertemplate=f"%{{y:.1%}} of {name} at or below %{{x:.1f}} ms<extra></extra>",
     )
     figure.add_trace(line, row=1, col=column)
     figure.add_trace(_percentile_marks(values, colour), row=1, col=column)
@@ -116,17 +124,17 @@ def _percentile_marks(values: NDArray[np.float64], colour: str) -> go.Scatter:
 def _token_bars(figure: go.Figure, requests: pd.DataFrame, bin_s: float | None) -> None:
     import plotly.graph_objects as go
 
-    at, tokens = _token_arrivals(requests)
-    if not len(at):
+    times, tokens = _token_arrivals(requests)
+    if not len(times):
         return
-    width = bin_s or _round_up((at.max() - at.min()) / _BINS)
-    start = np.floor(at.min() / width) * width
-    edges = start + width * np.arange(int((at.max() - start) / width) + 2)
-    rate = np.histogram(at, edges, weights=tokens)[0] / width
+    width = bin_s or _round_up((times.max() - times.min()) / _BINS)
+    start = np.floor(times.min() / width) * width
+    edges = start + width * np.arange(int((times.max() - start) / width) + 2)
+    rate = np.histogram(times, edges, weights=tokens)[0] / width
     bars = go.Bar(
         x=(edges[:-1] + width / 2).round(6),
         y=rate.round(3),
-        name=f"output tokens/s, over {width:g} s",
+        name=f"Output tokens/s, over {width:g} s",
         marker={"color": BLUE, "line": {"width": 0}},
         hovertemplate="%{y:,.0f} tokens/s at %{x:.1f} s<extra></extra>",
     )
@@ -134,26 +142,28 @@ def _token_bars(figure: go.Figure, requests: pd.DataFrame, bin_s: float | None) 
 
 
 def _token_arrivals(requests: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    times = [np.asarray(t, float) for t in requests.token_times_s]
-    at = np.concatenate([np.empty(0), *times])
-    lengths = np.array([len(t) for t in times], int)
+    """Return the time of each chunk in seconds, and how many tokens it brought."""
+    chunks = [np.asarray(times, float) for times in requests.token_times_s]
+    lengths = np.array([len(times) for times in chunks], int)
     counted = requests.output_tokens.to_numpy(float)
-    known = np.where(np.isnan(counted), lengths, counted)
-    return at, np.repeat(known / np.maximum(lengths, 1), lengths)
+    tokens = np.where(np.isnan(counted), lengths, counted)
+    per_chunk = np.repeat(tokens / np.maximum(lengths, 1), lengths)
+    return np.concatenate([np.empty(0), *chunks]), per_chunk
 
 
 def _in_progress(figure: go.Figure, requests: pd.DataFrame) -> None:
     import plotly.graph_objects as go
 
     sent, end = requests.sent_s.dropna().to_numpy(), requests.end_s.dropna().to_numpy()
-    at = np.concatenate([sent, end])
-    order = np.argsort(at, kind="stable")
+    times = np.concatenate([sent, end])
+    order = np.argsort(times, kind="stable")
     level = np.cumsum(np.concatenate([np.ones(len(sent)), -np.ones(len(end))])[order])
-    keep = np.unique(np.linspace(0, len(at) - 1, min(len(at), 4 * _MOST_POINTS)).astype(int))
+    count = min(len(times), 4 * _MAX_POINTS)
+    keep = np.unique(np.linspace(0, len(times) - 1, count).astype(int))
     steps = go.Scatter(
-        x=at[order][keep].round(6),
+        x=times[order][keep].round(6),
         y=level[keep],
-        name="requests in progress",
+        name="Requests in progress",
         mode="lines",
         line={"shape": "hv", "color": ORANGE, "width": 2},
         hovertemplate="%{y} in progress at %{x:.1f} s<extra></extra>",
@@ -168,17 +178,17 @@ def _failure_marks(failed: pd.DataFrame) -> go.Scatter:
     import plotly.graph_objects as go
 
     return go.Scatter(
-        x=failed.end_s.iloc[:: -(-len(failed) // _MOST_POINTS)].round(6),
-        y=np.zeros(min(len(failed), _MOST_POINTS)),
-        name="failed, shed or cancelled",
+        x=failed.end_s.iloc[:: -(-len(failed) // _MAX_POINTS)].round(6),
+        y=np.zeros(min(len(failed), _MAX_POINTS)),
+        name="Failed, shed or cancelled",
         mode="markers",
         marker={"symbol": "x", "color": VERMILLION, "size": 8},
-        hovertemplate="failed at %{x:.1f} s<extra></extra>",
+        hovertemplate="Failed at %{x:.1f} s<extra></extra>",
     )
 
 
 def _round_up(width: float) -> float:
-    """The next of 1, 2, 5 times a power of ten, and at least a tenth of a second."""
+    """Return the next of 1, 2, 5 times a power of ten, at least 0.1."""
     if width <= 0.1:
         return 0.1
     power = 10.0 ** np.floor(np.log10(width))

@@ -1,4 +1,4 @@
-"""Figures of parallel layouts and what fits on which hardware."""
+"""Parallel layouts: what fits on which hardware, and what was measured."""
 
 from __future__ import annotations
 
@@ -18,56 +18,62 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 
-def fit_figure(found: LayoutPlans) -> go.Figure:
-    """One GPU's memory under each layout: weights, activations, CUDA, and what is left for KV.
+def fit_figure(plans: LayoutPlans) -> go.Figure:
+    """Draw one GPU's memory under each layout: weights, activations, CUDA, and the KV cache.
 
-    The recommended layout is marked; the dashed line is what vLLM may use of a GPU.
+    The recommended layout is marked. The dashed line is the memory that vLLM may use.
     """
     import plotly.graph_objects as go
 
-    names = [f"{_marked(found, plan)}{plan.layout} × {plan.replicas}" for plan in found.plans]
+    names = [f"{_marker(plans, plan)}{plan.layout} × {plan.replicas}" for plan in plans.plans]
     parts = {
-        "weights": ([plan.memory.weights for plan in found.plans], BLUE),
-        "activations (estimate)": ([plan.memory.activations for plan in found.plans], ORANGE),
-        "CUDA (allowance)": ([plan.memory.overhead for plan in found.plans], GREY),
-        "KV cache": ([max(0.0, plan.memory.cache) for plan in found.plans], GREEN),
+        "Weights": ([plan.memory.weights for plan in plans.plans], BLUE),
+        "Activations (estimate)": ([plan.memory.activations for plan in plans.plans], ORANGE),
+        "CUDA (allowance)": ([plan.memory.overhead for plan in plans.plans], GREY),
+        "KV cache": ([max(0.0, plan.memory.cache) for plan in plans.plans], GREEN),
     }
     figure = go.Figure()
     for name, (values, colour) in parts.items():
         gib = [value / GIB for value in values]
         figure.add_bar(x=gib, y=names, name=name, orientation="h", marker_color=colour)
     figure.add_vline(
-        x=found.plans[0].memory.budget / GIB if found.plans else 0,
+        x=plans.plans[0].memory.budget / GIB if plans.plans else 0,
         line={"color": VERMILLION, "dash": "dash"},
-        annotation_text="what vLLM may use",
+        annotation_text="Memory for vLLM",
     )
-    for name, plan in zip(names, found.plans, strict=True):
-        fits = plan.problem is None
-        text = f"{plan.sequences:,} sequences" if fits else "does not fit"
-        end = sum(max(0.0, values[names.index(name)]) for values, _ in parts.values()) / GIB
+    totals = [sum(max(0.0, value) for value in bars) for bars in zip(*_values(parts), strict=True)]
+    for name, plan, total in zip(names, plans.plans, totals, strict=True):
+        text = f"{plan.sequences:,} sequences" if plan.problem is None else "does not fit"
         figure.add_annotation(
-            x=end, y=name, text=text, showarrow=False, xanchor="left", font_color=PURPLE
+            x=total / GIB, y=name, text=text, showarrow=False, xanchor="left", font_color=PURPLE
         )
     styled(figure, 180 + 34 * len(names)).update_layout(barmode="stack")
-    figure.update_yaxes(autorange="reversed", title_text="layout × replicas")
-    figure.update_xaxes(title_text="GiB on the fullest GPU")
-    return titled(figure, f"What fits on {found.gpus}")
+    figure.update_yaxes(autorange="reversed", title_text="Layout × replicas")
+    figure.update_xaxes(title_text="Memory of the fullest GPU (GiB)")
+    return titled(figure, f"What fits on {plans.gpus}")
 
 
-def _marked(found: LayoutPlans, plan: Plan) -> str:
-    return "▶ " if plan == found.advice.plan else ""
+def _values(parts: dict[str, tuple[list[float], str]]) -> list[list[float]]:
+    return [values for values, _ in parts.values()]
+
+
+def _marker(plans: LayoutPlans, plan: Plan) -> str:
+    return "▶ " if plan == plans.advice.plan else ""
 
 
 def layouts_figure(measured: pd.DataFrame) -> go.Figure:
-    """Layouts measured: output tokens/s above, and the mean time per output token below.
+    """Draw measured layouts: output tokens/s above, and the mean time per output token below.
 
-    `measured` has `layout`, `concurrency`, `output_throughput` and `mean_tpot_ms`, a row a load.
+    Args:
+        measured: A row per load, with `layout`, `concurrency`, `output_throughput` (tokens/s),
+            `mean_tpot_ms` and `client_limited`.
     """
     figure = stacked([0.5, 0.5], height=460)
     colours = (BLUE, ORANGE, GREEN, PURPLE)
@@ -76,15 +82,14 @@ def layouts_figure(measured: pd.DataFrame) -> go.Figure:
             figure.add_bar(
                 x=rows.layout,
                 y=rows[column],
-                name=f"{concurrency} at a time",
+                name=f"{concurrency} concurrent requests",
                 legendgroup=str(concurrency),
                 showlegend=row == 1,
                 marker_color=colours[number % len(colours)],
                 row=row,
                 col=1,
             )
-    figure.update_yaxes(title_text="output tokens/s", row=1, col=1)
-    figure.update_yaxes(title_text="mean TPOT (ms)", row=2, col=1)
-    health = {"client_health": {"client_limited": bool(measured.client_limited.any())}}
-    measured.attrs |= health
-    return titled(figure, "The same workers, laid out differently", measured)
+    figure.update_yaxes(title_text="Output tokens/s", row=1, col=1)
+    figure.update_yaxes(title_text="Mean TPOT (ms)", row=2, col=1)
+    health = ClientHealth(client_limited=bool(measured.client_limited.any()))
+    return titled(figure, "The same workers in different layouts", health)

@@ -1,12 +1,20 @@
-"""Every request of a run over time, and the replicas below, on one axis."""
+"""Every request of a run over time, with the replicas below on the same axis."""
 
 from __future__ import annotations
 
 import html
 from typing import TYPE_CHECKING, Any
 
-from workbench.figures.replicas import replica_traces
-from workbench.figures.style import BLUE, ORANGE, VERMILLION, stacked, titled
+from workbench.figures.replica_traces import replica_traces
+from workbench.figures.style import (
+    BLUE,
+    ORANGE,
+    TIME_TITLE,
+    VERMILLION,
+    health_of,
+    stacked,
+    titled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,9 +22,9 @@ if TYPE_CHECKING:
 
     from workbench.metrics.health import ClientHealth
 
-_MOST_BARS = 1000
+_MAX_BARS = 1000
 _HOVER = (
-    "request %{customdata[0]}: %{customdata[1]}<br>sent %{customdata[2]} s<br>"
+    "Request %{customdata[0]}: %{customdata[1]}<br>Sent at %{customdata[2]} s<br>"
     "TTFT %{customdata[3]} ms, E2EL %{customdata[4]} ms<br>%{customdata[5]} output tokens"
     "<br>%{customdata[6]}<extra>%{fullData.name}</extra>"
 )
@@ -29,27 +37,31 @@ def request_timeline(
     health: ClientHealth | None = None,
     deployment: str | None = None,
 ) -> go.Figure:
-    """Every request as a bar over time: waiting, then streaming; failures hatched and crossed.
+    """Draw every request as a bar over time: waiting, then streaming; failures are crossed.
 
-    With `telemetry`, a second row on the same axis has the replicas: running and starting stacked,
-    and the autoscaler's target as a line, summed over deployments or of one `deployment`. Past
-    1,000 requests, evenly chosen ones are shown and the title says so.
+    Beyond 1,000 requests, evenly chosen ones are shown, and the title says so.
+
+    Args:
+        requests: `Run.requests_frame()`.
+        telemetry: `Run.samples("deployment")`, for a second row with the replicas: running and
+            starting stacked, and the autoscaler's target as a line.
+        health: The client's health; by default the one that `requests` carries.
+        deployment: The deployment in the second row; by default the sum of all.
     """
     replicas = telemetry is not None and not telemetry.empty
     figure = stacked([0.72, 0.28] if replicas else [1.0], height=620 if replicas else 460)
     ordered = requests.sort_values(["sent_s", "end_s"], kind="stable").reset_index(drop=True)
-    step = -(-len(ordered) // _MOST_BARS) or 1
+    step = -(-len(ordered) // _MAX_BARS) or 1
     shown = ordered.iloc[::step]
     _request_bars(figure, shown)
-    if replicas:
-        assert telemetry is not None
+    if telemetry is not None and replicas:
         _replica_areas(figure, telemetry, deployment)
-    some = f" (1 in {step} of {len(ordered):,})" if step > 1 else ""
+    sampled = f" (1 in {step} of {len(ordered):,})" if step > 1 else ""
     figure.update_traces(width=step * (0.85 if len(shown) < 200 else 1), selector={"type": "bar"})
     figure.update_layout(barmode="overlay")
-    figure.update_yaxes(title_text="request, by time sent", autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="time since the start of the run (s)", row=1 + replicas, col=1)
-    return titled(figure, f"Requests{some}", requests, health)
+    figure.update_yaxes(title_text="Request, by time sent", autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title_text=TIME_TITLE, row=1 + replicas, col=1)
+    return titled(figure, f"Requests{sampled}", health or health_of(requests))
 
 
 def _request_bars(figure: go.Figure, shown: pd.DataFrame) -> None:
@@ -58,9 +70,9 @@ def _request_bars(figure: go.Figure, shown: pd.DataFrame) -> None:
     ok = shown.status == "ok"
     first = shown.first_token_s.fillna(shown.end_s)
     phases = [
-        ("waiting for the first token", ok, shown.sent_s, first, ORANGE, ""),
-        ("streaming", ok & shown.first_token_s.notna(), first, shown.end_s, BLUE, ""),
-        ("failed, shed or cancelled", ~ok, shown.sent_s, shown.end_s, VERMILLION, "/"),
+        ("Waiting for the first token", ok, shown.sent_s, first, ORANGE, ""),
+        ("Streaming", ok & shown.first_token_s.notna(), first, shown.end_s, BLUE, ""),
+        ("Failed, shed or cancelled", ~ok, shown.sent_s, shown.end_s, VERMILLION, "/"),
     ]
     for name, mask, start, end, colour, pattern in phases:
         if mask.any():
@@ -116,4 +128,4 @@ def _hover_data(rows: pd.DataFrame) -> list[list[str]]:
 def _replica_areas(figure: go.Figure, telemetry: pd.DataFrame, deployment: str | None) -> None:
     running, starting, _, target, *_ = replica_traces(telemetry, deployment=deployment)
     figure.add_traces([running, starting, target], rows=2, cols=1)
-    figure.update_yaxes(title_text="replicas", rangemode="tozero", dtick=1, row=2, col=1)
+    figure.update_yaxes(title_text="Replicas", rangemode="tozero", dtick=1, row=2, col=1)

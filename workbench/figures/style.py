@@ -1,28 +1,37 @@
-"""What all figures share: the colours, the blank rows, the title with the client's verdict.
+"""What all figures share: colours, blank rows, and titles that mark a client-limited run.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart, on a transparent ground
-that suits light and dark themes.
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Backgrounds are
+transparent, for light and dark themes.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from workbench.metrics.health import ClientHealth
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from workbench.metrics.health import ClientHealth
-
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#808080"
 _GRID = "rgba(128,128,128,0.25)"
+_MAX_REASONS = 4
+
+CONFIG = {"responsive": True, "displaylogo": False}
+"""The configuration of every plotly figure."""
+TIME_TITLE = "Time since the start of the run (s)"
 
 
 def stacked(heights: list[float], height: int) -> go.Figure:
-    """Blank rows on one time axis: each one's share of the height, and all of it in pixels."""
+    """Return blank rows on one time axis.
+
+    Args:
+        heights: The height of each row relative to the others.
+        height: The height of the whole figure in pixels.
+    """
     from plotly.subplots import make_subplots
 
     rows = len(heights)
@@ -33,7 +42,7 @@ def stacked(heights: list[float], height: int) -> go.Figure:
 
 
 def styled(figure: go.Figure, height: int) -> go.Figure:
-    """`figure` in this style, `height` pixels high."""
+    """Apply the common style to `figure`, make it `height` pixels high, and return it."""
     axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "automargin": True}
     figure.update_layout(
         template="none",
@@ -52,82 +61,40 @@ def styled(figure: go.Figure, height: int) -> go.Figure:
     return figure
 
 
-def titled(
-    figure: go.Figure,
-    title: str,
-    requests: pd.DataFrame | None = None,
-    health: ClientHealth | None = None,
-) -> go.Figure:
-    """`figure` under `title`, marked if `health` or `requests.attrs` says client limited."""
-    known = {} if requests is None else requests.attrs
-    verdict: Mapping[str, Any] = known.get("client_health") or {}
-    if health is not None:
-        verdict = health.model_dump()
+def titled(figure: go.Figure, title: str, health: ClientHealth | None = None) -> go.Figure:
+    """Give `figure` its title, mark it if `health` says client-limited, and return it."""
     text: dict[str, Any] = {"text": title, "x": 0, "xref": "paper", "xanchor": "left"}
-    if verdict.get("client_limited"):
-        reasons = html.escape("; ".join(map(str, verdict.get("reasons", ()))), quote=False)
+    if health is not None and health.client_limited:
         text["text"] = f"{title} - CLIENT LIMITED"
-        text["subtitle"] = {"text": reasons, "font": {"color": VERMILLION}}
+        text["subtitle"] = {"text": _reasons(health), "font": {"color": VERMILLION}}
         text["font"] = {"color": VERMILLION}
-        figure.update_layout(margin_t=140)  # the reasons stand above the legend's two rows
+        figure.update_layout(margin_t=140)  # the reasons stand above two rows of legend
     figure.update_layout(title=text | {"yref": "container", "y": 0.98, "yanchor": "top"})
     return figure
 
 
-_CONFIG = {"responsive": True, "displaylogo": False}
+def _reasons(health: ClientHealth) -> str:
+    further = len(health.reasons) - _MAX_REASONS
+    more = [f"and {further} more"] if further > 0 else []
+    return html.escape("; ".join([*health.reasons[:_MAX_REASONS], *more]), quote=False)
 
 
-class StaticFigure:
-    """A figure as notebooks save it: for JupyterLab as data, for everything else as HTML.
-
-    nbconvert and viewers without plotly take the HTML, which needs no network. plotly.js (5 MB)
-    stands in the HTML of one cell, the first that rendered; the others use it from there.
-    """
-
-    _carrier: tuple[str, int] | None = None  # the cell, and at which execution it rendered
-
-    def __init__(self, figure: go.Figure) -> None:
-        self.figure = figure
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        import json
-
-        data = json.loads(self.figure.to_json())
-        bundle = {"application/vnd.plotly.v1+json": {**data, "config": _CONFIG}}
-        return {**bundle, "text/html": self._html(), "text/plain": "a figure"}
-
-    def _html(self) -> str:
-        here, carrier = _cell(), StaticFigure._carrier
-        # A cell that carried it and is run again has lost its old output, and the script in it.
-        carries = carrier is None or (here[0] == carrier[0] and here[1] != carrier[1])
-        if carries:
-            StaticFigure._carrier = here
-        return to_div(self.figure, with_script=carries)
+def health_of(frame: pd.DataFrame) -> ClientHealth | None:
+    """Return the health that `Run.requests_frame` and `compare` put into a frame's `attrs`."""
+    fields = frame.attrs.get("client_health")
+    if not fields:
+        return None
+    return ClientHealth(
+        client_limited=fields.get("client_limited"), reasons=tuple(fields.get("reasons", ()))
+    )
 
 
 def to_div(figure: go.Figure, *, with_script: bool) -> str:
-    """`figure` as HTML that needs no network; `with_script` puts plotly.js in it."""
-    text: str = figure.to_html(full_html=False, include_plotlyjs=with_script, config=_CONFIG)
-    missing = "This figure is drawn by the script of the notebook's first figure: run that cell."
+    """Return `figure` as HTML that needs no network; `with_script` includes plotly.js."""
+    text: str = figure.to_html(full_html=False, include_plotlyjs=with_script, config=CONFIG)
+    missing = "This figure needs the script of the first figure in this notebook: run that cell."
     check = (
         "<script>window.Plotly || document.currentScript.insertAdjacentHTML("
-        f"'afterend', '<p>{missing.replace(chr(39), '&#39;')}</p>')</script>"
+        f"'afterend', '<p>{missing}</p>')</script>"
     )
     return text if with_script else check + text
-
-
-def _cell() -> tuple[str, int]:
-    """The running cell and its execution count. papermill does not say which cell it runs."""
-    try:
-        from IPython import get_ipython
-
-        shell = get_ipython()
-        count = int(shell.execution_count)
-        return shell.parent_header.get("metadata", {}).get("cellId") or f"#{count}", count
-    except (ImportError, AttributeError):
-        return "#0", 0
-
-
-def show(figure: go.Figure) -> StaticFigure:
-    """`figure` as the last line of a cell, or for `display`: it lasts in a saved notebook."""
-    return StaticFigure(figure)

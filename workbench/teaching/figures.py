@@ -1,6 +1,6 @@
-"""The two simulations as figures with a slider: plotly's own frames, which need no kernel.
+"""The two simulations as figures with a slider, a frame per step.
 
-They work in a saved notebook and in a page. Each frame is one step.
+The frames are plotly's own and need no kernel, so they work in a saved notebook too.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ _COLOURS = (
     "#332288",
 )
 _EMPTY = "rgba(128,128,128,0.15)"
-_ROW = 32  # slots in a row of the picture
+_ROW = 32  # slots in a row of the figure
 
 
 def paging_figure(contiguous: Sequence[Moment], paged: Sequence[Moment], block: int) -> go.Figure:
-    """Memory in each step under both rules, and the block table of the paged one below.
+    """Draw memory in each step on both sides, with the block table of the paged side below.
 
-    A pale cell is held and has no token in it. `block` is the paged side's slots of a block. Both
-    sides are of the same memory; the one that ends first stays as it ended.
+    A pale cell is held but has no token in it. The side that ends first keeps its last step.
+
+    Args:
+        contiguous: The steps of the contiguous side.
+        paged: The steps of the paged side, with memory of the same size.
+        block: Slots per block of the paged side.
     """
     steps = max(len(contiguous), len(paged))
     rows = len(contiguous[0].owner) // _ROW or 1
@@ -49,9 +53,9 @@ def paging_figure(contiguous: Sequence[Moment], paged: Sequence[Moment], block: 
         left, right = _at(contiguous, step), _at(paged, step)
         data = [_memory(left, requests), _memory(right, requests), _table(right, requests, width)]
         titles = [
-            _told("Contiguous", left, step >= len(contiguous)),
-            _told(f"Paged, blocks of {block}", right, step >= len(paged)),
-            "Block table of the paged side: the request's blocks in the order of its tokens",
+            _memory_title("Contiguous", left, step >= len(contiguous)),
+            _memory_title(f"Paged, blocks of {block}", right, step >= len(paged)),
+            "Block table of the paged side: the blocks of each request in the order of its tokens",
         ]
         frames.append(_frame(figure, step, data, titles))
     figure.update_yaxes(visible=False, autorange="reversed", row=1, col=1)
@@ -60,11 +64,11 @@ def paging_figure(contiguous: Sequence[Moment], paged: Sequence[Moment], block: 
     figure.update_yaxes(tickvals=list(range(requests)), row=3, col=1)
     figure.update_yaxes(ticktext=[_name(i) for i in range(requests)], row=3, col=1)
     figure.update_xaxes(visible=False)
-    return _with_slider(figure, frames, "step ")
+    return _with_slider(figure, frames, "Step ")
 
 
 def batching_figure(static: Table, continuous: Table) -> go.Figure:
-    """What each row of the batch does in each step, under both rules; pale is a row that idles."""
+    """Draw what each slot of the batch does in each step on both sides; idle slots are pale."""
     from plotly.subplots import make_subplots
 
     steps = max(static.steps, continuous.steps)
@@ -75,10 +79,10 @@ def batching_figure(static: Table, continuous: Table) -> go.Figure:
     for step in range(1, steps + 1):
         tables = {"Static": static, "Continuous": continuous}
         data = [_slots(table, step, steps) for table in tables.values()]
-        titles = [_progress(name, table, step) for name, table in tables.items()]
+        titles = [_batch_title(name, table, step) for name, table in tables.items()]
         frames.append(_frame(figure, step, data, titles))
-    figure.update_yaxes(title_text="row of the batch", dtick=1, autorange="reversed")
-    return _with_slider(figure, frames, "step ", at=len(frames) - 1)
+    figure.update_yaxes(title_text="Slot of the batch", dtick=1, autorange="reversed")
+    return _with_slider(figure, frames, "Step ", at=len(frames) - 1)
 
 
 def _three_panels(rows: int, requests: int) -> go.Figure:
@@ -98,22 +102,22 @@ def _at(moments: Sequence[Moment], step: int) -> Moment:
     return moments[min(step, len(moments) - 1)]
 
 
-def _told(name: str, moment: Moment, over: bool) -> str:
-    if over:
-        return f"<b>{name}</b>: all served"
+def _memory_title(name: str, moment: Moment, ended: bool) -> str:
+    if ended:
+        return f"<b>{name}</b>: all requests served"
     share = moment.used / len(moment.owner)
     return (
-        f"<b>{name}</b>: {len(moment.tables)} at work, {len(moment.waiting)} waiting; "
-        f"{share:.0%} of memory has tokens, {moment.waste:.0%} of what is held is empty"
+        f"<b>{name}</b>: {len(moment.tables)} running, {len(moment.waiting)} waiting; "
+        f"{share:.0%} of the memory has tokens, {moment.waste:.0%} of the held slots are empty"
     )
 
 
 def _memory(moment: Moment, requests: int) -> go.Heatmap:
     owner = np.asarray(moment.owner)
     written = np.asarray(moment.written)
-    # 0 is free; a request's own number from 1 on, and beyond those its pale twin.
+    # 0 is free; a request has a number from 1 on, and its empty slots that plus `requests`.
     z = np.where(owner == FREE, 0, owner + 1 + np.where(written, 0, requests))
-    text = [_name(one) if one != FREE else "" for one in moment.owner]
+    text = [_name(number) if number != FREE else "" for number in moment.owner]
     return _heatmap(_folded(z), _folded(np.asarray(text)), requests)
 
 
@@ -132,19 +136,19 @@ def _table(moment: Moment, requests: int, width: int) -> go.Heatmap:
 
 
 def _slots(table: Table, step: int, steps: int) -> go.Heatmap:
-    requests = 1 + max(one for row in table.cells for one in row)
+    requests = 1 + max(request for row in table.cells for request in row)
     shown = np.full((steps, len(table.cells[0])), np.nan)
     cells = np.asarray(table.cells[:step], float)
     shown[: len(cells)] = np.where(cells == IDLE, 0, cells + 1)
     return _heatmap(shown.T, None, requests, x=list(range(1, steps + 1)))
 
 
-def _progress(name: str, table: Table, step: int) -> str:
+def _batch_title(name: str, table: Table, step: int) -> str:
     done = min(step, table.steps)
     tokens = table.tokens_by(done)
     idle = 1 - tokens / (done * len(table.cells[0]))
-    over = f", all served after {table.steps}" if step >= table.steps else ""
-    return f"<b>{name}</b>: {tokens} tokens in {done} steps{over}; {idle:.0%} of the rows idled"
+    ended = f", all served after {table.steps}" if step >= table.steps else ""
+    return f"<b>{name}</b>: {tokens} tokens in {done} steps{ended}; {idle:.0%} of the slots idle"
 
 
 def _heatmap(z: Any, text: Any, requests: int, **more: Any) -> go.Heatmap:
@@ -176,7 +180,7 @@ def _pale(colour: str) -> str:
 
 
 def _name(number: int) -> str:
-    """A, B, ..., Z, A1, B1, ..."""
+    """Return the name of a request: A, B, ..., Z, A1, B1, ..."""
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
@@ -190,7 +194,7 @@ def _frame(figure: go.Figure, step: int, data: list[Any], titles: list[str]) -> 
 
 
 def _with_slider(figure: go.Figure, frames: list[Any], prefix: str, at: int = 0) -> go.Figure:
-    """The figure showing frame `at`, with a slider over all of them."""
+    """Show the frame `at`, with a slider over all of them."""
     for row, trace in enumerate(frames[at].data, 1):
         figure.add_trace(trace, row=row, col=1)
     figure.update_layout(annotations=frames[at].layout.annotations)

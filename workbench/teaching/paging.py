@@ -1,16 +1,16 @@
-"""The KV cache as a block table, beside contiguous allocation: a simulation small enough to follow.
+"""The KV cache as a block table, beside contiguous allocation: a small simulation.
 
-Memory is a row of slots, each the room of one token. Both sides serve the same requests in the
-order given, all there from the start; nobody overtakes. In each step a running request adds one
-token; in the step in which it is let in, its prompt and its first token come at once. When it has
-all of its output it is shown once more, and its slots are free for the next step.
+Memory is a row of slots, each with room for one token. Both sides serve the same requests, which
+are all there from the start, in the given order. In each step a running request adds one token. In
+the step in which a request is admitted, its prompt and its first token are written at once. A
+request that is complete is shown once more; its slots are free in the next step.
 
-- Contiguous: a request is let in where one gap holds its prompt and `reserve` more tokens, as long
-  as an answer may become: nobody knows yet how long it will be. First gap that fits.
-- Paged: a request is let in when blocks for its prompt and first token are free, anywhere, and
-  takes another block when its last is full. If none is free, the newest request is put back to the
-  head of the line, and what it has made so far counts as its prompt when it comes back, as vLLM
-  preempts by recomputing.
+- Contiguous: a request is admitted if one gap holds its prompt and `reserve` more tokens, the
+  longest possible answer, since its length is not known yet. The first gap that fits is used.
+- Paged: a request is admitted if blocks for its prompt and first token are free, anywhere. It takes
+  another block when its last one is full. If no block is free, the newest request is preempted: it
+  returns to the front of the queue, and its tokens so far count as its prompt when it is admitted
+  again, as vLLM preempts by recomputing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FREE = -1
 
 
 class Wanted(NamedTuple):
-    """A request: tokens of its prompt, and tokens that its answer will turn out to have."""
+    """A request: the tokens of its prompt, and the tokens that its answer will have."""
 
     prompt: int
     output: int
@@ -31,32 +31,36 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Running:
-    """A request in memory: its number, what it wants, tokens made so far, and its slots in order.
-
-    `slots` are all that it holds, written or not.
-    """
+    """A request in memory: its index, its tokens, and all its slots in order, written or not."""
 
     number: int
     wanted: Wanted
     slots: list[int]
-    made: int = 1
+    generated: int = 1
 
     @property
     def tokens(self) -> int:
         """Slots with a token in them."""
-        return self.wanted.prompt + self.made
+        return self.wanted.prompt + self.generated
 
     @property
     def ended(self) -> bool:
-        return self.made >= self.wanted.output
+        """Whether the answer is complete."""
+        return self.generated >= self.wanted.output
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Memory in one step. `owner` is the request that holds each slot, or FREE.
+    """Memory in one step.
 
-    `written` says which slots have a token; `tables` are the blocks of each running request in the
-    order of its tokens (of one slot each where memory is contiguous); `done` counts the ended.
+    Attributes:
+        owner: The request that holds each slot, or FREE.
+        written: Whether each slot holds a token.
+        tables: The blocks of each running request in the order of its tokens; contiguous memory
+            has blocks of one slot.
+        waiting: The requests in the queue.
+        done: How many requests have ended.
+        preempted: How often a request was preempted so far.
     """
 
     owner: tuple[int, ...]
@@ -68,8 +72,8 @@ class Moment:
 
     @property
     def held(self) -> int:
-        """Slots that nobody else can have."""
-        return sum(one != FREE for one in self.owner)
+        """Slots that belong to a request."""
+        return sum(owner != FREE for owner in self.owner)
 
     @property
     def used(self) -> int:
@@ -78,7 +82,7 @@ class Moment:
 
     @property
     def waste(self) -> float:
-        """The share of held slots without a token; 0 where nothing is held."""
+        """Share of the held slots without a token; 0 if none is held."""
         return 1 - self.used / self.held if self.held else 0.0
 
 
@@ -92,91 +96,103 @@ class _Memory:
     preempted: int = 0
 
     def free(self) -> list[int]:
-        """Numbers of the free blocks, in order."""
-        taken = {slot // self.block for one in self.running for slot in one.slots}
+        """Return the numbers of the free blocks, in order."""
+        taken = {slot // self.block for request in self.running for slot in request.slots}
         return [block for block in range(self.slots // self.block) if block not in taken]
 
-    def spread(self, blocks: Sequence[int]) -> list[int]:
-        """The slots of these blocks."""
+    def slots_of(self, blocks: Sequence[int]) -> list[int]:
+        """Return the slots of these blocks."""
         return [block * self.block + i for block in blocks for i in range(self.block)]
 
     def moment(self) -> Moment:
         owner, written = [FREE] * self.slots, [False] * self.slots
-        for one in self.running:
-            for place, slot in enumerate(one.slots):
-                owner[slot], written[slot] = one.number, place < one.tokens
+        for request in self.running:
+            for position, slot in enumerate(request.slots):
+                owner[slot], written[slot] = request.number, position < request.tokens
         tables = {
-            one.number: tuple(dict.fromkeys(slot // self.block for slot in one.slots))
-            for one in self.running
+            request.number: tuple(dict.fromkeys(slot // self.block for slot in request.slots))
+            for request in self.running
         }
-        line = tuple(number for number, _ in self.waiting)
-        return Moment(tuple(owner), tuple(written), tables, line, self.done, self.preempted)
+        waiting = tuple(number for number, _ in self.waiting)
+        return Moment(tuple(owner), tuple(written), tables, waiting, self.done, self.preempted)
 
 
 def contiguous(requests: Sequence[Wanted], slots: int, reserve: int) -> list[Moment]:
-    """Each step of memory in which every request holds one stretch of prompt + `reserve` slots.
+    """Return each step of memory in which every request holds one stretch of slots.
 
-    Raises ValueError for a request that could never be let in, or that outgrows its stretch.
+    Args:
+        requests: The requests in order.
+        slots: The size of the memory in tokens.
+        reserve: Slots reserved for each answer.
+
+    Raises:
+        ValueError: For a request that could never be admitted, or that outgrows its stretch.
     """
-    for number, one in enumerate(requests):
-        if one.output > reserve or one.prompt + reserve > slots:
+    for number, request in enumerate(requests):
+        if request.output > reserve or request.prompt + reserve > slots:
             raise ValueError(
-                f"request {number} = {tuple(one)} needs output <= reserve = {reserve} and prompt + "
-                f"reserve <= slots = {slots}"
+                f"request {number} = {tuple(request)} needs output <= reserve = {reserve} and "
+                f"prompt + reserve <= slots = {slots}"
             )
 
-    def enter(memory: _Memory, wanted: Wanted) -> list[int] | None:
-        need, free = wanted.prompt + reserve, set(memory.free())
-        starts = (s for s in range(slots - need + 1) if free.issuperset(range(s, s + need)))
+    def admit(memory: _Memory, wanted: Wanted) -> list[int] | None:
+        size, free = wanted.prompt + reserve, set(memory.free())
+        starts = (s for s in range(slots - size + 1) if free.issuperset(range(s, s + size)))
         start = next(starts, None)
-        return None if start is None else list(range(start, start + need))
+        return None if start is None else list(range(start, start + size))
 
-    return list(_moments(_Memory(slots, 1, list(enumerate(requests))), enter, lambda memory: None))
+    return list(_moments(_Memory(slots, 1, list(enumerate(requests))), admit, lambda memory: None))
 
 
 def paged(requests: Sequence[Wanted], slots: int, block: int) -> list[Moment]:
-    """Each step of memory that is given out in blocks of `block` slots, as tokens need them.
+    """Return each step of memory that is allocated in blocks, as tokens need them.
 
-    Raises ValueError where `block` does not divide `slots`, and for a request that could never end.
+    Args:
+        requests: The requests in order.
+        slots: The size of the memory in tokens.
+        block: Slots per block.
+
+    Raises:
+        ValueError: If `block` does not divide `slots`, or for a request longer than the memory.
     """
     if slots % block:
-        raise ValueError(f"slots = {slots} is no multiple of block = {block}")
-    for number, one in enumerate(requests):
-        if one.prompt + one.output > slots:
-            raise ValueError(f"request {number} = {tuple(one)} is longer than slots = {slots}")
+        raise ValueError(f"slots must be a multiple of block = {block}, got {slots}")
+    for number, request in enumerate(requests):
+        if request.prompt + request.output > slots:
+            raise ValueError(f"request {number} = {tuple(request)} is longer than slots = {slots}")
 
-    def enter(memory: _Memory, wanted: Wanted) -> list[int] | None:
-        need, free = -(-(wanted.prompt + 1) // block), memory.free()
-        return memory.spread(free[:need]) if len(free) >= need else None
+    def admit(memory: _Memory, wanted: Wanted) -> list[int] | None:
+        count, free = -(-(wanted.prompt + 1) // block), memory.free()
+        return memory.slots_of(free[:count]) if len(free) >= count else None
 
-    return list(_moments(_Memory(slots, block, list(enumerate(requests))), enter, _grow))
+    return list(_moments(_Memory(slots, block, list(enumerate(requests))), admit, _grow))
 
 
 def _grow(memory: _Memory) -> None:
-    """A block more for whom the next token finds none; the newest gives way, the oldest last."""
-    for one in list(memory.running):
-        while one in memory.running and one.tokens >= len(one.slots):
+    """Give each request the block it needs, oldest first. If none is free, preempt the newest."""
+    for request in list(memory.running):
+        while request in memory.running and request.tokens >= len(request.slots):
             if free := memory.free():
-                one.slots += memory.spread(free[:1])
+                request.slots += memory.slots_of(free[:1])
             else:
                 newest = memory.running.pop()
-                rest = Wanted(newest.tokens, newest.wanted.output - newest.made)
+                rest = Wanted(newest.tokens, newest.wanted.output - newest.generated)
                 memory.waiting.insert(0, (newest.number, rest))
                 memory.preempted += 1
 
 
 def _moments(
     memory: _Memory,
-    enter: Callable[[_Memory, Wanted], list[int] | None],
+    admit: Callable[[_Memory, Wanted], list[int] | None],
     grow: Callable[[_Memory], None],
 ) -> Iterator[Moment]:
     while memory.waiting or memory.running:
-        memory.done += sum(one.ended for one in memory.running)
-        memory.running = [one for one in memory.running if not one.ended]
+        memory.done += sum(request.ended for request in memory.running)
+        memory.running = [request for request in memory.running if not request.ended]
         grow(memory)
-        for one in memory.running:
-            one.made += 1
-        while memory.waiting and (slots := enter(memory, memory.waiting[0][1])) is not None:
+        for request in memory.running:
+            request.generated += 1
+        while memory.waiting and (slots := admit(memory, memory.waiting[0][1])) is not None:
             number, wanted = memory.waiting.pop(0)
             memory.running.append(Running(number, wanted, slots))
         if memory.running:

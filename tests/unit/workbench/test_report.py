@@ -1,4 +1,4 @@
-"""The page as text, and as Chromium shows it with no network."""
+"""The report as text, and as Chromium shows it without a network."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ def without_scripts(page: str) -> str:
     return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
-class TestThePage:
-    def test_it_has_everything_that_makes_the_run(self, run: Run) -> None:
+class TestReport:
+    def test_it_has_parameters_versions_and_results(self, run: Run) -> None:
         run.finish(summarize(run.records(), slo=SLO(ttft_ms=300)))
         text = without_scripts(written(run, command="papermill -p rate 2.5"))
-        for expected in ("A title", "run one", "seed 42", "papermill -p rate 2.5", "rate", "2.5"):
+        for expected in ("A title", "Run one", "seed 42", "papermill -p rate 2.5", "rate", "2.5"):
             assert expected in text
         for package, version in run.document["versions"].items():
             assert package in text
             assert version in text
         assert run.document["hardware"]["cpu"] in text
         assert run.summary().headline() in text
-        assert "yes: 100.00% of 99% wanted" in text
+        assert "yes: 100.00% (target 99%)" in text
         assert "<td>250</td>" in text, "the mean TTFT"
 
-    def test_a_missed_slo_is_marked(self, run: Run) -> None:
+    def test_missed_slo_is_marked(self, run: Run) -> None:
         run.finish(summarize(run.records(), slo=SLO(ttft_ms=10)))
-        assert '<td class="bad">NO: 0.00% of 99% wanted' in written(run)
+        assert '<td class="bad">NO: 0.00% (target 99%)' in written(run)
 
-    def test_claims_stand_before_the_figures_with_their_reason(self, run: Run) -> None:
+    def test_claims_come_first_with_their_reasons(self, run: Run) -> None:
         place = RunInfo.of(run, model="m", accelerator="cpu")
         claim = Claim(name="10x the users", figure="users", goal=10)
         pairs = [(40.0, 20.0), (42.0, 20.0), (44.0, 20.0)]
@@ -91,10 +91,10 @@ class TestThePage:
         assert f'<td class="bad">FAIL: {judged.reason}' in text
         assert text.index("Claims") < text.index("Latency")
 
-    def test_a_limited_run_is_marked(self, run: Run) -> None:
+    def test_client_limited_run_is_marked(self, run: Run) -> None:
         run.finish(summarize(run.records(), health=ClientHealth.judge(cpu_share=0.95)))
         page = written(run)
-        assert "CLIENT LIMITED: the client shaped these figures" in page
+        assert "CLIENT LIMITED: the client affected these figures" in page
         assert "cpu_share 0.95 exceeds 0.9" in page
         assert "ms (client limited)" in page
         assert page.count("CLIENT LIMITED") >= 4, "in the banner, the headline and both figures"
@@ -108,15 +108,15 @@ class TestThePage:
         page = written(run, command="run --key sk-hushhushhushhush12")
         assert "hush" not in page
 
-    def test_an_unfinished_run_has_a_page_too(self, run: Run) -> None:
+    def test_unfinished_run_has_a_report(self, run: Run) -> None:
         assert "8 completed" in written(run)
 
-    def test_no_figure_at_all(self, tmp_path: Path) -> None:
+    def test_report_without_figures(self, tmp_path: Path) -> None:
         empty = Run.create(tmp_path, {}, run_id="empty")
         text = write_report(empty, {}, title="t").read_text()
         assert "0 completed" in text
 
-    def test_it_needs_no_network_and_one_script(self, run: Run) -> None:
+    def test_it_needs_no_network_and_has_one_script(self, run: Run) -> None:
         page = written(run)
         assert page.count("* plotly.js v") == 1
         assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
@@ -139,27 +139,27 @@ class TestThePage:
 
 
 @pytest.mark.browser
-def test_chromium_draws_it_without_a_network(run: Run) -> None:
+def test_chromium_shows_it_without_a_network(run: Run) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no Chromium here")
+        pytest.skip("Chromium is missing: make browser")
     run.finish(summarize(run.records()))
     written(run)
-    asked: list[str] = []
-    complaints: list[str] = []
+    urls: list[str] = []
+    messages: list[str] = []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(f"file://{run.path / 'report.html'}")
         page.wait_for_selector(".plotly-graph-div .main-svg")
-        drawn = page.locator(".plotly-graph-div .main-svg .barlayer").count()
-        wide = page.evaluate("document.documentElement.scrollWidth")
+        bars = page.locator(".plotly-graph-div .main-svg .barlayer").count()
+        width = page.evaluate("document.documentElement.scrollWidth")
         browser.close()
-    assert drawn >= 1
-    assert complaints == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert wide <= 1280, "nothing sticks out to the side"
+    assert bars >= 1
+    assert messages == []
+    assert [url for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert width <= 1280, "the page does not scroll sideways"

@@ -237,7 +237,7 @@ class TestFigures:
         figure = comparison_figure(frame)
         names = list(figure.layout.yaxis.ticktext)
         assert "failed" not in names, "it has no ratio"
-        better = next(t for t in figure.data if t.name == "better")
+        better = next(t for t in figure.data if t.name == "Better")
         at = names.index("p50_ttft_ms")
         place = list(better.y).index(at)
         ends = (
@@ -246,7 +246,7 @@ class TestFigures:
         )
         assert ends == pytest.approx((0.5, 0.8), rel=1e-5)
         assert figure.layout.xaxis.type == "log"
-        assert figure.layout.xaxis.title.text == "candidate / baseline"
+        assert figure.layout.xaxis.title.text == "Candidate / baseline"
         assert set(figure.data[0].x) == {1}
         comparison_figure(frame.iloc[:0])
 

@@ -105,10 +105,10 @@ def test_figures_show_each_allocation_and_each_count() -> None:
     frame["reported"] = [8.0]
     lines = {trace.name: list(trace.y) for trace in kv_cache_figure(frame, 100).data}
     assert lines == {
-        "contiguous, if reserved": [100],
-        "held by blocks, from the requests": [8],
-        "tokens of the requests": [8],
-        "reported by the engine": [8.0],
+        "Contiguous, if reserved": [100],
+        "Blocks held, from the requests": [8],
+        "Tokens of the requests": [8],
+        "Reported by the engine": [8.0],
     }
 
 

@@ -1,4 +1,4 @@
-"""Truth: the file to which the notebook itself adds a line at every start."""
+"""Sweeps of a small notebook that adds a line to a file at every start."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import nbformat
 import pytest
 
 from workbench.__main__ import main
-from workbench.automation.notebooks import NotebookError
-from workbench.automation.sweep import Cell, make_sweep, opened, run_sweep
+from workbench.automation.execution import NotebookError
+from workbench.automation.grid import Cell, make_sweep
+from workbench.automation.sweep import open_sweep, run_sweep
 from workbench.errors import SettingError
 
 PARAMETERS = """
@@ -44,7 +45,7 @@ run.finish({"completed": 10, "median_ttft_ms": 12.5 * rate, "client_health": hea
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Path:
-    """A notebook that fails, or hangs, at rate 2 while a file says so."""
+    """A notebook that fails or hangs at rate 2 if a certain file exists."""
     make = nbformat.v4.new_code_cell
     cells = [make(PARAMETERS, metadata={"tags": ["parameters"]}), make(BODY)]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -62,17 +63,15 @@ def results(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_cell_that_failed_is_told_and_alone_runs_again(
-    probe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_failed_cells_run_again(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = probe.parent / "out"
     (probe.parent / "broken").touch()
     command = ["sweep", str(probe), "--grid", "rate=2,1", "-p", "duration", "3", "--out", str(out)]
     assert main(command) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     (partial,) = out.glob("rate-2.0_*/probe.ipynb")
-    failed = f"notebook probe, In [3]: ValueError: too fast (as far as it came: {partial})"
-    assert f"failed: {failed}\n" in said
+    failed = f"notebook probe, In [3]: ValueError: too fast (partial notebook: {partial})"
+    assert f"failed: {failed}\n" in output
     rows = results(out)
     assert [(row["rate"], row["parameter_duration"], row["status"]) for row in rows] == [
         ("2.0", "3", "failed"),
@@ -86,8 +85,8 @@ def test_a_cell_that_failed_is_told_and_alone_runs_again(
     (probe.parent / "broken").unlink()
     assert main(command) == 0
     assert started(probe) == ["2", "1", "2"]
-    said = capsys.readouterr().out
-    assert "skipped, it is done: rate=1.0\n[1/2] rate=2.0\n" in said
+    output = capsys.readouterr().out
+    assert "skipped, already done: rate=1.0\n[1/2] rate=2.0\n" in output
     assert [(row["status"], row["median_ttft_ms"]) for row in results(out)] == [
         ("done", "25.0"),
         ("done", "12.5"),
@@ -96,7 +95,7 @@ def test_a_cell_that_failed_is_told_and_alone_runs_again(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_where_it_was(probe: Path) -> None:
+def test_killed_sweep_continues(probe: Path) -> None:
     out = probe.parent / "out"
     (probe.parent / "hang").touch()
     command = ["sweep", str(probe), "--grid", "rate=1,2,3", "--out", str(out)]
@@ -113,20 +112,22 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(probe: Path) -> None:
     assert [row["status"] for row in results(out)] == ["done"] * 3
 
 
-def test_only_what_adds_cells_goes_on_in_the_same_folder(probe: Path, tmp_path: Path) -> None:
+def test_sweep_may_only_gain_cells(probe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def go_on(*grid: str, repeats: int = 1, **given: object) -> None:
-        with opened(out, make_sweep(probe, grid, given, repeats=repeats)):
+    def continue_sweep(*grid: str, repeats: int = 1, **given: object) -> None:
+        with open_sweep(out, make_sweep(probe, grid, given, repeats=repeats)):
             pass
 
-    go_on("rate=1,2")
-    go_on("rate=2,3,1", repeats=2)
+    continue_sweep("rate=1,2")
+    continue_sweep("rate=2,3,1", repeats=2)
     kept = json.loads((out / "sweep.json").read_text())
-    with pytest.raises(SettingError, match=r"lacks 3 cells of the sweep in .*rate=2.0, repeat 2"):
-        go_on("rate=2,3,1")
+    with pytest.raises(
+        SettingError, match=r"lacks 3 cells of the sweep in .*such as rate=2.0, repeat 2"
+    ):
+        continue_sweep("rate=2,3,1")
     with pytest.raises(SettingError, match=r"^kind is 'gamma', but 'poisson' in the sweep in"):
-        go_on("rate=2,3,1", repeats=2, kind="gamma")
+        continue_sweep("rate=2,3,1", repeats=2, kind="gamma")
     assert json.loads((out / "sweep.json").read_text()) == kept
     assert kept["grid"] == {"rate": [2.0, 3.0, 1.0]}
     assert kept["fixed"] == {"kind": "poisson", "duration": 2}
@@ -135,15 +136,19 @@ def test_only_what_adds_cells_goes_on_in_the_same_folder(probe: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("grid", "given", "message"),
     [
-        (["rate"], {}, "--grid is 'rate'"),
-        (["rate=1", "rate=2"], {}, "once for each name"),
+        (["rate"], {}, "got 'rate'"),
+        (["rate=1", "rate=2"], {}, "name each parameter once"),
         (["rate=1,1.0"], {}, "a value of rate twice"),
-        (["rate=1,fast"], {}, "rate is 'fast', but notebook probe takes a number"),
+        (
+            ["rate=1,fast"],
+            {},
+            "rate must be a number in notebook probe, like its default 1.0, got 'fast'",
+        ),
         (["rate=1"], {"rate": 2.0}, "rate is both in --grid and given"),
-        (["run_id=a,b"], {}, "run_id is made by the sweep"),
+        (["run_id=a,b"], {}, "run_id is set by the sweep"),
     ],
 )
-def test_grids_that_are_none(
+def test_invalid_grid_is_rejected(
     probe: Path, grid: list[str], given: dict[str, float], message: str
 ) -> None:
     with pytest.raises(SettingError) as caught:
@@ -151,9 +156,9 @@ def test_grids_that_are_none(
     assert message in str(caught.value)
 
 
-def test_the_time_left_follows_the_cells_that_ended_well(probe: Path, tmp_path: Path) -> None:
+def test_time_left_is_estimated_from_successful_cells(probe: Path, tmp_path: Path) -> None:
     sweep = make_sweep(probe, ["rate=1,2,3", "kind=poisson,gamma"], {})
-    now, said = [0.0], list[str]()
+    now, lines = [0.0], list[str]()
 
     def run(cell: Cell) -> None:
         now[0] += 10 * cell.parameters["rate"]
@@ -162,8 +167,8 @@ def test_the_time_left_follows_the_cells_that_ended_well(probe: Path, tmp_path: 
         (tmp_path / cell.run_id).mkdir()
         (tmp_path / cell.run_id / "summary.json").write_text("{}")
 
-    assert not run_sweep(sweep, tmp_path, run=run, clock=lambda: now[0], say=said.append)
-    progress = [line for line in said if line.startswith("[")]
+    assert not run_sweep(sweep, tmp_path, run=run, clock=lambda: now[0], say=lines.append)
+    progress = [line for line in lines if line.startswith("[")]
     assert progress == [
         "[1/6] kind=poisson rate=1.0",
         "[2/6] kind=poisson rate=2.0 (about 50 s left)",
@@ -172,4 +177,4 @@ def test_the_time_left_follows_the_cells_that_ended_well(probe: Path, tmp_path: 
         "[5/6] kind=gamma rate=2.0 (about 40 s left)",
         "[6/6] kind=gamma rate=3.0 (about 20 s left)",
     ]
-    assert said.count("failed: no gamma") == 3
+    assert lines.count("failed: no gamma") == 3

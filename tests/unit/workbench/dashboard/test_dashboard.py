@@ -1,7 +1,7 @@
-"""The dashboard on a recorded run, with widgets and without; and what its controls do.
+"""The dashboard on a recorded run, with and without widgets, and the effects of its controls.
 
-The recorded run is played to it in a fraction of its time, through the same calls that a load and
-the telemetry make.
+The recorded run is replayed faster than real time, through the calls that a load and the telemetry
+make.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from workbench.errors import SettingError
 from workbench.figures.cluster import timeline_traces
 from workbench.loadgen.handle import LiveLoad, LoadResult
 from workbench.metrics.health import ClientHealth
+from workbench.records import SAMPLE_KINDS
 from workbench.runs.run import Run
 from workbench.telemetry import sampler
 
@@ -41,7 +42,7 @@ PRICES = Prices(cpu_hour=3.6)
 
 
 class Clock:
-    """Seconds of the recorded run."""
+    """The time in the recorded run, in seconds."""
 
     now_s = 0.0
 
@@ -49,8 +50,8 @@ class Clock:
         return self.now_s
 
 
-class Played:
-    """Plays the recorded run: its requests through a load, its samples through the telemetry."""
+class Replay:
+    """Replays the recorded run: its requests through a load, its samples through the telemetry."""
 
     def __init__(self, recorded: Run, fails: Exception | None = None) -> None:
         self.recorded, self.clock, self.fails = recorded, Clock(), fails
@@ -87,11 +88,11 @@ class Played:
         health = ClientHealth.judge(cpu_share=0.1)
         return LoadResult(list(run.records()), health, len(records), "", 0.0, self.ended_early)
 
-    def telemetry(self, endpoint: Any, clock: Any, sink: Any, **_: Any) -> Played:
+    def telemetry(self, endpoint: Any, clock: Any, sink: Any, **_: Any) -> Replay:
         self.sink = sink
         return self
 
-    def __enter__(self) -> Played:
+    def __enter__(self) -> Replay:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,20 +106,20 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What would be displayed in the cell's output."""
-    found: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", found.append)
-    monkeypatch.setattr(dashboard, "EVERY_S", 0.2)
+    """Everything displayed in the output of the cell."""
+    displayed: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    monkeypatch.setattr(dashboard, "DRAW_EVERY_S", 0.2)
     monkeypatch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
-    yield found
+    yield displayed
     ipywidgets.Widget.close_all()
 
 
-def played(
+def replayed(
     recorded: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, *, live: bool, **options: Any
 ) -> Dashboard:
-    """A dashboard to which the recorded run is played once it is started."""
-    player = Played(recorded, options.pop("fails", None))
+    """A dashboard that replays the recorded run once it is started."""
+    player = Replay(recorded, options.pop("fails", None))
     monkeypatch.setattr(dashboard, "start_live_load", player.start_live_load)
     monkeypatch.setattr(sampler, "Telemetry", player.telemetry)
     spec = ServiceSpec(model=ModelSpec(id=MODEL, scaling=SCALING))
@@ -138,29 +139,29 @@ def finished(dashboard: Dashboard) -> LoadResult:
 
 def numbers(dashboard: Dashboard, result: LoadResult) -> dict[str, Any]:
     frames = dashboard.frames()
-    parts = ("requests", "deployments", "decisions", "engine", "cost")
-    found = {part: getattr(frames, part).to_json() for part in parts}
-    return found | {"summary": result.summary().model_dump(mode="json")}
+    parts = {part: getattr(frames, part).to_json() for part in ("requests", "cost")}
+    parts |= {kind: frames.samples(kind).to_json() for kind in SAMPLE_KINDS}
+    return parts | {"summary": result.summary().model_dump(mode="json")}
 
 
-def test_live_and_headless_end_in_the_same_figure_and_numbers(
+def test_live_and_headless_runs_have_the_same_figure_and_numbers(
     recorded: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     shown: list[Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    headless = played(recorded, tmp_path, monkeypatch, live=False)
+    headless = replayed(recorded, tmp_path, monkeypatch, live=False)
     widgets = len(INSTANCES)
     result = finished(headless)
     assert len(INSTANCES) == widgets
     assert (headless.view, shown) == (None, [])
-    assert "ended: the plan is over" in capsys.readouterr().out
+    assert "Ended: the plan is complete" in capsys.readouterr().out
 
     with pytest.raises(SettingError, match="has been started"):
         finished(headless)
 
-    live = played(recorded, tmp_path, monkeypatch, live=True)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
     live_result = finished(live)
     assert len(shown) == 1
     assert len(INSTANCES) > widgets
@@ -168,16 +169,16 @@ def test_live_and_headless_end_in_the_same_figure_and_numbers(
     assert live.figure().to_json() == headless.figure().to_json()
     assert numbers(live, live_result) == numbers(headless, result)
     assert json.loads(numbers(live, live_result)["cost"])["so_far"]
-    check_that_what_was_seen_is_what_stays(live)
+    check_live_figure_matches_final_figure(live)
 
 
-def check_that_what_was_seen_is_what_stays(live: Dashboard) -> None:
-    """The last drawing against the final figure, but for a second that was not over."""
+def check_live_figure_matches_final_figure(live: Dashboard) -> None:
+    """Compare the last drawing with the final figure, except for an unfinished second."""
     assert live.view is not None
     for seen, placed in zip(live.view.figure.data, timeline_traces(live.frames()), strict=True):
         rows = min(len(seen.x), len(placed.trace["x"]))
         assert rows >= len(placed.trace["x"]) - 1, placed.trace["name"]
-        # Tokens are played half a second at a time, and at first there are few.
+        # Tokens are replayed half a second at a time, and there are few at first.
         axes = ("x",) if "million" in placed.trace["name"] else ("x", "y")
         for axis in axes:
             np.testing.assert_allclose(
@@ -191,7 +192,7 @@ def check_that_what_was_seen_is_what_stays(live: Dashboard) -> None:
 def test_only_the_window_is_kept_and_drawn(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
-    live = played(recorded, tmp_path, monkeypatch, live=True, window_s=30)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True, window_s=30)
     finished(live)
     assert live.view is not None
     assert max(len(trace.x) for trace in live.view.figure.data) <= 33
@@ -200,11 +201,11 @@ def test_only_the_window_is_kept_and_drawn(
     assert all(len(kept) <= 2 * 33 for kept in live._state._samples.values())
 
 
-def test_an_endpoint_that_is_gone_is_said_and_what_was_seen_stays(
+def test_lost_endpoint_is_reported_and_the_figure_stays(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
     gone = EndpointGoneError("http://127.0.0.1:8123/v1: it stopped answering")
-    live = played(recorded, tmp_path, monkeypatch, live=True, fails=gone)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True, fails=gone)
     with pytest.raises(EndpointGoneError, match="stopped answering"):
         finished(live)
     assert live.view is not None
@@ -214,29 +215,29 @@ def test_an_endpoint_that_is_gone_is_said_and_what_was_seen_stays(
     assert len(live.figure().data[0].x) > 20  # and the run's folder has it too
 
 
-def test_an_error_of_the_drawing_reaches_whoever_awaits_and_whoever_looks(
+def test_drawing_error_is_raised_and_shown(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("drawn wrong")
 
-    live = played(recorded, tmp_path, monkeypatch, live=True)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
     monkeypatch.setattr("workbench.dashboard.view.View.draw", broken)
     with pytest.raises(ZeroDivisionError, match="drawn wrong"):
         finished(live)
     assert live.view is not None
     assert "drawn wrong" in live.view.status.value
-    assert len(list(live.run.records())) == 202  # the load went on
+    assert len(list(live.run.records())) == 202  # the load continued
 
 
 @pytest.fixture(scope="module")
 def controls(recorded: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A dashboard on no load; its widgets take a while to make."""
+    """A dashboard without a load, shared because its widgets take a while to create."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", lambda _: None)
         patch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
         folder = tmp_path_factory.mktemp("controls")
-        dashboard = played(recorded, folder, patch, live=True, max_rate=20.0)
+        dashboard = replayed(recorded, folder, patch, live=True, max_rate=20.0)
         dashboard.show()
         yield dashboard
 
@@ -244,23 +245,24 @@ def controls(recorded: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 class TestControls:
     @pytest.fixture
     def running(self, controls: Dashboard) -> Dashboard:
-        """Its load waits for ever, in no event loop."""
+        """A dashboard whose load never sends, outside of any event loop."""
         dashboard = controls
-        dashboard.rescaling = None
-        dashboard.running = LiveLoad(0, lambda: 5.0, load=LOAD, max_rate=20.0, max_model_len=64)
-        dashboard.running.state = "running"
+        dashboard.controller.rescaling = None
+        load = LiveLoad(0, lambda: 5.0, load=LOAD, max_rate=20.0, max_model_len=64)
+        load.state = "running"
+        dashboard.controller.running = load
         return dashboard
 
     def asked(self, dashboard: Dashboard) -> list[tuple[str, float | None]]:
         assert dashboard.running is not None
         return [(change.what, change.value) for change in dashboard.running._requested]
 
-    def test_each_acts_on_the_load(self, running: Dashboard) -> None:
+    def test_controls_act_on_the_load(self, running: Dashboard) -> None:
         view = running.view
         assert view is not None
-        view.rate.value = 12.0
-        view.burstiness.value = 0.5
-        view.output_tokens.value = 20
+        view.load.rate.value = 12.0
+        view.load.burstiness.value = 0.5
+        view.load.output_tokens.value = 20
         view.set_state("running")
         view.buttons["pause"].click()
         view.set_state("paused")
@@ -277,20 +279,20 @@ class TestControls:
         assert running.running is not None
         assert running.running._stopped == "stopped by hand"
 
-    def test_the_slider_follows_the_plan_without_taking_its_place(self, running: Dashboard) -> None:
+    def test_rate_slider_follows_the_plan_without_setting_a_rate(self, running: Dashboard) -> None:
         assert running.view is not None
         running.view.follow_rate(3.0)
-        assert running.view.rate.value == 3.0
+        assert running.view.load.rate.value == 3.0
         assert self.asked(running) == []
 
-    def test_what_cannot_be_done_is_said_under_the_controls(self, running: Dashboard) -> None:
+    def test_errors_are_shown_below_the_controls(self, running: Dashboard) -> None:
         assert running.view is not None
-        running.view.output_tokens.value = 99
+        running.view.load.output_tokens.value = 99
         assert "beyond max_model_len = 64" in running.view.status.value
         assert 'role="status"' in running.view.status.value
         assert self.asked(running) == []
 
-    def test_scaling_is_applied_to_the_running_service_in_the_background(
+    def test_scaling_is_applied_in_the_background(
         self, running: Dashboard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         applied: list[Any] = []
@@ -303,25 +305,25 @@ class TestControls:
         assert view is not None
 
         async def go() -> None:
-            view.target.value, view.most.value = 1.5, 3
+            view.scaling.target.value, view.scaling.max_replicas.value = 1.5, 3
             view.buttons["apply"].click()
-            assert running.rescaling is not None
-            await running.rescaling
+            assert running.controller.rescaling is not None
+            await running.controller.rescaling
 
         asyncio.run(go())
         assert applied == [(False, {"target_ongoing_requests": 1.5, "max_replicas": 3})]
         assert self.asked(running) == [("scaling", None)]
 
-    def test_a_scaling_that_is_none_starts_nothing(self, running: Dashboard) -> None:
+    def test_invalid_scaling_starts_nothing(self, running: Dashboard) -> None:
         assert running.view is not None
-        running.view.target.value = 1000.0
+        running.view.scaling.target.value = 1000.0
         running.view.buttons["apply"].click()
         assert "target_ongoing_requests must be at most" in running.view.status.value
-        assert running.rescaling is None
+        assert running.controller.rescaling is None
 
-    def test_every_control_says_what_it_is(self, running: Dashboard) -> None:
+    def test_every_control_has_a_label_and_a_tooltip(self, running: Dashboard) -> None:
         view = running.view
         assert view is not None
-        sliders = (view.rate, view.burstiness, view.output_tokens, view.target, view.most)
-        for control in (*sliders, *view.buttons.values()):
+        for control in (*view.load.all(), *view.scaling.all(), *view.buttons.values()):
             assert control.description
+            assert control.tooltip

@@ -49,39 +49,39 @@ def marked(figure: go.Figure) -> str:
 class TestCurve:
     def test_a_point_a_rate_in_tokens_a_second(self) -> None:
         figure = throughput_latency_curve(POINTS)
-        points = trace(figure, "p95 TTFT (ms) at a load, in requests/s")
+        points = trace(figure, "p95 TTFT (ms) by load (requests/s)")
         assert values(points.x) == [10, 20, 38, 39]
         assert values(points.y) == [10, 11, 14, 90]
         assert list(points.text) == ["1", "2", "4", "8"]
         line = next(t for t in figure.data if t.mode == "lines")
         assert values(line.x) == [10, 20, 38, 39, 40], "in order of the rate"
-        assert figure.layout.xaxis.title.text == "output tokens/s"
+        assert figure.layout.xaxis.title.text == "Output tokens/s"
         assert figure.layout.yaxis.title.text == "p95 TTFT (ms)"
 
     def test_against_the_offered_load_in_its_unit(self) -> None:
         points = POINTS.drop(columns="output_throughput")
         points.attrs["unit"] = "concurrent requests"
         figure = throughput_latency_curve(points)
-        assert values(trace(figure, "at a load").x) == [1, 2, 4, 8]
-        assert figure.layout.xaxis.title.text == "offered load (concurrent requests)"
+        assert values(trace(figure, "by load").x) == [1, 2, 4, 8]
+        assert figure.layout.xaxis.title.text == "Offered load (concurrent requests)"
 
     def test_the_knee_is_ringed_and_named(self) -> None:
-        ring = trace(throughput_latency_curve(POINTS), "knee")
-        assert ring.name == "knee at 4 requests/s"
+        ring = trace(throughput_latency_curve(POINTS), "Knee")
+        assert ring.name == "Knee at 4 requests/s"
         assert (values(ring.x), values(ring.y)) == ([38], [14])
         figure = throughput_latency_curve(POINTS.iloc[:2])
-        assert not [t for t in figure.data if t.name and "knee" in t.name]
+        assert not [t for t in figure.data if t.name and "Knee" in t.name]
 
     def test_limited_points_are_hollow_and_named(self) -> None:
         figure = throughput_latency_curve(POINTS)
-        hollow = trace(figure, "the client limited the run")
+        hollow = trace(figure, "Hollow: client limited")
         assert (values(hollow.x), list(hollow.text)) == ([40], ["16"])
         assert hollow.marker.symbol == "circle-open"
-        assert trace(figure, "at a load").marker.symbol == "circle"
-        assert "CLIENT LIMITED the client limited the load of 16 requests/s" in marked(figure)
-        title = marked(throughput_latency_curve(POINTS, health=LIMITED))
-        assert "cpu_share 0.97" in title
-        assert "16 requests/s" in title
+        assert trace(figure, "by load").marker.symbol == "circle"
+        assert "CLIENT LIMITED client limited at 16 requests/s" in marked(figure)
+        told = marked(throughput_latency_curve(POINTS, health=LIMITED))
+        assert "cpu_share 0.97" in told
+        assert "16 requests/s" in told
         for unmarked in (POINTS.iloc[:4], POINTS.drop(columns="client_limited")):
             assert "LIMITED" not in marked(throughput_latency_curve(unmarked))
 
@@ -89,19 +89,19 @@ class TestCurve:
         points = POINTS.assign(
             p95_ttft_ms_low=POINTS.p95_ttft_ms - 3, p95_ttft_ms_high=POINTS.p95_ttft_ms + 7
         )
-        bars = trace(throughput_latency_curve(points), "at a load").error_y
+        bars = trace(throughput_latency_curve(points), "by load").error_y
         assert (values(bars.arrayminus), values(bars.array)) == ([3] * 4, [7] * 4)
-        assert trace(throughput_latency_curve(points), "at a load").error_x.array is None
+        assert trace(throughput_latency_curve(points), "by load").error_x.array is None
 
     def test_missing_figures_and_columns(self) -> None:
         gone = POINTS.assign(p95_ttft_ms=[np.nan, 10, 11, 14, np.nan])
-        assert values(trace(throughput_latency_curve(gone), "at a load").x) == [10, 20, 38]
+        assert values(trace(throughput_latency_curve(gone), "by load").x) == [10, 20, 38]
         throughput_latency_curve(POINTS.iloc[:0])
         with pytest.raises(UnknownMetricError, match="'p95_tttf_ms' is not a metric"):
             throughput_latency_curve(POINTS, latency="p95_tttf_ms")
         with pytest.raises(UnknownMetricError, match="'rate' is not a metric"):
             throughput_latency_curve(POINTS, latency="rate")
-        with pytest.raises(SettingError, match="points has no 'rate'"):
+        with pytest.raises(SettingError, match="must have a column 'rate'"):
             throughput_latency_curve(POINTS.drop(columns="rate"))
 
     def test_overload_makes_the_axis_logarithmic(self) -> None:
@@ -129,13 +129,13 @@ class TestSearchFigure:
     def test_probes_by_load_verdict_and_phase(self) -> None:
         # 1, 2, 4 met, 8 missed; sqrt(4 * 8) missed and is near enough; 4 met twice more.
         figure = search_figure(found(4.5))
-        met, missed = trace(figure, "met, bracket"), trace(figure, "missed, bisect")
+        met, missed = trace(figure, "Met, bracket"), trace(figure, "Missed, bisect")
         assert values(met.x) == [1, 2, 4]
         assert values(met.y) == pytest.approx([100, 200, 400])
         assert values(missed.x) == pytest.approx([32**0.5])
         assert values(missed.y) == pytest.approx([100 * 32**0.5])
-        again = trace(figure, "met, confirm")
-        assert (values(again.x), again.name) == ([4, 4], "met, confirm (2)")
+        again = trace(figure, "Met, confirm")
+        assert (values(again.x), again.name) == ([4, 4], "Met, confirm (2)")
         assert [row[0] for row in again.customdata] == [6, 7], "the order of the probes"
         assert met.marker.color == again.marker.color != missed.marker.color
         symbols = {t.marker.symbol[0] for t in (met, missed, again)}
@@ -144,12 +144,12 @@ class TestSearchFigure:
     def test_below_is_the_share_that_met_the_slo(self) -> None:
         figure = search_figure(found(4.5))
         below = {t.name: (values(t.x), values(t.y)) for t in figure.data if t.yaxis == "y2"}
-        assert below["met, bracket (3)"] == ([1, 2, 4], [1, 1, 1])
+        assert below["Met, bracket (3)"] == ([1, 2, 4], [1, 1, 1])
         # At 8 nothing is answered, so that it has no latency, and a share all the same.
-        assert below["missed, bracket (1, 1 not drawn: no latency)"] == ([8], [0])
+        assert below["Missed, bracket (1, 1 without latency)"] == ([8], [0])
         wanted, *_ = figure.layout.shapes
         assert (wanted.y0, wanted.yref) == (0.99, "y2")
-        assert figure.layout.yaxis2.title.text == "within the SLO"
+        assert figure.layout.yaxis2.title.text == "Within the SLO"
 
     def test_an_overload_does_not_bend_the_shares(self) -> None:
         steep = search_figure(found(100, high=7.9, tolerance=0.9, low=0.1))
@@ -160,18 +160,18 @@ class TestSearchFigure:
         assert ticks(0.5, 1)[:3] == pytest.approx([0.1, 0.2, 0.5])
 
     def test_a_probe_without_latency_is_counted(self) -> None:
-        assert trace(search_figure(found(4.5)), "missed, bracket").name == (
-            "missed, bracket (1, 1 not drawn: no latency)"
+        assert trace(search_figure(found(4.5)), "Missed, bracket").name == (
+            "Missed, bracket (1, 1 without latency)"
         )
 
     def test_the_answer_is_a_line_with_its_value(self) -> None:
         figure = search_figure(found(4.5))
-        line = trace(figure, "highest load within the SLO: 4 requests/s")
+        line = trace(figure, "Highest load within the SLO: 4 requests/s")
         assert values(line.x) == [4, 4]
         assert values(line.y) == pytest.approx([100, 100 * 32**0.5])
         assert line.text[1] == "4"
         assert figure.layout.title.text == "Highest load within the SLO: 4 requests/s"
-        assert figure.layout.xaxis2.title.text == "offered load (requests/s)"
+        assert figure.layout.xaxis2.title.text == "Offered load (requests/s)"
         assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
         assert figure.layout.yaxis.title.text == "p95 TTFT (ms)"
 
@@ -181,24 +181,24 @@ class TestSearchFigure:
         none = search_figure(found(0.5), "mean_e2el_ms")
         assert none.layout.title.text.endswith("none, missed at the lowest")
         assert none.layout.yaxis.title.text == "mean E2EL (ms)"
-        assert [t.name for t in none.data] == ["missed, bracket (1)"] * 2
+        assert [t.name for t in none.data] == ["Missed, bracket (1)"] * 2
         with pytest.raises(UnknownMetricError, match="p95_tttf_ms"):
             search_figure(found(0.5), "p95_tttf_ms")
 
     def test_limited_probes_are_hollow_and_named(self) -> None:
         figure = search_figure(found(4.5, limited=2))
-        marker = trace(figure, "met, bracket").marker
+        marker = trace(figure, "Met, bracket").marker
         drawn = list(zip(marker.symbol, marker.opacity, strict=True))
         hollow = "circle-open"
         assert drawn == [("circle", 1), (hollow, 0.4), (hollow, 1), ("circle", 1)]
-        key = "hollow: the client limited the run, pale: and was repeated"
+        key = "Hollow: client limited; pale: repeated"
         assert trace(figure, key).marker.symbol == hollow
-        assert "CLIENT LIMITED the client limited the load of 2 requests/s" in marked(figure)
+        assert "CLIENT LIMITED client limited at 2 requests/s" in marked(figure)
         assert "LIMITED" not in marked(search_figure(found(4.5)))
 
     def test_the_table_of_a_search_makes_a_curve(self) -> None:
         figure = throughput_latency_curve(found(4.5).frame())
-        assert values(trace(figure, "at a load").y) == pytest.approx(
+        assert values(trace(figure, "by load").y) == pytest.approx(
             [100, 200, 400, 400, 400, 100 * 32**0.5]
         )
 

@@ -254,11 +254,11 @@ class TestFigures:
     def test_break_even_is_where_the_lines_meet(self) -> None:
         figure = break_even_figure([4.0, 4.0], [1.0, 3.0], goal=2.0, premium=1.5)
         lines = {trace.name: trace for trace in figure.data if trace.name}
-        scaled = next(trace for name, trace in lines.items() if name.startswith("autoscaled"))
+        scaled = next(trace for name, trace in lines.items() if name.startswith("Autoscaled"))
         # The means are 4 and 2: at twice the price both cost 4.
         assert np.interp(2.0, scaled.x, scaled.y) == pytest.approx(4.0)
         assert [shape.x0 for shape in figure.layout.shapes] == [2.0, 1.5]
-        claim = next(trace for name, trace in lines.items() if name.startswith("the claim"))
+        claim = next(trace for name, trace in lines.items() if name.startswith("Claim"))
         assert set(claim.y) == {2.0}
 
     def test_nothing_to_compare(self) -> None:
@@ -269,8 +269,8 @@ class TestFigures:
     def test_replica_seconds_are_stacked_by_state(self, fleets: tuple[Fleet, Fleet]) -> None:
         figure = fleets_figure(fleet_frame(fleets))
         heights = {trace.name: list(trace.y) for trace in figure.data if trace.name}
-        assert heights["busy"] == [6.0] * 4
-        assert heights["idle"] == [4.0] * 4
+        assert heights["Busy"] == [6.0] * 4
+        assert heights["Idle"] == [4.0] * 4
         assert figure.layout.barmode == "stack"
 
     def test_a_bar_per_engine_at_the_mean(self) -> None:

@@ -1,10 +1,13 @@
-"""The one timeline from a run made by hand whose numbers are known."""
+"""The timeline of a hand-made run whose numbers are known."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.example_run import MODEL, SECONDS, made_run, replicas_at
 
@@ -12,10 +15,14 @@ from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from workbench.cost.prices import Prices
 from workbench.cost.series import CostSeries
-from workbench.figures.cluster import ROWS, cluster_timeline, replica_tick, timeline_traces
-from workbench.figures.cluster_frames import Frames, frames_of
+from workbench.figures import cluster
+from workbench.figures.cluster import cluster_timeline, timeline_traces
+from workbench.figures.cluster_frames import Frames, SampleColumn, frames_of
+from workbench.figures.panels import PANELS, Panel, Trace, replica_tick
+from workbench.records import GpuSample
 from workbench.runs.run import Run
 
+HOW: tuple[Literal["sum", "mean", "max"], ...] = ("sum", "mean", "max")
 SPEC = ServiceSpec(model=ModelSpec(id=MODEL))
 
 
@@ -29,27 +36,45 @@ def frames(run: Run) -> Frames:
     return frames_of(run, [MODEL], cost=CostSeries(SPEC, Prices(cpu_hour=3.6)))
 
 
-def test_the_rate_offered_is_the_plans_and_then_the_hands(frames: Frames) -> None:
+def with_samples(frames: Frames, kind: str, samples: pd.DataFrame) -> Frames:
+    def replaced(wanted: str) -> pd.DataFrame:
+        return samples if wanted == kind else frames.samples(wanted)
+
+    return dataclasses.replace(frames, samples=replaced)
+
+
+def test_offered_rate_follows_the_plan_and_then_manual_changes(frames: Frames) -> None:
     offered = frames.requests.set_index("time_s").offered
     assert [offered[at] for at in (10, 20, 30, 50, 60, 100)] == [2, 4, 4, 4, 0, 0]
     assert frames.requests.time_s.iloc[-1] == SECONDS
 
 
-def test_replicas_are_those_of_the_models_alone(frames: Frames) -> None:
-    assert set(frames.deployments.deployment) == {MODEL}
-    assert len(frames.decisions) == 4
+def test_only_deployments_of_models_are_included(frames: Frames) -> None:
+    assert set(frames.samples("deployment").deployment) == {MODEL}
+    assert len(frames.samples("decision")) == 4
 
 
-def test_a_node_that_does_not_answer_is_a_gap_and_no_zero(frames: Frames) -> None:
-    engine = frames.engine
-    quiet = engine[(engine.time_s > 49.5) & (engine.time_s < 55)]
-    assert quiet.running_requests.isna().all()
-    assert len(quiet) == 1
-    assert engine[engine.time_s == 40.25].running_requests.item() == 6
+def test_unresponsive_node_leaves_a_gap_and_not_zero(frames: Frames) -> None:
+    times, values = SampleColumn("replica", "running_requests", "sum").curve(frames)
+    quiet = (times > 49.5) & (times < 55)
+    assert np.isnan(values[quiet]).tolist() == [True]
+    assert values[times == 40.25].tolist() == [6]
 
 
-def test_the_cost_is_every_replica_second_held(frames: Frames) -> None:
-    """One replica is one CPU at $3.6 an hour: a thousandth of a dollar a second."""
+def test_samples_taken_together_are_combined() -> None:
+    rows = {"time_s": [0, 0, 1, 1], "kv_cache_usage": [0.2, 0.4, np.nan, np.nan]}
+    frames = Frames(pd.DataFrame(), [], lambda _: pd.DataFrame(rows), pd.DataFrame())
+    found = {
+        how: SampleColumn("replica", "kv_cache_usage", how).read(frames)[1].tolist() for how in HOW
+    }
+    assert {how: values[0] for how, values in found.items()} == pytest.approx(
+        {"sum": 0.6, "mean": 0.3, "max": 0.4}
+    )
+    assert all(np.isnan(values[1]) for values in found.values()), "missing is not 0"
+
+
+def test_cost_counts_every_replica_second_held(frames: Frames) -> None:
+    """One replica is one CPU at $3.6 per hour: a thousandth of a dollar per second."""
     seconds = [sum(replicas_at(second)) for second in range(SECONDS - 1)]
     last = frames.cost.iloc[-1]
     assert last.so_far == pytest.approx(sum(seconds[:-1]) / 1000, abs=2e-3)
@@ -58,25 +83,28 @@ def test_the_cost_is_every_replica_second_held(frames: Frames) -> None:
     assert last.per_million == pytest.approx(last.so_far / tokens * 1e6)
 
 
-def test_without_prices_there_is_no_cost(run: Run) -> None:
+def test_no_cost_without_prices(run: Run) -> None:
     assert frames_of(run, [MODEL]).cost.empty
 
 
-def test_the_figure_has_every_row_on_one_axis(frames: Frames) -> None:
+def test_all_panels_share_one_time_axis(frames: Frames) -> None:
     figure = cluster_timeline(frames)
     axes = {trace.xaxis or "x" for trace in figure.data}
-    assert len(axes) == len(ROWS)
+    assert len(axes) == len(PANELS)
     linked = {figure.layout[name].matches for name in ("xaxis", "xaxis2", "xaxis5")}
     assert linked == {"x6"}
     names = [trace.name for trace in figure.data]
-    for name in ("offered", "TTFT p99", "starting", "decisions", "KV-cache in use", "$ so far"):
+    for name in ("Offered", "TTFT p99", "Starting", "Decisions", "KV cache in use", "$ so far"):
         assert name in names
-    assert figure.layout.xaxis6.title.text == "time since the start of the run (s)"
+    assert figure.layout.xaxis6.title.text == "Time since the start of the run (s)"
 
 
-def test_traces_are_the_same_in_number_and_order_whatever_there_is(
-    frames: Frames, tmp_path: Path
-) -> None:
+def test_desired_replicas_use_the_right_axis(frames: Frames) -> None:
+    right = [placed.trace["name"] for placed in timeline_traces(frames) if placed.right]
+    assert right == ["In flight", "Desired", "KV cache in use", "$ so far"]
+
+
+def test_traces_do_not_depend_on_the_data(frames: Frames, tmp_path: Path) -> None:
     empty = frames_of(Run.create(tmp_path, {}), [MODEL])
     full, none = timeline_traces(frames), timeline_traces(empty)
     assert [(p.trace["name"], p.row, p.right) for p in full] == [
@@ -86,27 +114,38 @@ def test_traces_are_the_same_in_number_and_order_whatever_there_is(
     cluster_timeline(empty)
 
 
-def test_what_a_hand_changed_is_marked_where_it_was_changed(frames: Frames) -> None:
-    marks = next(p.trace for p in timeline_traces(frames) if p.trace["name"] == "changed by hand")
+def test_manual_changes_are_marked(frames: Frames) -> None:
+    marks = next(p.trace for p in timeline_traces(frames) if p.trace["name"] == "Manual change")
     assert list(marks["x"]) == [40, 60]
     assert list(marks["y"]) == [4, 0]
     assert "capped" in marks["customdata"][0][0]
 
 
-def test_a_long_run_is_thinned(frames: Frames) -> None:
-    import dataclasses
-
-    import pandas as pd
-
+def test_long_runs_are_thinned(frames: Frames) -> None:
     rows = 10_000
     many = frames.requests.loc[np.zeros(rows, int)].assign(time_s=np.arange(rows))
     long = dataclasses.replace(frames, requests=pd.DataFrame(many))
     assert max(len(placed.trace["x"]) for placed in timeline_traces(long)) <= 2000
 
 
-def test_the_replicas_axis_counts_in_whole_numbers(frames: Frames) -> None:
-    import dataclasses
-
+def test_replica_axis_has_whole_numbers(frames: Frames) -> None:
     assert replica_tick(frames) == 1
-    more = frames.deployments.assign(target=40)
-    assert replica_tick(dataclasses.replace(frames, deployments=more)) == 10
+    more = frames.samples("deployment").assign(target=40)
+    assert replica_tick(with_samples(frames, "deployment", more)) == 10
+
+
+def test_a_panel_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path, {})
+    for gpu, power in ((0, 300.0), (1, 100.0)):
+        run.append_telemetry(GpuSample(time_s=1.0, node="n", gpu=gpu, power_w=power))
+    watts = SampleColumn("gpu", "power_w", "sum")
+    power_panel = Panel("Power (W)", 0.1, (Trace("GPUs", watts, "#000", "%{y:.0f} W"),))
+    monkeypatch.setattr(cluster, "PANELS", (*PANELS, power_panel))
+    cluster._blank.cache_clear()
+    try:
+        figure = cluster_timeline(frames_of(run, [MODEL]))
+    finally:
+        cluster._blank.cache_clear()
+    assert figure.layout.yaxis13.title.text == "Power (W)"
+    assert (figure.data[-1].yaxis, list(figure.data[-1].y)) == ("y13", [400])
+    assert figure.layout.xaxis7.title.text == "Time since the start of the run (s)"

@@ -1,4 +1,4 @@
-"""What the comparison of two loads reads from samples."""
+"""Engine pressure of two runs, from hand-made samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SIDE = pd.DataFrame(
 )
 
 
-def test_peaks_and_what_was_preempted_meanwhile() -> None:
-    told = engine_peaks(SIDE)
-    assert told == {"peak_kv_cache": 0.9, "peak_batch": 12, "preemptions": 5}
-    nothing = engine_peaks(SIDE.iloc[:0])
-    assert set(nothing.values()) == {None}
+def test_peaks_and_preemptions() -> None:
+    peaks = engine_peaks(SIDE)
+    assert peaks == {"peak_kv_cache": 0.9, "peak_batch": 12, "preemptions": 5}
+    empty = engine_peaks(SIDE.iloc[:0])
+    assert set(empty.values()) == {None}
 
 
-def test_a_line_a_side_in_each_row_and_preemptions_from_nought() -> None:
+def test_each_row_has_a_line_per_side_and_preemptions_start_at_zero() -> None:
     figure = engine_pressure_figure({"unlimited": SIDE, "finite": SIDE.assign(preemptions=3)})
     assert [trace.name for trace in figure.data] == ["unlimited"] * 3 + ["finite"] * 3
     assert list(figure.data[1].y) == [0, 0, 2, 5]

@@ -1,4 +1,4 @@
-"""Two hand-made runs whose bars and points are known, and what a saved notebook would hold."""
+"""Figures of a small hand-made run whose bars and points are known."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def frame(*rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def ok(sent: float, *times: float, **more: Any) -> dict[str, Any]:
-    told = {"first_token_s": times[0], "end_s": times[-1], "token_times_s": times}
-    return {"sent_s": sent, **told, "output_tokens": len(times), **more}
+    tokens = {"first_token_s": times[0], "end_s": times[-1], "token_times_s": times}
+    return {"sent_s": sent, **tokens, "output_tokens": len(times), **more}
 
 
 RUN = frame(
@@ -63,18 +63,18 @@ def values(numbers: Any) -> list[float]:
 
 
 class TestTimeline:
-    def test_bars_are_the_phases_in_order_of_sending(self) -> None:
+    def test_bars_show_phases_in_order_of_sending(self) -> None:
         figure = request_timeline(RUN)
-        waiting, streaming = trace(figure, "waiting"), trace(figure, "streaming")
+        waiting, streaming = trace(figure, "Waiting"), trace(figure, "Streaming")
         assert values(waiting.y) == [0, 1]
         assert values(waiting.base) == [0, 1]
         assert values(waiting.x) == [0.5, 0.5]
         assert values(streaming.base) == [0.5, 1.5]
         assert values(streaming.x) == [0.5, 1.5]
 
-    def test_failures_are_marked_twice(self) -> None:
+    def test_failures_are_hatched_and_crossed(self) -> None:
         figure = request_timeline(RUN)
-        bars = trace(figure, "failed")
+        bars = trace(figure, "Failed")
         assert (values(bars.base), values(bars.x), values(bars.y)) == ([2.0], [0.25], [2])
         assert bars.marker.pattern.shape == "/"
         crosses = next(t for t in figure.data if t.type == "scatter")
@@ -82,29 +82,29 @@ class TestTimeline:
         assert len(request_timeline(RUN[RUN.status == "ok"]).data) == 2
 
     def test_hover_text_is_escaped(self) -> None:
-        told = trace(request_timeline(RUN), "failed").customdata[0]
-        assert "&lt;b&gt;busy" in told[-1]
-        assert "<b>" not in json.dumps(list(told))
-        assert told[3] == "-", "no first token, no TTFT"
+        hover = trace(request_timeline(RUN), "Failed").customdata[0]
+        assert "&lt;b&gt;busy" in hover[-1]
+        assert "<b>" not in json.dumps(list(hover))
+        assert hover[3] == "-", "no first token, no TTFT"
 
     def test_replicas_share_the_time_axis(self) -> None:
         figure = request_timeline(RUN, TELEMETRY)
-        assert values(trace(figure, "replicas running").y) == [2, 2]
-        assert values(trace(figure, "replicas starting").y) == [0, 1]
-        assert values(trace(figure, "target").y) == [2, 3]
+        assert values(trace(figure, "Replicas running").y) == [2, 2]
+        assert values(trace(figure, "Replicas starting").y) == [0, 1]
+        assert values(trace(figure, "Target").y) == [2, 3]
         assert figure.layout.xaxis.matches == "x2"
         one = request_timeline(RUN, TELEMETRY, deployment="a")
-        assert values(trace(one, "target").y) == [1, 2]
+        assert values(trace(one, "Target").y) == [1, 2]
 
-    def test_few_traces_and_bounded_points_for_any_run(self) -> None:
+    def test_traces_and_points_are_bounded(self) -> None:
         rows = [ok(i / 100, i / 100 + 0.1, i / 100 + 0.2) for i in range(30_000)]
         figure = request_timeline(frame(*rows), TELEMETRY)
         assert len(figure.data) <= 7
-        assert len(trace(figure, "waiting").x) <= 1000
+        assert len(trace(figure, "Waiting").x) <= 1000
         assert "1 in 30 of 30,000" in figure.layout.title.text
         assert len(figure.to_json()) < 300_000
 
-    def test_nothing_to_show(self) -> None:
+    def test_empty_runs_can_be_drawn(self) -> None:
         for empty in (RUN.iloc[:0], RUN[RUN.status == "shed"]):
             request_timeline(empty, TELEMETRY.iloc[:0])
             latency_distributions(empty)
@@ -112,7 +112,7 @@ class TestTimeline:
 
 
 class TestDistributions:
-    def test_marks_are_the_percentiles(self) -> None:
+    def test_marks_are_percentiles(self) -> None:
         figure = latency_distributions(RUN)
         ttft, itl = trace(figure, "TTFT of 2"), trace(figure, "ITL of 3")
         assert values(ttft.x) == [500, 500]
@@ -122,7 +122,7 @@ class TestDistributions:
         assert values(marks[1].x) == pytest.approx(np.percentile([500, 500, 1000], [50, 99]))
         assert "p99 990.0 ms" in marks[1].text
 
-    def test_a_long_tail_gets_a_logarithmic_axis(self) -> None:
+    def test_long_tail_has_a_logarithmic_axis(self) -> None:
         rows = [ok(0, 0.01, 0.02)] * 99 + [ok(0, 9, 9.01)]
         figure = latency_distributions(frame(*rows))
         assert figure.layout.xaxis.type == "log"
@@ -130,18 +130,18 @@ class TestDistributions:
 
 
 class TestThroughput:
-    def test_tokens_are_counted_once(self) -> None:
+    def test_each_token_counts_once(self) -> None:
         figure = throughput_over_time(RUN, bin_s=0.5)
         bars = trace(figure, "tokens")
         assert sum(values(bars.y)) * 0.5 == pytest.approx(5)
         by_time = dict(zip(values(bars.x), values(bars.y), strict=True))
         assert by_time[1.75] == pytest.approx(2), "one token, at 1.5, in half a second"
 
-    def test_a_chunk_of_several_tokens_counts_as_so_many(self) -> None:
+    def test_chunk_counts_its_tokens(self) -> None:
         figure = throughput_over_time(frame(ok(0, 0.5, 1.0, output_tokens=8)), bin_s=1)
         assert sum(values(trace(figure, "tokens").y)) == pytest.approx(8)
 
-    def test_in_progress_goes_up_and_down_to_zero(self) -> None:
+    def test_requests_in_progress_end_at_zero(self) -> None:
         steps = trace(throughput_over_time(RUN), "in progress")
         assert max(steps.y) == 2
         assert steps.y[-1] == 0
@@ -158,9 +158,9 @@ class TestThroughput:
 
 
 ALL = [
-    lambda health: request_timeline(RUN, TELEMETRY, health=health),
-    lambda health: latency_distributions(RUN, health=health),
-    lambda health: throughput_over_time(RUN, health=health),
+    lambda health, run=RUN: request_timeline(run, TELEMETRY, health=health),
+    lambda health, run=RUN: latency_distributions(run, health=health),
+    lambda health, run=RUN: throughput_over_time(run, health=health),
 ]
 
 
@@ -173,7 +173,7 @@ class TestEveryFigure:
         assert all("(s)" in title or "(ms)" in title for title in x_titles)
         assert any("title" in v for k, v in layout.items() if "yaxis" in k)
 
-    def test_it_suits_both_themes_and_colour_blind_readers(self, make: Any) -> None:
+    def test_colours_suit_themes_and_colour_blind_readers(self, make: Any) -> None:
         figure = make(None)
         for ground in (figure.layout.paper_bgcolor, figure.layout.plot_bgcolor):
             assert ground == "rgba(0,0,0,0)"
@@ -181,10 +181,12 @@ class TestEveryFigure:
         colours |= {t.marker.color for t in figure.data if t.type == "bar"}
         assert colours - {None} <= OKABE_ITO
 
-    def test_a_limited_run_is_marked(self, make: Any) -> None:
+    def test_client_limited_run_is_marked(self, make: Any) -> None:
         assert "CLIENT LIMITED" in make(LIMITED).layout.title.text
         assert "cpu_share 0.97" in make(LIMITED).layout.title.subtitle.text
         assert "LIMITED" not in make(None).layout.title.text
+
+    def test_health_is_read_from_the_frame(self, make: Any) -> None:
         marked = RUN.copy()
         marked.attrs["client_health"] = LIMITED.model_dump(mode="json")
-        assert "CLIENT LIMITED" in request_timeline(marked).layout.title.text
+        assert "CLIENT LIMITED" in make(None, marked).layout.title.text

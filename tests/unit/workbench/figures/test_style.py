@@ -1,63 +1,42 @@
-"""What a saved notebook holds of its figures: data, and HTML with plotly.js in one cell."""
+"""Titles that mark client-limited runs, and labels of metrics."""
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
-
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from workbench.figures import style
-from workbench.figures.style import StaticFigure, show, to_div
-
-FIGURE = go.Figure(go.Bar(x=[1, 2], y=[3, 4], name="bars"))
+from workbench.figures.style import health_of, titled, to_div
+from workbench.metrics.health import ClientHealth
 
 
-class TestRender:
-    @pytest.fixture(autouse=True)
-    def fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(StaticFigure, "_carrier", None)
+def title_of(health: ClientHealth | None) -> go.layout.Title:
+    return titled(go.Figure(), "Requests", health).layout.title
 
-    def bundle(self, cell: str, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> dict[str, Any]:
-        monkeypatch.setattr(style, "_cell", lambda: (cell, count))
-        return show(FIGURE)._repr_mimebundle_()
 
-    def test_one_cell_carries_the_script(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        executions = [("a", 1), ("a", 1), ("b", 2), ("c", 3), ("a", 4), ("b", 5)]
-        sizes = [len(self.bundle(cell, monkeypatch, n)["text/html"]) for cell, n in executions]
-        carried = [size > 4_000_000 for size in sizes]
-        assert carried == [True, False, False, False, True, False]
-        assert sizes[1] < 50_000
+class TestTitle:
+    def test_client_limited_run_is_marked_with_its_reasons(self) -> None:
+        title = title_of(ClientHealth.judge(cpu_share=0.97))
+        assert title.text == "Requests - CLIENT LIMITED"
+        assert "cpu_share 0.97" in title.subtitle.text
 
-    def test_where_nobody_says_which_cell_runs_the_first_carries_it(self) -> None:
-        sizes = [len(show(FIGURE)._repr_mimebundle_()["text/html"]) for _ in "ab"]
-        assert [size > 4_000_000 for size in sizes] == [True, False]
+    @pytest.mark.parametrize("health", [None, ClientHealth(), ClientHealth.judge(cpu_share=0.1)])
+    def test_other_runs_are_not_marked(self, health: ClientHealth | None) -> None:
+        assert title_of(health).text == "Requests"
 
-    def test_lab_gets_data_and_others_html_without_a_network(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        bundle = self.bundle("a", monkeypatch)
-        data = bundle["application/vnd.plotly.v1+json"]
-        assert {"data", "layout", "config"} <= set(data)
-        json.dumps(data)
-        for text in (bundle["text/html"], self.bundle("b", monkeypatch)["text/html"]):
-            assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
+    def test_many_reasons_are_counted(self) -> None:
+        reasons = tuple(f"run {i} <b>" for i in range(9))
+        text = title_of(ClientHealth(client_limited=True, reasons=reasons)).subtitle.text
+        assert text.endswith("run 3 &lt;b&gt;; and 5 more")
 
-    def test_nbconvert_shows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        nbformat = pytest.importorskip("nbformat")
-        nbconvert = pytest.importorskip("nbconvert")
-        outputs = [
-            nbformat.v4.new_output("display_data", data=self.bundle(cell, monkeypatch))
-            for cell in "ab"
-        ]
-        book = nbformat.v4.new_notebook()
-        book.cells = [nbformat.v4.new_code_cell("x", outputs=[output]) for output in outputs]
-        page, _ = nbconvert.HTMLExporter().from_notebook_node(book)
-        assert page.count('class="plotly-graph-div"') == 2
-        assert page.count("* plotly.js v") == 1
 
-    def test_a_figure_cannot_leave_its_script(self) -> None:
-        figure = go.Figure(layout_title_text="</script><script>alert(1)</script>")
-        assert "<script>alert(1)" not in to_div(figure, with_script=False)
+def test_health_of_a_frame_is_read_from_its_attributes() -> None:
+    frame = pd.DataFrame()
+    assert health_of(frame) is None
+    frame.attrs["client_health"] = {"client_limited": True, "reasons": ["r"], "limited_runs": []}
+    assert health_of(frame) == ClientHealth(client_limited=True, reasons=("r",))
+
+
+def test_figure_html_cannot_leave_its_script() -> None:
+    figure = go.Figure(layout_title_text="</script><script>alert(1)</script>")
+    assert "<script>alert(1)" not in to_div(figure, with_script=False)

@@ -48,7 +48,7 @@ spec.loader.exec_module(module)
 
 from support.records import record
 from workbench.analysis.compare import compare_runs, runs_table
-from workbench.automation.sweep import FIGURES as swept
+from workbench.automation.sweep_results import RESULT_METRICS as swept
 from workbench.experiments.probes import CURVE
 from workbench.experiments.search_result import ProbeResult, SearchResult
 from workbench.figures.compare import latency_overlay

@@ -1,0 +1,127 @@
+"""Running notebooks with papermill, once or again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.errors import WorkbenchError
+from workbench.automation.notebooks import check_parameters, find_notebook, parameters_of
+from workbench.errors import SettingError
+from workbench.runs.run import LOCATION_PARAMETERS
+
+_MAX_ERROR_LENGTH = 500
+
+
+class NotebookError(WorkbenchError):
+    """A notebook ended with an error. The message has the error and the partial notebook's path."""
+
+
+def parameters_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the notebook of a run and its parameters, without locations and secrets.
+
+    Raises:
+        RunError: If `folder` is not a run.
+        SettingError: If the run does not record its notebook and parameters.
+    """
+    from workbench.runs.redact import REDACTED
+    from workbench.runs.run import Run
+
+    experiment = Run.open(folder).experiment
+    name, values = experiment.get("notebook"), experiment.get("parameters")
+    if not isinstance(name, str) or not isinstance(values, dict):
+        raise SettingError(
+            f"cannot repeat {folder}: its experiment.json names no `notebook` and `parameters`"
+        )
+    # Where a run is stored, and whether it is shown live, has no effect on it.
+    dropped = (*LOCATION_PARAMETERS, "live")
+    kept = {n: v for n, v in values.items() if n not in dropped and v != REDACTED}
+    redacted = next((name for name, value in kept.items() if REDACTED in json.dumps(value)), None)
+    if redacted is not None:
+        raise SettingError(f"cannot repeat {folder}: a secret was removed from its {redacted}")
+    path = find_notebook(name)
+    check_parameters(path, kept)
+    return path, kept
+
+
+def run_notebook(path: Path, given: Mapping[str, Any], *, runs: Path, run_id: str) -> Path:
+    """Check and run a notebook as the run `runs/run_id`, and return the executed notebook.
+
+    Raises:
+        SettingError: For an invalid parameter or run id, or if the run exists.
+        NotebookError: If the notebook ends with an error.
+    """
+    check_parameters(path, given)
+    if not re.fullmatch(r"\w[\w.-]*", run_id):
+        raise SettingError(
+            f"run_id may have letters, digits, '.', '_' and '-' only, got {run_id!r}"
+        )
+    if (runs / run_id).exists():
+        raise SettingError(f"run_id is {run_id!r}, but {runs / run_id} exists: give another")
+    known = parameters_of(path)
+    location = {"run_root": str(runs), "run_id": run_id}
+    own = {name: location[name] for name in known if name in location}
+    # A pipeline shows lines, and no widgets.
+    headless = {"live": False} if "live" in known else {}
+    output = runs / run_id / path.name
+    return execute(path, {**headless, **given, **own}, output=output, cwd=path.parent)
+
+
+def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Path) -> Path:
+    """Run a notebook, print its output as it comes, and return `output`, the executed notebook.
+
+    The run itself creates the folder of `output`. Until the end, the executed notebook is
+    therefore written beside that folder.
+
+    Raises:
+        NotebookError: If the notebook ends with an error.
+    """
+    partial = output.parent.with_name(f"{output.parent.name}.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    try:
+        error = _papermill(path, partial, parameters, cwd)
+    finally:
+        if partial.exists() and output.parent.is_dir():
+            partial.replace(output)
+    if error is not None:
+        saved = output if output.exists() else partial
+        raise NotebookError(f"notebook {path.stem}, {error} (partial notebook: {saved})")
+    if partial.exists():
+        output.parent.mkdir()
+        partial.replace(output)
+    return output
+
+
+def _papermill(path: Path, output: Path, parameters: Mapping[str, Any], cwd: Path) -> str | None:
+    """Execute the notebook, and return the error that it ended with in one line, if any."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(
+            path,
+            output,
+            dict(parameters),
+            cwd=cwd,
+            progress_bar=False,
+            log_output=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            # Only this process talks to the kernel: its warning about encryption is noise.
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+    except PapermillExecutionError as error:
+        text = " ".join(f"{error.ename}: {error.evalue}".split())
+        short = text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
+        return f"In [{error.exec_count}]: {short}"
+    except DeadKernelError:
+        return "the kernel died, possibly out of memory"
+    return None
