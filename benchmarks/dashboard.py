@@ -75,9 +75,7 @@ def telemetry_cost(seconds: float) -> dict[str, float]:
                 watched = core_share(seconds)
             lines = len((Path(folder) / "r" / "telemetry.jsonl").read_text().splitlines())
         assert lines == len(samples)
-        assert {s.replica for s in samples if isinstance(s, ReplicaSample)} == replica_ids(
-            spec
-        )
+        assert {s.replica for s in samples if isinstance(s, ReplicaSample)} == replica_ids(spec)
         return {
             "telemetry_core_share": round(watched - idle, 4),
             "core_share_at_rest": round(idle, 4),

@@ -174,6 +174,7 @@ class EndCriteria(StoppingCriteria):  # type: ignore[misc]
         self._limits[row] = 0
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Return a mask of the rows that have ended, of shape (rows,)."""
         done = self._limits <= input_ids.shape[1] - self._prompt_tokens
         if self._check_tokens:
             done = done | (self._may_stop & torch.isin(input_ids[:, -1], self._end_tokens))
