@@ -26,7 +26,7 @@ from serving.spec.tenants import (
     key_hash,
 )
 from workbench.endpoints.remote import Remote
-from workbench.endpoints.scaling import rescaled, wait_until_scaled
+from workbench.endpoints.scaling import rescaled, wait_for_replicas
 from workbench.endpoints.usage import usage_frame
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Endpoint(Remote):
         Raises:
             DeployError: The model did not reach that state within `timeout_s` seconds.
         """
-        await wait_until_scaled(self.status, self.deployment, replicas, timeout_s)
+        await wait_for_replicas(self.status, self.deployment, replicas, timeout_s)
 
     def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
         """Change fields of ``ScalingSpec`` on the running service, which keeps its replicas.
