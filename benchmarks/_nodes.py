@@ -64,12 +64,12 @@ class Nodes:
 
     def processes(self, command: str) -> list[psutil.Process]:
         """Return the cluster's processes whose name or first argument is `command`."""
-        found = []
+        matching = []
         for process in _ours(set()):
             with _ignore_ended():
                 if process.name() == command or command in " ".join(process.cmdline()[:1]):
-                    found.append(process)
-        return found
+                    matching.append(process)
+        return matching
 
     def actors(self, kind: str) -> dict[int, str]:
         """Return the process ids of an actor class, with the name of each one's node."""
@@ -127,14 +127,14 @@ def left_over(before: set[int], within_s: float) -> list[psutil.Process]:
 
 def _ours(before: set[int]) -> list[psutil.Process]:
     mark = f"LLM_WORKBENCH_NODES={os.getpid()}"
-    found = []
+    matching = []
     for process in psutil.process_iter():
         if process.pid in before or process.pid == os.getpid():
             continue
         with _ignore_ended():
             if process.status() != psutil.STATUS_ZOMBIE and mark in _environment(process.pid):
-                found.append(process)
-    return found
+                matching.append(process)
+    return matching
 
 
 def _environment(pid: int) -> set[str]:

@@ -19,8 +19,8 @@ from transformers.generation.streamers import BaseStreamer
 from serving.baselines.model_loading import free_memory, kv_bytes_per_token, kv_tokens
 from serving.baselines.requests import (
     ActiveRequest,
+    BaselineStats,
     Emit,
-    EngineStats,
     Event,
     Job,
     is_out_of_memory,
@@ -31,7 +31,7 @@ from serving.spec.baseline import BaselineSpec, Continuous, DynamicBatches, Stat
 class Batches:
     """Collects jobs into batches, and runs one batch after the other."""
 
-    def __init__(self, model: Any, spec: BaselineSpec, emit: Emit, stats: EngineStats) -> None:
+    def __init__(self, model: Any, spec: BaselineSpec, emit: Emit, stats: BaselineStats) -> None:
         assert not isinstance(spec.strategy, Continuous)
         self._model, self._spec, self._emit, self._stats = model, spec, emit, stats
         self._strategy = spec.strategy
@@ -174,6 +174,7 @@ class EndCriteria(StoppingCriteria):  # type: ignore[misc]
         self._limits[row] = 0
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Return a mask of the rows that have ended, of shape (rows,)."""
         done = self._limits <= input_ids.shape[1] - self._prompt_tokens
         if self._check_tokens:
             done = done | (self._may_stop & torch.isin(input_ids[:, -1], self._end_tokens))

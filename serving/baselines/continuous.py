@@ -15,8 +15,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from serving.baselines.model_loading import free_memory, free_share, kv_bytes_per_token, kv_tokens
 from serving.baselines.requests import (
     ActiveRequest,
+    BaselineStats,
     Emit,
-    EngineStats,
     Event,
     Finish,
     Job,
@@ -42,7 +42,7 @@ class ContinuousBatches:
     a time, and active requests continue from the tokens that their clients have.
     """
 
-    def __init__(self, model: Any, spec: BaselineSpec, emit: Emit, stats: EngineStats) -> None:
+    def __init__(self, model: Any, spec: BaselineSpec, emit: Emit, stats: BaselineStats) -> None:
         assert isinstance(spec.strategy, Continuous)
         self._model, self._spec, self._emit, self._stats = model, spec, emit, stats
         self._options = dict(spec.strategy.options)

@@ -13,7 +13,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from serving.baselines.requests import EngineStats, Event, Job
+from serving.baselines.requests import BaselineStats, Event, Job
 from serving.spec.baseline import BaselineSpec
 
 
@@ -32,7 +32,7 @@ def main(descriptor: int) -> None:
     engine.run()
 
 
-def _make_engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, EngineStats]:
+def _make_engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, BaselineStats]:
     import torch
 
     from serving.baselines.batches import Batches
@@ -40,7 +40,7 @@ def _make_engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Engin
     from serving.baselines.model_loading import load
 
     model = load(spec)
-    stats = EngineStats(
+    stats = BaselineStats(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=spec.attention,
@@ -50,7 +50,7 @@ def _make_engine(spec: BaselineSpec, connection: Connection) -> tuple[Any, Engin
     return kind(model, spec, lambda events: _send(connection, events, stats), stats), stats
 
 
-def _send(connection: Connection, events: list[Event], stats: EngineStats) -> None:
+def _send(connection: Connection, events: list[Event], stats: BaselineStats) -> None:
     connection.send(events or stats.to_dict())
 
 

@@ -67,7 +67,7 @@ class ActiveRequest:
 
 
 @dataclass(slots=True)
-class EngineStats:
+class BaselineStats:
     """What an engine has done since it started, as the route `/load` shows it to the owner.
 
     A slot is room for one token in the KV cache. `kv_slots` are the slots that batches held at

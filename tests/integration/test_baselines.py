@@ -429,7 +429,7 @@ class TestDeployed:
             count=6,
         )
         before = engine_stats(baseline)
-        found = asyncio.run(
+        comparison = asyncio.run(
             run_alternating(
                 endpoint,
                 baseline,
@@ -441,23 +441,26 @@ class TestDeployed:
                 progress=None,
             )
         )
-        assert len(found.pairs()) == 2
-        assert all(ours > 0 and theirs > 0 for ours, theirs in found.pairs())
-        assert not [caveat for caveat in found.caveats() if "failed" in caveat]
-        assert [(m.side, m.repeat) for m in found.measured] == [
+        assert len(comparison.pairs()) == 2
+        assert all(ours > 0 and theirs > 0 for ours, theirs in comparison.pairs())
+        assert not [caveat for caveat in comparison.caveats() if "failed" in caveat]
+        assert [(m.side, m.repeat) for m in comparison.measured] == [
             ("candidate", 0),
             ("baseline", 0),
             ("baseline", 1),
             ("candidate", 1),
         ]
-        sent = {m.run.path.name: token_counts(m.run) for m in found.measured}
+        sent = {m.run.path.name: token_counts(m.run) for m in comparison.measured}
         for repeat in (0, 1):
-            ours, theirs = sent[f"static-{repeat}-ours"], sent[f"static-{repeat}-theirs"]
-            assert len(ours) == 6
-            assert theirs == ours[:5], "a smaller count sends the first of the same prompts"
-        assert sent["static-0-ours"] != sent["static-1-ours"]
-        assert found.stats["requests"] - before.get("requests", 0) == 5 + 2 * 5
-        assert found.stats["largest_batch"] <= 4
+            candidate, reference = (
+                sent[f"static-{repeat}-candidate"],
+                sent[f"static-{repeat}-baseline"],
+            )
+            assert len(candidate) == 6
+            assert reference == candidate[:5], "a smaller count sends the first of the same prompts"
+        assert sent["static-0-candidate"] != sent["static-1-candidate"]
+        assert comparison.stats["requests"] - before.get("requests", 0) == 5 + 2 * 5
+        assert comparison.stats["largest_batch"] <= 4
 
     def test_engine_has_as_many_threads_as_vllm(self, baseline: Endpoint) -> None:
         stats = engine_stats(baseline)

@@ -13,8 +13,6 @@ from serving.cluster import connection
 from serving.deploy import service, status
 from serving.deploy.preflight import check_spec
 from serving.errors import EndpointGoneError, SpecError
-from serving.quotas import actor
-from serving.quotas.accounts import Usage
 from serving.spec.model import deployment_name
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import AUTO
@@ -28,7 +26,8 @@ from serving.spec.tenants import (
     key_hash,
 )
 from workbench.endpoints.remote import Remote
-from workbench.endpoints.scaling import rescaled, wait_until_scaled
+from workbench.endpoints.scaling import rescaled, wait_for_replicas
+from workbench.endpoints.usage import usage_frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -134,18 +133,10 @@ class Endpoint(Remote):
             and ``errors``; with both prices also ``usd``. The numbers outlive replicas, and lag by
             a quarter of a second.
         """
-        from pandas import DataFrame
-
         self.status()
-        frame = DataFrame.from_dict(
-            actor.usage_by_tenant(self.spec.name), orient="index", columns=list(vars(Usage()))
+        return usage_frame(
+            self.spec.name, usd_per_million_prompt_tokens, usd_per_million_output_tokens
         )
-        frame = frame.rename_axis("tenant").sort_index()
-        prompt, output = usd_per_million_prompt_tokens, usd_per_million_output_tokens
-        if prompt is not None and output is not None:
-            cost = frame["prompt_tokens"] * prompt + frame["output_tokens"] * output
-            frame["usd"] = cost / 1e6
-        return frame
 
     async def wait_until_scaled(self, replicas: int = 1, *, timeout_s: float = 600.0) -> None:
         """Wait until the first model has exactly `replicas` running replicas and none on its way.
@@ -153,7 +144,7 @@ class Endpoint(Remote):
         Raises:
             DeployError: The model did not reach that state within `timeout_s` seconds.
         """
-        await wait_until_scaled(self.status, self.deployment, replicas, timeout_s)
+        await wait_for_replicas(self.status, self.deployment, replicas, timeout_s)
 
     def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
         """Change fields of ``ScalingSpec`` on the running service, which keeps its replicas.
@@ -225,21 +216,34 @@ def deploy(
     keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
     if given:
         keys[OWNER] = SecretStr(given)
-    try:
-        port = service.deploy(spec, cluster, keyed, say)
-    except BaseException:
-        service.delete(spec.name, cluster)
-        raise
+    port = _start(spec, cluster, keyed, say)
     _keys[cluster.address, spec.name] = keys
     tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
     endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed)
+    _report_ready(endpoint, cluster, port, say)
+    return endpoint
+
+
+def _start(
+    spec: EndpointSpec, cluster: connection.Cluster, tenants: tuple[Tenant, ...], say: Progress
+) -> int:
+    """Deploy the spec and return its port; delete what has started if that fails."""
+    try:
+        return service.deploy(spec, cluster, tenants, say)
+    except BaseException:
+        service.delete(spec.name, cluster)
+        raise
+
+
+def _report_ready(
+    endpoint: Endpoint, cluster: connection.Cluster, port: int, say: Progress
+) -> None:
     say(f"ready: {endpoint.base_url} serves {', '.join(endpoint.model_ids)}")
     if not cluster.ours and not endpoint.answers():
         say(
             f"warning: {endpoint.base_url} does not answer from here; forward port {port} of the "
             "cluster's head node, or deploy with host = '0.0.0.0'"
         )
-    return endpoint
 
 
 def _print(line: str) -> None:

@@ -42,7 +42,7 @@ def rescaled(spec: EndpointSpec, scaling: Mapping[str, Any]) -> EndpointSpec:
     return changed
 
 
-async def wait_until_scaled(
+async def wait_for_replicas(
     read_status: Callable[[], ServiceStatus],
     deployment: str,
     replicas: int,

@@ -156,37 +156,37 @@ class TestKnownModels:
 
 class TestPlans:
     def test_8b_model_on_eight_h100_gets_eight_replicas(self) -> None:
-        found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
-        assert [(p.layout.tensor, p.layout.pipeline, p.replicas) for p in found][:3] == [
+        layouts = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
+        assert [(p.layout.tensor, p.layout.pipeline, p.replicas) for p in layouts][:3] == [
             (1, 1, 8),
             (2, 1, 4),
             (1, 2, 4),
         ]
-        advice = recommend(found, 64)
-        assert advice.plan == found[0]
+        advice = recommend(layouts, 64)
+        assert advice.plan == layouts[0]
         assert "of 64 requested" in advice.why
 
     def test_70b_model_needs_four_gpus_for_its_cache(self) -> None:
-        found = plans(of(LLAMA_70B), GpuPool((8,), 79.6, "H100"), context=8192)
+        layouts = plans(of(LLAMA_70B), GpuPool((8,), 79.6, "H100"), context=8192)
         # By hand: 141.1 GB of bfloat16 exceed one GPU with 0.92 × 79.6 GiB = 78.6 GB.
-        assert found[0].problem is not None
-        assert "131.4 GiB of weights" in found[0].problem
-        advice = recommend(found, 64)
+        assert layouts[0].problem is not None
+        assert "131.4 GiB of weights" in layouts[0].problem
+        advice = recommend(layouts, 64)
         assert advice.plan is not None
         assert (advice.plan.layout, advice.plan.replicas) == (Layout(4), 2)
         assert "hold 12" in advice.why  # with two GPUs per replica
 
     def test_too_many_sequences_get_the_layout_that_holds_most(self) -> None:
-        found = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
-        advice = recommend(found, 100_000)
+        layouts = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
+        advice = recommend(layouts, 100_000)
         assert advice.plan is not None
         assert advice.plan.layout == Layout(8)
         assert "wait" in advice.why
 
     def test_tensor_parallel_group_stays_on_a_node(self) -> None:
-        found = plans(of(LLAMA_8B), GpuPool((2, 2, 1), 79.6), context=8192)
-        assert {p.layout.tensor for p in found} == {1, 2}
-        by_layout = {p.layout: p.replicas for p in found}
+        layouts = plans(of(LLAMA_8B), GpuPool((2, 2, 1), 79.6), context=8192)
+        assert {p.layout.tensor for p in layouts} == {1, 2}
+        by_layout = {p.layout: p.replicas for p in layouts}
         assert by_layout[Layout(2)] == 2
         assert by_layout[Layout(1)] == 5
         assert Layout(2, 2) in by_layout

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from serving.classroom.leases import Lease
 from serving.errors import SpecError, WorkbenchError
 from serving.spec.base import Strict
+from serving.spec.guardrail import GuardAnswerFormat
 from serving.spec.limits import Limits
 from serving.spec.model import ModelSpec
-from serving.spec.scaling import ScalingSpec
+from serving.spec.scaling import ScalingSpec, TTFTTarget
 from serving.spec.service import ServiceSpec
 
 
@@ -402,3 +404,41 @@ def test_importing_the_specifications_loads_no_heavy_package() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert process.stdout.strip() == "[]"
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("make", "fields", "message"),
+        [
+            (
+                ScalingSpec,
+                {"max_replicas": 0},
+                "max_replicas must be greater than or equal to 1, got 0",
+            ),
+            (ScalingSpec, {"max_replicas": 2.5}, "max_replicas must be a valid integer, got 2.5"),
+            (ModelSpec, {"accelerator": "tpu"}, "accelerator must be 'cpu' or 'gpu', got 'tpu'"),
+            (
+                ScalingSpec,
+                {"policy": {"kind": "cpu"}},
+                "policy.kind must be one of 'requests', 'engine_pressure', 'ttft_target', got "
+                "'cpu'",
+            ),
+            (
+                GuardAnswerFormat,
+                {"safe": "("},
+                "safe must be a regular expression (missing ), unterminated subpattern at position "
+                "0), got '('",
+            ),
+            (TTFTTarget, {}, "ttft_ms is required; give it a value"),
+        ],
+    )
+    def test_message_states_the_requirement_and_the_value(
+        self, make: type[Strict], fields: dict[str, Any], message: str
+    ) -> None:
+        assert error_of(make, **fields) == f"{make.__name__}.{message}"
+
+    def test_fix_follows_the_value(self) -> None:
+        lease = {"tenant": {"name": "ada"}, "ends_at": "2031-01-01T00:00:00Z"}
+        assert error_of(Lease, **lease) == (
+            "Lease.tenant must have a key_hash, got {'name': 'ada'}; key_hash(key) returns it"
+        )
