@@ -2,8 +2,8 @@
 
 The tests and benchmarks take this log as the truth about when what left the server. It speaks
 just enough HTTP/1.1 for the OpenAI client: POST to any path ending in `completions` plays a
-`Script`; GET `/log` returns the log as JSON; anything else is 404. Nothing here imports the code
-under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
+`Script`; GET `/log` returns the log as JSON, and `/v1/models` the `models`, if there are any;
+anything else is 404. Nothing here imports the code under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
 
 As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and
 serves until
@@ -130,6 +130,7 @@ class ScriptedServer:
         self.open_now = 0
         self.open_most = 0
         self.port = 0
+        self.models: list[str] = []
 
     @property
     def base_url(self) -> str:
@@ -172,9 +173,13 @@ class ScriptedServer:
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "GET":
-            found = path == "/log"
-            log = json.dumps([dataclasses.asdict(e) for e in self.log]).encode()
-            _plain(writer, 200 if found else 404, log if found else b"{}")
+            if path == "/log":
+                answer: Any = [dataclasses.asdict(e) for e in self.log]
+            elif path.endswith("/models") and self.models:
+                answer = {"object": "list", "data": [{"id": name} for name in self.models]}
+            else:
+                answer = None
+            _plain(writer, 200 if answer is not None else 404, json.dumps({} if answer is None else answer).encode())
             return True
         exchange = Exchange(headers.get("x-request-id"), path, json.loads(raw), received)
         script = self._choose(exchange.body, len(self.log))
