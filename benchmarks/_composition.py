@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         direct = stack.enter_context(wb.deploy(wb.ServiceSpec(name="direct", port=0, model=model)))
         key = direct.api_key.get_secret_value()
         ends = {"direct": direct}
-        for name, guardrail in (("composed", None), ("guarded", wb.PresidioGuardrail())):
+        for name, guardrail in (("composed", None), ("guarded", wb.guardrail.PresidioGuardrail())):
             spec = wb.PipelineSpec(
                 name=name, route_prefix=f"/{name}", port=0, models=(model,), guardrail=guardrail
             )
@@ -109,14 +109,14 @@ def summary(rounds: list[tuple[Round, Round]]) -> dict[str, float]:
 
 async def looks(end: wb.Endpoint, number: int) -> dict[str, float]:
     """The guardrail's time for prompts of 200 words, and for the answers of 64 tokens to them."""
-    rng, clock = Random(5), wb.start_clock()
+    rng, clock = Random(5), wb.client.start_clock()
     words = [word for term in load_glossary() for word in term.definition.split()]
     records = []
     for count in range(number + 5):
         extra = PERSONAL.split() if count % 4 == 0 else []
         prompt = " ".join(rng.sample(words, 200 - len(extra)) + extra)
         records.append(
-            await wb.stream_chat(
+            await wb.client.stream_chat(
                 end.async_client,
                 model=end.model_id,
                 messages=prompt,

@@ -37,7 +37,7 @@ async def load():
     return (await wb.start_load(endpoint, few, progress=None)).summary().completed
 
 seen = []
-with wb.Telemetry(endpoint, wb.start_clock(), seen.append):
+with wb.Telemetry(endpoint, wb.client.start_clock(), seen.append):
     for _ in range(8):
         endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
         time.sleep(1)

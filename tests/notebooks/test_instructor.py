@@ -98,7 +98,9 @@ def test_answer_06_what_fits_eight_cards_and_from_where_it_changes() -> None:
 
     def layout(model: str, sequences: int) -> str:
         cards = {"kind": "H100", "per_node": [8]}
-        found = wb.plan_layouts(model, cards, context=8192, concurrency=sequences).advice.why
+        found = wb.analysis.plan_layouts(
+            model, cards, context=8192, concurrency=sequences
+        ).advice.why
         return found.partition(" replica")[0]
 
     for sequences, expected in ((64, "TP 1 × 8"), (440, "TP 1 × 8"), (441, "TP 2 × 4")):

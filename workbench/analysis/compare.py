@@ -119,7 +119,7 @@ def differing_parameters(runs: Sequence[Run]) -> pd.DataFrame:
     )
 
 
-def compare(
+def compare_runs(
     baseline: Sequence[Run],
     candidate: Sequence[Run],
     figures: Sequence[str] = FIGURES,

@@ -14,7 +14,7 @@ from support.records import failed, record
 
 from workbench.analysis import compare as comparing
 from workbench.analysis.compare import (
-    compare,
+    compare_runs,
     differing_parameters,
     find_runs,
     pick_sides,
@@ -152,7 +152,7 @@ def test_only_what_differs(tmp_path: Path) -> None:
 
 class TestCompare:
     def test_a_known_factor(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 1.3, 1.3, 1.3), rng=rng())
+        frame = compare_runs(*sides(tmp_path, 1.3, 1.3, 1.3), rng=rng())
         for name in ("p50_ttft_ms", "p99_ttft_ms", "p50_tpot_ms", "p99_e2el_ms"):
             row = frame.loc[name]
             assert row[["ratio", "low", "high"]].tolist() == pytest.approx([1.3] * 3, rel=1e-5)
@@ -168,7 +168,7 @@ class TestCompare:
 
     def test_the_other_way_round_is_better(self, tmp_path: Path) -> None:
         slow, fast = sides(tmp_path, 0.5, 0.6, 0.8)
-        frame = compare(slow, fast, ["p50_e2el_ms", "request_throughput"], rng=rng())
+        frame = compare_runs(slow, fast, ["p50_e2el_ms", "request_throughput"], rng=rng())
         latency, rate = frame.loc["p50_e2el_ms"], frame.loc["request_throughput"]
         mean = (0.5 * 0.6 * 0.8) ** (1 / 3)
         # Of three values the interval is their range.
@@ -179,17 +179,17 @@ class TestCompare:
         assert (latency.verdict, rate.verdict) == ("better", "better")
 
     def test_an_interval_around_one_shows_nothing(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 0.9, 1.2, 1.3), ["p50_ttft_ms"], rng=rng())
+        frame = compare_runs(*sides(tmp_path, 0.9, 1.2, 1.3), ["p50_ttft_ms"], rng=rng())
         assert frame.verdict.tolist() == ["no difference shown"]
 
     def test_failures_from_none_are_worse_without_a_ratio(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 1, 1, 1, failed=4), ["failed"], rng=rng())
+        frame = compare_runs(*sides(tmp_path, 1, 1, 1, failed=4), ["failed"], rng=rng())
         row = frame.loc["failed"]
         assert (row.baseline, row.candidate, row.verdict) == (0, 4, "worse")
         assert row[["ratio", "low", "high"]].isna().all()
 
     def test_too_few_repeats(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 2, 8), ["p50_ttft_ms", "failed"], rng=rng())
+        frame = compare_runs(*sides(tmp_path, 2, 8), ["p50_ttft_ms", "failed"], rng=rng())
         assert set(frame.verdict) == {"too few repeats: 2 of 3"}
         assert frame.loc["p50_ttft_ms", "ratio"] == pytest.approx(4)
         assert frame[["low", "high"]].isna().all(axis=None)
@@ -197,13 +197,13 @@ class TestCompare:
     def test_goodput_against_another_slo_is_not_compared(self, tmp_path: Path) -> None:
         first = [made(tmp_path, i, slo=SLO(ttft_ms=105)) for i in range(3)]
         second = [made(tmp_path, 30 + i, slo=SLO(ttft_ms=900)) for i in range(3)]
-        frame = compare(first, second, ["request_goodput", "completed"], rng=rng())
+        frame = compare_runs(first, second, ["request_goodput", "completed"], rng=rng())
         assert frame.verdict.tolist() == ["not compared: the SLOs differ", "no difference shown"]
 
     def test_one_limited_run_marks_everything(self, tmp_path: Path) -> None:
         first, second = sides(tmp_path, 1.3, 1.3, 1.3)
         second[1] = made(tmp_path, 50, 1.1 * 1.3, health=LIMITED)
-        frame = compare(first, second, rng=rng())
+        frame = compare_runs(first, second, rng=rng())
         assert frame.verdict.str.endswith("(client limited)").all()
         health = frame.attrs["client_health"]
         assert (health["client_limited"], health["limited_runs"]) == (True, ["r50"])
@@ -214,24 +214,24 @@ class TestCompare:
     def test_refusals(self, tmp_path: Path) -> None:
         first, second = sides(tmp_path, 1, 1, 1)
         with pytest.raises(SettingError, match="candidate has no run"):
-            compare(first, [], rng=rng())
+            compare_runs(first, [], rng=rng())
         with pytest.raises(SettingError, match="baseline has 3 runs and candidate 2"):
-            compare(first, second[:2], rng=rng())
+            compare_runs(first, second[:2], rng=rng())
         with pytest.raises(SettingError, match="'r0' is given more than once"):
-            compare([first[0]] * 3, second, rng=rng())
+            compare_runs([first[0]] * 3, second, rng=rng())
         with pytest.raises(SettingError, match="confidence is 95"):
-            compare(first, second, rng=rng(), confidence=95)
+            compare_runs(first, second, rng=rng(), confidence=95)
         with pytest.raises(SettingError, match="'duration'"):
-            compare(first, second, ["duration"], rng=rng())
+            compare_runs(first, second, ["duration"], rng=rng())
         with pytest.raises(UnknownMetricError, match="p50_ttft_ms"):
-            compare(first, second, ["p50_tft_ms"], rng=rng())
+            compare_runs(first, second, ["p50_tft_ms"], rng=rng())
         with pytest.raises(RunError, match="is not finished"):
-            compare([made(tmp_path, 55, finished=False)], second[:1], rng=rng())
+            compare_runs([made(tmp_path, 55, finished=False)], second[:1], rng=rng())
 
 
 class TestFigures:
     def test_forest(self, tmp_path: Path) -> None:
-        frame = compare(*sides(tmp_path, 0.5, 0.6, 0.8), rng=rng())
+        frame = compare_runs(*sides(tmp_path, 0.5, 0.6, 0.8), rng=rng())
         figure = comparison_figure(frame)
         names = list(figure.layout.yaxis.ticktext)
         assert "failed" not in names, "it has no ratio"

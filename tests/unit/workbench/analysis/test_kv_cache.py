@@ -110,12 +110,3 @@ def test_figures_show_each_way_and_each_count() -> None:
         "tokens of the requests": [8],
         "reported by the engine": [8.0],
     }
-
-
-def test_the_packages_function_is_not_hidden_by_the_module() -> None:
-    """A name that is a module's too would be that module, once it has been imported."""
-    import workbench
-
-    assert callable(workbench.kv_cache_waste)
-    assert callable(workbench.contest_figure)
-    assert "kv_waste" not in workbench.__all__

@@ -368,7 +368,7 @@ def ask(endpoint: Endpoint, count: int) -> None:
 @pytest.mark.engine
 def test_every_kind_of_sample_comes_from_a_real_engine(endpoint: Endpoint) -> None:
     found: list[Sample] = []
-    clock = wb.start_clock()
+    clock = wb.client.start_clock()
     with Telemetry(endpoint, clock, found.append):
         ask(endpoint, 4)
         answered_s = clock()
@@ -419,7 +419,7 @@ def test_metrics_out_of_reach_are_one_line_and_the_rest_goes_on(
     monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
     lines: list[str] = []
     found: list[Sample] = []
-    with Telemetry(endpoint, wb.start_clock(), found.append, 0.2, say=lines.append):
+    with Telemetry(endpoint, wb.client.start_clock(), found.append, 0.2, say=lines.append):
         time.sleep(3)
     assert len(lines) == 1
     assert "metrics can be reached" in lines[0]
@@ -435,6 +435,6 @@ def test_an_error_of_the_sink_reaches_the_user(endpoint: Endpoint) -> None:
 
     with (
         pytest.raises(OSError, match="no space left"),
-        Telemetry(endpoint, wb.start_clock(), full, 0.1),
+        Telemetry(endpoint, wb.client.start_clock(), full, 0.1),
     ):
         time.sleep(0.5)
