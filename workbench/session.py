@@ -25,6 +25,7 @@ from workbench.report import write_report
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
+    import numpy as np
     import plotly.graph_objects as go
 
     from serving.spec.service import EndpointSpec
@@ -71,12 +72,16 @@ class Session:
         self._service: Service | None = None
 
     @property
+    def root(self) -> Path:
+        """The folder that the runs are in: the parameter `run_root`, else `default_run_root`."""
+        return Path(self.parameters.get("run_root") or default_run_root())
+
+    @property
     def folder(self) -> Run:
         """The run's folder, created when it is first used."""
         if self._folder is None:
-            root = self.parameters.get("run_root") or default_run_root()
             run_id = self.parameters.get("run_id") or None
-            self._folder = Run.create(root, self._experiment, run_id=run_id)
+            self._folder = Run.create(self.root, self._experiment, run_id=run_id)
         return self._folder
 
     @property
@@ -88,6 +93,15 @@ class Session:
     def progress(self) -> str:
         """How the progress of a load is shown: `"bar"` if `live` is set, else `"lines"`."""
         return "bar" if self.parameters.get("live") else "lines"
+
+    def rng(self) -> np.random.Generator:
+        """Return a new random generator with the parameter `seed`, so that a cell can be repeated.
+
+        Without the parameter the seed is 0.
+        """
+        import numpy as np
+
+        return np.random.default_rng(self.parameters.get("seed", 0))
 
     @property
     def endpoint(self) -> Remote:

@@ -213,7 +213,7 @@ def test_notebook_07_lets_everything_in_and_then_what_fits(finished: Finished) -
     assert "Rate limit reached for ada: 20 requests a minute" in outputs
     assert "3 answered after" in outputs
     assert "retry-after" in outputs
-    report_of(sides["finite"])
+    assert "Back-pressure" in report_of(run)
 
 
 def test_notebook_09_sends_every_policy_the_same(finished: Finished) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from support.paths import ROOT
@@ -196,6 +197,11 @@ class TestARun:
         assert summary is not None
         assert summary.slo is not None
         assert "<title>A title</title>" in (run.path / "report.html").read_text()
+
+    def test_its_random_numbers_follow_from_the_seed(self) -> None:
+        run = session(seed=5)
+        draws = [run.rng().integers(0, 1_000_000, 4).tolist() for _ in range(2)]
+        assert draws[0] == draws[1] == np.random.default_rng(5).integers(0, 1_000_000, 4).tolist()
 
     def test_a_bar_is_shown_to_a_person_and_lines_to_a_pipeline(self) -> None:
         assert session(live=True).progress == "bar"
