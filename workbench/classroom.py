@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from serving.classroom.leases import Lease as Lease
+from serving.classroom.leases import Lease
 from serving.classroom.manager import NAME, NAMESPACE, LeaseManager
 from serving.cluster import connection
 from serving.errors import LeaseError
 from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
-from serving.spec.tenants import key_hash as key_hash
-from serving.spec.tenants import new_key as new_key
+from serving.spec.tenants import key_hash, new_key
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
