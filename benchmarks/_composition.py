@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         direct = stack.enter_context(wb.deploy(wb.ServiceSpec(name="direct", port=0, model=model)))
         key = direct.api_key.get_secret_value()
         endpoints = {"direct": direct}
-        for name, guardrail in (("composed", None), ("guarded", wb.PresidioGuardrail())):
+        for name, guardrail in (("composed", None), ("guarded", wb.guardrail.PresidioGuardrail())):
             spec = wb.PipelineSpec(
                 name=name, route_prefix=f"/{name}", port=0, models=(model,), guardrail=guardrail
             )
@@ -111,14 +111,14 @@ def summary(rounds: list[tuple[Round, Round]]) -> dict[str, float]:
 
 async def guardrail_times(endpoint: wb.Endpoint, number: int) -> dict[str, float]:
     """Measure the guardrail's time for prompts of 200 words and for their 64-token answers."""
-    rng, clock = Random(5), wb.start_clock()
+    rng, clock = Random(5), wb.client.start_clock()
     words = [word for term in load_glossary() for word in term.definition.split()]
     records = []
     for count in range(number + 5):
         extra = PERSONAL.split() if count % 4 == 0 else []
         prompt = " ".join(rng.sample(words, 200 - len(extra)) + extra)
         records.append(
-            await wb.stream_chat(
+            await wb.client.stream_chat(
                 endpoint.async_client,
                 model=endpoint.model_id,
                 messages=prompt,

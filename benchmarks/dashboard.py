@@ -70,7 +70,7 @@ def telemetry_cost(seconds: float) -> dict[str, float]:
                 run.append_telemetry(sample)
                 samples.append(sample)
 
-            with wb.Telemetry(endpoint, wb.start_clock(), keep):
+            with wb.Telemetry(endpoint, wb.client.start_clock(), keep):
                 time.sleep(5)  # the first samples import packages
                 watched = core_share(seconds)
             lines = len((Path(folder) / "r" / "telemetry.jsonl").read_text().splitlines())

@@ -1,159 +1,77 @@
-"""What runs beside the notebook: deploy a service, load it, measure it, show it.
+"""The LLM serving workbench: deploy a service, send load to it, measure it, show the result.
 
-Names are loaded when first used, so that ``import workbench`` is instant.
+About 40 core names are in this package; the rest is in namespaces such as ``wb.figures``. All of
+them are loaded when first used, so that ``import workbench`` takes milliseconds.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "Endpoint": "workbench.endpoints.deployed",
-    "deploy": "workbench.endpoints.deployed",
-    "remote": "workbench.endpoints.remote",
-    "open_endpoint": "workbench.endpoints.open",
-    "plan_layouts": "workbench.analysis.layouts",
-    "fit_figure": "workbench.figures.layouts",
-    "layouts_figure": "workbench.figures.layouts",
-    "Limits": "serving.spec.limits",
-    "engine_pressure_figure": "workbench.figures.engine",
-    "engine_peaks": "workbench.analysis.kv_cache",
-    "Tenant": "serving.spec.tenants",
-    "key_hash": "serving.spec.tenants",
-    "ModelSpec": "serving.spec.model",
-    "BaselineSpec": "serving.spec.baseline",
-    "Continuous": "serving.spec.baseline",
-    "DynamicBatches": "serving.spec.baseline",
-    "OneAtATime": "serving.spec.baseline",
-    "StaticBatches": "serving.spec.baseline",
-    "ScalingSpec": "serving.spec.scaling",
-    "ServiceSpec": "serving.spec.service",
-    "PipelineSpec": "serving.spec.pipeline",
-    "EntityRule": "serving.spec.guardrail",
-    "GuardEndpoint": "serving.spec.guardrail",
-    "GuardModel": "serving.spec.guardrail",
-    "PresidioGuardrail": "serving.spec.guardrail",
-    "GuardAnswerFormat": "serving.spec.guardrail",
-    "BudgetRule": "serving.spec.router",
-    "CodeRule": "serving.spec.router",
-    "EmbeddingClassifier": "serving.spec.router",
-    "LanguageRule": "serving.spec.router",
-    "LengthRule": "serving.spec.router",
-    "RouterSpec": "serving.spec.router",
-    "TenantRule": "serving.spec.router",
-    "RequestRecord": "workbench.records",
-    "LoopWatch": "workbench.metrics.health",
-    "closed_loop": "workbench.loadgen.closed_loop",
-    "start_clock": "workbench.clock",
-    "stream_chat": "workbench.loadgen.client",
-    "stream_completion": "workbench.loadgen.client",
-    "ClosedLoop": "workbench.workload.arrivals",
-    "diurnal": "workbench.workload.arrivals",
-    "Constant": "workbench.workload.arrivals",
-    "Gamma": "workbench.workload.arrivals",
-    "Poisson": "workbench.workload.arrivals",
-    "Ramp": "workbench.workload.arrivals",
-    "TraceReplay": "workbench.workload.arrivals",
-    "Stages": "workbench.workload.arrivals",
-    "Steps": "workbench.workload.arrivals",
-    "Conversations": "workbench.workload.prompts",
-    "FilePrompts": "workbench.workload.prompts",
-    "LogNormal": "workbench.workload.prompts",
-    "RandomPrompts": "workbench.workload.prompts",
-    "FromTrace": "workbench.workload.prompts",
-    "Uniform": "workbench.workload.prompts",
-    "LoadSpec": "workbench.workload.spec",
-    "start_load": "workbench.loadgen.start",
-    "Dashboard": "workbench.dashboard.dashboard",
-    "cluster_timeline": "workbench.figures.cluster",
-    "start_live_load": "workbench.loadgen.start",
-    "measure_curve": "workbench.experiments.probes",
-    "make_probe": "workbench.experiments.probes",
-    "highest_load": "workbench.experiments.search",
-    "parameters_in": "workbench.automation.notebooks",
-    "ClientHealth": "workbench.metrics.health",
-    "SLO": "workbench.metrics.slo",
-    "summarize": "workbench.metrics.summary",
-    "Run": "workbench.runs.run",
-    "Telemetry": "workbench.telemetry.sampler",
-    "Requests": "serving.spec.scaling",
-    "EnginePressure": "serving.spec.scaling",
-    "TTFTTarget": "serving.spec.scaling",
-    "flapping": "workbench.analysis.autoscaling",
-    "recorded_decisions": "workbench.analysis.autoscaling",
-    "load_changes": "workbench.analysis.reactions",
-    "run_reactions": "workbench.analysis.reactions",
-    "policy_figure": "workbench.figures.replicas",
-    "policy_table": "workbench.analysis.autoscaling",
-    "replica_panel": "workbench.figures.replicas",
-    "reaction_waterfall": "workbench.figures.replicas",
-    "latency_distributions": "workbench.figures.latency",
-    "show": "workbench.display",
-    "stage_frame": "workbench.figures.stages",
-    "stage_shares": "workbench.figures.stages",
-    "stage_waterfall": "workbench.figures.stages",
-    "pii_texts": "workbench.analysis.pii",
-    "precision_recall": "workbench.analysis.pii",
-    "routing_costs": "workbench.analysis.pii",
-    "parse_guardrail_header": "workbench.analysis.pii",
-    "request_timeline": "workbench.figures.requests",
-    "throughput_over_time": "workbench.figures.latency",
-    "search_figure": "workbench.figures.search",
-    "throughput_latency_curve": "workbench.figures.curve",
-    "write_report": "workbench.report",
-    "CostMeter": "workbench.cost.cost",
-    "NodePrice": "workbench.cost.prices",
-    "Prices": "workbench.cost.prices",
-    "cost_of": "workbench.cost.cost",
-    "with_cost": "workbench.cost.cost",
-    "users_load": "workbench.experiments.users",
-    "highest_users": "workbench.experiments.users",
-    "request_timeout_s": "workbench.experiments.users",
-    "initial_load": "workbench.experiments.users",
-    "users_verdicts": "workbench.experiments.users",
-    "run_days": "workbench.experiments.fleets",
-    "fleet_frame": "workbench.experiments.fleets",
-    "max_savings_note": "workbench.experiments.fleets",
-    "cost_ratios": "workbench.experiments.fleets",
-    "fleet_caveats": "workbench.experiments.fleets",
-    "users_figure": "workbench.figures.claims",
-    "fleets_figure": "workbench.figures.claims",
-    "break_even_figure": "workbench.figures.claims",
-    "Claim": "workbench.claims.claim",
-    "RunInfo": "workbench.claims.claim",
-    "strategies": "serving.spec.baseline",
-    "compare_with_baseline": "workbench.experiments.paired_runner",
-    "run_single": "workbench.experiments.paired_runner",
-    "run_alternating": "workbench.experiments.paired_runner",
-    "measurements_frame": "workbench.experiments.paired",
-    "evaluate_claims": "workbench.experiments.paired",
-    "load_from_trace": "workbench.experiments.paired_runner",
-    "contest_figure": "workbench.figures.claims",
-    "ratio_figure": "workbench.figures.claims",
-    "kv_cache_waste": "workbench.analysis.kv_cache",
-    "request_lengths": "workbench.analysis.kv_cache",
-    "kv_cache_figure": "workbench.figures.engine",
-    "kv_cache_summary": "workbench.analysis.kv_cache",
-    "kv_cache_size": "workbench.analysis.kv_cache",
-    "kv_cache_frame": "workbench.analysis.kv_cache",
-    "waste_figure": "workbench.figures.engine",
-    "batching_figure": "workbench.teaching.figures",
-    "paging_figure": "workbench.teaching.figures",
-    "evaluate_claim": "workbench.claims.claim",
-    "write_verdicts": "workbench.claims.claim",
-    "WorkbenchError": "serving.errors",
-}
-__all__ = sorted(_HOME)
+from workbench._lazy import lazy_names
 
+if TYPE_CHECKING:
+    __version__: str
+    from serving.errors import LeaseError as LeaseError
+    from serving.errors import WorkbenchError as WorkbenchError
+    from serving.spec.limits import Limits as Limits
+    from serving.spec.model import ModelSpec as ModelSpec
+    from serving.spec.pipeline import PipelineSpec as PipelineSpec
+    from serving.spec.scaling import ScalingSpec as ScalingSpec
+    from serving.spec.service import ServiceSpec as ServiceSpec
+    from serving.spec.tenants import Tenant as Tenant
+    from workbench import analysis as analysis
+    from workbench import autoscaling as autoscaling
+    from workbench import baselines as baselines
+    from workbench import claims as claims
+    from workbench import classroom as classroom
+    from workbench import client as client
+    from workbench import experiments as experiments
+    from workbench import figures as figures
+    from workbench import guardrail as guardrail
+    from workbench import router as router
+    from workbench import teaching as teaching
+    from workbench.cost.cost import cost_of as cost_of
+    from workbench.cost.cost import with_cost as with_cost
+    from workbench.cost.prices import Prices as Prices
+    from workbench.dashboard.dashboard import Dashboard as Dashboard
+    from workbench.display import show as show
+    from workbench.endpoints.deployed import Endpoint as Endpoint
+    from workbench.endpoints.deployed import deploy as deploy
+    from workbench.endpoints.open import open_endpoint as open_endpoint
+    from workbench.endpoints.remote import remote as remote
+    from workbench.experiments.measure import measure as measure
+    from workbench.experiments.measure import warm_up as warm_up
+    from workbench.loadgen.start import start_live_load as start_live_load
+    from workbench.loadgen.start import start_load as start_load
+    from workbench.metrics.slo import SLO as SLO
+    from workbench.metrics.summary import summarize as summarize
+    from workbench.report import write_report as write_report
+    from workbench.runs.run import Run as Run
+    from workbench.session import Session as Session
+    from workbench.telemetry.sampler import Telemetry as Telemetry
+    from workbench.workload.arrivals import ClosedLoop as ClosedLoop
+    from workbench.workload.arrivals import Constant as Constant
+    from workbench.workload.arrivals import Gamma as Gamma
+    from workbench.workload.arrivals import Poisson as Poisson
+    from workbench.workload.arrivals import Ramp as Ramp
+    from workbench.workload.arrivals import Stages as Stages
+    from workbench.workload.arrivals import Steps as Steps
+    from workbench.workload.arrivals import TraceReplay as TraceReplay
+    from workbench.workload.arrivals import diurnal as diurnal
+    from workbench.workload.prompts import Conversations as Conversations
+    from workbench.workload.prompts import FilePrompts as FilePrompts
+    from workbench.workload.prompts import FromTrace as FromTrace
+    from workbench.workload.prompts import LogNormal as LogNormal
+    from workbench.workload.prompts import RandomPrompts as RandomPrompts
+    from workbench.workload.prompts import Uniform as Uniform
+    from workbench.workload.spec import LoadSpec as LoadSpec
+else:
+    _load, __dir__, __all__ = lazy_names(__name__)
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    if name == "classroom":
-        return import_module("workbench.classroom")
-    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
 
-
-def __dir__() -> list[str]:
-    return [*globals(), *_HOME]
+            return version("llm-serving-workbench")
+        return _load(name)

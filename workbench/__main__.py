@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO = "02_watch_autoscaling"
 IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
@@ -179,11 +178,12 @@ def _run(
     path: Path, given: dict[str, Any], runs: Path | None, run_id: str | None, profile: str | None
 ) -> int:
     from workbench.automation.execution import run_notebook
+    from workbench.session import default_run_root
 
     name = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with_profile = f", profile {profile}" if profile else ""
     print(f"notebook {path.stem}{with_profile}, run {name}\n", flush=True)
-    executed = run_notebook(path, given, runs=(runs or ROOT / "runs").resolve(), run_id=name)
+    executed = run_notebook(path, given, runs=(runs or default_run_root()).resolve(), run_id=name)
     print(f"\nnotebook    {shown(executed)}")
     report = executed.parent / "report.html"
     if report.exists():
@@ -198,11 +198,12 @@ def run_grid(arguments: argparse.Namespace) -> int:
     from workbench.automation.notebooks import find_notebook
     from workbench.automation.sweep import open_sweep, run_sweep
     from workbench.automation.sweep_results import results_table
+    from workbench.session import default_run_root
 
     path = find_notebook(arguments.notebook)
     given = given_parameters(path, arguments)
     sweep = make_sweep(path, arguments.grid, given, repeats=arguments.repeats)
-    out = (arguments.out or ROOT / "runs" / f"sweep-{path.stem}").resolve()
+    out = (arguments.out or default_run_root() / f"sweep-{path.stem}").resolve()
 
     def run(cell: Cell) -> None:
         run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)

@@ -37,7 +37,7 @@ async def load():
     return (await wb.start_load(endpoint, spec, progress=None)).summary().completed
 
 samples = []
-with wb.Telemetry(endpoint, wb.start_clock(), samples.append):
+with wb.Telemetry(endpoint, wb.client.start_clock(), samples.append):
     for _ in range(8):
         endpoint.client.completions.create(model=endpoint.model_id, prompt="a", max_tokens=4)
         time.sleep(1)

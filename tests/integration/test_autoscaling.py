@@ -80,7 +80,7 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
     run = Run.create(tmp_path, {}, run_id="r")
     lines: list[str] = []
     samples: list[Sample] = []
-    clock = wb.start_clock()
+    clock = wb.client.start_clock()
 
     def keep(sample: Sample) -> None:
         samples.append(sample)
@@ -179,7 +179,7 @@ def test_a_ttft_target_starts_a_second_replica(endpoint: Endpoint, tmp_path: Pat
     )
     run = Run.create(tmp_path, {}, run_id="r")
     samples: list[Sample] = []
-    clock = wb.start_clock()
+    clock = wb.client.start_clock()
 
     def slowest_s() -> float:
         """The slowest TTFT by the client: with four slots for twelve requests, one waits twice."""

@@ -46,10 +46,10 @@ SPEC = wb.PipelineSpec(
             ),
         ),
     ),
-    guardrail=wb.PresidioGuardrail(
-        rules=(wb.EntityRule(entity="CREDIT_CARD", action="block"),), recognizers=BADGE
+    guardrail=wb.guardrail.PresidioGuardrail(
+        rules=(wb.guardrail.EntityRule(entity="CREDIT_CARD", action="block"),), recognizers=BADGE
     ),
-    router=wb.RouterSpec(rules=(wb.CodeRule(model=LARGE),), default=SMALL),
+    router=wb.router.RouterSpec(rules=(wb.router.CodeRule(model=LARGE),), default=SMALL),
 )
 
 
@@ -151,14 +151,14 @@ class TestGuardrail:
         assert answer.headers["x-guardrail"] == "CACHE_WORD;action=redact;count=1"
 
     def test_the_stream_arrives_in_parts(self, pipeline: Endpoint) -> None:
-        async def run() -> wb.RequestRecord:
-            return await wb.stream_chat(
+        async def run() -> wb.client.RequestRecord:
+            return await wb.client.stream_chat(
                 pipeline.async_client,
                 model=LARGE,
                 messages=QUESTION,
                 max_tokens=300,
                 ignore_eos=True,
-                clock=wb.start_clock(),
+                clock=wb.client.start_clock(),
             )
 
         record = asyncio.run(run())
@@ -184,13 +184,13 @@ class TestGuardrail:
 
 class TestStages:
     def test_a_stream_ends_with_all_stages(self, pipeline: Endpoint) -> None:
-        async def run() -> wb.RequestRecord:
-            return await wb.stream_chat(
+        async def run() -> wb.client.RequestRecord:
+            return await wb.client.stream_chat(
                 pipeline.async_client,
                 model="auto",
                 messages=QUESTION,
                 max_tokens=24,
-                clock=wb.start_clock(),
+                clock=wb.client.start_clock(),
             )
 
         record = asyncio.run(run())
@@ -224,11 +224,11 @@ class TestStages:
 
 def test_new_rules_reach_running_replicas(pipeline: Endpoint) -> None:
     before = replicas(pipeline)
-    blocking = wb.PresidioGuardrail(action="block", recognizers=BADGE)
+    blocking = wb.guardrail.PresidioGuardrail(action="block", recognizers=BADGE)
     changed = SPEC.model_copy(
         update={
             "guardrail": blocking,
-            "router": wb.RouterSpec(rules=(wb.LengthRule(model=LARGE, max_chars=5),)),
+            "router": wb.router.RouterSpec(rules=(wb.router.LengthRule(model=LARGE, max_chars=5),)),
         }
     )
     wb.deploy(changed, progress=lambda line: None)
@@ -270,10 +270,10 @@ def test_another_model_answers_for_a_killed_one(pipeline: Endpoint) -> None:
 @pytest.mark.slow
 def test_a_guard_model_in_its_own_deployment(deployed: Deployed) -> None:
     """Use the embedded model as a classifier: questions that it can answer count as unsafe."""
-    answer_format = wb.GuardAnswerFormat(
+    answer_format = wb.guardrail.GuardAnswerFormat(
         safe="small demonstration model", unsafe="^The KV cache", categories="attention keys"
     )
-    guard = wb.GuardModel(
+    guard = wb.guardrail.GuardModel(
         model=wb.ModelSpec(source="nano", id="guard", max_model_len=512),
         verdict=answer_format,
         template="<|user|>{text}<|end|>\n<|assistant|>",

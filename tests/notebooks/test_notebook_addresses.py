@@ -1,4 +1,4 @@
-"""Notebooks against an endpoint's URL and a key alone."""
+"""Notebooks that get the URL of an endpoint and a key, and deploy nothing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SHORT: dict[str, Any] = {"input_tokens": 16, "output_tokens": 8}
 
 @pytest.fixture
 def url(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The shared endpoint as somebody else knows it: its address, and the key in a variable."""
+    """Return the URL of the shared endpoint; its key is in the environment variable."""
     monkeypatch.setenv("LLM_WORKBENCH_API_KEY", endpoint.api_key.get_secret_value())
     return endpoint.base_url
 
 
-def test_the_first_notebook_deploys_nothing_where_it_has_a_url(
+def test_first_notebook_deploys_nothing_at_a_url(
     url: str, endpoint: Endpoint, tmp_path: Path
 ) -> None:
     before = endpoint.status()
@@ -47,7 +47,9 @@ def test_the_first_notebook_deploys_nothing_where_it_has_a_url(
         ("06", SHORT | {"layouts": [[1, 1]], "concurrencies": [1, 4], "requests": 8}),
     ],
 )
-def test_the_others_too(url: str, tmp_path: Path, name: str, given: dict[str, Any]) -> None:
+def test_notebook_writes_summary_and_report_at_a_url(
+    url: str, tmp_path: Path, name: str, given: dict[str, Any]
+) -> None:
     run_notebook(find_notebook(name), given | {"address": url}, runs=tmp_path, run_id="by-url")
     run = Run.open(tmp_path / "by-url")
     assert run.summary() is not None
@@ -56,7 +58,7 @@ def test_the_others_too(url: str, tmp_path: Path, name: str, given: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_latency_under_load_and_its_repetition(url: str, tmp_path: Path) -> None:
+def test_latency_under_load_can_be_repeated(url: str, tmp_path: Path) -> None:
     few = {"rate": 4.0, "duration_s": 4.0, "rates": [4.0, 8.0, 16.0], "probe_s": 1.5}
     given = SHORT | few | {"address": url, "seed": 3}
     given["slo"] = {"ttft_ms": 1, "target": 0.9}  # nothing can meet it, so the search ends at once

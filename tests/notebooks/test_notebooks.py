@@ -1,4 +1,4 @@
-"""Notebooks 00 and 02, run by papermill on the real engine."""
+"""Notebooks 00 and 02, executed by papermill on a real engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     records = list(run.records())
     assert len(records) == 8
     assert {(r.status, r.output_tokens) for r in records} == {("ok", 32)}
-    # A token that is half a character comes with the next one.
+    # A token that is half a character is sent with the next one.
     assert all(16 <= len(r.token_times_s) <= 32 for r in records)
     summary = run.summary()
     assert summary is not None

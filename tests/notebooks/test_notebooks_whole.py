@@ -1,7 +1,7 @@
-"""Notebooks that deploy what they need, each whole and short, by the command a user would type.
+"""Complete notebooks with short loads, executed by the command that a user would type.
 
-Two at a time, as processes of their own: most of a short run is an engine's start, in which the
-other one gets on.
+Two run at a time, in processes of their own: most of a short run is the start of an engine, which
+leaves time for the other one.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Finished = Callable[[str], tuple[Path, Path]]
 def finished(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Finished]:
-    """The run folder and the executed notebook by number, once it has ended well."""
+    """Return a function that waits for a notebook and returns its run folder and executed file."""
     root = tmp_path_factory.mktemp("whole")
     (root / "trace.csv").write_text(TRACE)
     own = {"04": {"trace": str(root / "trace.csv")}}
@@ -86,13 +86,13 @@ def finished(
 
 
 def report_of(run: Run) -> str:
-    """Its HTML page, which says how to repeat it."""
+    """Return the run's HTML page, which must contain the command that repeats it."""
     report = (run.path / "report.html").read_text()
     assert "python -m workbench repeat" in report
     return report
 
 
-def test_notebook_03_redacts_routes_and_says_what_it_saved(finished: Finished) -> None:
+def test_notebook_03_redacts_routes_and_computes_the_saving(finished: Finished) -> None:
     folder, executed = finished("03")
     run = Run.open(folder)
     records = list(run.records())
@@ -104,7 +104,7 @@ def test_notebook_03_redacts_routes_and_says_what_it_saved(finished: Finished) -
         assert {"guardrail_in", "route", "prefill", "decode"} <= set(record.stages)
     outputs = output_text(executed)
     assert "I am <BADGE>, <EMAIL_ADDRESS>. What is a KV cache?" in outputs
-    assert "CREDIT_CARD" in outputs, "a card's number was refused"
+    assert "CREDIT_CARD" in outputs, "a card number was rejected"
     told = re.search(r"the router saved (\d+)%", outputs)
     assert told is not None
     tokens = {"large": 0, "small": 0}
@@ -135,7 +135,7 @@ def test_notebook_04_decides_nothing_from_one_repeat(finished: Finished) -> None
     assert executed.stat().st_size < 12e6
 
 
-def test_notebook_05_says_what_its_runs_lines_add_up_to(finished: Finished, tmp_path: Path) -> None:
+def test_notebook_05_reports_the_sums_over_its_files(finished: Finished, tmp_path: Path) -> None:
     folder, _ = finished("05")
     run = Run.open(folder)
     *every, cost = read_verdicts(run.path)
@@ -156,7 +156,7 @@ def test_notebook_05_says_what_its_runs_lines_add_up_to(finished: Finished, tmp_
 
 
 def check_fleet(folder: Path) -> float:
-    """The dollars in its summary, held against its own files, which are added up here again."""
+    """Compare the cost in a fleet's summary with sums over its files; return the dollars."""
     lines = [json.loads(line) for line in (folder / "telemetry.jsonl").open()]
     cost = json.loads((folder / "summary.json").read_text())["cost"]
     records = [json.loads(line) for line in (folder / "requests.jsonl").open()]
@@ -179,7 +179,7 @@ def check_fleet(folder: Path) -> float:
 
 
 def within(record: dict[str, Any], slo: dict[str, float]) -> bool:
-    """Whether TTFT and TPOT, as vLLM defines them, are within the bounds."""
+    """Return whether TTFT and TPOT, as vLLM defines them, are within the bounds."""
     ttft_s = record["first_token_s"] - record["sent_s"]
     tpot_s = (record["end_s"] - record["first_token_s"]) / max(1, record["output_tokens"] - 1)
     return 1e3 * ttft_s <= slo["ttft_ms"] and 1e3 * tpot_s <= slo["tpot_ms"]
@@ -196,27 +196,27 @@ def test_notebook_06_measures_each_layout(finished: Finished) -> None:
         assert (summary.completed, summary.failed) == (8, 0)
 
 
-def test_notebook_07_lets_everything_in_and_then_what_fits(finished: Finished) -> None:
+def test_notebook_07_admits_everything_then_only_what_fits(finished: Finished) -> None:
     folder, executed = finished("07")
     run = Run.open(folder)
     sides = {name: Run.open(run.path / "sides" / name) for name in ("unlimited", "finite")}
     plans = {(side.path / "plan.json").read_bytes() for side in sides.values()}
-    assert len(plans) == 1, "the same overload"
+    assert len(plans) == 1, "both sides get the same load"
     statuses = {
         name: pd.Series([record.status for record in side.records()]).value_counts()
         for name, side in sides.items()
     }
     assert statuses["unlimited"].get("shed", 0) == 0
     assert statuses["finite"]["shed"] > 0
-    assert statuses["finite"]["ok"] >= 12, "what the limit lets in at once was answered"
+    assert statuses["finite"]["ok"] >= 12, "requests within the limit are answered"
     outputs = output_text(executed)
     assert "Rate limit reached for ada: 20 requests per minute" in outputs
     assert "3 answered after" in outputs
     assert "retry-after" in outputs
-    report_of(sides["finite"])
+    assert "Back-pressure" in report_of(run)
 
 
-def test_notebook_09_sends_every_policy_the_same(finished: Finished) -> None:
+def test_notebook_09_sends_the_same_load_under_every_policy(finished: Finished) -> None:
     folder, executed = finished("09")
     run = Run.open(folder)
     names = ["requests", "engine-pressure", "TTFT"]
@@ -236,7 +236,7 @@ def test_notebook_09_sends_every_policy_the_same(finished: Finished) -> None:
     report_of(run)
 
 
-def test_notebook_10_holds_a_student_to_the_cap_and_stops_one(finished: Finished) -> None:
+def test_notebook_10_enforces_the_cap_and_stops_a_student(finished: Finished) -> None:
     _, executed = finished("10")
     outputs = output_text(executed)
     assert "serves tiny-llama-glossary" in outputs

@@ -22,6 +22,7 @@ import workbench as wb
 from serving.deploy import status
 from serving.spec.tenants import Tenant
 from workbench.endpoints.deployed import Endpoint, deploy
+from workbench.endpoints.remote import Remote
 from workbench.records import ReplicaSample
 
 pytestmark = pytest.mark.engine
@@ -32,11 +33,11 @@ def root(endpoint: Endpoint) -> str:
     return endpoint.base_url.removesuffix("/v1")
 
 
-def bearer(target: wb.Remote) -> dict[str, str]:
+def bearer(target: Remote) -> dict[str, str]:
     return {"authorization": f"Bearer {target.api_key.get_secret_value()}"}
 
 
-def ask(target: wb.Remote, **fields: Any) -> httpx.Response:
+def ask(target: Remote, **fields: Any) -> httpx.Response:
     body = {"model": target.model_id, "prompt": "Batching is", "max_tokens": 2} | fields
     return httpx.post(
         f"{target.base_url}/completions", json=body, headers=bearer(target), timeout=60

@@ -1,9 +1,9 @@
 """A scripted OpenAI server on a real socket, with its own log of everything it sends.
 
 Tests and benchmarks compare measurements with this log. The server supports as much HTTP/1.1 as the
-OpenAI client needs: a POST is answered with a `Script`, GET `/log` with the log as JSON, and any
-other GET with 404. Nothing here imports the code under test. Times are `time.perf_counter()`, which
-on Linux is one clock for all processes.
+OpenAI client needs: a POST is answered with a `Script`, GET `/log` with the log as JSON, GET
+`/v1/models` with `models` if there are any, and any other GET with 404. Nothing here imports the
+code under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
 
 As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and serves
 until it is terminated; `spawn` starts it in another process.
@@ -133,6 +133,7 @@ class ScriptedServer:
         self.open_now = 0
         self.most_open = 0
         self.port = 0
+        self.models: list[str] = []
 
     @property
     def base_url(self) -> str:
@@ -175,9 +176,14 @@ class ScriptedServer:
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "GET":
-            is_log = path == "/log"
-            log = json.dumps([dataclasses.asdict(e) for e in self.log]).encode()
-            _plain(writer, 200 if is_log else 404, log if is_log else b"{}")
+            if path == "/log":
+                answer: Any = [dataclasses.asdict(e) for e in self.log]
+            elif path.endswith("/models") and self.models:
+                answer = {"object": "list", "data": [{"id": name} for name in self.models]}
+            else:
+                answer = None
+            body = json.dumps({} if answer is None else answer).encode()
+            _plain(writer, 404 if answer is None else 200, body)
             return True
         exchange = Exchange(headers.get("x-request-id"), path, json.loads(raw), received)
         script = self._choose(exchange.body, len(self.log))

@@ -140,14 +140,22 @@ class TestNotebooks:
         )
 
     def test_a_clean_notebook_has_no_faults(self) -> None:
-        assert self.faults(self.notebook("x = 1\n" * 10)) == []
+        assert self.faults(self.notebook("x = 1\n" * 15)) == []
+        shown = "import workbench as wb\nfigure = await wb.draw()\nwb.show(figure)"
+        assert self.faults(self.notebook(shown)) == []
 
     @pytest.mark.parametrize(
         ("source", "fault"),
         [
-            ("x = 1\n" * 11, "cell 2 has 11 lines of code; at most 10"),
+            ("x = 1\n" * 16, "cell 2 has 16 lines of code; at most 15"),
             ("!ls", "cell 2 calls the shell or a magic"),
             ("class A: ...", "cell 2 defines a class"),
+            ("from serving.errors import SpecError", "cell 2 imports serving.errors"),
+            ("def f():\n    import ray", "cell 2 imports ray"),
+            (
+                "wb.show(a)\nwb.show(b)",
+                "cell 2 calls show before its last line, so the figure is not displayed",
+            ),
         ],
     )
     def test_cells_are_short_and_plain(self, source: str, fault: str) -> None:

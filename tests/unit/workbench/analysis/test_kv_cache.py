@@ -110,12 +110,3 @@ def test_figures_show_each_allocation_and_each_count() -> None:
         "Tokens of the requests": [8],
         "Reported by the engine": [8.0],
     }
-
-
-def test_public_functions_are_not_hidden_by_modules() -> None:
-    """A public name that is also a module's would be that module after its import."""
-    import workbench
-
-    assert callable(workbench.kv_cache_waste)
-    assert callable(workbench.contest_figure)
-    assert "kv_waste" not in workbench.__all__

@@ -372,7 +372,7 @@ def ask(endpoint: Endpoint, count: int) -> None:
 @pytest.mark.engine
 def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
     samples: list[Sample] = []
-    clock = wb.start_clock()
+    clock = wb.client.start_clock()
     with Telemetry(endpoint, clock, samples.append):
         ask(endpoint, 4)
         answered_s = clock()
@@ -427,7 +427,7 @@ def test_unreachable_metrics_are_reported_once(
     monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
     lines: list[str] = []
     samples: list[Sample] = []
-    with Telemetry(endpoint, wb.start_clock(), samples.append, 0.2, say=lines.append):
+    with Telemetry(endpoint, wb.client.start_clock(), samples.append, 0.2, say=lines.append):
         time.sleep(3)
     assert len(lines) == 1
     assert "metrics can be reached" in lines[0]
@@ -443,6 +443,6 @@ def test_error_of_the_sink_is_raised(endpoint: Endpoint) -> None:
 
     with (
         pytest.raises(OSError, match="no space left"),
-        Telemetry(endpoint, wb.start_clock(), full, 0.1),
+        Telemetry(endpoint, wb.client.start_clock(), full, 0.1),
     ):
         time.sleep(0.5)
