@@ -543,7 +543,7 @@ class TestLiveSchedule:
 def test_gaps_are_distributed_as_in_vllm_bench_serve(
     shape: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's own generator, on a clock that advances when it sleeps, has the same distribution."""
+    """VLLM's own generator, on a clock that advances when it sleeps, has the same distribution."""
     serve = pytest.importorskip("vllm.benchmarks.serve")
     import asyncio
     from types import SimpleNamespace
