@@ -50,15 +50,7 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run as Run
     from workbench.session import Session as Session
     from workbench.telemetry.sampler import Telemetry as Telemetry
-    from workbench.workload.arrivals import ClosedLoop as ClosedLoop
-    from workbench.workload.arrivals import Constant as Constant
-    from workbench.workload.arrivals import Gamma as Gamma
-    from workbench.workload.arrivals import Poisson as Poisson
-    from workbench.workload.arrivals import Ramp as Ramp
-    from workbench.workload.arrivals import Stages as Stages
-    from workbench.workload.arrivals import Steps as Steps
-    from workbench.workload.arrivals import TraceReplay as TraceReplay
-    from workbench.workload.arrivals import diurnal as diurnal
+    from workbench.workload.arrivals import *  # noqa: F403
     from workbench.workload.prompts import Conversations as Conversations
     from workbench.workload.prompts import FilePrompts as FilePrompts
     from workbench.workload.prompts import FromTrace as FromTrace

@@ -1,7 +1,8 @@
 """Specifications of arrivals. `workbench.workload.schedule` turns them into send times.
 
-To add an arrival process, define its class here and add it to `Arrivals`. A subclass of
-`OpenArrivals` gives a rate over time (`segments`) and the gaps between requests (`gaps`).
+To add an arrival process, define its class here and add it to `Arrivals` and to `__all__`, whose
+names are in `workbench` too. A subclass of `OpenArrivals` gives a rate over time (`segments`) and
+the gaps between requests (`gaps`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ from workbench.workload.point_process import (
     gaps_of,
     steady,
 )
+
+__all__ = [
+    "ClosedLoop",
+    "Constant",
+    "Gamma",
+    "Poisson",
+    "Ramp",
+    "Stages",
+    "Steps",
+    "TraceReplay",
+    "diurnal",
+]
 
 MAX_RATE = 1e6
 MIN_BURSTINESS = 1e-3

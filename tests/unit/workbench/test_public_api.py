@@ -15,7 +15,7 @@ import pytest
 from support.paths import ROOT
 
 import workbench as wb
-from workbench._lazy import lazy_names, type_checking_imports
+from workbench._lazy import exported_names, lazy_names, type_checking_imports
 
 NAMESPACES = (
     *("analysis", "autoscaling", "baselines", "claims", "classroom", "client"),
@@ -30,11 +30,7 @@ class TestEveryLazyPackage:
     def test_has_the_same_names_for_type_checkers_and_at_runtime(self, package: str) -> None:
         module = import_module(package)
         assert module.__file__ is not None
-        static = {
-            (statement.module, alias.name)
-            for statement in type_checking_imports(Path(module.__file__).read_text())
-            for alias in statement.names
-        }
+        static = set(exported_names(Path(module.__file__).read_text()))
         names = {name for _, name in static}
         assert set(module.__all__) == names
         assert set(dir(module)) == names
@@ -43,21 +39,20 @@ class TestEveryLazyPackage:
             if origin == package:
                 assert value is import_module(f"{package}.{name}")
             else:
-                assert value is getattr(import_module(str(origin)), name)
+                assert value is getattr(import_module(origin), name)
 
     def test_exports_every_name_under_its_own_name(self, package: str) -> None:
-        """Type checkers re-export `import x as x` only."""
+        """Type checkers re-export `import x as x` and `import *` only."""
         module = import_module(package)
         assert module.__file__ is not None
         for statement in type_checking_imports(Path(module.__file__).read_text()):
-            assert all(alias.asname == alias.name for alias in statement.names)
+            assert all(alias.name in ("*", alias.asname) for alias in statement.names)
 
     def test_no_function_is_hidden_by_a_module_of_its_name(self, package: str) -> None:
         module = import_module(package)
-        for statement in type_checking_imports(Path(str(module.__file__)).read_text()):
-            for alias in statement.names:
-                if statement.module != package and hasattr(module, "__path__"):
-                    assert not (Path(module.__path__[0]) / f"{alias.name}.py").exists()
+        for origin, name in exported_names(Path(str(module.__file__)).read_text()):
+            if origin != package and hasattr(module, "__path__"):
+                assert not (Path(module.__path__[0]) / f"{name}.py").exists()
 
     def test_rejects_a_name_that_does_not_exist(self, package: str) -> None:
         with pytest.raises(AttributeError, match=rf"'{package}' has no attribute 'deplyo'"):
@@ -109,7 +104,7 @@ def test_lazy_names_reads_only_the_block_for_type_checkers(
 def test_mypy_sees_the_signatures(tmp_path: Path) -> None:
     uses = ["wb.deploy", "wb.Session", "wb.ModelSpec", "wb.measure", "wb.figures.search_figure"]
     uses += ["wb.guardrail.redacted", "wb.client.start_clock", "wb.teaching.batching.static"]
-    uses += ["wb.__version__", "wb.classroom.Lease"]
+    uses += ["wb.__version__", "wb.classroom.Lease", "wb.Poisson"]
     lines = ["import workbench as wb", *(f"reveal_type({use})" for use in uses), "wb.deplyo"]
     file = tmp_path / "uses.py"
     file.write_text("\n".join(lines))

@@ -92,16 +92,20 @@ def test_all_panels_share_one_time_axis(frames: Frames) -> None:
     axes = {trace.xaxis or "x" for trace in figure.data}
     assert len(axes) == len(PANELS)
     linked = {figure.layout[name].matches for name in ("xaxis", "xaxis2", "xaxis5")}
-    assert linked == {"x6"}
+    assert linked == {f"x{len(PANELS)}"}
     names = [trace.name for trace in figure.data]
     for name in ("Offered", "TTFT p99", "Starting", "Decisions", "KV cache in use", "$ so far"):
         assert name in names
-    assert figure.layout.xaxis6.title.text == "Time since the start of the run (s)"
+    last = figure.layout[f"xaxis{len(PANELS)}"]
+    assert last.title.text == "Time since the start of the run (s)"
 
 
 def test_desired_replicas_use_the_right_axis(frames: Frames) -> None:
-    right = [placed.trace["name"] for placed in timeline_traces(frames) if placed.right]
-    assert right == ["In flight", "Desired", "KV cache in use", "$ so far"]
+    on_right = {placed.trace["name"]: placed.right for placed in timeline_traces(frames)}
+    for name in ("In flight", "Desired", "KV cache in use", "$ so far"):
+        assert on_right[name]
+    for name in ("Offered", "Manual change", "Target", "Running", "Waiting", "$ per hour"):
+        assert not on_right[name]
 
 
 def test_traces_do_not_depend_on_the_data(frames: Frames, tmp_path: Path) -> None:
@@ -146,6 +150,9 @@ def test_a_panel_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         figure = cluster_timeline(frames_of(run, [MODEL]))
     finally:
         cluster._blank.cache_clear()
-    assert figure.layout.yaxis13.title.text == "Power (W)"
-    assert (figure.data[-1].yaxis, list(figure.data[-1].y)) == ("y13", [400])
-    assert figure.layout.xaxis7.title.text == "Time since the start of the run (s)"
+    # Each panel has two y axes.
+    axis = 2 * len(PANELS) + 1
+    assert figure.layout[f"yaxis{axis}"].title.text == "Power (W)"
+    assert (figure.data[-1].yaxis, list(figure.data[-1].y)) == (f"y{axis}", [400])
+    last = figure.layout[f"xaxis{len(PANELS) + 1}"]
+    assert last.title.text == "Time since the start of the run (s)"

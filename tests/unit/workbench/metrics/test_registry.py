@@ -19,9 +19,9 @@ from workbench.metrics.summary import Summary
 
 ENTRY = """
     Latency(
-        "ttst",
-        "TTST",
-        "Send to second token.",
+        "example",
+        "Example",
+        "Send to second token, as an example.",
         lambda columns: columns.token_s(2) - columns.sent_s,
     ),
 """
@@ -58,7 +58,7 @@ from workbench.metrics.summary import Summary, summarize
 from workbench.report import write_report
 from workbench.runs.run import Run
 
-bound = SLO(ttst_ms=500)
+bound = SLO(example_ms=500)
 runs = []
 for number in range(6):
     run = Run.create(root, {"notebook": "x"}, run_id=f"r{number}")
@@ -71,21 +71,21 @@ for number in range(6):
 summary = runs[0].summary()
 search = SearchResult(1.0, (ProbeResult(1.0, "bracket", True, summary),), True, 0)
 compared = compare_runs(runs[:3], runs[3:], rng=np.random.default_rng(0))
-drawn = search_figure(search, "p95_ttst_ms")
+drawn = search_figure(search, "p95_example_ms")
 page = write_report(runs[0], {}, title="x").read_text()
 print(json.dumps({
-    "summary": {name: value for name, value in summary.model_dump().items() if "ttst" in name},
+    "summary": {name: value for name, value in summary.model_dump().items() if "example" in name},
     "attainment": summary.slo_attainment,
-    "table": "TTST" in summary.table().index,
-    "compare": compared.loc["p50_ttst_ms", "ratio"],
-    "runs_table": "p95_ttst_ms" in runs_table(runs),
-    "sweep": "p95_ttst_ms" in swept,
-    "curve": "p95_ttst_ms" in CURVE,
-    "search": search.frame().p95_ttst_ms.tolist(),
+    "table": "Example" in summary.table().index,
+    "compare": compared.loc["p50_example_ms", "ratio"],
+    "runs_table": "p95_example_ms" in runs_table(runs),
+    "sweep": "p95_example_ms" in swept,
+    "curve": "p95_example_ms" in CURVE,
+    "search": search.frame().p95_example_ms.tolist(),
     "search_axis": drawn.layout.yaxis.title.text,
-    "overlay_axis": latency_overlay(runs, "ttst_ms").layout.xaxis.title.text,
-    "requests": runs[0].requests_frame().ttst_ms.dropna().tolist(),
-    "report": "TTST" in page,
+    "overlay_axis": latency_overlay(runs, "example_ms").layout.xaxis.title.text,
+    "requests": runs[0].requests_frame().example_ms.dropna().tolist(),
+    "report": "Example" in page,
     "input_throughput": summary.input_throughput,
     "input_ratio": compared.loc["input_throughput", "ratio"],
     "scalar_in_sweep": "input_throughput" in swept,
@@ -105,15 +105,15 @@ def test_a_new_metric_needs_one_entry(tmp_path: Path) -> None:
     )
     seen = json.loads(output)
     statistics = ("mean", "median", "std", "p50", "p90", "p95", "p99")
-    values = {f"{name}_ttst_ms": seen["summary"][f"{name}_ttst_ms"] for name in statistics}
-    assert values.pop("std_ttst_ms") == pytest.approx(0, abs=1e-6)
+    values = {f"{name}_example_ms": seen["summary"][f"{name}_example_ms"] for name in statistics}
+    assert values.pop("std_example_ms") == pytest.approx(0, abs=1e-6)
     assert list(values.values()) == pytest.approx([300] * 6)
     assert seen["attainment"] == pytest.approx(2 / 3), "one request has no second token"
     assert seen["compare"] == pytest.approx(1)
     assert seen["search"] == pytest.approx([300])
     assert seen["requests"] == pytest.approx([300, 300])
-    assert seen["search_axis"] == "p95 TTST (ms)"
-    assert seen["overlay_axis"] == "TTST (ms)"
+    assert seen["search_axis"] == "p95 Example (ms)"
+    assert seen["overlay_axis"] == "Example (ms)"
     # Three requests with 10 prompt tokens each, from 0 s to the last end at 2.1 s.
     assert seen["input_throughput"] == pytest.approx(30 / 2.1)
     assert seen["input_ratio"] == pytest.approx(1)
