@@ -1,16 +1,27 @@
-"""The documents refer only to files, headings, commands and variables that exist."""
+"""The documents refer only to files, headings, commands, variables and names that exist."""
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import re
+import sys
 import tomllib
+from functools import reduce
 from pathlib import Path
+from types import CodeType
+from typing import Any
+from unittest.mock import MagicMock, create_autospec
 
 import pytest
 import yaml
 
+import workbench as wb
+from workbench.__main__ import parser
+from workbench.loadgen.handle import LoadResult
+
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", ".github", "benchmarks", "docs", "requirements")
+FOLDERS = (".", ".github", "benchmarks", "docs", "requirements", "serving/models/*")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 TOP_LEVEL = (
@@ -75,6 +86,92 @@ def test_environment_variables_exist(name: str) -> None:
         assert variable in code, f"{name} names {variable}"
 
 
+def current_names(name: str) -> list[str]:
+    """The names of the public API in a document, without those of 0.1 in the changelog."""
+    text = read(name)
+    if name == "CHANGELOG.md":
+        # | area | 0.1 | 0.2 |
+        text = re.sub(r"^(\| [^|]+ )\|[^|]+(\|[^|]+\|)$", r"\1\2", text, flags=re.MULTILINE)
+        text = re.sub(r"`wb\.\w+` is\s", "", text)
+    return sorted(set(re.findall(r"\bwb((?:\.[A-Za-z_]\w*)+)", text)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_names_exist(name: str) -> None:
+    for dotted in current_names(name):
+        path = dotted[1:].split(".")
+        assert path[0] in dir(wb), f"{name} names wb{dotted}"
+        assert resolves(path), f"{name} names wb{dotted}"
+
+
+def resolves(path: list[str]) -> bool:
+    try:
+        reduce(getattr, path, wb)
+    except AttributeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_exist(name: str) -> None:
+    """Every line of the form `workbench COMMAND ...` is accepted by the command line's parser."""
+    for line in re.findall(r"^ {4}(?:\w+=\S+ )*workbench ([^#|\n]+)", read(name), re.MULTILINE):
+        try:
+            parser().parse_args(line.split())
+        except SystemExit:
+            pytest.fail(f"{name} has the command: workbench {line}")
+
+
+class Documented:
+    """`workbench`, with stand-ins for everything that would start an engine.
+
+    A stand-in accepts only the arguments and has only the methods of what it stands in for.
+    """
+
+    def __init__(self) -> None:
+        endpoint = create_autospec(wb.Endpoint, instance=True)
+        endpoint.__enter__.return_value = endpoint
+        endpoint.client, endpoint.tenant_keys = MagicMock(), {"ada": "sk-..."}
+        result = create_autospec(LoadResult, instance=True)
+        self.deploy = create_autospec(wb.deploy, return_value=endpoint)
+        self.start_load = create_autospec(wb.start_load)
+        self.start_load.side_effect = lambda *_, **__: finished(result)
+        self.Session = create_autospec(wb.Session)
+        self.classroom = create_autospec(wb.classroom)
+        self.classroom.join.return_value = create_autospec(wb.classroom.Seat, instance=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(wb, name)
+
+
+async def finished(result: Any) -> Any:
+    return result
+
+
+SNIPPETS = [
+    (name, code)
+    for name in NAMES
+    for code in re.findall(r"^```python\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("name", "code"), SNIPPETS)
+def test_python_snippets_run(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented = Documented()
+    monkeypatch.setitem(sys.modules, "workbench", documented)
+    spec = wb.ServiceSpec(model=wb.ModelSpec(source="tiny"))
+    load = wb.LoadSpec(arrivals=wb.Poisson(rate=1), duration_s=1)
+    given = {"wb": documented, "spec": spec, "load": load, "figures": {}, "bounds": None}
+    given["endpoint"] = documented.deploy(spec)
+    asyncio.run(execute(compile(code, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), given))
+
+
+async def execute(code: CodeType, names: dict[str, Any]) -> None:
+    result = eval(code, names)
+    if result is not None:
+        await result
+
+
 def test_the_readme_is_short() -> None:
     assert len(read("README.md").splitlines()) <= 120
 
@@ -84,6 +181,13 @@ def test_every_notebook_is_in_the_readme() -> None:
     notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     assert notebooks
     assert [path.name for path in notebooks if f"(notebooks/{path.name})" not in text] == []
+
+
+def test_every_benchmark_is_in_their_table() -> None:
+    text = read("benchmarks/README.md")
+    benchmarks = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+    assert benchmarks
+    assert [path.name for path in benchmarks if f"| `{path.name}` |" not in text] == []
 
 
 @pytest.mark.parametrize("package", ["serving", "workbench"])
