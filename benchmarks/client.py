@@ -55,7 +55,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support import scripted_server as scripted
 
 from workbench.loadgen.client import stream_completion
-from workbench.loadgen.worker import LoadWorker, WorkerConfig
+from workbench.loadgen.senders import WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.arrivals import Poisson

@@ -69,7 +69,7 @@ class LoadChange:
         time_s: From when on it applies, in seconds on the run's clock.
         what: What changed. `late` counts the requests that the client could not send in time and
             dropped.
-        value: The new value; a `burstiness` of None stands for even gaps.
+        value: The new value; a `burstiness` of None means even gaps.
         note: Why a rate is not the one that was requested, or why the load ended early.
         load: The load as planned, in a `start`.
     """

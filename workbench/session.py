@@ -45,8 +45,8 @@ def default_run_root() -> Path:
     That is the folder in the variable ``WORKBENCH_RUNS``, else ``runs`` beside the checkout's
     ``notebooks``; ``runs`` in the working directory if the package is installed without them.
     """
-    if given := os.environ.get(RUNS_VARIABLE):
-        return Path(given)
+    if folder := os.environ.get(RUNS_VARIABLE):
+        return Path(folder)
     return NOTEBOOKS.parent / "runs" if NOTEBOOKS.is_dir() else Path("runs").resolve()
 
 

@@ -124,7 +124,7 @@ def _has_token() -> bool:
 
 
 def logical_cpus(spec: EndpointSpec | None) -> int:
-    """Return CPUs enough for every replica of ``spec``.
+    """Return enough CPUs for every replica of ``spec``.
 
     On one machine, Ray schedules by CPUs but does not limit their use.
     """

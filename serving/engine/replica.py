@@ -44,7 +44,7 @@ from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
 FAREWELL_S = 0.5
-"""How long a replica whose engine died goes on, to answer its requests in progress."""
+"""Seconds that a replica runs after its engine died, to answer its requests in progress."""
 
 
 class EngineReplica(EngineServer):

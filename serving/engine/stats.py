@@ -86,7 +86,7 @@ class EngineStats:
 
     Args:
         unfinished: Returns the requests in progress. After an abort vLLM makes no step and so
-            reports nothing; this tells that nothing runs.
+            reports nothing; this shows that nothing runs.
         first_tokens: Receives the engine's times to first token.
     """
 

@@ -10,7 +10,10 @@ from serving.gateway.stages import StageTimings
 from serving.spec.tenants import Tenant
 
 SCOPE_KEY = "workbench"
-"""Key of the context in the ASGI scope; set by the gate, read by :meth:`RequestContext.of`."""
+"""Key of the context in the ASGI scope; the gate sets it.
+
+:meth:`RequestContext.from_scope` reads it.
+"""
 
 
 @dataclass(slots=True)
@@ -32,7 +35,7 @@ class RequestContext:
     constrained: bool = False
 
     @classmethod
-    def of(cls, scope: Scope) -> RequestContext:
+    def from_scope(cls, scope: Scope) -> RequestContext:
         """Return the context of a request that has passed a gate.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What the ingress has to know of its pipeline, and how it asks the model router."""
+"""The configuration of a pipeline's ingress, and its calls to the model router."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LEASE_SHARE = 20
 """A gate beside others leases a twentieth of a minute's requests at once."""
 
 FORGET_S = 5.0
-"""After this silence a gate counts as gone, and its reservations and slots are free again."""
+"""Seconds without a report after which a gate is gone, and its reservations and slots are free."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TokenBucket:
         self.level, self.capacity = self.level + capacity - self.capacity, capacity
 
     def wait_s(self, amount: float) -> float:
-        """Return the seconds until ``amount`` is there; a full bucket is enough for any amount."""
+        """Return the seconds until ``amount``, or all of the bucket if less, is available."""
         return max(0.0, min(amount, self.capacity) - self.level) * 60 / self.capacity
 
 
@@ -163,7 +163,7 @@ class _Account:
         share = limit if gates == 1 else limit // (4 * gates)
         grant.spare_slots = share
         if report.wants_slot:
-            free = limit - sum(each.slots for each in self.holdings.values())
+            free = limit - sum(other.slots for other in self.holdings.values())
             grant.slots = max(0, min(free, max(1, share)))
             holding.slots += grant.slots
 

@@ -25,11 +25,11 @@ from serving.spec.tenants import Tenant
 SYNC_S = 0.25
 HEARTBEAT_S = 1.0
 LEDGER_TIMEOUT_S = 1.0
-"""A ledger that takes longer to reply counts as unreachable."""
+"""Seconds after which a ledger that has not replied counts as unreachable."""
 LEDGER_RETRY_S = 5.0
-"""How long a gate goes on by itself before it tries an unreachable ledger again."""
+"""Seconds for which a gate works alone before it tries an unreachable ledger again."""
 GRANT_MAX_AGE_S = 1.0
-"""Age at which a grant is renewed before a request is admitted."""
+"""Age in seconds at which a grant is renewed before a request is admitted."""
 RETRIES, RETRY_S = 3, 0.02
 """For a slot that another gate has just freed, which is still on its way to the ledger."""
 

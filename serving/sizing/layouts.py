@@ -164,7 +164,7 @@ class Recommendation:
     """The plan to choose, or None if no plan fits, and the reason."""
 
     plan: Plan | None
-    why: str
+    reason: str
 
 
 def recommend(plans: list[Plan], concurrency: int) -> Recommendation:
@@ -188,13 +188,13 @@ def recommend(plans: list[Plan], concurrency: int) -> Recommendation:
         )
     best = enough[0]
     smaller = [plan for plan in plans if plan.layout.gpus < best.layout.gpus]
-    why = "it is the smallest layout, and replicas work independently"
+    reason = "it is the smallest layout, and replicas work independently"
     if smaller:
         before = max(smaller, key=lambda plan: (plan.sequences, -plan.layout.pipeline))
-        why = f"{before.layout} is not enough, because " + (
+        reason = f"{before.layout} is not enough, because " + (
             before.problem or f"its {before.replicas} replica(s) hold {before.sequences}"
         )
-    return Recommendation(best, f"{_label(best)}, of {concurrency} requested; {why}.")
+    return Recommendation(best, f"{_label(best)}, of {concurrency} requested; {reason}.")
 
 
 def _label(plan: Plan) -> str:

@@ -6,7 +6,7 @@ time, where lower is better, swap the pair. The ratio of the claim is the geomet
 pairs, with the bootstrap interval of `workbench.metrics.bootstrap`:
 
 - PASS: the whole interval is at or above the goal. FAIL: the whole interval is below it.
-- `not decided`: the goal lies inside the interval, there are fewer than three pairs, or a caveat
+- `not decided`: the goal is inside the interval, there are fewer than three pairs, or a caveat
   blocks a verdict (the client limited the figures, an opponent could not be measured).
 
 To add a claim, add an entry to `CLAIMS`.
@@ -37,10 +37,10 @@ CLAIMS = {
     "users": ("{goal:g}x the users", "users within the SLO"),
     "cost": ("2-4x less spent", "fewer $ per million tokens within the SLO"),
 }
-"""The name and the figure of every claim, with the fields that `Claim.of` fills in."""
+"""The name and the figure of every claim, with the fields that `Claim.from_kind` fills in."""
 
 Pairs = Sequence[tuple[float, float]]
-Decision = Literal["PASS", "FAIL", "not decided"]
+VerdictLabel = Literal["PASS", "FAIL", "not decided"]
 Accelerator = Literal["cpu", "gpu"]
 
 
@@ -52,7 +52,7 @@ class Claim(Frozen):
     goal: float = Field(gt=0, description="The lowest ratio for which the claim holds.")
 
     @classmethod
-    def of(cls, kind: str, *, goal: float, **details: str) -> Self:
+    def from_kind(cls, kind: str, *, goal: float, **details: str) -> Self:
         """Return the claim `kind` of `CLAIMS` with its goal.
 
         Args:
@@ -88,7 +88,7 @@ class RunInfo(Frozen):
     versions: dict[str, str] = Field(default_factory=dict, description="Package versions.")
 
     @classmethod
-    def of(cls, run: Run, *, model: str = "", accelerator: Accelerator = "cpu") -> Self:
+    def from_run(cls, run: Run, *, model: str = "", accelerator: Accelerator = "cpu") -> Self:
         """Describe `run`, whose engines served `model` on `accelerator`."""
         document = run.document
         return cls(
@@ -107,7 +107,7 @@ class Verdict(Frozen):
 
     claim: Claim
     opponent: str = Field(min_length=1, description="What the candidate was compared with.")
-    verdict: Decision = Field(description="PASS, FAIL or not decided.")
+    verdict: VerdictLabel = Field(description="PASS, FAIL or not decided.")
     reason: str = Field(min_length=1, description="Why, in one line.")
     ours: float | None = Field(None, description="Mean of the candidate.")
     theirs: float | None = Field(None, description="Mean of the opponent.")
@@ -179,7 +179,7 @@ def _insufficient(pairs: Pairs) -> list[str]:
 
 def _decide(
     claim: Claim, measured: Mapping[str, Any], reasons: Sequence[str]
-) -> tuple[Decision, str]:
+) -> tuple[VerdictLabel, str]:
     if reasons:
         return "not decided", "; ".join(reasons)
     low, high, goal = measured["low"], measured["high"], claim.goal

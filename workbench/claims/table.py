@@ -149,7 +149,11 @@ def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
         latest[(claim.name, claim.figure, verdict.opponent, *setup)] = verdict
     return sorted(
         latest.values(),
-        key=lambda one: (one.where.accelerator != "gpu", one.claim.name, one.opponent),
+        key=lambda verdict: (
+            verdict.where.accelerator != "gpu",
+            verdict.claim.name,
+            verdict.opponent,
+        ),
     )
 
 
@@ -158,7 +162,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "No run has evaluated a claim yet.\n"
     head = ["claim", "against", "hardware and model", "measured", "verdict", "run"]
-    rows = [head, ["---"] * len(head), *(_row(one) for one in latest_verdicts(verdicts))]
+    rows = [head, ["---"] * len(head), *(_row(verdict) for verdict in latest_verdicts(verdicts))]
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     if any(verdict.where.accelerator == "cpu" for verdict in verdicts):
         lines += ["", _CPU_NOTE]

@@ -5,7 +5,7 @@
 - dollars = replica-seconds held (busy, idle, starting, stopping, unknown; see
   `workbench.cost.replica_seconds`) x price per hour / 3600, plus energy if it has a price.
 - dollars per million tokens = dollars / tokens of requests within the SLO x 1e6. A failed, shed or
-  late request adds no tokens. Idle and starting replicas add dollars all the same.
+  late request adds no tokens. Idle and starting replicas add dollars too.
 - Blended: prompt and output tokens count alike. Split: an output token costs as much as
   `output_weight` input tokens. An input token costs dollars / (input + weight x output), an output
   token `weight` times that. Both together give the dollars spent.
@@ -23,7 +23,7 @@ from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
 from workbench.cost.prices import Prices, replica_prices
 from workbench.cost.replica_seconds import (
-    REPLICA_STATES,
+    COST_STATES,
     ReplicaSeconds,
     ReplicaSecondsMeter,
     replica_seconds_of,
@@ -50,7 +50,7 @@ class Cost(Frozen):
     starting_s: float = Field(description="Replica-seconds before a replica could serve.")
     stopping_s: float = Field(description="Replica-seconds while a replica stopped.")
     unknown_s: float = Field(description="Replica-seconds held in an unknown state.")
-    held_s: float = Field(description="The sum of these, which is paid for.")
+    held_s: float = Field(description="The sum of these, which is billed.")
     energy_kwh: float | None = Field(description="Energy of the GPUs, if they report their power.")
     energy_dollars: float | None = Field(description="Part of `dollars`, if energy has a price.")
     dollars: float = Field(description="$ so far.")
@@ -170,13 +170,13 @@ def _cost(
     energy_dollars = (
         None if energy_kwh is None or prices.energy_kwh is None else energy_kwh * prices.energy_kwh
     )
-    dollars = sum(one.total * per_hour[name] / 3600 for name, one in seconds.items())
+    dollars = sum(held.total * per_hour[name] / 3600 for name, held in seconds.items())
     dollars += energy_dollars or 0.0
     weighted = good.input_tokens + prices.output_weight * good.output_tokens
-    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in REPLICA_STATES}
+    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in COST_STATES}
     return Cost(
         per_replica_hour=dict(per_hour),
-        replica_seconds={name: asdict(one) for name, one in seconds.items()},
+        replica_seconds={name: asdict(held) for name, held in seconds.items()},
         **states,
         held_s=whole.total,
         energy_kwh=energy_kwh,

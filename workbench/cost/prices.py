@@ -25,7 +25,7 @@ class NodePrice(Strict):
 
 
 class Prices(Strict):
-    """Prices in $ per hour, by resource or by node. Give what your provider bills, once."""
+    """Prices in $ per hour, by resource or by node, as your provider bills them."""
 
     gpu_hour: Dollars | None = Field(None, description="$ per hour of one GPU.")
     gpu_hour_by_type: dict[str, Dollars] = Field(
@@ -43,7 +43,7 @@ class Prices(Strict):
 
     @model_validator(mode="after")
     def _check_billed_once(self) -> Self:
-        by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._given(n)]
+        by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._is_set(n)]
         if self.node and by_resource:
             raise ValueError(
                 f"Prices.node and {', '.join(by_resource)} would bill the same twice; drop one"
@@ -52,7 +52,7 @@ class Prices(Strict):
             raise ValueError("Prices has no price: give gpu_hour, cpu_hour or node")
         return self
 
-    def _given(self, name: str) -> bool:
+    def _is_set(self, name: str) -> bool:
         return getattr(self, name) not in (None, {})
 
     def replica_hour(self, model: ModelSpec) -> float:

@@ -1,4 +1,4 @@
-"""What the dashboard's controls show at first, and what they do to the load and the service."""
+"""The initial values of the dashboard's controls, and their effects on the load and the service."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Controller:
         text = ", ".join(f"{name} = {value:g}" for name, value in scaling.items())
         endpoint: Any = self._endpoint
         if self.running is not None and self.running.state != "ended":
-            self.running.note("scaling", note=text)
+            self.running.log_change("scaling", note=text)
         self._post(f"Applying {text}")
         try:
             await asyncio.to_thread(endpoint.rescale, progress=lambda _: None, **scaling)

@@ -16,6 +16,7 @@ from serving.spec.baseline import BaselineSpec, Strategy, strategies
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.errors import SettingError
+from workbench.experiments.measure import WARM_UP_SEED
 from workbench.experiments.paired import BASELINE, CANDIDATE, Measurement, PairedComparison
 from workbench.loadgen.start import start_load
 from workbench.runs.run import Run
@@ -28,9 +29,6 @@ from workbench.workload.traces import read_trace
 if TYPE_CHECKING:
     from workbench.endpoints.remote import Remote
     from workbench.loadgen.progress import Progress
-
-WARM_UP_SEED = 100_000
-"""Added to a load's seed, so that no measured prompt was sent during the warm-up."""
 
 
 async def compare_with_baseline(

@@ -110,7 +110,7 @@ def _row(rate: float, summaries: Sequence[Summary], rng: np.random.Generator) ->
     row: dict[str, object] = {"rate": rate, "repeats": len(summaries)}
     row |= {name: middle.figure(name) for name in CURVE}
     row["slo_attainment"] = middle.slo_attainment
-    row["client_limited"] = any(one.client_health.client_limited for one in summaries)
+    row["client_limited"] = any(summary.client_health.client_limited for summary in summaries)
     if len(summaries) >= 3:
         intervals = repeat_intervals(summaries, rng=rng)
         for name in CURVE:

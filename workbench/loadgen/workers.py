@@ -1,4 +1,4 @@
-"""Start load workers, and recover what a dead one had sent."""
+"""Start load workers, and recover the requests of a worker that died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.runs import journal
 
 if TYPE_CHECKING:
     from workbench.clock import Clock
-    from workbench.loadgen.worker import WorkerConfig
+    from workbench.loadgen.senders import WorkerConfig
     from workbench.records import RequestRecord
     from workbench.workload.spec import Arrival
 

@@ -59,7 +59,7 @@ class ClientHealth(Frozen):
         return cls(
             **{name: _highest(known, name) for name in HealthBounds.model_fields},
             client_limited=bool(limited) if measured else None,
-            reasons=tuple(dict.fromkeys(reason for one in limited for reason in one.reasons)),
+            reasons=tuple(dict.fromkeys(reason for health in limited for reason in health.reasons)),
             bounds=known[0].bounds,
         )
 

@@ -113,7 +113,7 @@ def _format(template: str, value: float | None) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the summary of a run and those of its models and tenants have in common."""
+    """The parts that the summaries of a run, its models and its tenants have in common."""
 
     duration: float | None
     slo: SLO | None
@@ -142,12 +142,12 @@ def summarize(
     """
     whole = Columns.read(records)
     start = np.fmin.reduce(whole.due_s, initial=np.nan) + warmup_s
-    kept = whole.take(whole.due_s >= start) if warmup_s else whole
-    end = np.fmax.reduce(kept.end_s, initial=np.nan)
+    counted = whole.take(whole.due_s >= start) if warmup_s else whole
+    end = np.fmax.reduce(counted.end_s, initial=np.nan)
     duration = float(end - start) if duration_s is None else duration_s - warmup_s
-    run = _Run(duration if duration > 0 else None, slo, health or _health(kept, watch))
-    groups = {f"by_{name}": _by(kept, name, run) for name in ("model", "tenant")}
-    return _summary(kept, run).model_copy(update={**groups, "warmup_s": warmup_s})
+    run = _Run(duration if duration > 0 else None, slo, health or _health(counted, watch))
+    groups = {f"by_{name}": _by(counted, name, run) for name in ("model", "tenant")}
+    return _summary(counted, run).model_copy(update={**groups, "warmup_s": warmup_s})
 
 
 def _health(columns: Columns, watch: LoopWatch | None) -> ClientHealth:
@@ -189,10 +189,10 @@ def _latencies(columns: Columns) -> dict[str, float | None]:
     # Pooled ones last: they reorder the gaps, which other formulas may read.
     for metric in sorted(LATENCIES, key=lambda metric: metric.pooled):
         values = metric.formula(columns)
-        found = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
+        measured = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
         figures |= {
             f"{statistic}_{metric.key}": None if seconds is None else seconds * 1e3
-            for statistic, seconds in found.items()
+            for statistic, seconds in measured.items()
         }
     return figures
 

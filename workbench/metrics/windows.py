@@ -56,7 +56,7 @@ class _Closed:
     latencies_ms: dict[str, Floats]
 
     @classmethod
-    def of(cls, second: _Open) -> _Closed:
+    def from_open(cls, second: _Open) -> _Closed:
         counts = dict.fromkeys(_COUNTED, 0)
         for record in second.ended:
             if record.status in _OUTCOMES:
@@ -91,7 +91,7 @@ class RequestWindows:
         """Make the rows of the seconds that are over at `until_s`. Returns how many are new."""
         before = self._next
         while self._next + 1 <= until_s:
-            second = _Closed.of(self._open.pop(self._next, _Open()))
+            second = _Closed.from_open(self._open.pop(self._next, _Open()))
             self._recent.append(second)
             self._in_flight += second.sent - second.ended
             self._next += 1

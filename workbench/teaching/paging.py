@@ -1,7 +1,7 @@
 """The KV cache as a block table, beside contiguous allocation: a small simulation.
 
 Memory is a row of slots, each with room for one token. Both sides serve the same requests, which
-are all there from the start, in the given order. In each step a running request adds one token. In
+all wait from the start, in the given order. In each step a running request adds one token. In
 the step in which a request is admitted, its prompt and its first token are written at once. A
 request that is complete is shown once more; its slots are free in the next step.
 

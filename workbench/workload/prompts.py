@@ -82,7 +82,7 @@ class LogNormal(Strict):
     def _in_order(self) -> Self:
         if not self.low <= self.median <= self.high:
             raise ValueError(
-                f"LogNormal.median = {self.median:g} lies outside low..high = "
+                f"LogNormal.median = {self.median:g} is outside low..high = "
                 f"{self.low}..{self.high}; move a bound"
             )
         return self
@@ -95,16 +95,16 @@ class FromTrace(Strict):
 
 
 def _as_length(
-    given: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> Fixed | Uniform | LogNormal | FromTrace:
     try:
         length: Fixed | Uniform | LogNormal | FromTrace = validate(
-            {"kind": "fixed", "tokens": given} if type(given) is int else given
+            {"kind": "fixed", "tokens": value} if type(value) is int else value
         )
     except (SpecError, ValidationError) as problem:
         reason = str(problem) if isinstance(problem, SpecError) else problem.errors()[0]["msg"]
         # The message about a dict does not say which field holds it.
-        prefix = f"{info.field_name}: " if isinstance(given, dict) else ""
+        prefix = f"{info.field_name}: " if isinstance(value, dict) else ""
         raise ValueError(prefix + reason) from None
     return length
 
@@ -146,7 +146,7 @@ class RandomPrompts(Strict):
         if tokens < self.shared_prefix_tokens:
             raise ValueError(
                 f"RandomPrompts.input = {tokens} is below shared_prefix_tokens = "
-                f"{self.shared_prefix_tokens}; raise the one or lower the other"
+                f"{self.shared_prefix_tokens}; raise the first or lower the second"
             )
 
 

@@ -151,7 +151,7 @@ def test_placeholders_stand_for_what_the_lock_excludes(profile: str) -> None:
     excluded = {line for file in files for line in read_lines(file)}
     assert placeholders(profile).keys() <= excluded
     assert placeholders(profile).keys().isdisjoint(read_lock(profile))
-    # The local label keeps anyone from taking one for a release.
+    # The local label distinguishes it from a release.
     assert {v.local for v in placeholders(profile).values()} == {"omitted"}
 
 

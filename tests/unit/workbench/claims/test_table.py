@@ -54,7 +54,9 @@ def finished(root: Path, verdicts: list[Verdict] | None = None, name: str = "r1"
     run = Run.create(root, {"notebook": "05_users", "parameters": parameters}, run_id=name)
     if verdicts is None:
         rng = np.random.default_rng(0)
-        verdicts = [evaluate_claim(CLAIM, "static batches", PAIRS, where=RunInfo.of(run), rng=rng)]
+        verdicts = [
+            evaluate_claim(CLAIM, "static batches", PAIRS, where=RunInfo.from_run(run), rng=rng)
+        ]
     write_verdicts(run, verdicts)
     return run
 

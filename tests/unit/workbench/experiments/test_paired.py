@@ -69,7 +69,7 @@ def test_every_opponent_has_a_verdict_measured_or_not() -> None:
     verdicts = evaluate_claims(
         CLAIM, [compared((1, 3), (1, 3), (1, 3))], ["static", "one"], where=WHERE, rng=rng
     )
-    assert [(one.opponent, one.verdict) for one in verdicts] == [
+    assert [(verdict.opponent, verdict.verdict) for verdict in verdicts] == [
         ("static", "PASS"),
         ("one", "not decided"),
     ]
