@@ -122,7 +122,7 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "notebook", help="path, name of a notebook in notebooks/, or the beginning of its name (01)"
     )
-    command.add_argument("--profile", metavar="P", help="folder in params/ beside the notebook")
+    command.add_argument("--profile", metavar="P", help="folder in params/ next to the notebook")
     command.add_argument(
         *("-f", "--file"), action="append", default=[], type=Path, help="YAML file of parameters"
     )
@@ -192,10 +192,10 @@ def _run(
     executed = run_notebook(
         path, parameters, runs=(runs or default_run_root()).resolve(), run_id=name
     )
-    print(f"\nnotebook    {shown(executed)}")
+    print(f"\nnotebook    {display_path(executed)}")
     report = executed.parent / "report.html"
     if report.exists():
-        print(f"report      {shown(report)}")
+        print(f"report      {display_path(report)}")
     return 0
 
 
@@ -221,7 +221,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
 
     with open_sweep(out, sweep):
         all_done = run_sweep(sweep, out, run=run, clock=time.monotonic, notify=notify)
-    print(f"\n{results_table(out, sweep)}\n\nresults     {shown(out / 'results.csv')}")
+    print(f"\n{results_table(out, sweep)}\n\nresults     {display_path(out / 'results.csv')}")
     return 0 if all_done else 1
 
 
@@ -230,7 +230,7 @@ def archive_runs(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import ARCHIVE, archive
 
     for folder in arguments.runs:
-        print(f"archived    {shown(archive(folder, arguments.to or ARCHIVE))}")
+        print(f"archived    {display_path(archive(folder, arguments.to or ARCHIVE))}")
     return 0
 
 
@@ -239,8 +239,8 @@ def write_claims(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import PAGE, README, archive, write_table
 
     for folder in arguments.runs:
-        print(f"archived    {shown(archive(folder))}")
-    print(f"{shown(PAGE)}, {shown(README)}: {write_table()} claims")
+        print(f"archived    {display_path(archive(folder))}")
+    print(f"{display_path(PAGE)}, {display_path(README)}: {write_table()} claims")
     return 0
 
 
@@ -294,8 +294,8 @@ def _profile(path: Path, name: str | None) -> list[Path]:
     return [known[name]]
 
 
-def shown(path: Path) -> str:
-    """Return the path relative to the working directory, if it lies below it."""
+def display_path(path: Path) -> str:
+    """Return the path relative to the working directory, if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -114,7 +114,7 @@ class Api:
             )
         try:
             ids = self._tokenizer.encode_chat(request.messages)
-        except Exception as error:  # of the model's own template, whatever it raises
+        except Exception as error:  # the model's own template may raise anything
             raise RefusedRequest(f"messages must suit the chat template ({error})") from None
         return await self._answer(request, ids, chat=True)
 

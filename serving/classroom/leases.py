@@ -1,6 +1,6 @@
 """Leases of a class on one cluster: what each tenant may hold, and until when.
 
-A lease gives a tenant one application at a route of its own, with a cap on replicas and GPUs and an
+A lease gives a tenant one application at its own route, with a cap on replicas and GPUs and an
 end time, after which the deployment is deleted. Only hashes of keys are stored. The caller passes
 the current time.
 """

@@ -140,7 +140,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _python_path() -> dict[str, str]:
-    """Let every process of a local cluster import our packages, wherever it was started from."""
+    """Let every process of a local cluster import our packages, from any working directory."""
     root = str(Path(__file__).parents[2])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 

@@ -43,7 +43,7 @@ from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
-FAREWELL_S = 0.5
+EXIT_DELAY_S = 0.5
 """Seconds that a replica runs after its engine died, to answer its requests in progress."""
 
 
@@ -94,7 +94,7 @@ class EngineReplica(EngineServer):
         """
         while not self.engine_client.errored:
             await asyncio.sleep(POLL_S)
-        await asyncio.sleep(FAREWELL_S)
+        await asyncio.sleep(EXIT_DELAY_S)
         os._exit(1)
 
     async def check_health(self) -> None:

@@ -3,7 +3,7 @@
 vLLM compiles its CPU sampler at the first request that samples, once for one sequence and once for
 several. Torch keeps the machine code in a folder that all processes of a user share. An engine dies
 if it reads a file there that another process is writing, or was writing when it was killed ("file
-too short"). So the replicas of a model have a folder of their own, fill it one after the other, and
+too short"). So the replicas of a model have their own folder, fill it one after the other, and
 empty it if the one before did not finish.
 """
 
@@ -67,7 +67,7 @@ async def _sample(client: Any, sequences: int) -> None:
 
 @asynccontextmanager
 async def _filling(folder: Path) -> AsyncIterator[None]:
-    """Hold the folder alone on this machine; the lock ends with the process in any case."""
+    """Hold an exclusive lock on the folder; the lock ends with the process in any case."""
     with folder.with_suffix(".lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not (folder / COMPLETE).exists():

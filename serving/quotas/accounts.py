@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from serving.spec.tenants import Tenant
 
 LEASE_SHARE = 20
-"""A gate beside others leases a twentieth of a minute's requests at once."""
+"""Share of a minute's requests that a gate leases at once, if there are other gates."""
 
 FORGET_S = 5.0
 """Seconds without a report after which a gate is gone, and its reservations and slots are free."""
@@ -125,7 +125,7 @@ class _Account:
         self.tokens = _bucket(tenant.tokens_per_minute, self.tokens, now)
 
     def renew(self, gate: str, report: UsageReport, gates: int, now: float) -> LeaseGrant:
-        """Take one gate's report, and lease what it asks for; ``gates`` is their number."""
+        """Process a gate's report, and lease what it requests; ``gates`` is the number of gates."""
         holding = self.holdings.setdefault(gate, _Holding())
         holding.slots, holding.reserved_tokens = report.slots, report.reserved_tokens
         grant = LeaseGrant(only_gate=gates == 1)

@@ -1,8 +1,7 @@
 """A gate's share of every tenant's quota, leased ahead so that a request rarely waits for it.
 
-While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota; a
-gate beside others leases a share (``accounts.LEASE_SHARE``), and hands back what is unused after a
-second. So all gates together never admit more requests per minute, or more at once, than the quota;
+While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota; one of
+several gates leases a share (``accounts.LEASE_SHARE``), and hands back what is unused after a second. So all gates together never admit more requests per minute, or more at once, than the quota;
 they may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
 overdraw by what its requests in progress cost beyond their reservation, plus what other gates admit
 within ``GRANT_MAX_AGE_S``, and pays it off before its next request. While the ledger cannot be

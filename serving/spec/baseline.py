@@ -136,10 +136,10 @@ class BaselineSpec(ServiceSpec):
     )
 
     @classmethod
-    def beside(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
+    def from_service(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
         """Return a baseline with the model, resources and limits of a service.
 
-        It has a name and a route of its own. vLLM's engine arguments that have no meaning for
+        It has its own name and route. vLLM's engine arguments that have no meaning for
         transformers are left out.
         """
         arguments = service.model.engine_kwargs.items()

@@ -59,7 +59,7 @@ class _Guardrail(Strict):
 
 
 class PresidioGuardrail(_Guardrail):
-    """Detect personal data with Presidio, in a deployment of its own."""
+    """Detect personal data with Presidio, in a separate deployment."""
 
     kind: Literal["presidio"] = Field("presidio", description="The kind of guardrail.")
     action: Action = Field("redact", description="Action for entity types without a rule.")
@@ -204,7 +204,7 @@ class _GuardModelBase(_Guardrail):
 
 
 class GuardModel(_GuardModelBase):
-    """A guard model such as Llama Guard, served by vLLM in a deployment of its own."""
+    """A guard model such as Llama Guard, served by vLLM in a separate deployment."""
 
     kind: Literal["model"] = Field("model", description="The kind of guardrail.")
     model: ModelSpec = Field(

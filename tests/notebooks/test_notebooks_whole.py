@@ -1,6 +1,6 @@
 """Complete notebooks with short loads, executed by the command that a user would type.
 
-Two run at a time, in processes of their own: most of a short run is the start of an engine, which
+Two run at a time, in separate processes: most of a short run is the start of an engine, which
 leaves time for the other one.
 """
 

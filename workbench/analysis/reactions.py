@@ -197,7 +197,7 @@ def load_changes(load: LoadSpec | Iterable[LoadChange], start_s: float = 0.0) ->
 
     Args:
         load: A planned load, or the recorded changes of a live one (`Run.changes`).
-        start_s: When the planned load started. Recorded changes have times of their own.
+        start_s: When the planned load started. Recorded changes have their own times.
     """
     if not isinstance(load, LoadSpec):
         return change_times(load)

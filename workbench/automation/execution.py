@@ -80,7 +80,7 @@ def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Pat
     """Run a notebook, print its output as it comes, and return `output`, the executed notebook.
 
     The run itself creates the folder of `output`. Until the end, the executed notebook is
-    therefore written beside that folder.
+    therefore written next to that folder.
 
     Raises:
         NotebookError: If the notebook ends with an error.

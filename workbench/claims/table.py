@@ -157,7 +157,7 @@ def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
     )
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def claims_table(verdicts: Sequence[Verdict]) -> str:
     """Return the claims as a Markdown table, with notes on CPU rows and on flash attention."""
     if not verdicts:
         return "No run has evaluated a claim yet.\n"
@@ -262,7 +262,7 @@ def write_table(
     """
     verdicts = [verdict for run in read_archived(archives) for verdict in run.verdicts]
     for path, content, begin, end in (
-        (page, table(verdicts), BEGIN, END),
+        (page, claims_table(verdicts), BEGIN, END),
         (readme, summary_table(verdicts), SUMMARY_BEGIN, SUMMARY_END),
     ):
         text = with_table(path.read_text(encoding="utf-8"), content, begin, end)

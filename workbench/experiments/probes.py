@@ -1,4 +1,4 @@
-"""Probes: the same load at one rate after another, each recorded as a run of its own."""
+"""Probes: the same load at one rate after another, each recorded as a separate run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_probe(
 ) -> Callable[[float], Awaitable[Summary]]:
     """Return a probe, which sends a load at a given rate and returns the summary.
 
-    Every probe is a numbered run in `run.path/probes` and has a seed of its own.
+    Every probe is a numbered run in `run.path/probes` and has its own seed.
 
     Args:
         target: The endpoint.

@@ -184,7 +184,7 @@ class LoadRunner:
             del self.running.records[: -self.source.recent_records]
 
     def _gone(self) -> str | None:
-        """Return why the endpoint counts as gone, after refused connections alone for a while."""
+        """Return why the endpoint counts as gone, after only refused connections for a while."""
         if len(self.refused) < GONE_AFTER:
             return None
         first_s, last_s = self.refused[0].end_s or 0.0, self.refused[-1].end_s or 0.0

@@ -50,7 +50,7 @@ class WorkerHandle:
     ) -> tuple[list[RequestRecord], list[RequestRecord]]:
         """Return what the dead worker had and is not `recorded`: ended requests, and cut ones.
 
-        The journal is removed. Where it is lost with its node, the plan says what was in progress.
+        The journal is removed. If it is lost with its node, the plan shows what was in progress.
         """
         # Read and removed first, as a run's own records include its journals.
         ended, in_progress = await self._read_journal()

@@ -83,7 +83,7 @@ class RequestWindows:
         self._second(at_s).sent += 1
 
     def ended(self, record: RequestRecord) -> None:
-        """Count a sent request that ended, with whatever status."""
+        """Count a sent request that ended, with any status."""
         if record.end_s is not None:
             self._second(record.end_s).ended.append(record)
 

@@ -120,7 +120,7 @@ class Arrival:
 def make_plan(
     load: LoadSpec, tokenizer: Tokenizer, *, max_model_len: int | None = None
 ) -> list[Arrival]:
-    """Return everything that `load` will send. It depends on the seed alone.
+    """Return everything that `load` will send. It depends only on the seed.
 
     Raises:
         SettingError: A length exceeds the model's context, or nothing would be sent.

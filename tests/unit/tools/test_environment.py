@@ -202,7 +202,7 @@ def test_import_is_light(package: str) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a distribution of this name is installed beside the running Python."""
+    """Whether a distribution of this name is installed for the running Python."""
     try:
         version(name)
     except PackageNotFoundError:

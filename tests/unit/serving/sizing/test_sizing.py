@@ -334,7 +334,7 @@ if __name__ == "__main__":
 
 
 def engine_report(script: Path, tensor: int) -> dict[str, Any]:
-    """Run vLLM in a process of its own, and return the memory it uses."""
+    """Run vLLM in a separate process, and return the memory it uses."""
     script.write_text(REPORT)
     arguments = {
         "model": str(tiny_model_path()),

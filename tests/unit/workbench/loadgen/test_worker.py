@@ -93,7 +93,7 @@ def test_open_loop_does_not_wait_for_answers() -> None:
 
 
 def test_existing_objects_are_excluded_from_garbage_collection() -> None:
-    """In a process of its own, as there is one collector per process."""
+    """In a separate process, as there is one collector per process."""
     process = subprocess.run([sys.executable, "-c", GC_PROGRAM], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     before, at_start, plan = map(int, process.stdout.split())
