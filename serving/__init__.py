@@ -1,4 +1,4 @@
-"""What runs on the cluster: the service's specification, its Serve application and its replicas.
+"""The cluster side: the service's specification, its Serve application and its replicas.
 
 Nothing here depends on Jupyter or imports ``workbench``.
 """

@@ -91,7 +91,7 @@ class Session:
 
     @property
     def progress(self) -> str:
-        """How the progress of a load is shown: `"bar"` if `live` is set, else `"lines"`."""
+        """The form in which progress is shown: `"bar"` if `live` is set, else `"lines"`."""
         return "bar" if self.parameters.get("live") else "lines"
 
     def rng(self) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Leases of a class on one cluster: what each tenant may hold, and until when.
+"""Leases of a class on one cluster: the resources of each tenant, and their end.
 
 A lease gives a tenant one application at its own route, with a cap on replicas and GPUs and an
 end time, after which the deployment is deleted. Only hashes of keys are stored. The caller passes
@@ -68,7 +68,7 @@ class Lease(Strict):
 
 @dataclass
 class LeaseUsage:
-    """What a tenant has used, in replica-, GPU- and CPU-seconds, and the messages it was sent."""
+    """The usage of a tenant in replica-, GPU- and CPU-seconds, and the messages sent to it."""
 
     replica_s: float = 0.0
     gpu_s: float = 0.0
@@ -138,7 +138,7 @@ class LeaseRegistry:
     def admit(
         self, name: str, key: str, replicas: int, resources: ReplicaResources, now: datetime
     ) -> Lease:
-        """Check that a tenant may deploy so many replicas, and return its lease.
+        """Check that a tenant may deploy this number of replicas, and return its lease.
 
         Raises:
             LeaseError: The key is wrong, the lease has ended, or a cap is exceeded.

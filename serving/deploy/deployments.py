@@ -195,7 +195,7 @@ def request_router_config(model: ModelSpec, *, composed: bool) -> Any:
 
 
 def _placement(model: ModelSpec) -> dict[str, Any]:
-    """How the workers of a replica, or the replicas of a data-parallel group, are placed."""
+    """Return how Ray places the workers of a replica, or the replicas of a data-parallel group."""
     if model.data_parallel_size == 1:
         return {"placement_group_strategy": model.placement_strategy}
     from ray.serve.config import GangSchedulingConfig

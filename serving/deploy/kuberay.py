@@ -87,7 +87,7 @@ def head_group(image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def worker_group(model: ModelSpec, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the pods of a model's replicas: as many as its scaling may ask for."""
+    """Return the pods of a model's replicas: as many as its scaling allows."""
     workers, pods = pods_of_a_replica(model)
     scaling = model.scaling
     low, high = (math.ceil(n * pods) for n in (scaling.min_replicas, scaling.max_replicas))

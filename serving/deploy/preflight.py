@@ -220,7 +220,7 @@ def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
 
 
 def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
-    """How many of these bundles an empty node holds; the margin is for fractions such as 0.1."""
+    """Return how many of these bundles fit on an empty node; the margin is for fractions like 0.1."""
     return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())
 
 

@@ -44,7 +44,7 @@ def choose_folder(model: str) -> None:
 async def warm_up(client: Any) -> None:
     """Sample one sequence, then two at once, with vLLM's ``AsyncLLM``.
 
-    If that fails, the first request will be slow. An engine that died of it is an error.
+    If that fails, the first request will be slow. If the engine dies, an error is raised.
     """
     try:
         async with asyncio.timeout(TIMEOUT_S), _filling(Path(os.environ[FOLDER_VARIABLE])):

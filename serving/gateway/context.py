@@ -18,12 +18,12 @@ SCOPE_KEY = "workbench"
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the gate knows about an authenticated request.
+    """The data that the gate has about an authenticated request.
 
     Attributes:
         path: Path below the route prefix.
         config: The limits that were in force when the request arrived.
-        tenant: Who is calling.
+        tenant: The caller.
         timings: Time spent per stage; the application adds its own stages.
         constrained: Whether a grammar set by the client restricts the answer's tokens.
     """

@@ -1,4 +1,4 @@
-"""The gate in front of both serving paths: who may call, what they may ask for, and how much.
+"""The gate in front of both serving paths: authentication, limits, quotas and back-pressure.
 
 Only SHA-256 hashes of keys travel to the cluster, and each is compared in constant time
 (``hmac.compare_digest``). Every error has OpenAI's shape, so that the OpenAI client raises its own

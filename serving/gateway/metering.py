@@ -1,4 +1,4 @@
-"""What a response cost in tokens, by the server's own count, read from the bytes that pass.
+"""The tokens of a response by the server's own count, read from the bytes that pass.
 
 A whole answer has ``usage`` near its end. A stream was asked to end with it
 (``Body.request_usage``). If that end never comes, because the client disconnected, each event

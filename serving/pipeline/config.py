@@ -93,7 +93,7 @@ async def pick_model(
         router: Handle of the model router's deployment.
         texts: The request.
         headers: The request's headers.
-        tenant: Who is calling.
+        tenant: The caller.
 
     Returns:
         The models that may answer, the router's choice first, and the reason for it.

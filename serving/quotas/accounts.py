@@ -47,7 +47,7 @@ class TokenBucket:
 
 @dataclass
 class Usage:
-    """What one tenant has used since the service started, as counts."""
+    """The usage of one tenant since the service started, as counts."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -64,7 +64,7 @@ class Usage:
 
 @dataclass
 class UsageReport:
-    """What one gate reports about one tenant.
+    """The report of one gate about one tenant.
 
     All are totals since the gate joined, except ``unused_requests``, which are handed back; a lost
     reply does no harm.
@@ -102,7 +102,7 @@ class LeaseGrant:
 
 @dataclass
 class _Holding:
-    """What one gate holds of one tenant's quota."""
+    """The part of one tenant's quota that one gate holds."""
 
     slots: int = 0
     reserved_tokens: int = 0

@@ -1,11 +1,12 @@
 """A gate's share of every tenant's quota, leased ahead so that a request rarely waits for it.
 
-While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota; one of
-several gates leases a share (``accounts.LEASE_SHARE``), and hands back what is unused after a second. So all gates together never admit more requests per minute, or more at once, than the quota;
-they may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
-overdraw by what its requests in progress cost beyond their reservation, plus what other gates admit
-within ``GRANT_MAX_AGE_S``, and pays it off before its next request. While the ledger cannot be
-reached, each gate enforces the whole quota by itself.
+While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota.
+One of several gates leases a share (``accounts.LEASE_SHARE``), and returns unused requests after a
+second. So all gates together never admit more requests per minute, or more at once, than the quota.
+They may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
+exceed its quota by the cost of its requests in progress beyond their reservation, plus the requests
+that other gates admit within ``GRANT_MAX_AGE_S``. Its next request waits until that is paid off.
+While the ledger cannot be reached, each gate enforces the whole quota by itself.
 """
 
 from __future__ import annotations

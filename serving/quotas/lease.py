@@ -1,4 +1,4 @@
-"""What one gate holds of one tenant's quota, and what the tenant has used there. Pure."""
+"""The part of a tenant's quota that one gate holds, and the tenant's usage there. Pure."""
 
 from __future__ import annotations
 

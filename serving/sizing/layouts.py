@@ -121,8 +121,8 @@ def plans(
 ) -> list[Plan]:
     """Return every layout that can split the model over the GPUs, the smallest first.
 
-    Each plan has as many replicas as there are GPUs for. Where the weights or one sequence do not
-    fit, its ``problem`` says so. A tensor-parallel group stays on one node.
+    Each plan has as many replicas as the GPUs allow. If the weights or one sequence do not fit, its
+    ``problem`` gives the reason. A tensor-parallel group stays on one node.
 
     Args:
         model: The model's sizes.

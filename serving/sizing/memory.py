@@ -34,7 +34,7 @@ SEQUENCES = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """How one replica is split over GPUs: parallel sizes, and whether experts stay whole."""
+    """The split of one replica over GPUs: parallel sizes, and whether experts stay whole."""
 
     tensor: int = 1
     pipeline: int = 1

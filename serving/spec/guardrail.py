@@ -1,4 +1,4 @@
-"""Guardrails: what they look for, on which side, and what they do about it."""
+"""Guardrails: the entities to detect, the sides to check, and the actions to take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model scales: replica bounds, delays and the autoscaling policy."""
+"""The scaling of a model: replica bounds, delays and the autoscaling policy."""
 
 from __future__ import annotations
 

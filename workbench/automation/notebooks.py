@@ -186,7 +186,8 @@ def parameters_in(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]
     file = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if file is None:
         raise SettingError(
-            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}"
+            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}: "
+            "give the name of a notebook"
         )
     names = parameters_of(file)
     missing = [name for name in names if name not in namespace]

@@ -48,7 +48,7 @@ class Claim(Frozen):
     """The statement that `figure` is at least `goal` times as good as an opponent's."""
 
     name: str = Field(min_length=1, description="Its name in the table: '24x the throughput'.")
-    figure: str = Field(min_length=1, description="What is compared: 'output tokens/s'.")
+    figure: str = Field(min_length=1, description="The compared figure: 'output tokens/s'.")
     goal: float = Field(gt=0, description="The lowest ratio for which the claim holds.")
 
     @classmethod
@@ -84,7 +84,7 @@ class RunInfo(Frozen):
     notebook: str = Field("", description="The notebook that measured.")
     model: str = Field("", description="The model, and whether its weights are random.")
     hardware: str = Field(description="GPU or CPU, in words; no host name.")
-    accelerator: Accelerator = Field(description="What the engines computed on.")
+    accelerator: Accelerator = Field(description="Device type of the engines.")
     versions: dict[str, str] = Field(default_factory=dict, description="Package versions.")
 
     @classmethod
@@ -103,10 +103,12 @@ class RunInfo(Frozen):
 
 
 class Verdict(Frozen):
-    """The verdict on a claim against one opponent. What was not measured is None."""
+    """The verdict on a claim against one opponent. Figures that were not measured are None."""
 
     claim: Claim
-    opponent: str = Field(min_length=1, description="What the candidate was compared with.")
+    opponent: str = Field(
+        min_length=1, description="The baseline that the candidate was compared with."
+    )
     verdict: VerdictLabel = Field(description="PASS, FAIL or not decided.")
     reason: str = Field(min_length=1, description="Why, in one line.")
     ours: float | None = Field(None, description="Mean of the candidate.")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Cost(Frozen):
-    """What was held and what it cost. `model_dump` is the `cost` of `summary.json`.
+    """The replica-seconds of a run and their cost. `model_dump` is the `cost` of `summary.json`.
 
     Prices per token are None if no token met the SLO.
     """
@@ -117,7 +117,7 @@ def cost_of(
 
     Args:
         run: The run.
-        spec: What was deployed.
+        spec: The deployed specification.
         prices: Its prices.
         slo: The SLO that tokens must meet. Without it, every completed request counts.
         start_s: Start of the window that counts, in seconds on the run's clock.

@@ -23,7 +23,7 @@ MAX_OUTPUT_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Settings:
-    """What the controls show at first, and their limits. None hides a control's value.
+    """The initial values of the controls, and their limits. None hides a control's value.
 
     `rate` and `max_rate` are in requests/s, `burstiness` is the shape of the gamma distribution
     of the gaps (None for even gaps).
@@ -115,7 +115,7 @@ class Controller:
         self._started().set_burstiness(burstiness)
 
     def set_output_tokens(self, tokens: int) -> None:
-        """Ask for `tokens` output tokens in each further request."""
+        """Request `tokens` output tokens in each further request."""
         self._started().set_output_tokens(tokens)
 
     def rescale(self, target_ongoing_requests: float, max_replicas: int) -> None:

@@ -53,9 +53,9 @@ class Dashboard:
         prices: What replicas cost; without prices no cost is shown.
         slo: Which requests count as good in the cost per million tokens.
         max_rate: The end of the rate slider in requests/s; by default twice the plan's peak.
-        settle_s: How long to watch the cluster after the plan ends, at most, until its replicas
+        settle_s: Maximum seconds to watch the cluster after the plan ends, until its replicas
             are back at their minimum.
-        window_s: How many seconds the live figure shows.
+        window_s: Seconds that the live figure shows.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class LiveState:
     `sampled` may be called from another thread, everything else from one thread only.
 
     Attributes:
-        pending: How many rows and samples have not been drawn yet; a view sets it to 0.
+        pending: Number of rows and samples that have not been drawn yet; a view sets it to 0.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class PairedComparison:
     Attributes:
         opponent: The baseline's name.
         measured: The measurements so far.
-        stats: What the baseline's engine counted, if it reports anything.
+        stats: The counters of the baseline's engine, if it reports any.
         broken: Why the comparison ended early, if it did.
     """
 

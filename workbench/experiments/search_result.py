@@ -40,7 +40,7 @@ class SearchResult:
         probes: All probes.
         bounded: False if no higher load missed the SLO: it was met at the upper limit, or the
             number of probes ran out first.
-        confirmed: How many confirmation runs at `highest` met the SLO.
+        confirmed: Number of confirmation runs at `highest` that met the SLO.
         unit: The unit of the loads.
     """
 

@@ -178,7 +178,7 @@ def _band(x: np.ndarray, line: np.ndarray, values: Sequence[float], colour: str)
 _VERDICT_COLOURS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
 
 
-def contest_figure(
+def paired_comparison_figure(
     comparisons: Sequence[PairedComparison],
     figure: str = "output_throughput",
     unit: str = "output tokens/s",

@@ -80,7 +80,7 @@ class LoadRun:
 
     @property
     def remaining(self) -> int:
-        """How many requests may still end; few in a closed loop whose duration is over."""
+        """Requests that may still end; only a few in a closed loop whose duration is over."""
         return (self.planned if self._at_most is None else self._at_most) - len(self.records)
 
     def add(self, record: RequestRecord) -> None:
@@ -164,7 +164,7 @@ class LiveLoad(LoadRun):
         self._request("burstiness", check_burstiness(burstiness))
 
     def set_output_tokens(self, tokens: int) -> None:
-        """Request so many output tokens in each further request.
+        """Request `tokens` output tokens in each further request.
 
         Raises:
             SettingError: Prompt and answer could exceed the context, or the load has ended.

@@ -18,7 +18,7 @@ LINE_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What a load reports while it runs."""
+    """Shows the progress of a load."""
 
     def __enter__(self) -> Self: ...
 
@@ -91,7 +91,7 @@ class NoProgress:
         """Show nothing."""
 
     def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
-        """Return one line: what ended, failed and is in progress, and how long it still takes."""
+        """Return one line: the requests ended, failed and in progress, and the remaining time."""
         failed = sum(record.status != "ok" for record in records)
         remaining_s = self.remaining_s(len(records), elapsed_s)
         parts = [

@@ -1,4 +1,4 @@
-"""How a load worker sends its share: a part of a plan, or of a schedule that can be changed."""
+"""The senders of a load worker: a share of a plan, or of a schedule that can be changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_DELAY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What all requests of a load have in common. The key is not in it (see `connect`).
+    """The common part of all requests of a load, without the key (see `LoadWorker.connect`).
 
     `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
     the load on the run's clock.
@@ -43,7 +43,7 @@ class WorkerConfig:
 
 
 class Worker(Protocol):
-    """What a sender needs of its load worker."""
+    """The methods of a load worker that a sender uses."""
 
     async def send(self, request_id: str, prompt: Prompt, due_s: float) -> RequestRecord:
         """Send one request now."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class WorkerReport:
-    """What happened since the last report; event-loop lag and CPU share once the work is done.
+    """The events since the last report; event-loop lag and CPU share once the work is done.
 
     For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
     could not be sent in time.

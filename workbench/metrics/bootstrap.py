@@ -91,7 +91,9 @@ def bootstrap(
 
     n = len(values)
     if n < MIN_REPEATS:
-        raise SettingError(f"an interval needs at least {MIN_REPEATS} repeats, got {n}")
+        raise SettingError(
+            f"an interval needs at least {MIN_REPEATS} repeats, got {n}; add repeats"
+        )
     data = np.asarray(values, np.float64)
     means = data[rng.integers(0, n, (resamples, n))].mean(axis=1)
     tail = ndtr((n / (n - 1)) ** 0.5 * stdtrit(n - 1, (1 - confidence) / 2))

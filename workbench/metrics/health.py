@@ -16,9 +16,9 @@ from serving.spec.base import Frozen
 class HealthBounds(Frozen):
     """The bounds above which the client distorts what it measures."""
 
-    send_lag_p99_ms: float = Field(25, gt=0, description="How late requests were sent.")
-    loop_lag_p99_ms: float = Field(25, gt=0, description="How late the event loop ran.")
-    cpu_share: float = Field(0.9, gt=0, le=1, description="CPU share of a load worker.")
+    send_lag_p99_ms: float = Field(25, gt=0, description="p99 send lag, in ms.")
+    loop_lag_p99_ms: float = Field(25, gt=0, description="p99 event-loop lag, in ms.")
+    cpu_share: float = Field(0.9, gt=0, le=1, description="CPU share of a load worker, 0 to 1.")
 
 
 class ClientHealth(Frozen):

@@ -48,7 +48,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Closed:
-    """What a row needs of a second that is over. Latencies are in ms."""
+    """The data of a second that is over. Latencies are in ms."""
 
     sent: int
     ended: int

@@ -59,8 +59,8 @@ class Moment:
         tables: The blocks of each running request in the order of its tokens; contiguous memory
             has blocks of one slot.
         waiting: The requests in the queue.
-        done: How many requests have ended.
-        preempted: How often a request was preempted so far.
+        done: Number of requests that have ended.
+        preempted: Number of preemptions so far.
     """
 
     owner: tuple[int, ...]

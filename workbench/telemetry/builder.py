@@ -45,7 +45,7 @@ Pages = Mapping[str, MetricsPage]
 
 @dataclass(frozen=True)
 class _Deployment:
-    """What is known of one deployment at one moment."""
+    """The details and metrics of one deployment at one moment."""
 
     now_s: float
     name: str

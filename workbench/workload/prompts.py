@@ -138,7 +138,7 @@ class RandomPrompts(Strict):
         return self
 
     def check_prefix(self, tokens: int) -> None:
-        """Check that a prompt of so many tokens has room for the shared prefix.
+        """Check that a prompt of `tokens` tokens has room for the shared prefix.
 
         Raises:
             ValueError: The prefix is longer.

@@ -46,7 +46,7 @@ def offsets(
         spec: The arrivals.
         rng: The source of randomness.
         duration_s: Only times before this.
-        count: At most so many times.
+        count: Maximum number of times.
         trace: The times of a `TraceReplay`.
 
     Raises:

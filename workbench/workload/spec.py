@@ -39,21 +39,21 @@ WORKER_CONCURRENCY = 64
 
 
 class LoadSpec(Strict):
-    """What is sent, when, and for how long."""
+    """A load: the prompts, their arrival times, and the duration."""
 
     arrivals: Arrivals = Field(Poisson(rate=1.0), description="When requests are sent.")
     prompts: PromptSet = Field(
         RandomPrompts(input=64, output=64),
         description="Prompts and the output lengths.",
     )
-    duration_s: Seconds | None = Field(None, description="Send for so many seconds.")
+    duration_s: Seconds | None = Field(None, description="Duration of sending, in seconds.")
     count: int | None = Field(
         None, ge=1, description="Maximum number of requests, or of conversations."
     )
     warmup_s: float = Field(0, ge=0, description="Seconds at the start that no metric counts.")
     timeout_s: Seconds | None = Field(120, description="Timeout of a request, in seconds.")
     patience_s: Seconds = Field(
-        2, description="End the load after only refused connections for so many seconds."
+        2, description="Seconds of only refused connections after which the load ends."
     )
     seed: int = Field(0, ge=0, description="Seed of the arrivals and the prompts.")
     workers: int | None = Field(

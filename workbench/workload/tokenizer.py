@@ -12,7 +12,7 @@ from workbench.errors import SettingError
 
 
 class Tokenizer(Protocol):
-    """What the prompt generator needs of a tokenizer."""
+    """The methods of a tokenizer that the prompt generator uses."""
 
     @property
     def regular_token_ids(self) -> Sequence[int]:
