@@ -205,7 +205,7 @@ def _check_combination(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None
 
 
 def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
-    """Why a replica cannot be placed on nodes with room for ``copies`` workers each, or None."""
+    """Return why nodes with room for ``copies`` workers each cannot hold a replica, or None."""
     workers, largest = model.workers, max(copies, default=0)
     if (
         model.placement_strategy == "STRICT_PACK"
@@ -220,7 +220,7 @@ def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
 
 
 def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
-    """Return how many of these bundles fit on an empty node; the margin is for fractions like 0.1."""
+    """Return how many of these bundles fit on an empty node, with a margin for rounding."""
     return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())
 
 

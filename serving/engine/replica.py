@@ -113,7 +113,7 @@ class EngineReplica(EngineServer):
 
 
 class GatedReplica(EngineReplica):
-    """The same engine with vLLM's own OpenAI server in front, behind our gate."""
+    """One vLLM engine with vLLM's own OpenAI server in front, behind our gate."""
 
     async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
         self._access: GateConfig | None = None

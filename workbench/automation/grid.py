@@ -30,8 +30,8 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        """The same for the same parameters: readable parts, and a hash of all of them."""
-        # Secrets are not hashed: another key makes no other cell.
+        """The id of the run, equal for equal parameters: readable parts, and a hash of all."""
+        # Secrets are not hashed: another key does not make another cell.
         text = json.dumps(redact(self.parameters), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         parts = [f"{name}-{value}" for name, value in self.varied.items()]

@@ -47,8 +47,8 @@ Accelerator = Literal["cpu", "gpu"]
 class Claim(Frozen):
     """The statement that `figure` is at least `goal` times as good as an opponent's."""
 
-    name: str = Field(min_length=1, description="Its name in the table: '24x the throughput'.")
-    figure: str = Field(min_length=1, description="The compared figure: 'output tokens/s'.")
+    name: str = Field(min_length=1, description="Name in the table, such as '24x the throughput'.")
+    figure: str = Field(min_length=1, description="Compared figure, such as 'output tokens/s'.")
     goal: float = Field(gt=0, description="The lowest ratio for which the claim holds.")
 
     @classmethod
@@ -79,9 +79,9 @@ class Claim(Frozen):
 class RunInfo(Frozen):
     """A run that measured a claim, and what it ran on."""
 
-    run_id: str = Field(description="The run's id.")
-    date: str = Field(description="When the run began, in UTC.")
-    notebook: str = Field("", description="The notebook that measured.")
+    run_id: str = Field(description="Id of the run.")
+    date: str = Field(description="Start of the run, in UTC.")
+    notebook: str = Field("", description="Notebook that took the measurement.")
     model: str = Field("", description="The model, and whether its weights are random.")
     hardware: str = Field(description="GPU or CPU, in words; no host name.")
     accelerator: Accelerator = Field(description="Device type of the engines.")
@@ -110,15 +110,15 @@ class Verdict(Frozen):
         min_length=1, description="The baseline that the candidate was compared with."
     )
     verdict: VerdictLabel = Field(description="PASS, FAIL or not decided.")
-    reason: str = Field(min_length=1, description="Why, in one line.")
-    ours: float | None = Field(None, description="Mean of the candidate.")
-    theirs: float | None = Field(None, description="Mean of the opponent.")
+    reason: str = Field(min_length=1, description="Reason for the verdict, in one line.")
+    ours: float | None = Field(None, description="Mean of the candidate's figure.")
+    theirs: float | None = Field(None, description="Mean of the opponent's figure.")
     ratio: float | None = Field(None, description="Geometric mean of the pairs' ratios.")
-    low: float | None = Field(None, description="Lower end of its interval.")
-    high: float | None = Field(None, description="Upper end of its interval.")
+    low: float | None = Field(None, description="Lower end of the interval of the ratio.")
+    high: float | None = Field(None, description="Upper end of the interval of the ratio.")
     repeats: int = Field(0, ge=0, description="Number of pairs.")
     notes: tuple[str, ...] = Field((), description="Remarks that do not block a verdict.")
-    where: RunInfo = Field(description="The run that measured it.")
+    where: RunInfo = Field(description="The run that measured the claim.")
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.claim.name} against {self.opponent}: {self.reason}"

@@ -61,14 +61,16 @@ _FLASH_NOTE = (
 class ArchivedRun(Frozen):
     """The part of a finished run that is small enough for the repository."""
 
-    run_id: str = Field(description="The run's id.")
-    date: str = Field(description="When it began, in UTC.")
-    notebook: str = Field(description="The notebook that measured.")
-    parameters: dict[str, Any] = Field(description="Its parameters, without its location.")
-    machine: dict[str, Any] = Field(description="CPU, cores, memory, GPUs.")
+    run_id: str = Field(description="Id of the run.")
+    date: str = Field(description="Start of the run, in UTC.")
+    notebook: str = Field(description="Notebook that took the measurement.")
+    parameters: dict[str, Any] = Field(
+        description="Parameters of the notebook, without the location of the run."
+    )
+    machine: dict[str, Any] = Field(description="CPU, cores, memory in GB, and GPUs.")
     versions: dict[str, str] = Field(description="Package versions.")
-    summary: dict[str, Any] | None = Field(description="A few figures of the run's summary.")
-    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="Its verdicts on claims.")
+    summary: dict[str, Any] | None = Field(description="Selected figures of the run's summary.")
+    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="Verdicts on claims.")
 
 
 def archive(folder: str | Path, to: Path = ARCHIVE) -> Path:

@@ -44,24 +44,40 @@ class Cost(Frozen):
 
     currency: Literal["$"] = "$"
     per_replica_hour: dict[str, float] = Field(description="$ per replica-hour, by deployment.")
-    replica_seconds: dict[str, dict[str, float]] = Field(description="By deployment and state.")
+    replica_seconds: dict[str, dict[str, float]] = Field(
+        description="Replica-seconds by deployment and state."
+    )
     busy_s: float = Field(description="Replica-seconds with a request.")
     idle_s: float = Field(description="Replica-seconds without a request.")
     starting_s: float = Field(description="Replica-seconds before a replica could serve.")
     stopping_s: float = Field(description="Replica-seconds while a replica stopped.")
     unknown_s: float = Field(description="Replica-seconds held in an unknown state.")
-    held_s: float = Field(description="The sum of these, which is billed.")
-    energy_kwh: float | None = Field(description="Energy of the GPUs, if they report their power.")
-    energy_dollars: float | None = Field(description="Part of `dollars`, if energy has a price.")
-    dollars: float = Field(description="$ so far.")
-    dollars_per_hour: float = Field(description="$ per hour of what is held now, without energy.")
-    good_requests: int = Field(description="Requests within the SLO.")
-    input_tokens: int = Field(description="Prompt tokens of these.")
-    output_tokens: int = Field(description="Output tokens of these.")
-    output_weight: float = Field(description="Input tokens that one output token counts as.")
-    per_million_tokens: float | None = Field(description="Blended: input and output alike.")
-    per_million_input_tokens: float | None = Field(description="Split by `output_weight`.")
-    per_million_output_tokens: float | None = Field(description="Split by `output_weight`.")
+    held_s: float = Field(description="Replica-seconds in any state, which are billed.")
+    energy_kwh: float | None = Field(
+        description="Energy of the GPUs in kWh, if they report their power."
+    )
+    energy_dollars: float | None = Field(
+        description="Cost of the energy in $, included in `dollars`; None without a price."
+    )
+    dollars: float = Field(description="Total cost in $.")
+    dollars_per_hour: float = Field(
+        description="$ per hour of the replicas held now, without energy."
+    )
+    good_requests: int = Field(description="Number of requests within the SLO.")
+    input_tokens: int = Field(description="Prompt tokens of the requests within the SLO.")
+    output_tokens: int = Field(description="Output tokens of the requests within the SLO.")
+    output_weight: float = Field(
+        description="Weight of an output token relative to an input token."
+    )
+    per_million_tokens: float | None = Field(
+        description="$ per million tokens, input and output weighted equally."
+    )
+    per_million_input_tokens: float | None = Field(
+        description="$ per million input tokens, split by `output_weight`."
+    )
+    per_million_output_tokens: float | None = Field(
+        description="$ per million output tokens, split by `output_weight`."
+    )
 
 
 class GoodTokens(NamedTuple):

@@ -24,9 +24,11 @@ class HealthBounds(Frozen):
 class ClientHealth(Frozen):
     """Whether the client kept up. `client_limited` is None if nothing was measured."""
 
-    send_lag_p99_ms: float | None = Field(None, description="p99 of sent - scheduled.")
-    loop_lag_p99_ms: float | None = Field(None, description="p99 lag of the event loops.")
-    cpu_share: float | None = Field(None, description="Highest CPU share of a load worker.")
+    send_lag_p99_ms: float | None = Field(
+        None, description="p99 of the send time minus the scheduled time, in ms."
+    )
+    loop_lag_p99_ms: float | None = Field(None, description="p99 lag of the event loops, in ms.")
+    cpu_share: float | None = Field(None, description="Highest CPU share of a load worker, 0 to 1.")
     client_limited: bool | None = Field(None, description="True if a value exceeds its bound.")
     reasons: tuple[str, ...] = Field((), description="The values that exceed their bounds.")
     bounds: HealthBounds = Field(HealthBounds(), description="The bounds that were applied.")

@@ -43,14 +43,24 @@ _Figures: Any = create_model("_Figures", __base__=Frozen, **_FIGURES)
 class Summary(_Figures):
     """The figures of a run, with vLLM's names. `model_dump` is `summary.json`."""
 
-    slo: SLO | None = Field(None, description="The bounds that goodput is counted against.")
+    slo: SLO | None = Field(None, description="The SLO of goodput and attainment.")
     warmup_s: float = Field(0, description="Seconds excluded from the start.")
-    drift: float | None = Field(None, description="Median E2EL, last third over first third.")
-    steady: bool | None = Field(None, description="No drift; None with too few requests to tell.")
+    drift: float | None = Field(
+        None, description="Ratio of the median E2EL: last third of the run over first third."
+    )
+    steady: bool | None = Field(
+        None, description="Whether the run had no drift; None with too few requests."
+    )
     client_health: ClientHealth = Field(description="Whether the client kept up.")
-    cost: dict[str, Any] | None = Field(None, description="Set by workbench.cost.cost.with_cost.")
-    by_model: dict[str, Summary] | None = Field(None, description="If there were several.")
-    by_tenant: dict[str, Summary] | None = Field(None, description="If there were several.")
+    cost: dict[str, Any] | None = Field(
+        None, description="The cost, set by `workbench.cost.cost.with_cost`."
+    )
+    by_model: dict[str, Summary] | None = Field(
+        None, description="Summaries by model, if there were several."
+    )
+    by_tenant: dict[str, Summary] | None = Field(
+        None, description="Summaries by tenant, if there were several."
+    )
 
     if TYPE_CHECKING:
         # The figures are created above, where a type checker does not see them.

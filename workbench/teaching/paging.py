@@ -23,7 +23,7 @@ FREE = -1
 
 
 class PagingRequest(NamedTuple):
-    """A request: the tokens of its prompt, and the tokens that its answer will have."""
+    """A simulated request: the tokens of its prompt, and the tokens that its answer will have."""
 
     prompt: int
     output: int

@@ -219,10 +219,15 @@ class ClosedLoop(_Arrivals):
     its turns.
     """
 
-    kind: Literal["closed"] = Field("closed", description="The next is sent when one ends.")
-    max_concurrency: int = Field(ge=1, description="Requests in progress at any time, or users.")
+    kind: Literal["closed"] = Field(
+        "closed", description="Each request is sent when another one ends."
+    )
+    max_concurrency: int = Field(
+        ge=1, description="Number of users, or of requests in progress at any time."
+    )
     think_s: SecondsOrZero = Field(
-        0.0, description="Mean wait of a user before a request or conversation; exponential."
+        0.0,
+        description="Mean wait of a user before a request or conversation (s); exponential.",
     )
 
 
@@ -237,7 +242,9 @@ class TraceReplay(_Arrivals):
     end_s: Seconds | None = Field(
         None, description="End of the cut (exclusive), in seconds of the trace."
     )
-    speed: Seconds = Field(1.0, description="Speed relative to the recording.")
+    speed: Seconds = Field(
+        1.0, description="Factor by which the replay is faster than the recording."
+    )
     limit: int | None = Field(None, ge=1, description="Maximum number of requests.")
 
     @model_validator(mode="after")

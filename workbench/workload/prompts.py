@@ -127,7 +127,7 @@ class RandomPrompts(Strict):
 
     kind: Literal["random"] = Field("random", description="Token ids drawn at random.")
     input: Length = Field(description="Tokens of a prompt, including the prefix.")
-    output: Length = Field(description="Tokens to request.")
+    output: Length = Field(description="Output tokens to request.")
     shared_prefix_tokens: TokensOrZero = Field(0, description="Tokens of a shared prefix.")
     prefixes: int = Field(1, ge=1, le=100_000, description="Number of different prefixes.")
 
@@ -162,10 +162,12 @@ class Conversations(Strict):
 
     kind: Literal["conversations"] = Field("conversations", description="Chats of several turns.")
     turns: int = Field(ge=1, le=10_000, description="Requests per conversation.")
-    input: LengthDistribution = Field(description="Tokens of a user's part.")
-    output: LengthDistribution = Field(description="Tokens to request.")
+    input: LengthDistribution = Field(description="Tokens of the user's part of a turn.")
+    output: LengthDistribution = Field(description="Output tokens to request per turn.")
     system_tokens: TokensOrZero = Field(0, description="Tokens that all conversations start with.")
-    think_s: float = Field(0, ge=0, description="Mean wait before a next turn; exponential.")
+    think_s: float = Field(
+        0, ge=0, description="Mean wait before the next turn, in seconds; exponential."
+    )
 
 
 class FilePrompts(Strict):
@@ -177,8 +179,10 @@ class FilePrompts(Strict):
     """
 
     kind: Literal["file"] = Field("file", description="Lines of a JSONL file.")
-    path: str = Field(min_length=1, description="The file.")
-    output: Length | None = Field(None, description="Tokens to request where a line has none.")
+    path: str = Field(min_length=1, description="Path of the file.")
+    output: Length | None = Field(
+        None, description="Output tokens to request for lines without output_tokens."
+    )
 
 
 PromptSet = Annotated[RandomPrompts | Conversations | FilePrompts, Field(discriminator="kind")]

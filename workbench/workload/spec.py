@@ -41,7 +41,9 @@ WORKER_CONCURRENCY = 64
 class LoadSpec(Strict):
     """A load: the prompts, their arrival times, and the duration."""
 
-    arrivals: Arrivals = Field(Poisson(rate=1.0), description="When requests are sent.")
+    arrivals: Arrivals = Field(
+        Poisson(rate=1.0), description="Arrival process: when requests are sent."
+    )
     prompts: PromptSet = Field(
         RandomPrompts(input=64, output=64),
         description="Prompts and the output lengths.",
@@ -50,7 +52,9 @@ class LoadSpec(Strict):
     count: int | None = Field(
         None, ge=1, description="Maximum number of requests, or of conversations."
     )
-    warmup_s: float = Field(0, ge=0, description="Seconds at the start that no metric counts.")
+    warmup_s: float = Field(
+        0, ge=0, description="Seconds at the start that are excluded from all metrics."
+    )
     timeout_s: Seconds | None = Field(120, description="Timeout of a request, in seconds.")
     patience_s: Seconds = Field(
         2, description="Seconds of only refused connections after which the load ends."
@@ -60,8 +64,8 @@ class LoadSpec(Strict):
         None, ge=1, le=256, description="Number of load workers; None: chosen from the rate."
     )
     temperature: float = Field(0, ge=0, description="Sampling temperature.")
-    ignore_eos: bool = Field(True, description="Generate the full output length.")
-    tenant: str | None = Field(None, description="Tenant, kept in the records.")
+    ignore_eos: bool = Field(True, description="Whether to generate the full output length.")
+    tenant: str | None = Field(None, description="Name of the tenant in the records.")
 
     @model_validator(mode="after")
     def _ends(self) -> LoadSpec:
