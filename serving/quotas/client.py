@@ -31,7 +31,7 @@ LEDGER_RETRY_S = 5.0
 GRANT_MAX_AGE_S = 1.0
 """Age in seconds at which a grant is renewed before a request is admitted."""
 RETRIES, RETRY_S = 3, 0.02
-"""For a slot that another gate has just freed, which is still on its way to the ledger."""
+"""Retries, and seconds between them, to get a slot that another gate has just freed."""
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class QuotaClient:
                 return await asyncio.wait_for(self._renew(self._ledger), LEDGER_TIMEOUT_S)
             except Exception as error:
                 logger.warning(
-                    "quotas: the ledger cannot be reached (%s); this gate enforces them by itself",
+                    "quotas: the ledger cannot be reached (%s); this gate enforces them alone",
                     type(error).__name__,
                 )
             self._unreachable_until = self._clock() + LEDGER_RETRY_S

@@ -118,7 +118,7 @@ def evaluate_claims(
     """Return the verdict on `claim` against each comparison's opponent.
 
     Those of `opponents` that were not measured are listed as not decided: a claim that leaves out
-    its strongest opponent is worth nothing.
+    its strongest opponent is meaningless.
     """
     verdicts = [
         evaluate_claim(

@@ -54,7 +54,7 @@ def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def waste_figure(wastes: list[KvCacheWaste]) -> go.Figure:
-    """Draw the share of allocated memory that is empty, a bar per way to allocate it."""
+    """Draw the share of allocated memory that is empty, a bar per kind of allocation."""
     import plotly.graph_objects as go
 
     shares = [waste.share for waste in wastes]

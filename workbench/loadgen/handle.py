@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class LoadResult:
     """The result of a load.
 
-    `ended_early` is the reason why it ended before its plan, `incidents` the problems on the way.
+    `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
     """
 
     records: Sequence[RequestRecord]

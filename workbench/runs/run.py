@@ -146,7 +146,7 @@ class Run:
         self._changes.append(_rounded(redact(change)))
 
     def finish(self, summary: Summary | Mapping[str, Any]) -> None:
-        """Write `summary.json`, completely or not at all."""
+        """Write `summary.json` atomically."""
         write_document(self.path / "summary.json", redact(summary))
 
     def records(self) -> Iterator[RequestRecord]:

@@ -61,7 +61,7 @@ class RateCurve:
         return None
 
     def advance(self, at_s: float) -> float:
-        """Move to `at_s` and return the integral of the rate on the way."""
+        """Move to `at_s` and return the integral of the rate until then."""
         requests = 0.0
         while self._segments and not self.paused and self.at_s < at_s:
             segment = self._segments.popleft()
@@ -74,7 +74,7 @@ class RateCurve:
         return requests
 
     def apply(self, change: LoadChange) -> float:
-        """Move to the time of `change`, apply it, and return the integral of the rate on the way.
+        """Move to the time of `change`, apply it, and return the integral of the rate until then.
 
         A `rate` replaces the plan and ends a pause. After `resume` the plan continues where it
         was paused. A change of anything but the rate has no effect on the curve.
