@@ -3,7 +3,7 @@
 `hour_in_a_kernel` starts a kernel as JupyterLab does, and runs `replay` in it as fast as possible.
 A second has samples of 8 replicas, 10 requests of 64 tokens and two drawings, which pass through
 the dashboard's own state and view and the load's own bookkeeping. Every message to the browser is
-created and sent, but nobody receives it. `browser_memory.py` calls `replay` from a notebook in
+created and sent, but not received. `browser_memory.py` calls `replay` from a notebook in
 JupyterLab instead, at a pace that the browser can follow.
 """
 

@@ -1,6 +1,6 @@
 """CPU cost of our client, scaling of its workers, and accuracy of the times it records.
 
-The server (tests/support/scripted_server.py) and every client run in processes of their own. A
+The server (tests/support/scripted_server.py) and every client run in separate processes. A
 client has finished its imports and first requests before anything is measured. Ours runs on uvloop,
 as load workers do in Ray actors, and vLLM's on asyncio's loop, as `vllm bench serve` does. Every
 figure is the median over the repeats.
@@ -10,7 +10,7 @@ the CPU time of the client process per chunk, parsing included. `ratio_vs_vllm_b
 the CPU time of the request function of `vllm bench serve`, as the median of the ratios of pairs;
 `_low` and `_high` are the extremes. Such a server sends many chunks per read (`chunks_per_read`),
 so the cost per request dominates. The figures that end in `_paced` are for a server that sends a
-chunk every 5 ms, as an engine does, so that each chunk is a read of its own. They have no goal.
+chunk every 5 ms, as an engine does, so that each chunk is a separate read. They have no goal.
 
 Scaling. `scaling_2_workers` is the chunks per second of two client processes over one, each with as
 many streams as it can handle (`cores_1_worker` shows that the client is the limit). The server
@@ -55,7 +55,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support import scripted_server as scripted
 
 from workbench.loadgen.client import stream_completion
-from workbench.loadgen.worker import LoadWorker, WorkerConfig
+from workbench.loadgen.senders import WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.arrivals import Poisson
@@ -229,7 +230,7 @@ async def serve_bulk() -> None:
 
 @contextmanager
 def bulk_server() -> Iterator[tuple[str, psutil.Process]]:
-    """Run that server in a process of its own; yield its URL and its process."""
+    """Run that server in a separate process; yield its URL and its process."""
     command = [sys.executable, __file__, "--role", "server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

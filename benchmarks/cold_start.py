@@ -1,7 +1,7 @@
 """Time to the first token of `deploy()` on an idle cluster, compared with bare vLLM.
 
 The two sides take turns. Bare vLLM is timed from the start of its process to its first streamed
-token. Ours runs in a process of its own, as in a user's kernel. It starts a Ray cluster, waits, and
+token. Ours runs in a separate process, as in a user's kernel. It starts a Ray cluster, waits, and
 times `deploy()` to the first streamed token of the endpoint: first before Ray Serve has started
 (`idle`, for `cold_start_ratio`), and again after that service was deleted, with Serve running
 (`serve_running`). `delete_s` is the time to delete the service and stop the cluster. One start of

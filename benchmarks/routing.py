@@ -1,6 +1,6 @@
 """Prefix-cache hits and TTFT of routing policies, on a load whose prompts share prefixes.
 
-Two replicas of the embedded model run on nodes of their own, each with a cache for half of the
+Two replicas of the embedded model run on separate nodes, each with a cache for half of the
 prefixes. The load is the same for each policy except for its prefixes, so that no policy finds what
 another has cached. `hit_rate_*` is the share of prompt tokens that the engines found in their
 caches, by their own counters; `ttft_ms_*` is the median.

@@ -1,4 +1,4 @@
-"""Run the benchmarks and keep what they found; `make bench` calls it, `ONLY=name` picks one.
+"""Run the benchmarks and keep their results; `make bench` runs it, `ONLY=name` selects one.
 
 Each of benchmarks/NAME.py prints one JSON object as its last line; that line is appended to
 benchmarks/results/NAME.jsonl. A goal that was missed is a result; a benchmark that fails is not.
@@ -16,7 +16,7 @@ KEYS = {"name", "figures", "goals", "met", "machine", "versions", "date"}
 
 
 def chosen(names: list[str]) -> list[Path]:
-    """The benchmarks to run: those named, else all; exits on a name that is none of them."""
+    """Return the named benchmarks, or all; exit if a name is unknown."""
     known = {path.stem: path for path in sorted(BENCHMARKS.glob("[!_]*.py"))}
     unknown = set(names) - set(known)
     if unknown:
@@ -25,7 +25,7 @@ def chosen(names: list[str]) -> list[Path]:
 
 
 def run(path: Path) -> str | None:
-    """Run one benchmark, showing what it prints; its last line, None if it failed."""
+    """Run one benchmark, and return the last line of its output, or None if it failed."""
     command = [sys.executable, "-u", str(path)]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -36,7 +36,7 @@ def run(path: Path) -> str | None:
 
 
 def is_result(line: str) -> bool:
-    """Whether a line is a benchmark's result: a JSON object with every key of the contract."""
+    """Return whether a line is a result: a JSON object with every key of the contract."""
     try:
         result = json.loads(line)
     except ValueError:
@@ -45,7 +45,7 @@ def is_result(line: str) -> bool:
 
 
 def main() -> int:
-    """Run them one after the other; the exit status is 1 if one gave no result."""
+    """Run the benchmarks in turn; the exit status is 1 if one gave no result."""
     failed = []
     for path in chosen(sys.argv[1:]):
         print(f"== {path.stem}", flush=True)

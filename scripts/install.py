@@ -70,7 +70,7 @@ def check_host() -> None:
     """Check that the lock files cover this Python and this system.
 
     Raises:
-        SetupError: They do not.
+        SetupError: Python or the system is not supported.
     """
     if not MIN_PYTHON <= sys.version_info[:2] < MAX_PYTHON:
         raise SetupError(

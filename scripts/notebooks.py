@@ -77,7 +77,7 @@ def foreign_imports(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def is_call_of_show(statement: ast.stmt) -> bool:
-    """Whether the statement is a call of a function `show` whose value is discarded."""
+    """Return whether the statement calls a function `show` and discards its value."""
     match statement:
         case ast.Expr(value=ast.Call(func=ast.Attribute(attr="show") | ast.Name(id="show"))):
             return True

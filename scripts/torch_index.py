@@ -9,7 +9,7 @@ rule:
 3. If that offers no such build, pip also uses PyTorch's index of CPU wheels, which
    requirements/torch-index.txt names.
 
-The rule applies to torch alone: pip queries every index for every package, and an index that cannot
+The rule applies only to torch: pip queries every index for every package, and an index that cannot
 be reached costs several seconds per package.
 
 As a script, it installs the torch of a lock file into the Python that runs it:

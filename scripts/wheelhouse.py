@@ -1,7 +1,7 @@
 """Fill a folder with every wheel of a lock file, for machines without a network.
 
 `make wheelhouse` runs this script on a machine with a network; `make setup WHEELHOUSE=FOLDER`
-installs from the folder alone. The wheels fit the Python version and the system that downloaded
+installs from that folder only. The wheels fit the Python version and the system that downloaded
 them, so use the same ones on both machines.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def fetch(arguments: list[str]) -> None:
-    """Download the wheels that are not in the folder, or build them if there is none."""
+    """Download the wheels that are not in the folder, or build those that are not offered."""
     command = ["wheel", "--no-deps", "--no-input", "--quiet", "--progress-bar", "off"]
     run_pip([*command, "--find-links", str(FOLDER), "--wheel-dir", str(FOLDER), *arguments])
 

@@ -1,8 +1,8 @@
 """Priorities of processes, and the CPU's native number types.
 
-An engine on a CPU uses every core, also while it loads. At the same niceness, the load workers
-beside it would send late and measure themselves. So clients and proxies run before engines, and
-the user's own processes before both.
+An engine on a CPU uses every core, also while it loads. At the same niceness, load workers on the
+same machine would send late and measure their own delay. So clients and proxies run before engines,
+and the user's own processes before both.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ ENGINE_ERROR_MARK = "The engine reported:"
 
 
 class WorkbenchError(Exception):
-    """Root of everything this project raises on purpose."""
+    """Base class of all exceptions of this project."""
 
 
 class SpecError(WorkbenchError):

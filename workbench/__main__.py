@@ -122,7 +122,7 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "notebook", help="path, name of a notebook in notebooks/, or the beginning of its name (01)"
     )
-    command.add_argument("--profile", metavar="P", help="folder in params/ beside the notebook")
+    command.add_argument("--profile", metavar="P", help="folder in params/ next to the notebook")
     command.add_argument(
         *("-f", "--file"), action="append", default=[], type=Path, help="YAML file of parameters"
     )
@@ -152,14 +152,14 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def run_once(arguments: argparse.Namespace) -> int:
-    """Run one notebook. The location of the run may be given as parameters too."""
+    """Run one notebook. Its parameters may include the location of the run."""
     from workbench.automation.notebooks import find_notebook
 
     path = find_notebook(arguments.notebook)
-    given = given_parameters(path, arguments)
-    root, name = given.pop("run_root", None), given.pop("run_id", None)
+    parameters = read_arguments(path, arguments)
+    root, name = parameters.pop("run_root", None), parameters.pop("run_id", None)
     runs = arguments.runs or (path.parent / root if root else None)
-    return _run(path, given, runs, arguments.run_id or name, arguments.profile)
+    return _run(path, parameters, runs, arguments.run_id or name, arguments.profile)
 
 
 def run_again(arguments: argparse.Namespace) -> int:
@@ -167,15 +167,21 @@ def run_again(arguments: argparse.Namespace) -> int:
     from workbench.automation.execution import parameters_of_run
     from workbench.automation.notebooks import parameters_of
 
-    path, given = parameters_of_run(arguments.run)
-    defaults = [name for name in parameters_of(path) if name not in (*given, "run_root", "run_id")]
+    path, parameters = parameters_of_run(arguments.run)
+    defaults = [
+        name for name in parameters_of(path) if name not in (*parameters, "run_root", "run_id")
+    ]
     if defaults:
         print(f"not recorded in the run, using the notebook's default: {', '.join(defaults)}")
-    return _run(path, given, arguments.runs, None, None)
+    return _run(path, parameters, arguments.runs, None, None)
 
 
 def _run(
-    path: Path, given: dict[str, Any], runs: Path | None, run_id: str | None, profile: str | None
+    path: Path,
+    parameters: dict[str, Any],
+    runs: Path | None,
+    run_id: str | None,
+    profile: str | None,
 ) -> int:
     from workbench.automation.execution import run_notebook
     from workbench.session import default_run_root
@@ -183,11 +189,13 @@ def _run(
     name = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with_profile = f", profile {profile}" if profile else ""
     print(f"notebook {path.stem}{with_profile}, run {name}\n", flush=True)
-    executed = run_notebook(path, given, runs=(runs or default_run_root()).resolve(), run_id=name)
-    print(f"\nnotebook    {shown(executed)}")
+    executed = run_notebook(
+        path, parameters, runs=(runs or default_run_root()).resolve(), run_id=name
+    )
+    print(f"\nnotebook    {display_path(executed)}")
     report = executed.parent / "report.html"
     if report.exists():
-        print(f"report      {shown(report)}")
+        print(f"report      {display_path(report)}")
     return 0
 
 
@@ -201,20 +209,20 @@ def run_grid(arguments: argparse.Namespace) -> int:
     from workbench.session import default_run_root
 
     path = find_notebook(arguments.notebook)
-    given = given_parameters(path, arguments)
-    sweep = make_sweep(path, arguments.grid, given, repeats=arguments.repeats)
+    parameters = read_arguments(path, arguments)
+    sweep = make_sweep(path, arguments.grid, parameters, repeats=arguments.repeats)
     out = (arguments.out or default_run_root() / f"sweep-{path.stem}").resolve()
 
     def run(cell: Cell) -> None:
         run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         print(line, flush=True)
 
     with open_sweep(out, sweep):
-        done = run_sweep(sweep, out, run=run, clock=time.monotonic, say=say)
-    print(f"\n{results_table(out, sweep)}\n\nresults     {shown(out / 'results.csv')}")
-    return 0 if done else 1
+        all_done = run_sweep(sweep, out, run=run, clock=time.monotonic, notify=notify)
+    print(f"\n{results_table(out, sweep)}\n\nresults     {display_path(out / 'results.csv')}")
+    return 0 if all_done else 1
 
 
 def archive_runs(arguments: argparse.Namespace) -> int:
@@ -222,7 +230,7 @@ def archive_runs(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import ARCHIVE, archive
 
     for folder in arguments.runs:
-        print(f"archived    {shown(archive(folder, arguments.to or ARCHIVE))}")
+        print(f"archived    {display_path(archive(folder, arguments.to or ARCHIVE))}")
     return 0
 
 
@@ -231,8 +239,8 @@ def write_claims(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import PAGE, README, archive, write_table
 
     for folder in arguments.runs:
-        print(f"archived    {shown(archive(folder))}")
-    print(f"{shown(PAGE)}, {shown(README)}: {write_table()} claims")
+        print(f"archived    {display_path(archive(folder))}")
+    print(f"{display_path(PAGE)}, {display_path(README)}: {write_table()} claims")
     return 0
 
 
@@ -253,7 +261,7 @@ def write_manifest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def given_parameters(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def read_arguments(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the parameters of the profile, the files and the command line; later ones win."""
     from workbench.automation.notebooks import (
         check_parameters,
@@ -263,13 +271,13 @@ def given_parameters(path: Path, arguments: argparse.Namespace) -> dict[str, Any
     )
 
     files = [*_profile(path, arguments.profile), *arguments.file]
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for file in files:
-        given |= read_parameters(file)
+        parameters |= read_parameters(file)
     defaults = parameters_of(path)
-    given |= {name: read_value(text, defaults.get(name)) for name, text in arguments.parameter}
-    check_parameters(path, given)
-    return given
+    parameters |= {name: read_value(text, defaults.get(name)) for name, text in arguments.parameter}
+    check_parameters(path, parameters)
+    return parameters
 
 
 def _profile(path: Path, name: str | None) -> list[Path]:
@@ -286,8 +294,8 @@ def _profile(path: Path, name: str | None) -> list[Path]:
     return [known[name]]
 
 
-def shown(path: Path) -> str:
-    """Return the path relative to the working directory, if it lies below it."""
+def display_path(path: Path) -> str:
+    """Return the path relative to the working directory, if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

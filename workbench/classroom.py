@@ -61,7 +61,7 @@ def open(
         instructor_key: The key of the class; default: a new one. To connect to an open class, give
             the key that it was opened with.
         address: Address of the Ray cluster; default: as for `workbench.deploy`.
-        applications: Creates a stand-in for Ray Serve, to try a class without engines.
+        applications: Creates a substitute for Ray Serve, to try a class without engines.
 
     Raises:
         SettingError: Two leases are for the same tenant.
@@ -98,7 +98,7 @@ def join(
     key: str,
     *,
     address: str | None = None,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
 ) -> Seat:
     """Join the class that is open on the cluster.
 
@@ -106,13 +106,13 @@ def join(
         name: The student's name in the class.
         key: The student's key.
         address: Address of the Ray cluster; default: as for `workbench.deploy`.
-        say: Receives the messages of the class.
+        notify: Receives the messages of the class.
 
     Raises:
         LeaseError: No class is open, or it has no lease for this name and key.
     """
     _connect(address)
-    return Seat(_find_manager(), name, SecretStr(key), say)
+    return Seat(_find_manager(), name, SecretStr(key), notify)
 
 
 def _connect(address: str | None) -> None:
@@ -179,7 +179,7 @@ class Classroom:
         self._call("set_lease", lease.model_dump(mode="json"))
 
     def extend(self, lease: Lease, minutes: float) -> Lease:
-        """Move the end of a lease by so many minutes, and return the new lease."""
+        """Extend a lease by `minutes`, and return the new lease."""
         extended = lease.model_copy(update={"ends_at": lease.ends_at + timedelta(minutes=minutes)})
         self.set_lease(extended)
         return extended
@@ -195,8 +195,10 @@ class Classroom:
 class Seat:
     """A student's side of a class: one application at its own route, within a lease."""
 
-    def __init__(self, manager: Any, name: str, key: SecretStr, say: Callable[[str], None]) -> None:
-        self._manager, self.name, self._key, self._say = manager, name, key, say
+    def __init__(
+        self, manager: Any, name: str, key: SecretStr, notify: Callable[[str], None]
+    ) -> None:
+        self._manager, self.name, self._key, self._notify = manager, name, key, notify
         self._messages_seen = 0
         self.listen()
 
@@ -204,7 +206,7 @@ class Seat:
         """Pass on the new messages of the class, and return the seconds left of the lease."""
         state = _result(self._manager.lease.remote(self.name, self._key.get_secret_value()))
         for message in state["messages"][self._messages_seen :]:
-            self._say(f"{self.name}: {message}")
+            self._notify(f"{self.name}: {message}")
         self._messages_seen = len(state["messages"])
         self.lease = Lease(**state["lease"])
         return float(state["remaining_s"])

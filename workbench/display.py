@@ -1,4 +1,4 @@
-"""Shows a figure in a notebook cell, in a form that lasts in the saved notebook."""
+"""Show a figure in a notebook cell, in a form that lasts in the saved notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded of a run: its requests, the changes of its load, and samples of the cluster."""
+"""The records of a run: its requests, the changes of its load, and samples of the cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["ok", "error", "shed", "timeout", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What the client saw of one request. Times are seconds on the run's clock; absent is None.
+    """A request as the client saw it. Times are seconds on the run's clock; absent is None.
 
     Attributes:
         request_id: Also sent to the server, as `x-request-id`.
@@ -69,7 +69,7 @@ class LoadChange:
         time_s: From when on it applies, in seconds on the run's clock.
         what: What changed. `late` counts the requests that the client could not send in time and
             dropped.
-        value: The new value; a `burstiness` of None stands for even gaps.
+        value: The new value; a `burstiness` of None means even gaps.
         note: Why a rate is not the one that was requested, or why the load ended early.
         load: The load as planned, in a `start`.
     """
@@ -82,7 +82,7 @@ class LoadChange:
 
 
 class SampleBase(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every sample has: its time, in seconds on the run's clock."""
+    """The base of all samples: the time, in seconds on the run's clock."""
 
     time_s: float
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from workbench.claims.claim import Verdict
 
-Rows = list[tuple[str, str]]
+TableRows = list[tuple[str, str]]
 
 
 def write_report(
@@ -105,7 +105,7 @@ def _verdict_text(verdict: Verdict) -> str:
     return "; ".join((f"{verdict.verdict}: {verdict.reason}", *verdict.notes))
 
 
-def _checks(summary: Summary) -> Rows:
+def _checks(summary: Summary) -> TableRows:
     rows = _health(summary.client_health)
     if summary.slo is not None:
         bounds = ", ".join(f"{n} ≤ {v:g}" for n, v in summary.slo.bounds().items())
@@ -127,7 +127,7 @@ _HEALTH_LABELS = {
 }
 
 
-def _health(health: ClientHealth) -> Rows:
+def _health(health: ClientHealth) -> TableRows:
     kept_up = None if health.client_limited is None else not health.client_limited
     rows = [("Client kept up", _yes(kept_up))]
     for name, bound in health.bounds.model_dump().items():
@@ -137,7 +137,7 @@ def _health(health: ClientHealth) -> Rows:
     return rows
 
 
-def _counts(summary: Summary) -> Rows:
+def _counts(summary: Summary) -> TableRows:
     units = dict.fromkeys(("completed", "failed", "shed", "cancelled"), "") | {"duration": " s"}
     rates = ("request_throughput", "output_throughput", "total_token_throughput")
     units |= dict.fromkeys((*rates, "request_goodput"), "/s")
@@ -149,7 +149,7 @@ def _counts(summary: Summary) -> Rows:
     ]
 
 
-def _groups(summary: Summary) -> Iterator[tuple[str, Rows]]:
+def _groups(summary: Summary) -> Iterator[tuple[str, TableRows]]:
     for name, groups in (("By model", summary.by_model), ("By tenant", summary.by_tenant)):
         if groups:
             yield name, [(group, part.headline()) for group, part in groups.items()]

@@ -40,13 +40,13 @@ RUNS_VARIABLE = "WORKBENCH_RUNS"
 
 
 def default_run_root() -> Path:
-    """Return the folder of runs where none is given, whatever the working directory is.
+    """Return the default folder of runs, which does not depend on the working directory.
 
-    That is the folder in the variable ``WORKBENCH_RUNS``, else ``runs`` beside the checkout's
+    That is the folder in the variable ``WORKBENCH_RUNS``, else ``runs`` next to the checkout's
     ``notebooks``; ``runs`` in the working directory if the package is installed without them.
     """
-    if given := os.environ.get(RUNS_VARIABLE):
-        return Path(given)
+    if folder := os.environ.get(RUNS_VARIABLE):
+        return Path(folder)
     return NOTEBOOKS.parent / "runs" if NOTEBOOKS.is_dir() else Path("runs").resolve()
 
 
@@ -57,7 +57,7 @@ class Session:
         namespace: The notebook's `globals()`, which hold the values of its parameters. The
             parameters `address`, `live`, `run_root` and `run_id` are read here if it has them.
         notebook: The notebook's name.
-        facts: What else `experiment.json` keeps beside `notebook`, `parameters` and `seed`.
+        facts: Further entries of `experiment.json`, besides `notebook`, `parameters` and `seed`.
 
     Raises:
         SettingError: There is no such notebook, or a parameter has no value.
@@ -91,7 +91,7 @@ class Session:
 
     @property
     def progress(self) -> str:
-        """How the progress of a load is shown: `"bar"` if `live` is set, else `"lines"`."""
+        """The form in which progress is shown: `"bar"` if `live` is set, else `"lines"`."""
         return "bar" if self.parameters.get("live") else "lines"
 
     def rng(self) -> np.random.Generator:
@@ -157,7 +157,7 @@ class Session:
         )
 
     def empty_folder(self) -> Run:
-        """Return the session's folder, or a new one of its own if that has requests."""
+        """Return the session's folder, or a separate new one if that has requests."""
         if (self.path / "requests.jsonl").exists():
             run_id = self.parameters.get("run_id")
             name = _free_name(self.path.parent, str(run_id)) if run_id else None

@@ -1,6 +1,6 @@
 """OpenAI's HTTP API over a baseline's engine: completions, chat, models and the engine's stats.
 
-Decoding is greedy. A request for anything else is refused by name.
+Decoding is greedy. A request for anything else is refused, with the name of the field.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class BaselineRequest(BaseModel):
         """Check that no other field would change the answer.
 
         Raises:
-            RefusedRequest: One would.
+            RefusedRequest: A field would change it.
         """
         for name, value in (self.model_extra or {}).items():
             if value is not None and name not in IGNORED and value not in NEUTRAL.get(name, ()):
@@ -109,10 +109,12 @@ class Api:
     async def _chat(self, http_request: Request) -> Response:
         request = await self._parse(http_request)
         if not request.messages or request.prompt is not None:
-            raise RefusedRequest("messages is required; give a list of objects with role, content")
+            raise RefusedRequest(
+                "messages is required; give a list of objects with role and content"
+            )
         try:
             ids = self._tokenizer.encode_chat(request.messages)
-        except Exception as error:  # of the model's own template, whatever it raises
+        except Exception as error:  # the model's own template may raise anything
             raise RefusedRequest(f"messages must suit the chat template ({error})") from None
         return await self._answer(request, ids, chat=True)
 
@@ -134,7 +136,7 @@ class Api:
         default = context - len(ids) if chat else DEFAULT_MAX_TOKENS
         tokens = request.max_completion_tokens or request.max_tokens or default
         if not ids:
-            raise RefusedRequest("prompt must not be empty")
+            raise RefusedRequest("prompt must not be empty; give at least one token")
         if not all(0 <= token < vocabulary for token in ids):
             raise RefusedRequest(f"prompt must have ids in 0..{vocabulary - 1} only")
         if len(ids) + max(tokens, 1) > context:

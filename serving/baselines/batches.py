@@ -50,7 +50,7 @@ class Batches:
         self._cancelled.add(number)
 
     def run(self) -> None:
-        """Work forever."""
+        """Run batches until the process ends."""
         while True:
             batch = [ActiveRequest(job) for job in self._collect()]
             self._run_batch(batch)

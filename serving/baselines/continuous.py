@@ -68,7 +68,7 @@ class ContinuousBatches:
                 self._manager.cancel_request(str(number))
 
     def run(self) -> None:
-        """Emit the manager's results forever, all that are ready at once."""
+        """Emit the manager's results until the process ends, all that are ready at once."""
         while True:
             result = self._manager.get_result(timeout=RESULT_TIMEOUT_S)
             events: list[Event] = []

@@ -19,7 +19,7 @@ ENDED = "the engine's process has ended"
 
 
 class EngineClient:
-    """An engine in a process of its own. All methods must be called from one event loop."""
+    """An engine in a separate process. All methods must be called from one event loop."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec

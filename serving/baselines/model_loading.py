@@ -80,7 +80,7 @@ def free_share(spec: ModelSpec) -> float | None:
 
 
 def free_memory() -> None:
-    """Release the memory that a failed batch has left behind."""
+    """Release the memory that a failed batch still holds."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -68,7 +68,7 @@ class ActiveRequest:
 
 @dataclass(slots=True)
 class BaselineStats:
-    """What an engine has done since it started, as the route `/load` shows it to the owner.
+    """The counters of an engine since it started, as the route `/load` shows it to the owner.
 
     A slot is room for one token in the KV cache. `kv_slots` are the slots that batches held at
     their end, and `kv_used` those with a token of a request. The others are padding: left of

@@ -1,6 +1,6 @@
-"""Leases of a class on one cluster: what each tenant may hold, and until when.
+"""Leases of a class on one cluster: the resources of each tenant, and their end.
 
-A lease gives a tenant one application at a route of its own, with a cap on replicas and GPUs and an
+A lease gives a tenant one application at its own route, with a cap on replicas and GPUs and an
 end time, after which the deployment is deleted. Only hashes of keys are stored. The caller passes
 the current time.
 """
@@ -24,8 +24,10 @@ class Lease(Strict):
     """One tenant's share of a class: its key and quota, its caps and its end."""
 
     tenant: Tenant = Field(description="The tenant, with the hash of its key and its quota.")
-    max_replicas: int = Field(1, ge=1, description="Most replicas at once.")
-    max_gpus: float = Field(0, ge=0, description="Most GPUs at once, over all replicas.")
+    max_replicas: int = Field(1, ge=1, description="Maximum number of replicas at once.")
+    max_gpus: float = Field(
+        0, ge=0, description="Maximum number of GPUs at once, over all replicas."
+    )
     ends_at: AwareDatetime = Field(
         description="Time at which the deployment is deleted, with its time zone."
     )
@@ -66,7 +68,7 @@ class Lease(Strict):
 
 @dataclass
 class LeaseUsage:
-    """What a tenant has used, in replica-, GPU- and CPU-seconds, and the messages it was sent."""
+    """The usage of a tenant in replica-, GPU- and CPU-seconds, and the messages sent to it."""
 
     replica_s: float = 0.0
     gpu_s: float = 0.0
@@ -85,7 +87,7 @@ class ReplicaResources:
 
 
 class LeaseAction(NamedTuple):
-    """Something to do about a lease: send a warning, or delete the deployment."""
+    """An action on a lease: send a warning, or delete the deployment."""
 
     kind: Literal["warn", "delete"]
     lease: Lease
@@ -114,7 +116,7 @@ class LeaseRegistry:
         """Check the instructor's key.
 
         Raises:
-            LeaseError: It is another key.
+            LeaseError: The key is not the instructor's.
         """
         if not hmac.compare_digest(key_hash(key), self.instructor_hash):
             raise LeaseError("Only the instructor's key allows this; use the key of the class.")
@@ -136,7 +138,7 @@ class LeaseRegistry:
     def admit(
         self, name: str, key: str, replicas: int, resources: ReplicaResources, now: datetime
     ) -> Lease:
-        """Check that a tenant may deploy so many replicas, and return its lease.
+        """Check that a tenant may deploy this number of replicas, and return its lease.
 
         Raises:
             LeaseError: The key is wrong, the lease has ended, or a cap is exceeded.
@@ -155,14 +157,14 @@ class LeaseRegistry:
         if (gpus := replicas * resources.gpus) > lease.max_gpus:
             raise LeaseError(
                 f"tenant {name!r}: GPUs must be at most {lease.max_gpus:g}, got {replicas} "
-                f"replica(s) of {resources.gpus:g} GPUs = {gpus:g}; lower either."
+                f"replica(s) of {resources.gpus:g} GPUs = {gpus:g}; use fewer replicas or GPUs."
             )
         self.resources[name] = resources
         self.usage[name].why_deleted = None
         return lease
 
     def update(self, replicas: Mapping[str, int], now: datetime) -> list[LeaseAction]:
-        """Add the usage since the last call, and return what has to be done.
+        """Add the usage since the last call, and return the actions to take.
 
         Args:
             replicas: Starting and running replicas, by application.

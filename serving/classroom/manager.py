@@ -91,7 +91,7 @@ class LeaseManager:
         )
         self._lock = threading.Lock()
         _save_state(self._registry)
-        # A thread, not a call from outside: an actor that Ray restarts must go on by itself.
+        # A thread, not a call from outside: an actor that Ray restarts must continue by itself.
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

@@ -42,7 +42,7 @@ def check_address(address: str) -> None:
 def probe_failure(place: str, method: str) -> str | None:
     """Return why no service of Ray answers at ``place`` within ``PROBE_S``, or None.
 
-    Any answer to the gRPC ``method`` other than "unimplemented" is one, including a refusal because
+    Any answer to the gRPC ``method`` other than "unimplemented" counts, including a refusal because
     there is no token.
     """
     import grpc
@@ -55,7 +55,7 @@ def probe_failure(place: str, method: str) -> str | None:
             if code == grpc.StatusCode.UNAVAILABLE:
                 return "nothing answers there"
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                return f"what listens there did not answer within {PROBE_S:g} s"
+                return f"the service there did not answer within {PROBE_S:g} s"
             if code == grpc.StatusCode.UNIMPLEMENTED:
                 return "another service answers there"
     return None

@@ -26,13 +26,13 @@ class Cluster:
     Attributes:
         address: The address of its control service (host:port).
         supervisor: The process that ends the cluster, if this project started it; else None.
-        given: The address it was attached to by, if any.
+        attached_by: The address it was attached to by, if any.
         endpoint: The port it reserves for HTTP, if this project started it.
     """
 
     address: str
     supervisor: subprocess.Popen[str] | None = None
-    given: str | None = None
+    attached_by: str | None = None
     endpoint: int | None = None
 
     @property
@@ -45,7 +45,7 @@ class Cluster:
         """Where this process reaches the cluster's head."""
         if self.ours:
             return "127.0.0.1"
-        place = (self.given or "").removeprefix(attach.CLIENT)
+        place = (self.attached_by or "").removeprefix(attach.CLIENT)
         return (place if ":" in place else self.address).rpartition(":")[0].strip("[]")
 
 
@@ -66,7 +66,7 @@ def _is_connected() -> bool:
 def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Cluster:
     """Connect to the cluster at ``address`` or ``RAY_ADDRESS``, or else to a local one.
 
-    A local cluster is started if there is none. It has enough CPUs for ``spec``, if given.
+    A local cluster is started if none runs. It has enough CPUs for ``spec``, if given.
 
     Raises:
         ClusterError: The address does not answer, or Ray Serve was imported without its flags.
@@ -74,19 +74,19 @@ def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Clu
         MissingPackageError: Ray is not installed.
     """
     global _current
-    wanted = address or os.environ.get("RAY_ADDRESS")
+    target = address or os.environ.get("RAY_ADDRESS")
     running = current()
     if running is not None:
-        if wanted in (None, "auto", running.address, running.given):
+        if target in (None, "auto", running.address, running.attached_by):
             return running
         raise ClusterError(
-            f"address = {wanted!r}, but this process is connected to {running.address}. "
+            f"address = {target!r}, but this process is connected to {running.address}. "
             "Delete its deployments first, or use another kernel."
         )
     _require_ray()
     _require_flags()
     os.environ.update(SERVE_TUNING | QUIET)
-    _current = _attach(wanted) if wanted else _start(spec)
+    _current = _attach(target) if target else _start(spec)
     return _current
 
 
@@ -96,8 +96,8 @@ def describe_connection(spec: EndpointSpec, address: str | None) -> str:
     Raises:
         PortTakenError: A local cluster would be started, and the spec's port has a listener.
     """
-    if wanted := address or os.environ.get("RAY_ADDRESS"):
-        return f"connecting to the Ray cluster at {wanted}"
+    if target := address or os.environ.get("RAY_ADDRESS"):
+        return f"connecting to the Ray cluster at {target}"
     if spec.port:
         check_port(spec.host, spec.port)
     return "starting Ray"
@@ -136,7 +136,7 @@ def _attach(address: str) -> Cluster:
     # A cluster with token authentication rejects a driver that does not announce its token.
     use_token(create=False)
     gcs_address = attach.attach_to(address, QUIET | METRICS_ENV)
-    return Cluster(address=gcs_address, given=address)
+    return Cluster(address=gcs_address, attached_by=address)
 
 
 def _start(spec: EndpointSpec | None) -> Cluster:

@@ -124,7 +124,7 @@ def _has_token() -> bool:
 
 
 def logical_cpus(spec: EndpointSpec | None) -> int:
-    """Return CPUs enough for every replica of ``spec``.
+    """Return enough CPUs for every replica of ``spec``.
 
     On one machine, Ray schedules by CPUs but does not limit their use.
     """
@@ -140,7 +140,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _python_path() -> dict[str, str]:
-    """Let every process of a local cluster import our packages, wherever it was started from."""
+    """Let every process of a local cluster import our packages, from any working directory."""
     root = str(Path(__file__).parents[2])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 

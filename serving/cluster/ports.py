@@ -14,14 +14,14 @@ FIRST, LAST, SIZE = 20_000, 32_000, 500
 NAMED = 8
 """The first ports of a block have a fixed use; replicas take the ports after them."""
 SINGLE = range(LAST, 32_768)
-"""For what needs just one port."""
+"""The range for a single port."""
 
 
 class Ports:
     """A block of ports that no other cluster of this host has, until it is closed.
 
-    Merely free ports would not do: a replica listens a minute after its port was chosen, and of two
-    clusters that start in the same minute, one would answer the other's requests.
+    Choosing free ports is not enough: a replica listens a minute after its port was chosen, and of
+    two clusters that start in the same minute, one would answer the other's requests.
 
     Raises:
         ClusterError: Every block is in use.
@@ -31,7 +31,7 @@ class Ports:
         blocks = list(range(FIRST, LAST, SIZE))
         random.shuffle(blocks)
         for self._base in blocks:
-            self._last = socket.socket()  # Whoever holds the last port has the block.
+            self._last = socket.socket()  # The process that holds the last port owns the block.
             try:
                 self._last.bind(("", self._base + SIZE - 1))
                 if _are_free(range(self._base, self._base + 2 * NAMED)):
@@ -41,7 +41,7 @@ class Ports:
             self._last.close()
         raise ClusterError(
             f"{len(blocks)} clusters or more run on this host, and each needs {SIZE} ports between "
-            f"{FIRST} and {LAST}. End one of them, or attach to one: RAY_ADDRESS."
+            f"{FIRST} and {LAST}. End one of them, or set RAY_ADDRESS to join one."
         )
 
     def fileno(self) -> int:
@@ -93,10 +93,10 @@ def _are_free(ports: Iterable[int], host: str = "") -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that nobody listens on now and that Linux assigns to no connection.
+    """Return a TCP port that is free now and that Linux assigns to no connection.
 
     Raises:
-        ClusterError: There is none, for example because ``host`` is not this machine's.
+        ClusterError: No port is free, for example because ``host`` is not this machine's.
     """
     for port in random.sample(SINGLE, 50):
         if _are_free([port], host):

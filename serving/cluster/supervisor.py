@@ -2,9 +2,9 @@
 
 It is run as a child with a pipe on standard input. It starts ``ray start --head`` with the given
 arguments, writes one line to standard output (``started`` or ``failed``), and ends everything when
-the pipe closes: on purpose, or because the parent died in any way. As a child subreaper it inherits
-every orphan of the tree (raylet, replicas, engine processes, HAProxy), so its descendants are all
-of them. It imports the standard library only, so that it starts at once.
+the pipe closes: intentionally, or because the parent died in any way. As a child subreaper it
+inherits every orphan of the tree (raylet, replicas, engine processes, HAProxy), so its descendants
+are all of them. It imports the standard library only, so that it starts at once.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def with_ingress_router(application: Any, router: Any) -> Any:
 
 
 def actor_class(name: str) -> str:
-    """Return the class of an actor of Ray Serve, which tells what kind of proxy a proxy is.
+    """Return the class of an actor of Ray Serve, which identifies the kind of a proxy.
 
     Reads ``_ray_actor_creation_function_descriptor`` of ``ray.actor.ActorHandle``.
     """

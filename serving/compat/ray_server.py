@@ -52,5 +52,5 @@ class EngineServer(LLMServer):  # type: ignore[misc]
         return self.coalesce(generator)
 
     def coalesce(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Return the parts of a streamed answer, joined for the way to the ingress."""
+        """Return the parts of a streamed answer, joined before they are sent to the ingress."""
         raise NotImplementedError

@@ -60,7 +60,7 @@ def engine_arguments() -> frozenset[str]:
 
 
 class SchedulerFigures(NamedTuple):
-    """What one step of the engine's scheduler left behind."""
+    """The state of the engine's scheduler after a step."""
 
     running_requests: int
     waiting_requests: int

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build the application from plain arguments: the spec's fields, and who may call.
+    """Build the application from plain arguments: the fields of the spec, and the callers.
 
-    Who may call is given by ``key_hashes``, hashes of keys without quotas, or by ``tenants`` with
-    the fields of :class:`~serving.spec.tenants.Tenant`, or by both. Without either, the hashes are
+    The callers are ``key_hashes``, hashes of keys without quotas, or ``tenants`` with the fields of
+    :class:`~serving.spec.tenants.Tenant`, or both. Without either, the hashes are
     read from the variable ``LLM_WORKBENCH_KEY_HASHES``. On the command line of ``serve run`` every
     value is text: the fields in :data:`~serving.deploy.arguments.JSON_FIELDS` are JSON there, and
     ``key_hashes`` are separated by commas.

@@ -6,7 +6,7 @@ zero. The figures come from ``record_autoscaling_stats`` (``serving.engine.stats
 Serve over ``look_back_period_s``. A new replica has none at first.
 
 Serve pickles this module by value for the controller, which may be unable to import this project:
-the module imports nothing of it, and any use of private API would stay here. Today there is none:
+the module imports nothing of it, and any use of private API would be here. It uses none:
 ``AutoscalingContext`` and ``ray.util.metrics.Gauge`` are public.
 """
 

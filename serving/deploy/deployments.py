@@ -195,7 +195,7 @@ def request_router_config(model: ModelSpec, *, composed: bool) -> Any:
 
 
 def _placement(model: ModelSpec) -> dict[str, Any]:
-    """How the workers of a replica, or the replicas of a data-parallel group, are placed."""
+    """Return how Ray places the workers of a replica, or the replicas of a data-parallel group."""
     if model.data_parallel_size == 1:
         return {"placement_group_strategy": model.placement_strategy}
     from ray.serve.config import GangSchedulingConfig
@@ -218,14 +218,14 @@ def autoscaling_config(scaling: ScalingSpec, group_size: int = 1) -> dict[str, A
 
 
 def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
-    """Return what a replica starts from.
+    """Return the constructor's arguments of a replica.
 
     vLLM caps the answers of requests that name no limit, as the spec's limits say.
     """
     fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
     default = {"max_new_tokens": spec.limits.max_tokens}
-    given = fields["engine_kwargs"].get("override_generation_config", {})
-    fields["engine_kwargs"]["override_generation_config"] = default | given
+    overrides = fields["engine_kwargs"].get("override_generation_config", {})
+    fields["engine_kwargs"]["override_generation_config"] = default | overrides
     return fields
 
 

@@ -21,7 +21,7 @@ HEALTH_CHECK = {"httpGet": {"path": "/api/healthz", "port": 52365}}
 """Ray's agent answers for the raylet, and on the head for the control service too."""
 HEAD_RESOURCES = {"cpu": "2", "memory": "8Gi"}
 PROCESSES_GIB = 6.0
-"""Memory of a replica's processes beside weights and KV cache, with room to load a model."""
+"""Memory of a replica's processes besides weights and KV cache, with room to load a model."""
 DEFAULT_GIB = 32.0
 """Memory of a pod whose model's size is unknown here."""
 
@@ -87,7 +87,7 @@ def head_group(image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def worker_group(model: ModelSpec, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the pods of a model's replicas: as many as its scaling may ask for."""
+    """Return the pods of a model's replicas: as many as its scaling allows."""
     workers, pods = pods_of_a_replica(model)
     scaling = model.scaling
     low, high = (math.ceil(n * pods) for n in (scaling.min_replicas, scaling.max_replicas))

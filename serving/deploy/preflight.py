@@ -1,6 +1,6 @@
 """Every check that can reject a service before anything starts.
 
-- :func:`check_spec` needs the specification alone.
+- :func:`check_spec` needs only the specification.
 - :func:`check_manifest` also asks whether a file can describe it.
 - :func:`check_resources` compares it with the nodes of a cluster.
 - :func:`check_running_serve` compares it with the options of a Serve that runs already.
@@ -41,7 +41,7 @@ OWN_FIELDS = {
 
 
 def check_spec(spec: EndpointSpec) -> None:
-    """Check everything that the specification alone can tell.
+    """Run every check that needs only the specification.
 
     Raises:
         SpecError: An engine argument, a parallel size, the KV cache or a recognizer is invalid.
@@ -68,13 +68,13 @@ def check_model(model: ModelSpec) -> None:
 def check_engine_kwargs(model: ModelSpec) -> None:
     """Raise :class:`SpecError` for an argument vLLM does not know or another field sets."""
     for name, value in model.engine_kwargs.items():
-        given = f"model.engine_kwargs[{name!r}] = {value!r}"
+        argument = f"model.engine_kwargs[{name!r}] = {value!r}"
         if name in OWN_FIELDS:
-            raise SpecError(f"{given}: set {OWN_FIELDS[name]} instead.")
+            raise SpecError(f"{argument}: set {OWN_FIELDS[name]} instead.")
         if name not in engine_arguments():
             close = get_close_matches(name, engine_arguments(), n=1)
             fix = f"Did you mean {close[0]!r}?" if close else "See vLLM's engine arguments."
-            raise SpecError(f"{given}: vLLM has no such argument. {fix}")
+            raise SpecError(f"{argument}: vLLM has no such argument. {fix}")
 
 
 def check_model_path(model: ModelSpec) -> None:
@@ -194,18 +194,18 @@ def _check_combination(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None
         "num_gpus": model.worker_resources.get("GPU"),
         "memory_gib": model.memory_gib,
     }
-    given = [f"model.{name} = {value:g}" for name, value in fields.items() if value is not None]
+    requested = [f"model.{name} = {value:g}" for name, value in fields.items() if value is not None]
     if model.accelerator_type is not None:
-        given.append(f"model.accelerator_type = {model.accelerator_type!r}")
+        requested.append(f"model.accelerator_type = {model.accelerator_type!r}")
     raise ResourcesError(
-        f"{', '.join(given)}: the cluster has enough of each, but not together on one node for "
+        f"{', '.join(requested)}: the cluster has enough of each, but not together on one node for "
         f"{model.workers * model.data_parallel_size} engine worker(s)"
         f"{problem or ''}. Lower one of them, or add nodes."
     )
 
 
 def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
-    """Why a replica cannot be placed on nodes with room for ``copies`` workers each, or None."""
+    """Return why nodes with room for ``copies`` workers each cannot hold a replica, or None."""
     workers, largest = model.workers, max(copies, default=0)
     if (
         model.placement_strategy == "STRICT_PACK"
@@ -220,7 +220,7 @@ def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
 
 
 def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
-    """How many of these bundles an empty node holds; the margin is for fractions such as 0.1."""
+    """Return how many of these bundles fit on an empty node, with a margin for rounding."""
     return min(int(float(node.get(name, 0)) / need + 1e-9) for name, need in bundle.items())
 
 

@@ -73,7 +73,7 @@ class PrefixAware(PrefixCacheAffinityRouter):  # type: ignore[misc]
 
 
 class DirectPrefixAware(PrefixAware):
-    """The same on the direct path, where a request is remembered when it is placed."""
+    """Prefix-aware routing on the direct path, where a request is recorded when it is placed."""
 
     async def choose_replicas(
         self,

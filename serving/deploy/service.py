@@ -22,7 +22,7 @@ from serving.spec.model import deployment_name
 from serving.spec.service import EndpointSpec
 from serving.spec.tenants import Tenant
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 POLL_S = 0.25
 CUT_OFF_S = 10.0
 """Seconds after which a deletion cuts off requests in progress."""
@@ -30,7 +30,7 @@ DELETE_TIMEOUT_S = 60.0
 
 
 def deploy(
-    spec: EndpointSpec, cluster: Cluster, tenants: tuple[Tenant, ...], progress: Progress
+    spec: EndpointSpec, cluster: Cluster, tenants: tuple[Tenant, ...], progress: ProgressCallback
 ) -> int:
     """Bring the service up as specified and return the endpoint's port.
 
@@ -49,7 +49,7 @@ def deploy(
         return port
     from ray import serve
 
-    ledger.start_ledger(spec.name)  # It starts while the engine does.
+    ledger.start_ledger(spec.name)  # It starts in parallel with the engine.
     target = serve.RunTarget(
         target=application(spec, tenants), name=spec.name, route_prefix=spec.route_prefix
     )
@@ -77,8 +77,8 @@ def delete(name: str, cluster: Cluster) -> None:
 def end_application(name: str) -> None:
     """Delete an application, and cut off its requests in progress after ``CUT_OFF_S``.
 
-    Serve would let a replica finish its requests, so that scaling down loses none; whoever deletes
-    a service does not want to wait for that.
+    Serve would let a replica finish its requests, so that scaling down loses none; a user
+    who deletes a service does not want to wait for that.
 
     Raises:
         ClusterError: The application still exists after ``DELETE_TIMEOUT_S``.
@@ -119,7 +119,7 @@ def _kill(actors: list[str]) -> None:
             ray.kill(ray.get_actor(actor, namespace="serve"))
 
 
-def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: Progress) -> int:
+def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallback) -> int:
     """Start Serve with our options, or check the options it runs with; return its port."""
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -155,7 +155,7 @@ def _is_unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
     return user_config(spec, tenants) in configs
 
 
-def _wait_until_running(spec: EndpointSpec, progress: Progress) -> None:
+def _wait_until_running(spec: EndpointSpec, progress: ProgressCallback) -> None:
     """Report each change of state until the application runs."""
     from ray import serve
 
@@ -178,7 +178,7 @@ def _wait_until_running(spec: EndpointSpec, progress: Progress) -> None:
 
 
 def _describe(app: Any) -> str:
-    """The replicas of each deployment by state, in a line."""
+    """Return one line with the replicas of each deployment by state."""
     parts = []
     for name, deployment in app.deployments.items():
         states = ", ".join(f"{n} {s.lower()}" for s, n in deployment.replica_states.items() if n)
@@ -187,7 +187,7 @@ def _describe(app: Any) -> str:
 
 
 def _failure(spec: EndpointSpec, app: Any) -> str:
-    """What the failed replica reported, without the stack of Ray's calls around it."""
+    """Return the failed replica's report without Ray's stack trace."""
     messages = {
         name: deployment.message
         for name, deployment in app.deployments.items()

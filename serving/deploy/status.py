@@ -61,7 +61,7 @@ def _replicas(deployment: dict[str, Any]) -> Replicas:
 
 
 def state_name(state: Any) -> str:
-    """Return the name of a state of Serve, which is an enumeration or a string, in lowercase."""
+    """Return the lowercase name of a state of Serve, an enumeration or a string by version."""
     return str(getattr(state, "value", state)).lower()
 
 

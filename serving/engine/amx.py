@@ -15,4 +15,4 @@ if torch.cpu._is_amx_tile_supported():
 
 
 class Extension:
-    """Adds nothing to the worker; importing this module is what counts."""
+    """Adds nothing to the worker; only the import of this module has an effect."""

@@ -43,8 +43,8 @@ from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
 POLL_S = 0.25
-FAREWELL_S = 0.5
-"""How long a replica whose engine died goes on, to answer its requests in progress."""
+EXIT_DELAY_S = 0.5
+"""Seconds that a replica runs after its engine died, to answer its requests in progress."""
 
 
 class EngineReplica(EngineServer):
@@ -94,7 +94,7 @@ class EngineReplica(EngineServer):
         """
         while not self.engine_client.errored:
             await asyncio.sleep(POLL_S)
-        await asyncio.sleep(FAREWELL_S)
+        await asyncio.sleep(EXIT_DELAY_S)
         os._exit(1)
 
     async def check_health(self) -> None:
@@ -113,7 +113,7 @@ class EngineReplica(EngineServer):
 
 
 class GatedReplica(EngineReplica):
-    """The same engine with vLLM's own OpenAI server in front, behind our gate."""
+    """One vLLM engine with vLLM's own OpenAI server in front, behind our gate."""
 
     async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
         self._access: GateConfig | None = None

@@ -1,4 +1,4 @@
-"""What a replica reports: figures for its autoscaling policy, and metrics of its gate and cache.
+"""The reports of a replica: figures for its autoscaling policy, and metrics of its gate and cache.
 
 ``EngineStats`` is one of vLLM's stat loggers and keeps the figures of the last step.
 ``FirstTokens`` keeps recent times to first token, including those of requests that still wait.
@@ -34,7 +34,7 @@ class FirstTokens:
     median of the others counts with its age.
 
     Args:
-        window_s: How long a time counts, in seconds.
+        window_s: Seconds for which a time counts.
         now: A monotonic clock in seconds.
     """
 
@@ -86,7 +86,7 @@ class EngineStats:
 
     Args:
         unfinished: Returns the requests in progress. After an abort vLLM makes no step and so
-            reports nothing; this tells that nothing runs.
+            reports nothing; this shows that nothing runs.
         first_tokens: Receives the engine's times to first token.
     """
 

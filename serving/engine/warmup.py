@@ -3,7 +3,7 @@
 vLLM compiles its CPU sampler at the first request that samples, once for one sequence and once for
 several. Torch keeps the machine code in a folder that all processes of a user share. An engine dies
 if it reads a file there that another process is writing, or was writing when it was killed ("file
-too short"). So the replicas of a model have a folder of their own, fill it one after the other, and
+too short"). So the replicas of a model have their own folder, fill it one after the other, and
 empty it if the one before did not finish.
 """
 
@@ -44,7 +44,7 @@ def choose_folder(model: str) -> None:
 async def warm_up(client: Any) -> None:
     """Sample one sequence, then two at once, with vLLM's ``AsyncLLM``.
 
-    If that fails, the first request will be slow. An engine that died of it is an error.
+    If that fails, the first request will be slow. If the engine dies, an error is raised.
     """
     try:
         async with asyncio.timeout(TIMEOUT_S), _filling(Path(os.environ[FOLDER_VARIABLE])):
@@ -67,7 +67,7 @@ async def _sample(client: Any, sequences: int) -> None:
 
 @asynccontextmanager
 async def _filling(folder: Path) -> AsyncIterator[None]:
-    """Hold the folder alone on this machine; the lock ends with the process in any case."""
+    """Hold an exclusive lock on the folder; the lock ends with the process in any case."""
     with folder.with_suffix(".lock").open("w") as lock:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         if not (folder / COMPLETE).exists():

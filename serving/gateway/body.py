@@ -1,4 +1,4 @@
-"""A request's body: read within its limits, and encoded anew for the engine."""
+"""A request's body: read within its limits, and re-encoded for the engine."""
 
 from __future__ import annotations
 

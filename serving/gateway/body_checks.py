@@ -1,7 +1,7 @@
 """The check of a request's body: parsed once, then checked field by field.
 
-The engine gets the checked fields encoded anew, never the original bytes: two parsers that read
-one text differently (a name given twice, say) would let through what was refused.
+The engine gets the checked fields re-encoded, never the original bytes. Two parsers may read one
+text differently, for example if a name occurs twice, and would let a refused field through.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a gate enforces."""
+"""The configuration of a gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class GateConfig(Strict):
     """Tenants and limits of a gate; part of the deployment's ``user_config``."""
 
     tenants: tuple[Tenant, ...] = Field(
-        min_length=1, description="Who may call, each with the SHA-256 hash of its key."
+        min_length=1, description="The accepted callers, each with the SHA-256 hash of its key."
     )
     limits: Limits = Field(default_factory=Limits, description="Limits of a single request.")
     max_ongoing_requests: int = Field(ge=1, description="Requests in progress at one gate.")

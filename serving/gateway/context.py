@@ -10,17 +10,20 @@ from serving.gateway.stages import StageTimings
 from serving.spec.tenants import Tenant
 
 SCOPE_KEY = "workbench"
-"""Key of the context in the ASGI scope; set by the gate, read by :meth:`RequestContext.of`."""
+"""Key of the context in the ASGI scope; the gate sets it.
+
+:meth:`RequestContext.from_scope` reads it.
+"""
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the gate knows about an authenticated request.
+    """The data that the gate has about an authenticated request.
 
     Attributes:
         path: Path below the route prefix.
         config: The limits that were in force when the request arrived.
-        tenant: Who is calling.
+        tenant: The caller.
         timings: Time spent per stage; the application adds its own stages.
         constrained: Whether a grammar set by the client restricts the answer's tokens.
     """
@@ -32,7 +35,7 @@ class RequestContext:
     constrained: bool = False
 
     @classmethod
-    def of(cls, scope: Scope) -> RequestContext:
+    def from_scope(cls, scope: Scope) -> RequestContext:
         """Return the context of a request that has passed a gate.
 
         Raises:

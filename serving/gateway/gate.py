@@ -1,9 +1,9 @@
-"""The gate in front of both serving paths: who may call, what they may ask for, and how much.
+"""The gate in front of both serving paths: authentication, limits, quotas and back-pressure.
 
 Only SHA-256 hashes of keys travel to the cluster, and each is compared in constant time
 (``hmac.compare_digest``). Every error has OpenAI's shape, so that the OpenAI client raises its own
-exception for it. What passes is built anew: a checked body, and only the headers that an answer can
-depend on. The key goes no further.
+exception for it. A request that passes is rebuilt from its checked body and the headers that an
+answer can depend on. The key is not passed on.
 """
 
 from __future__ import annotations
@@ -124,20 +124,20 @@ class Gate:
 
     @contextmanager
     def _body_memory(self, config: GateConfig) -> Iterator[Callable[[int], None]]:
-        """Give a function that reserves bytes; all are free again at the end."""
-        held = 0
+        """Yield a function that reserves bytes; all of them are released at the end."""
+        reserved = 0
 
         def reserve(size: int) -> None:
-            nonlocal held
+            nonlocal reserved
             if self._held_bytes + size > HELD_BYTES:
                 raise self._overloaded(config)
-            held += size
+            reserved += size
             self._held_bytes += size
 
         try:
             yield reserve
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= reserved
 
     async def _serve(
         self,

@@ -7,7 +7,7 @@ from serving.gateway.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
 OPEN_ROUTES = frozenset({"/health"})
-"""Answered without a key; every other route, known or not, needs one."""
+"""Routes that need no key; every other route, known or not, needs one."""
 
 GET_ROUTES = frozenset({"/v1/models", "/version", "/openapi.json"})
 OWNER_ROUTES = frozenset({"/metrics", "/load", "/stats", "/docs", "/redoc"})

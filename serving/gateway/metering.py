@@ -1,8 +1,8 @@
-"""What a response cost in tokens, by the server's own count, read from the bytes that pass.
+"""The tokens of a response by the server's own count, read from the bytes that pass.
 
 A whole answer has ``usage`` near its end. A stream was asked to end with it
 (``Body.request_usage``). If that end never comes, because the client disconnected, each event
-counts as one token and the prompt by its characters: less exact, but never nothing.
+counts as one token and the prompt by its characters: less exact, but never zero.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class StageTimings:
         self.ms |= {stage: metrics.get(name) for stage, name in _ENGINE_METRICS.items()}
 
     def add_queue_time(self, first_ms: float, total_ms: float) -> None:
-        """Count the wait for a replica as queue time too, beside the wait in its engine.
+        """Count the wait for a replica as queue time too, in addition to the wait in its engine.
 
         Waiting is what remains of the time to the first packet without the prefill. On a busy
         machine that packet comes late, while the engine already decodes; decode time is left out

@@ -1,4 +1,4 @@
-"""The guardrail's deployment: Presidio in replicas of its own."""
+"""The guardrail's deployment: Presidio in its own replicas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guardrail found in a text, and the text without it."""
+"""The findings of a guardrail in a text, and the redacted text."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def blocked_entities(findings: Iterable[Finding]) -> list[str]:
 
 
 class FindingCounts(Counter[tuple[str, str]]):
-    """How many findings there were, by entity type and action."""
+    """The number of findings by entity type and action."""
 
     def record(self, findings: Iterable[Finding]) -> None:
         """Count ``findings``."""

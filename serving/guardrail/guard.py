@@ -100,7 +100,7 @@ class Guard:
 
         Raises:
             BlockedError: One of the findings blocks.
-            RefusedError: The guardrail does not respond; nothing passes unchecked.
+            RefusedError: The guardrail does not respond; no text passes unchecked.
         """
         try:
             findings = await self._inspector(side, texts)

@@ -51,7 +51,7 @@ class Detector:
         self._entities = {language: self._searched(language) for language in spec.languages}
 
     def find(self, text: str) -> list[Finding]:
-        """Return what the spec's rules act upon in ``text``, in any language, without overlaps."""
+        """Return the findings to which the spec's rules apply, in all languages, merged."""
         return merge_overlaps(
             Finding(result.start, result.end, result.entity_type, result.score, rule.action)
             for language, entities in self._entities.items()

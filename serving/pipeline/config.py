@@ -1,4 +1,4 @@
-"""What the ingress has to know of its pipeline, and how it asks the model router."""
+"""The configuration of a pipeline's ingress, and its calls to the model router."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def pick_model(
         router: Handle of the model router's deployment.
         texts: The request.
         headers: The request's headers.
-        tenant: Who is calling.
+        tenant: The caller.
 
     Returns:
         The models that may answer, the router's choice first, and the reason for it.

@@ -1,4 +1,4 @@
-"""Which model gets a request, and which one does instead while that is down or full."""
+"""Which model gets a request, and which other model does while that one is down or full."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StartedAnswer:
 class ModelHealth:
     """Which models have no running replica, according to Serve.
 
-    A model that may sleep has none while it sleeps, and is not down: a request wakes it.
+    A model that may sleep has no replica while it sleeps. It is not down: a request wakes it.
 
     Args:
         read_down: Returns for each model whether it is down; blocks meanwhile.

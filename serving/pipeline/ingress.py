@@ -46,7 +46,7 @@ from serving.spec.router import AUTO
 GUARDED_ENDPOINTS = ("models", "model_data", "completions", "chat")
 """Endpoints that exist behind a guardrail, which does not read the texts of others."""
 WITHHELD_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
-"""Headers that go no further than the ingress."""
+"""Headers that the ingress does not pass on."""
 
 
 @serve.ingress()
@@ -124,7 +124,7 @@ class Ingress(IngressBase):
     ) -> Response:
         """Answer a chat completion, completion or transcription, streamed or whole."""
         assert raw_request is not None
-        context = RequestContext.of(raw_request.scope)
+        context = RequestContext.from_scope(raw_request.scope)
         texts, counts = RequestTexts(body), FindingCounts()
         if self._guard is not None:
             with context.timings.measure("guardrail_in"):

@@ -24,7 +24,7 @@ Similarity = Callable[[str], Mapping[str, float]]
 
 
 class RoutingInput(NamedTuple):
-    """What the model router knows of a request.
+    """The properties of a request that the model router uses.
 
     Attributes:
         texts: The text of every message or prompt, the last one last.
@@ -60,7 +60,7 @@ def decide(
     """Decide by the first rule that applies, then the classifier, then the default.
 
     Args:
-        request: What is known of the request.
+        request: The request.
         spec: Rules, classifier and default.
         models: Ids of the pipeline's models, in its order.
         similarity: The classifier, if there is one.

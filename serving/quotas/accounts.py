@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from serving.spec.tenants import Tenant
 
 LEASE_SHARE = 20
-"""A gate beside others leases a twentieth of a minute's requests at once."""
+"""Share of a minute's requests that a gate leases at once, if there are other gates."""
 
 FORGET_S = 5.0
-"""After this silence a gate counts as gone, and its reservations and slots are free again."""
+"""Seconds without a report after which a gate is gone, and its reservations and slots are free."""
 
 
 @dataclass
@@ -41,13 +41,13 @@ class TokenBucket:
         self.level, self.capacity = self.level + capacity - self.capacity, capacity
 
     def wait_s(self, amount: float) -> float:
-        """Return the seconds until ``amount`` is there; a full bucket is enough for any amount."""
+        """Return the seconds until ``amount``, or all of the bucket if less, is available."""
         return max(0.0, min(amount, self.capacity) - self.level) * 60 / self.capacity
 
 
 @dataclass
 class Usage:
-    """What one tenant has used since the service started, as counts."""
+    """The usage of one tenant since the service started, as counts."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -64,7 +64,7 @@ class Usage:
 
 @dataclass
 class UsageReport:
-    """What one gate reports about one tenant.
+    """The report of one gate about one tenant.
 
     All are totals since the gate joined, except ``unused_requests``, which are handed back; a lost
     reply does no harm.
@@ -102,7 +102,7 @@ class LeaseGrant:
 
 @dataclass
 class _Holding:
-    """What one gate holds of one tenant's quota."""
+    """The part of one tenant's quota that one gate holds."""
 
     slots: int = 0
     reserved_tokens: int = 0
@@ -125,7 +125,7 @@ class _Account:
         self.tokens = _bucket(tenant.tokens_per_minute, self.tokens, now)
 
     def renew(self, gate: str, report: UsageReport, gates: int, now: float) -> LeaseGrant:
-        """Take one gate's report, and lease what it asks for; ``gates`` is their number."""
+        """Process a gate's report, and lease what it requests; ``gates`` is the number of gates."""
         holding = self.holdings.setdefault(gate, _Holding())
         holding.slots, holding.reserved_tokens = report.slots, report.reserved_tokens
         grant = LeaseGrant(only_gate=gates == 1)
@@ -163,7 +163,7 @@ class _Account:
         share = limit if gates == 1 else limit // (4 * gates)
         grant.spare_slots = share
         if report.wants_slot:
-            free = limit - sum(each.slots for each in self.holdings.values())
+            free = limit - sum(other.slots for other in self.holdings.values())
             grant.slots = max(0, min(free, max(1, share)))
             holding.slots += grant.slots
 

@@ -1,12 +1,12 @@
 """A gate's share of every tenant's quota, leased ahead so that a request rarely waits for it.
 
-While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota; a
-gate beside others leases a share (``accounts.LEASE_SHARE``), and hands back what is unused after a
-second. So all gates together never admit more requests per minute, or more at once, than the quota;
-they may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
-overdraw by what its requests in progress cost beyond their reservation, plus what other gates admit
-within ``GRANT_MAX_AGE_S``, and pays it off before its next request. While the ledger cannot be
-reached, each gate enforces the whole quota by itself.
+While a lease lasts, a request needs no call to the ledger. A single gate leases the whole quota.
+One of several gates leases a share (``accounts.LEASE_SHARE``), and returns unused requests after a
+second. So all gates together never admit more requests per minute, or more at once, than the quota.
+They may admit less, by one share per gate for a second. Tokens are charged when known: a tenant can
+exceed its quota by the cost of its requests in progress beyond their reservation, plus the requests
+that other gates admit within ``GRANT_MAX_AGE_S``. Its next request waits until that is paid off.
+While the ledger cannot be reached, each gate enforces the whole quota by itself.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from serving.spec.tenants import Tenant
 SYNC_S = 0.25
 HEARTBEAT_S = 1.0
 LEDGER_TIMEOUT_S = 1.0
-"""A ledger that takes longer to reply counts as unreachable."""
+"""Seconds after which a ledger that has not replied counts as unreachable."""
 LEDGER_RETRY_S = 5.0
-"""How long a gate goes on by itself before it tries an unreachable ledger again."""
+"""Seconds for which a gate works alone before it tries an unreachable ledger again."""
 GRANT_MAX_AGE_S = 1.0
-"""Age at which a grant is renewed before a request is admitted."""
+"""Age in seconds at which a grant is renewed before a request is admitted."""
 RETRIES, RETRY_S = 3, 0.02
-"""For a slot that another gate has just freed, which is still on its way to the ledger."""
+"""Retries, and seconds between them, to get a slot that another gate has just freed."""
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class QuotaClient:
                 return await asyncio.wait_for(self._renew(self._ledger), LEDGER_TIMEOUT_S)
             except Exception as error:
                 logger.warning(
-                    "quotas: the ledger cannot be reached (%s); this gate enforces them by itself",
+                    "quotas: the ledger cannot be reached (%s); this gate enforces them alone",
                     type(error).__name__,
                 )
             self._unreachable_until = self._clock() + LEDGER_RETRY_S

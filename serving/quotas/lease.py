@@ -1,4 +1,4 @@
-"""What one gate holds of one tenant's quota, and what the tenant has used there. Pure."""
+"""The part of a tenant's quota that one gate holds, and the tenant's usage there. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from serving.quotas.accounts import LeaseGrant, Usage, UsageReport
 from serving.spec.tenants import Tenant
 
 IDLE_S = 1.0
-"""Where there are other gates, what is unused for so long goes back."""
+"""Seconds after which unused requests are handed back, if there are other gates."""
 ACTIVE_S = 4.0
-"""A tenant that called within this time is kept in sync with the ledger."""
+"""Seconds after its last request for which a tenant is kept in sync with the ledger."""
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Architecture:
 
 
 def read_architecture(path: str | Path) -> Architecture | None:
-    """Read a model folder's config.json; None if there is none or its family is not supported."""
+    """Read a model folder's config.json; None without one, or if its family is not supported."""
     file = Path(path).expanduser() / "config.json"
     if not file.is_file():
         return None

@@ -100,7 +100,7 @@ def check_parallel(model: ModelSpec) -> None:
     """Check that the model can be split by its parallel sizes.
 
     Raises:
-        SpecError: It cannot.
+        SpecError: The model cannot be split.
     """
     layout = layout_of(model)
     if layout == Layout():
@@ -134,7 +134,7 @@ def check_cache(model: ModelSpec) -> None:
     """Check that the KV cache of a CPU worker has room for one whole sequence.
 
     Raises:
-        SpecError: It has not.
+        SpecError: The KV cache is too small.
     """
     if model.accelerator != "cpu" or "kv_cache_memory_bytes" in model.engine_kwargs:
         return

@@ -121,8 +121,8 @@ def plans(
 ) -> list[Plan]:
     """Return every layout that can split the model over the GPUs, the smallest first.
 
-    Each plan has as many replicas as there are GPUs for. Where the weights or one sequence do not
-    fit, its ``problem`` says so. A tensor-parallel group stays on one node.
+    Each plan has as many replicas as the GPUs allow. If the weights or one sequence do not fit, its
+    ``problem`` gives the reason. A tensor-parallel group stays on one node.
 
     Args:
         model: The model's sizes.
@@ -164,7 +164,7 @@ class Recommendation:
     """The plan to choose, or None if no plan fits, and the reason."""
 
     plan: Plan | None
-    why: str
+    reason: str
 
 
 def recommend(plans: list[Plan], concurrency: int) -> Recommendation:
@@ -188,13 +188,13 @@ def recommend(plans: list[Plan], concurrency: int) -> Recommendation:
         )
     best = enough[0]
     smaller = [plan for plan in plans if plan.layout.gpus < best.layout.gpus]
-    why = "it is the smallest layout, and replicas work independently"
+    reason = "it is the smallest layout, and replicas work independently"
     if smaller:
         before = max(smaller, key=lambda plan: (plan.sequences, -plan.layout.pipeline))
-        why = f"{before.layout} is not enough, because " + (
+        reason = f"{before.layout} is not enough, because " + (
             before.problem or f"its {before.replicas} replica(s) hold {before.sequences}"
         )
-    return Recommendation(best, f"{_label(best)}, of {concurrency} requested; {why}.")
+    return Recommendation(best, f"{_label(best)}, of {concurrency} requested; {reason}.")
 
 
 def _label(plan: Plan) -> str:

@@ -34,7 +34,7 @@ SEQUENCES = 256
 
 @dataclass(frozen=True)
 class Layout:
-    """How one replica is split over GPUs: parallel sizes, and whether experts stay whole."""
+    """The split of one replica over GPUs: parallel sizes, and whether experts stay whole."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -114,7 +114,7 @@ def _table_parameters(model: Architecture, layout: Layout, stage: int) -> float:
 def layers_of_stage(layers: int, stages: int) -> list[int]:
     """Return the number of layers in each pipeline stage, as vLLM assigns them.
 
-    The remainder goes to the last stage but one and those before it, because the last stage also
+    The remainder goes to the second-to-last stage and those before it, because the last stage also
     has the output head.
     """
     each, remainder = divmod(layers, stages)
@@ -143,7 +143,7 @@ def activation_bytes(
     batched_tokens: int = BATCHED_TOKENS,
     sequences: int = SEQUENCES,
 ) -> float:
-    """Estimate the bytes that the largest step needs beside weights and KV cache, on one GPU.
+    """Estimate the bytes that the largest step needs besides weights and KV cache, on one GPU.
 
     They are the widest point of a layer (hidden state, residual, gate, up and their product) for
     every token of the step, and the logits of every sequence twice in 32 bits. vLLM measures the

@@ -56,7 +56,9 @@ class DynamicBatches(Strict):
     """
 
     kind: Literal["dynamic"] = Field("dynamic", description="The kind of strategy.")
-    batch_size: int = Field(32, ge=1, le=4096, description="Most requests in a batch, 1 to 4096.")
+    batch_size: int = Field(
+        32, ge=1, le=4096, description="Maximum number of requests in a batch, 1 to 4096."
+    )
     window_s: float = Field(
         0.05,
         ge=0,
@@ -78,7 +80,8 @@ class Continuous(Strict):
         None,
         ge=1,
         le=4096,
-        description="Most requests in progress at once, 1 to 4096; default: transformers chooses.",
+        description="Maximum number of requests in progress at once, 1 to 4096; default: "
+        "transformers chooses.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -133,14 +136,14 @@ class BaselineSpec(ServiceSpec):
     )
 
     @classmethod
-    def beside(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
+    def from_service(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
         """Return a baseline with the model, resources and limits of a service.
 
-        It has a name and a route of its own. vLLM's engine arguments that have no meaning for
+        It has its own name and route. vLLM's engine arguments that have no meaning for
         transformers are left out.
         """
-        given = service.model.engine_kwargs.items()
-        engine_kwargs = {name: value for name, value in given if name in ENGINE_KWARGS}
+        arguments = service.model.engine_kwargs.items()
+        engine_kwargs = {name: value for name, value in arguments if name in ENGINE_KWARGS}
         return cls(
             name=f"{service.name}-{strategy.kind}",
             route_prefix=f"{service.route_prefix.rstrip('/')}/{strategy.kind}",

@@ -1,4 +1,4 @@
-"""Guardrails: what they look for, on which side, and what they do about it."""
+"""Guardrails: the entities to detect, the sides to check, and the actions to take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EntityRule(Strict):
         "redact", description="block, redact, annotate (report in a header only), or allow."
     )
     min_score: float = Field(
-        0.4, ge=0, le=1, description="Least confidence, 0 to 1, of a finding that counts."
+        0.4, ge=0, le=1, description="Minimum confidence, 0 to 1, of a finding that counts."
     )
 
 
@@ -53,17 +53,18 @@ class _Guardrail(Strict):
         96,
         ge=1,
         le=4096,
-        description="Most new characters of a streamed answer that are checked at once, 1 to 4096.",
+        description="Maximum number of new characters of a streamed answer that are checked at "
+        "once, 1 to 4096.",
     )
 
 
 class PresidioGuardrail(_Guardrail):
-    """Detect personal data with Presidio, in a deployment of its own."""
+    """Detect personal data with Presidio, in a separate deployment."""
 
     kind: Literal["presidio"] = Field("presidio", description="The kind of guardrail.")
     action: Action = Field("redact", description="Action for entity types without a rule.")
     min_score: float = Field(
-        0.4, ge=0, le=1, description="Least confidence, 0 to 1, for entity types without a rule."
+        0.4, ge=0, le=1, description="Minimum confidence, 0 to 1, for entity types without a rule."
     )
     rules: tuple[EntityRule, ...] = Field((), description="Rules for single entity types.")
     entities: tuple[str, ...] | None = Field(
@@ -88,29 +89,29 @@ class PresidioGuardrail(_Guardrail):
 
     @field_validator("recognizers", mode="before")
     @classmethod
-    def _read_file(cls, given: Any) -> Any:
+    def _read_file(cls, value: Any) -> Any:
         """Read a file here, so that its text is part of the spec and reaches the cluster."""
-        if isinstance(given, str | Path) and re.fullmatch(r"\S+\.ya?ml", str(given)):
+        if isinstance(value, str | Path) and re.fullmatch(r"\S+\.ya?ml", str(value)):
             try:
-                return Path(given).expanduser().read_text()
+                return Path(value).expanduser().read_text()
             except OSError as error:
                 raise ValueError(
                     f"must be YAML or a readable file ({error.strerror}); check the path"
                 ) from None
-        return given
+        return value
 
     @field_validator("recognizers")
     @classmethod
-    def _check_recognizers(cls, given: str) -> str:
+    def _check_recognizers(cls, value: str) -> str:
         try:
-            document = yaml.safe_load(given)
+            document = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"must be YAML ({error})") from None
         if document is not None and not (
             isinstance(document, dict) and isinstance(document.get("recognizers"), list)
         ):
             raise ValueError("must have the key 'recognizers' with a list, as in Presidio's YAML")
-        return given
+        return value
 
     @model_validator(mode="after")
     def _check_languages(self) -> Self:
@@ -151,12 +152,12 @@ class GuardAnswerFormat(Strict):
 
     @field_validator("safe", "unsafe", "categories")
     @classmethod
-    def _check_pattern(cls, given: str) -> str:
+    def _check_pattern(cls, value: str) -> str:
         try:
-            re.compile(given)
+            re.compile(value)
         except re.error as error:
             raise ValueError(f"must be a regular expression ({error})") from None
-        return given
+        return value
 
 
 class _GuardModelBase(_Guardrail):
@@ -168,7 +169,10 @@ class _GuardModelBase(_Guardrail):
         "default: the text is sent as a chat message, and the model's chat template applies.",
     )
     max_tokens: int = Field(
-        16, ge=1, le=256, description="Most tokens of the guard model's answer, 1 to 256."
+        16,
+        ge=1,
+        le=256,
+        description="Maximum number of tokens of the guard model's answer, 1 to 256.",
     )
     verdict: GuardAnswerFormat = Field(
         default_factory=GuardAnswerFormat, description="How the guard model's answer is read."
@@ -193,14 +197,14 @@ class _GuardModelBase(_Guardrail):
 
     @field_validator("template")
     @classmethod
-    def _check_template(cls, given: str | None) -> str | None:
-        if given is not None and "{text}" not in given:
-            raise ValueError("must contain {text}, which stands for the text to check")
-        return given
+    def _check_template(cls, value: str | None) -> str | None:
+        if value is not None and "{text}" not in value:
+            raise ValueError("must contain {text}, the placeholder for the text to check")
+        return value
 
 
 class GuardModel(_GuardModelBase):
-    """A guard model such as Llama Guard, served by vLLM in a deployment of its own."""
+    """A guard model such as Llama Guard, served by vLLM in a separate deployment."""
 
     kind: Literal["model"] = Field("model", description="The kind of guardrail.")
     model: ModelSpec = Field(

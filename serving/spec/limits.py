@@ -16,17 +16,26 @@ class Limits(Strict):
     max_prompt_chars: int = Field(
         1_000_000,
         ge=1,
-        description="Most characters in all messages or prompts; a token id counts as one.",
+        description="Maximum number of characters in all messages or prompts; a token id counts "
+        "as one.",
     )
-    max_messages: int = Field(1024, ge=1, description="Most messages in a chat request.")
+    max_messages: int = Field(
+        1024, ge=1, description="Maximum number of messages in a chat request."
+    )
     max_tokens: int = Field(
         16_384, ge=1, description="Largest allowed max_tokens or max_completion_tokens."
     )
     max_choices: int = Field(
-        16, ge=1, description="Most answers per request: the number of prompts times n."
+        16,
+        ge=1,
+        description="Maximum number of answers per request: the number of prompts times n.",
     )
-    max_stop_strings: int = Field(16, ge=0, description="Most stop strings in a request.")
-    max_stop_chars: int = Field(256, ge=1, description="Most characters in a stop string.")
+    max_stop_strings: int = Field(
+        16, ge=0, description="Maximum number of stop strings in a request."
+    )
+    max_stop_chars: int = Field(
+        256, ge=1, description="Maximum number of characters in a stop string."
+    )
     body_timeout_s: float = Field(
         30,
         gt=0,

@@ -25,7 +25,7 @@ class PipelineSpec(EndpointSpec):
     models: tuple[ModelSpec, ...] = Field(
         (ModelSpec(),),
         min_length=1,
-        description="The models that answer, best first; each may stand in for another.",
+        description="The models that answer, best first; each may replace another one.",
     )
     guardrail: GuardrailSpec | None = Field(
         None, description="Guardrail for prompts and answers; default: none."

@@ -22,9 +22,13 @@ class LengthRule(_Rule):
     """Match by the length of the request's text."""
 
     kind: Literal["length"] = Field("length", description="The kind of rule.")
-    min_chars: int = Field(0, ge=0, description="Fewest characters of all messages together.")
+    min_chars: int = Field(
+        0, ge=0, description="Minimum number of characters of all messages together."
+    )
     max_chars: int | None = Field(
-        None, ge=0, description="Most characters of all messages together; default: no limit."
+        None,
+        ge=0,
+        description="Maximum number of characters of all messages together; default: no limit.",
     )
 
 
@@ -91,11 +95,14 @@ class EmbeddingClassifier(Strict):
         0.0,
         ge=0,
         le=2,
-        description="Least lead of the nearest model in cosine similarity, 0 to 2; with less, the "
-        "default model answers.",
+        description="Minimum lead of the nearest model in cosine similarity, 0 to 2; with less, "
+        "the default model answers.",
     )
     max_tokens: int = Field(
-        256, ge=8, le=8192, description="Most tokens of a text that are embedded, 8 to 8192."
+        256,
+        ge=8,
+        le=8192,
+        description="Maximum number of tokens of a text that are embedded, 8 to 8192.",
     )
 
 

@@ -1,4 +1,4 @@
-"""How a model scales: replica bounds, delays and the autoscaling policy."""
+"""The scaling of a model: replica bounds, delays and the autoscaling policy."""
 
 from __future__ import annotations
 
@@ -73,9 +73,11 @@ class ScalingSpec(Strict):
     """Number of replicas and when it changes, in the terms of Serve's ``AutoscalingConfig``."""
 
     min_replicas: int = Field(
-        1, ge=0, description="Fewest replicas; 0 lets the model scale to zero."
+        1, ge=0, description="Minimum number of replicas; 0 lets the model scale to zero."
     )
-    max_replicas: int = Field(1, ge=1, description="Most replicas that the autoscaler may start.")
+    max_replicas: int = Field(
+        1, ge=1, description="Maximum number of replicas that the autoscaler may start."
+    )
     initial_replicas: int | None = Field(
         None, ge=0, description="Replicas at the first deployment; default: min_replicas."
     )
@@ -83,13 +85,17 @@ class ScalingSpec(Strict):
         8, gt=0, description="Target average of ongoing requests per replica."
     )
     max_ongoing_requests: int = Field(
-        64, ge=1, le=4096, description="Most requests that a replica serves at once, up to 4096."
+        64,
+        ge=1,
+        le=4096,
+        description="Maximum number of requests that a replica serves at once, up to 4096.",
     )
     max_queued_requests: int = Field(
         128,
         ge=0,
         le=8192,
-        description="Most requests waiting for a replica, up to 8192; more are shed with HTTP 429.",
+        description="Maximum number of requests waiting for a replica, up to 8192; more are shed "
+        "with HTTP 429.",
     )
     upscale_delay_s: float = Field(
         10, ge=0, description="Seconds that demand must last before replicas are added."

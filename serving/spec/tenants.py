@@ -17,7 +17,7 @@ from serving.errors import SpecError
 from serving.spec.base import Strict
 
 MIN_KEY_LENGTH = 16
-"""Fewest characters of an API key."""
+"""Minimum number of characters of an API key."""
 
 KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
 """Environment variable with the owner's key. The key stays in the process that reads it."""
@@ -61,15 +61,16 @@ class Tenant(Strict):
         description="SHA-256 hash of the key, from key_hash(key); default: deploy creates a key.",
     )
     requests_per_minute: int | None = Field(
-        None, ge=1, description="Most requests per minute; default: no limit."
+        None, ge=1, description="Maximum number of requests per minute; default: no limit."
     )
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
-        description="Most tokens per minute, of prompts and answers together; default: no limit.",
+        description="Maximum number of tokens per minute, of prompts and answers together; "
+        "default: no limit.",
     )
     max_concurrent_requests: int | None = Field(
-        None, ge=1, description="Most requests in progress at once; default: no limit."
+        None, ge=1, description="Maximum number of requests in progress at once; default: no limit."
     )
     models: tuple[str, ...] | None = Field(
         None, min_length=1, description="Ids of the models the key may use; default: every model."
@@ -80,10 +81,10 @@ class Tenant(Strict):
 
     @field_validator("key_hash", mode="plain")
     @classmethod
-    def _check_hash(cls, given: object) -> str | None:
+    def _check_hash(cls, value: object) -> str | None:
         # The value may be a key, so no message repeats it: a SpecError bypasses pydantic's own.
-        if given is None or (isinstance(given, str) and _is_sha256(given)):
-            return given
+        if value is None or (isinstance(value, str) and _is_sha256(value)):
+            return value
         raise SpecError(
             "key_hash must be a SHA-256 hash of 64 lowercase hexadecimal digits, never a key; "
             "key_hash(key) returns it"

@@ -116,4 +116,4 @@ def press_stop(page: Any) -> None:
     report.wait_for(timeout=120_000)
     assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
     status = page.locator(".workbench-dashboard [role=status]")
-    assert "stopped by hand" in status.inner_text()
+    assert "stopped by the user" in status.inner_text()

@@ -3,7 +3,7 @@
 Expected values come from Serve, the process table, each engine's own counters, and the records of
 the requests that were sent.
 
-`make test-nodes` runs this in a process of its own: a process joins only one cluster, and the other
+`make test-nodes` runs this in a separate process: a process joins only one cluster, and the other
 tests share theirs.
 """
 

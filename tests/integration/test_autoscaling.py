@@ -106,7 +106,7 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
         return began_s
 
     sleeper = deploy(spec, progress=lines.append)
-    with Telemetry(sleeper, clock, keep, say=lines.append) as watch:
+    with Telemetry(sleeper, clock, keep, notify=lines.append) as watch:
         began_s = asyncio.run(drive(sleeper))
         sleeper.delete()
         asyncio.run(wait_until(lambda: watch.ended_reason is not None))

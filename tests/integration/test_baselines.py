@@ -55,7 +55,7 @@ class TestSpec:
         scaling = ScalingSpec(max_ongoing_requests=99)
         model = ModelSpec(engine_kwargs=kwargs, scaling=scaling, num_cpus=2)
         service = ServiceSpec(name="llm", model=model, port=8123)
-        baseline = BaselineSpec.beside(service, OneAtATime())
+        baseline = BaselineSpec.from_service(service, OneAtATime())
         assert (baseline.name, baseline.route_prefix, baseline.port) == ("llm-one", "/one", 0)
         assert baseline.model.engine_kwargs == {"load_format": "dummy"}
         assert baseline.model.model_copy(update={"engine_kwargs": kwargs}) == model
@@ -319,11 +319,11 @@ class TestEngine:
 
 @pytest.fixture(scope="module")
 def baseline(deployed: Deployed) -> Iterator[Endpoint]:
-    """Deploy static batches beside the shared engine, with the same model and limits."""
+    """Deploy static batches next to the shared engine, with the same model and limits."""
     service = deployed.endpoint.spec
     assert isinstance(service, ServiceSpec)
-    beside = BaselineSpec.beside(service, StaticBatches(batch_size=4, quiet_s=0.05))
-    with deploy(beside, progress=lambda line: None) as endpoint:
+    baseline = BaselineSpec.from_service(service, StaticBatches(batch_size=4, quiet_s=0.05))
+    with deploy(baseline, progress=lambda line: None) as endpoint:
         yield endpoint
 
 

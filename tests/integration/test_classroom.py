@@ -100,7 +100,7 @@ def test_manager_admits_warns_and_ends_thirty_tenants(
     messages: dict[str, list[str]] = {name: [] for name in keys}
 
     def take_seat(name: str) -> Seat:
-        seat = join(name, keys[name], say=messages[name].append)
+        seat = join(name, keys[name], notify=messages[name].append)
         seat._admit(ModelSpec())
         return seat
 

@@ -1,4 +1,4 @@
-"""Failures beside the service: a dead load worker, a killed kernel, a full disk.
+"""Failures outside the service: a dead load worker, a killed kernel, a full disk.
 
 The scripted server's log says which requests there were and which it answered.
 """

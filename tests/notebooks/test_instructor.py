@@ -101,8 +101,8 @@ def test_answer_06_recommended_layouts_on_eight_gpus() -> None:
 
     def layout(model: str, sequences: int) -> str:
         cards = {"kind": "H100", "per_node": [8]}
-        why = wb.analysis.plan_layouts(model, cards, context=8192, concurrency=sequences).advice.why
-        return why.partition(" replica")[0]
+        plans = wb.analysis.plan_layouts(model, cards, context=8192, concurrency=sequences)
+        return plans.advice.reason.partition(" replica")[0]
 
     for sequences, expected in ((64, "TP 1 × 8"), (440, "TP 1 × 8"), (441, "TP 2 × 4")):
         assert layout("Llama-3.1-8B", sequences) == expected

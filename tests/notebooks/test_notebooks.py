@@ -91,7 +91,7 @@ def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: 
         for cell in nbformat.read(executed, 4).cells
         for o in cell.get("outputs", [])
     ]
-    assert not any("widget" in mime for one in data for mime in one)
+    assert not any("widget" in mime for bundle in data for mime in bundle)
     report = (run.path / "report.html").read_text()
     assert "KV-cache in use" in report
     assert "python -m workbench repeat" in report

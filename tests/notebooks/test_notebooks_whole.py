@@ -1,6 +1,6 @@
 """Complete notebooks with short loads, executed by the command that a user would type.
 
-Two run at a time, in processes of their own: most of a short run is the start of an engine, which
+Two run at a time, in separate processes: most of a short run is the start of an engine, which
 leaves time for the other one.
 """
 
@@ -105,13 +105,13 @@ def test_notebook_03_redacts_routes_and_computes_the_saving(finished: Finished) 
     outputs = output_text(executed)
     assert "I am <BADGE>, <EMAIL_ADDRESS>. What is a KV cache?" in outputs
     assert "CREDIT_CARD" in outputs, "a card number was rejected"
-    told = re.search(r"the router saved (\d+)%", outputs)
-    assert told is not None
+    saving = re.search(r"the router saved (\d+)%", outputs)
+    assert saving is not None
     tokens = {"large": 0, "small": 0}
     for record in records:
         tokens[str(record.model)] += (record.prompt_tokens or 0) + (record.output_tokens or 0)
     saved = 0.7 * tokens["small"] / sum(tokens.values())  # at 0.3 of the price
-    assert int(told[1]) == pytest.approx(100 * saved, abs=1)
+    assert int(saving[1]) == pytest.approx(100 * saved, abs=1)
     assert "One request" in report_of(run)
 
 
@@ -119,31 +119,33 @@ def test_notebook_04_decides_nothing_from_one_repeat(finished: Finished) -> None
     folder, executed = finished("04")
     run = Run.open(folder)
     verdicts = read_verdicts(run.path)
-    assert {one.verdict for one in verdicts} == {"not decided"}
+    assert {verdict.verdict for verdict in verdicts} == {"not decided"}
     assert len(verdicts) == 8, "four opponents, mixed lengths and the trace's"
-    measured = [one for one in verdicts if one.ratio is not None]
-    assert [one.repeats for one in measured] == [1, 1]
-    assert all("1 of at least 3 repeats" in one.reason for one in measured)
-    assert all("not measured" in one.reason for one in verdicts if one.ratio is None)
+    measured = [verdict for verdict in verdicts if verdict.ratio is not None]
+    assert [verdict.repeats for verdict in measured] == [1, 1]
+    assert all("1 of at least 3 repeats" in verdict.reason for verdict in measured)
+    assert all("not measured" in verdict.reason for verdict in verdicts if verdict.ratio is None)
     assert len(list((run.path / "repeats").iterdir())) == 4
     assert run.summary() is not None
     report_of(run)
     outputs = json.dumps(json.loads(executed.read_text()))
-    told = re.search(r"reports ([0-9.]+) times the slots that the requests explain", outputs)
-    assert told is not None
-    assert 0.5 < float(told[1]) < 2
+    match = re.search(r"reports ([0-9.]+) times the slots that the requests explain", outputs)
+    assert match is not None
+    assert 0.5 < float(match[1]) < 2
     assert executed.stat().st_size < 12e6
 
 
 def test_notebook_05_reports_the_sums_over_its_files(finished: Finished, tmp_path: Path) -> None:
     folder, _ = finished("05")
     run = Run.open(folder)
-    *every, cost = read_verdicts(run.path)
-    (users,) = (one for one in every if one.opponent == "transformers, static batches of 32")
-    unmeasured = [one for one in every if one is not users]
+    *others, cost = read_verdicts(run.path)
+    (users,) = (
+        verdict for verdict in others if verdict.opponent == "transformers, static batches of 32"
+    )
+    unmeasured = [verdict for verdict in others if verdict is not users]
     assert (users.ours, users.theirs) == (8, 8)  # the bounds are so wide that both hold all
     assert "1 of at least 3 repeats" in users.reason
-    assert {one.verdict for one in (users, *unmeasured, cost)} == {"not decided"}
+    assert {verdict.verdict for verdict in (users, *unmeasured, cost)} == {"not decided"}
     assert len(unmeasured) == 3
     for name in ("fixed", "autoscaled"):
         dollars = check_fleet(run.path / "fleets" / name)
@@ -160,18 +162,22 @@ def check_fleet(folder: Path) -> float:
     lines = [json.loads(line) for line in (folder / "telemetry.jsonl").open()]
     cost = json.loads((folder / "summary.json").read_text())["cost"]
     records = [json.loads(line) for line in (folder / "requests.jsonl").open()]
-    good = [one for one in records if one["status"] == "ok" and within(one, GIVEN["05"]["slo"])]
-    assert cost["input_tokens"] == sum(one["prompt_tokens"] for one in good)
-    assert cost["output_tokens"] == sum(one["output_tokens"] for one in good)
+    good = [
+        record
+        for record in records
+        if record["status"] == "ok" and within(record, GIVEN["05"]["slo"])
+    ]
+    assert cost["input_tokens"] == sum(record["prompt_tokens"] for record in good)
+    assert cost["output_tokens"] == sum(record["output_tokens"] for record in good)
     held = [
         line for line in lines if line["kind"] == "deployment" and line["deployment"] != "router"
     ]
     times = [line["time_s"] for line in held]
-    first = max(times[0], min(one["scheduled_s"] for one in records))
+    first = max(times[0], min(record["scheduled_s"] for record in records))
     # The day ends; the last answers may take longer.
     watched_s = min(times[-1] - first, GIVEN["05"]["day"]["seconds"])
     assert cost["held_s"] == pytest.approx(watched_s, abs=1.5)
-    assert cost["busy_s"] + cost["idle_s"] > 0  # the engines told what they did
+    assert cost["busy_s"] + cost["idle_s"] > 0  # the engines reported their requests
     assert cost["per_million_tokens"] == pytest.approx(
         cost["dollars"] / (cost["input_tokens"] + cost["output_tokens"]) * 1e6
     )
@@ -221,16 +227,16 @@ def test_notebook_09_sends_the_same_load_under_every_policy(finished: Finished) 
     run = Run.open(folder)
     names = ["requests", "engine-pressure", "TTFT"]
     runs = [Run.open(run.path / "policies" / name) for name in names]
-    plans = {(one.path / "plan.json").read_bytes() for one in runs}
+    plans = {(policy_run.path / "plan.json").read_bytes() for policy_run in runs}
     assert len(plans) == 1
-    counts = [len(list(one.records())) for one in runs]
+    counts = [len(list(policy_run.records())) for policy_run in runs]
     assert len(set(counts)) == 1
     assert len(list(run.records())) == sum(counts)
-    for one in runs:
-        assert {record.status for record in one.records()} == {"ok"}
-        told = one.samples_frame().query("deployment == 'tiny-llama-glossary'")
-        assert told.desired.notna().any(), "the policy said what it asks for"
-        assert one.samples_frame("replica").kv_cache_usage.notna().any()
+    for policy_run in runs:
+        assert {record.status for record in policy_run.records()} == {"ok"}
+        reports = policy_run.samples_frame().query("deployment == 'tiny-llama-glossary'")
+        assert reports.desired.notna().any(), "the policy reported what it requests"
+        assert policy_run.samples_frame("replica").kv_cache_usage.notna().any()
     outputs = output_text(executed)
     assert all(name in outputs for name in ("engine pressure", "ttft_p99_ms", "replica_s"))
     report_of(run)

@@ -1,4 +1,4 @@
-"""What the cards that are ours hold, by the driver's own account."""
+"""Memory in use on the visible GPUs, as the driver reports it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def used_gib() -> list[float]:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         query += ["--id", visible]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [int(mib) / 1024 for mib in told.split()]
+    return [int(mib) / 1024 for mib in output.split()]
 
 
 def wait_until_freed(before: list[float], timeout_s: float = 60) -> None:
-    """Fail unless each card soon holds what it held before, but for 0.1 GiB."""
+    """Fail unless each GPU soon has at most 0.1 GiB more in use than before."""
     deadline = time.monotonic() + timeout_s
     while any(now > then + 0.1 for now, then in zip(used_gib(), before, strict=True)):
         assert time.monotonic() < deadline, f"{used_gib()} GiB are in use, {before} were before"

@@ -88,7 +88,7 @@ def report(folder: Path, seed: int) -> int:
     return 0 if min(good) >= GOAL else 1
 
 
-# None of these is in other_subjects.txt.
+# other_subjects.txt contains none of these.
 UNKNOWN = (
     "What is the capital of Norway?",
     "Who discovered penicillin?",

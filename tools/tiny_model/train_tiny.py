@@ -187,7 +187,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model")
     parser.add_argument("--seed", type=int, default=20, help="seed of weights, tokenizer and texts")
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
-    parser.add_argument("--batch-tokens", type=int, default=2560, help="most tokens in a step")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2560, help="maximum number of tokens in a step"
+    )
     parser.add_argument("--learning-rate", type=float, default=2.5e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args(argv)

@@ -45,14 +45,16 @@ def policy_table(
 
 def _row(run: Run, deployment: str, changes: list[float]) -> dict[str, Any]:
     requests = run.requests_frame()
-    done = requests[requests.status == "ok"]
-    ttft_ms = done.ttft_from_schedule_ms.to_numpy(float)
-    decisions = [one for one in recorded_decisions(run) if one.deployment == deployment]
+    completed = requests[requests.status == "ok"]
+    ttft_ms = completed.ttft_from_schedule_ms.to_numpy(float)
+    decisions = [
+        decision for decision in recorded_decisions(run) if decision.deployment == deployment
+    ]
     up = next((r for r in run_reactions(run, changes) if r.deployment == deployment and r.up), None)
     quantiles = np.percentile(ttft_ms, [50, 99]) if len(ttft_ms) else [np.nan, np.nan]
     return {
         "requests": len(requests),
-        "failed_or_shed": len(requests) - len(done),
+        "failed_or_shed": len(requests) - len(completed),
         "ttft_p50_ms": quantiles[0],
         "ttft_p99_ms": quantiles[1],
         "replica_s": _replica_seconds(run, deployment),
@@ -78,7 +80,7 @@ def _replica_seconds(run: Run, deployment: str) -> float:
 
 def recorded_decisions(run: Run) -> list[DecisionSample]:
     """Return the decisions in a run's telemetry."""
-    return [one for one in run.samples() if isinstance(one, DecisionSample)]
+    return [decision for decision in run.samples() if isinstance(decision, DecisionSample)]
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def flapping(
 ) -> list[Flapping]:
     """Return the stretches in which a target reversed at least `reversals` times.
 
-    Each reversal follows the last one within `window_s` seconds. Up, up, down is a load that came
-    and went; up, down, up within a minute is flapping.
+    Each reversal follows the last one within `window_s` seconds. Up, up, down is a load that
+    rose and fell; up, down, up within a minute is flapping.
     """
     series: dict[str, list[DecisionSample]] = {}
     for decision in decisions:
@@ -117,7 +119,7 @@ def flapping(
             deployment=name,
             start_s=stretch[0].time_s,
             end_s=stretch[-1].time_s,
-            targets=(stretch[0].from_target, *(one.to_target for one in stretch)),
+            targets=(stretch[0].from_target, *(decision.to_target for decision in stretch)),
         )
         for name, of_deployment in series.items()
         for stretch in _stretches(of_deployment, window_s)

@@ -1,4 +1,4 @@
-"""Compare saved runs: what differs between them, and by how much. Needs no cluster.
+"""Compare saved runs: what differs between them, and by how much. It needs no cluster.
 
 A comparison is paired: the first run of the baseline with the first of the candidate, and so on.
 What both runs of a pair have in common (seed, time of day, state of the machine) cancels out in

@@ -1,4 +1,4 @@
-"""How much of a KV cache is empty, computed from the requests and compared with the engine.
+"""The empty share of a KV cache, computed from the requests and compared with the engine.
 
 A request with p prompt and o output tokens makes one token per step. After its k-th step it has
 p + k tokens in the cache, so that over its life it uses o p + o (o + 1) / 2 token-steps. What is

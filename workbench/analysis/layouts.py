@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Llama-3.1-70B": _LLAMA | _LARGE | {"intermediate_size": 28672},
     "Mixtral-8x7B": _LLAMA | _MIXTRAL | {"vocab_size": 32000, "max_position_embeddings": 32768},
 }
-"""The published shapes of some models, to plan without their files."""
+"""The published sizes of some models, to plan without their files."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Labelled texts with made-up personal data, to measure a guardrail, and the cost of routing.
 
-The data belongs to nobody: addresses are at example.com, .org and .net (RFC 2606), phone numbers
-from the ranges for fiction (555-01xx), IP addresses from those for documentation (RFC 5737). Card
-numbers and IBANs are random, with valid check digits. Half of the texts contain none, but what is
-easily mistaken for it: versions with four parts, order and ticket numbers, dates.
+The data is fictitious: addresses are at example.com, .org and .net (RFC 2606), phone numbers from
+the ranges for fiction (555-01xx), IP addresses from those for documentation (RFC 5737). Card
+numbers and IBANs are random, with valid check digits. Half of the texts contain no personal data,
+but similar texts: versions with four parts, order and ticket numbers, dates.
 """
 
 from __future__ import annotations

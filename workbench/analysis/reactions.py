@@ -1,4 +1,4 @@
-"""Where the time goes between a change of load and the replica that answers it."""
+"""The steps from a change of load to the replica that answers it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES_BEFORE_S = 5
 class Reaction:
     """One decision, from the change of load that caused it to the replica that answers it.
 
-    Times are seconds on the run's clock. What did not happen, or is unknown, is None. A decision
+    Times are seconds on the run's clock, None if the event did not happen or is unknown. A decision
     to scale down ends with `stopped_s`, when no more replicas are left than the target.
     """
 
@@ -91,9 +91,9 @@ def reactions(
     changes, tokens = sorted(load_changes_s), sorted(first_tokens_s)
     results = []
     for decision in decisions:
-        same = [one for one in decisions if one.deployment == decision.deployment]
-        later = (one.time_s for one in same if one.time_s > decision.time_s)
-        series = [one for one in samples if one.deployment == decision.deployment]
+        same = [other for other in decisions if other.deployment == decision.deployment]
+        later = (other.time_s for other in same if other.time_s > decision.time_s)
+        series = [sample for sample in samples if sample.deployment == decision.deployment]
         until_s = min(later, default=float("inf"))
         results.append(_reaction(decision, series, until_s, changes, replicas, tokens))
     return results
@@ -108,15 +108,15 @@ def _reaction(
     first_tokens_s: Sequence[float],
 ) -> Reaction:
     up = decision.to_target > decision.from_target
-    wanted = decision.wanted_s if decision.wanted_s is not None else decision.time_s
-    changed = max((at for at in changes if at <= wanted), default=None)
+    wanted_s = decision.wanted_s if decision.wanted_s is not None else decision.time_s
+    changed_s = max((at for at in changes if at <= wanted_s), default=None)
     common: dict[str, Any] = {
         "deployment": decision.deployment,
         "from_target": decision.from_target,
         "to_target": decision.to_target,
-        "load_changed_s": changed,
-        "metric_saw_s": _metric_saw(series, changed, wanted, up),
-        "policy_wanted_s": wanted,
+        "load_changed_s": changed_s,
+        "metric_saw_s": _metric_saw(series, changed_s, wanted_s, up),
+        "policy_wanted_s": wanted_s,
         "delay_passed_s": decision.time_s,
     }
     after = [sample for sample in series if decision.time_s <= sample.time_s]
@@ -135,16 +135,20 @@ def _reaction(
 
 
 def _metric_saw(
-    series: Sequence[DeploymentSample], changed: float | None, wanted: float, up: bool
+    series: Sequence[DeploymentSample], changed_s: float | None, wanted_s: float, up: bool
 ) -> float | None:
-    """Return when the autoscaler's count first left its range before the load changed."""
-    if changed is None:
+    """Return when the autoscaler's count first left its range before the load changed_s."""
+    if changed_s is None:
         return None
-    known = [(one.time_s, one.total_requests) for one in series if one.total_requests is not None]
-    before = [value for at, value in known if changed - SAMPLES_BEFORE_S <= at <= changed]
+    known = [
+        (sample.time_s, sample.total_requests)
+        for sample in series
+        if sample.total_requests is not None
+    ]
+    before = [value for at, value in known if changed_s - SAMPLES_BEFORE_S <= at <= changed_s]
     edge = (max if up else min)(before, default=0.0 if up else float("inf"))
-    after = [at for at, value in known if at > changed and (value > edge if up else value < edge)]
-    return min(min(after, default=wanted), wanted)
+    after = [at for at, value in known if at > changed_s and (value > edge if up else value < edge)]
+    return min(min(after, default=wanted_s), wanted_s)
 
 
 def _new_replicas(
@@ -193,7 +197,7 @@ def load_changes(load: LoadSpec | Iterable[LoadChange], start_s: float = 0.0) ->
 
     Args:
         load: A planned load, or the recorded changes of a live one (`Run.changes`).
-        start_s: When the planned load started. Recorded changes have times of their own.
+        start_s: When the planned load started. Recorded changes have their own times.
     """
     if not isinstance(load, LoadSpec):
         return change_times(load)

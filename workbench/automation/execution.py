@@ -36,47 +36,51 @@ def parameters_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
     name, values = experiment.get("notebook"), experiment.get("parameters")
     if not isinstance(name, str) or not isinstance(values, dict):
         raise SettingError(
-            f"cannot repeat {folder}: its experiment.json names no `notebook` and `parameters`"
+            f"cannot repeat {folder}: its experiment.json has no `notebook` and `parameters`. "
+            "Run the notebook instead"
         )
     # Where a run is stored, and whether it is shown live, has no effect on it.
     dropped = (*LOCATION_PARAMETERS, "live")
     kept = {n: v for n, v in values.items() if n not in dropped and v != REDACTED}
     redacted = next((name for name, value in kept.items() if REDACTED in json.dumps(value)), None)
     if redacted is not None:
-        raise SettingError(f"cannot repeat {folder}: a secret was removed from its {redacted}")
+        raise SettingError(
+            f"cannot repeat {folder}: a secret was removed from its {redacted}. Run the notebook "
+            "with that parameter instead"
+        )
     path = find_notebook(name)
     check_parameters(path, kept)
     return path, kept
 
 
-def run_notebook(path: Path, given: Mapping[str, Any], *, runs: Path, run_id: str) -> Path:
+def run_notebook(path: Path, parameters: Mapping[str, Any], *, runs: Path, run_id: str) -> Path:
     """Check and run a notebook as the run `runs/run_id`, and return the executed notebook.
 
     Raises:
         SettingError: For an invalid parameter or run id, or if the run exists.
         NotebookError: If the notebook ends with an error.
     """
-    check_parameters(path, given)
+    check_parameters(path, parameters)
     if not re.fullmatch(r"\w[\w.-]*", run_id):
         raise SettingError(
             f"run_id may have letters, digits, '.', '_' and '-' only, got {run_id!r}"
         )
     if (runs / run_id).exists():
         raise SettingError(f"run_id is {run_id!r}, but {runs / run_id} exists: give another")
-    known = parameters_of(path)
+    defaults = parameters_of(path)
     location = {"run_root": str(runs), "run_id": run_id}
-    own = {name: location[name] for name in known if name in location}
+    managed = {name: location[name] for name in defaults if name in location}
     # A pipeline shows lines, and no widgets.
-    headless = {"live": False} if "live" in known else {}
+    headless = {"live": False} if "live" in defaults else {}
     output = runs / run_id / path.name
-    return execute(path, {**headless, **given, **own}, output=output, cwd=path.parent)
+    return execute(path, {**headless, **parameters, **managed}, output=output, cwd=path.parent)
 
 
 def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Path) -> Path:
     """Run a notebook, print its output as it comes, and return `output`, the executed notebook.
 
     The run itself creates the folder of `output`. Until the end, the executed notebook is
-    therefore written beside that folder.
+    therefore written next to that folder.
 
     Raises:
         NotebookError: If the notebook ends with an error.

@@ -30,8 +30,8 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        """The same for the same parameters: readable parts, and a hash of all of them."""
-        # Secrets are not hashed: another key makes no other cell.
+        """The id of the run, equal for equal parameters: readable parts, and a hash of all."""
+        # Secrets are not hashed: another key does not make another cell.
         text = json.dumps(redact(self.parameters), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         parts = [f"{name}-{value}" for name, value in self.varied.items()]
@@ -71,21 +71,21 @@ class Sweep(Frozen):
 
 
 def make_sweep(
-    path: Path, grid: Sequence[str], given: Mapping[str, Any], *, repeats: int = 1
+    path: Path, grid: Sequence[str], parameters: Mapping[str, Any], *, repeats: int = 1
 ) -> Sweep:
     """Return the sweep of a notebook.
 
     Args:
         path: The notebook.
         grid: Texts of the form `NAME=V1,V2,...`.
-        given: Parameters with one value.
+        parameters: Parameters with one value.
         repeats: Runs of each cell.
 
     Raises:
         SettingError: If the notebook cannot run with these parameters.
     """
     defaults = parameters_of(path)
-    check_parameters(path, given)
+    check_parameters(path, parameters)
     axes: dict[str, list[Any]] = {}
     for text in grid:
         name, sign, values = text.partition("=")
@@ -96,16 +96,18 @@ def make_sweep(
         # Commas within brackets belong to a value that is a list.
         parts = re.split(r",(?![^\[{]*[\]}])", values)
         axes[name] = [read_value(part, defaults.get(name)) for part in parts]
-    _check_axes(path, axes, given)
+    _check_axes(path, axes, parameters)
     if repeats < 1:
         raise SettingError(f"--repeats must be at least 1, got {repeats}")
     fixed = {
-        n: v for n, v in {**defaults, **given}.items() if n not in (*axes, *LOCATION_PARAMETERS)
+        n: v
+        for n, v in {**defaults, **parameters}.items()
+        if n not in (*axes, *LOCATION_PARAMETERS)
     }
     return Sweep(notebook=path.stem, grid=axes, repeats=repeats, fixed=fixed)
 
 
-def _check_axes(path: Path, axes: Mapping[str, list[Any]], given: Mapping[str, Any]) -> None:
+def _check_axes(path: Path, axes: Mapping[str, list[Any]], parameters: Mapping[str, Any]) -> None:
     missing = [name for name in LOCATION_PARAMETERS if name not in parameters_of(path)]
     if missing:
         raise SettingError(f"notebook {path.stem} has no parameter {missing[0]}: a sweep needs it")
@@ -116,8 +118,10 @@ def _check_axes(path: Path, axes: Mapping[str, list[Any]], given: Mapping[str, A
             raise SettingError(f"--grid has a value of {name} twice: use --repeats for repeats")
         if redact({name: values})[name] != values:
             raise SettingError(f"{name} is secret and no run keeps it: remove it from --grid")
-    for name in (*given, *axes):
+    for name in (*parameters, *axes):
         if name in LOCATION_PARAMETERS:
             raise SettingError(f"{name} is set by the sweep: give its folder with --out")
-        if name in given and name in axes:
-            raise SettingError(f"{name} is both in --grid and given as one value: remove one")
+        if name in parameters and name in axes:
+            raise SettingError(
+                f"{name} must be given once, got it in --grid and as a parameter: remove one"
+            )

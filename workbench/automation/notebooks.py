@@ -77,7 +77,7 @@ def _statements(path: Path) -> list[ast.stmt]:
         return ast.parse("".join(tagged[0]["source"])).body
     except SyntaxError as error:
         raise SettingError(
-            f"{path}, cell `parameters`, line {error.lineno}: not valid Python"
+            f"{path}, cell `parameters`, line {error.lineno}: not valid Python: correct it"
         ) from None
 
 
@@ -97,7 +97,7 @@ def _assignment(statement: ast.stmt, path: Path) -> tuple[str, Any]:
     )
 
 
-def check_parameters(path: str | Path, given: Mapping[str, Any]) -> None:
+def check_parameters(path: str | Path, parameters: Mapping[str, Any]) -> None:
     """Check parameters against the names and the types of the notebook's defaults.
 
     An int is valid for a float, and None for an empty text. A default of None accepts any type.
@@ -106,7 +106,7 @@ def check_parameters(path: str | Path, given: Mapping[str, Any]) -> None:
         SettingError: For an unknown name, or a value of another type.
     """
     defaults, notebook = parameters_of(path), Path(path).stem
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name not in defaults:
             close = get_close_matches(name, defaults, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(defaults)}"
@@ -186,7 +186,8 @@ def parameters_in(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]
     file = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if file is None:
         raise SettingError(
-            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}"
+            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}: "
+            "give the name of a notebook"
         )
     names = parameters_of(file)
     missing = [name for name in names if name not in namespace]

@@ -78,7 +78,7 @@ def run_sweep(
     *,
     run: Callable[[Cell], object],
     clock: Callable[[], float],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> bool:
     """Run every cell that is not done. A cell that fails does not stop the others.
 
@@ -87,7 +87,7 @@ def run_sweep(
         out: Its folder.
         run: Runs one cell into `out / cell.run_id`.
         clock: Returns seconds, for the time left.
-        say: Receives lines about the progress.
+        notify: Receives lines about the progress.
 
     Returns:
         Whether all cells are done.
@@ -96,16 +96,16 @@ def run_sweep(
     todo = [cell for cell in cells if not cell.is_done(out)]
     for cell in cells:
         if cell not in todo:
-            say(f"skipped, already done: {cell}")
+            notify(f"skipped, already done: {cell}")
     for index, cell in enumerate(todo):
         left = _time_left(durations, len(todo) - index)
-        say(f"[{cells.index(cell) + 1}/{len(cells)}] {cell}{left}")
+        notify(f"[{cells.index(cell) + 1}/{len(cells)}] {cell}{left}")
         start, error = clock(), _attempt(run, out, cell)
         if error is None:
             durations.append(clock() - start)
         else:
             errors[cell.run_id] = error
-            say(f"failed: {error}")
+            notify(f"failed: {error}")
         write_results(out, cells, errors)
     write_results(out, cells, errors)
     return all(cell.is_done(out) for cell in cells) and not errors

@@ -6,7 +6,7 @@ time, where lower is better, swap the pair. The ratio of the claim is the geomet
 pairs, with the bootstrap interval of `workbench.metrics.bootstrap`:
 
 - PASS: the whole interval is at or above the goal. FAIL: the whole interval is below it.
-- `not decided`: the goal lies inside the interval, there are fewer than three pairs, or a caveat
+- `not decided`: the goal is inside the interval, there are fewer than three pairs, or a caveat
   blocks a verdict (the client limited the figures, an opponent could not be measured).
 
 To add a claim, add an entry to `CLAIMS`.
@@ -37,22 +37,22 @@ CLAIMS = {
     "users": ("{goal:g}x the users", "users within the SLO"),
     "cost": ("2-4x less spent", "fewer $ per million tokens within the SLO"),
 }
-"""The name and the figure of every claim, with the fields that `Claim.of` fills in."""
+"""The name and the figure of every claim, with the fields that `Claim.from_kind` fills in."""
 
 Pairs = Sequence[tuple[float, float]]
-Decision = Literal["PASS", "FAIL", "not decided"]
+VerdictLabel = Literal["PASS", "FAIL", "not decided"]
 Accelerator = Literal["cpu", "gpu"]
 
 
 class Claim(Frozen):
     """The statement that `figure` is at least `goal` times as good as an opponent's."""
 
-    name: str = Field(min_length=1, description="Its name in the table: '24x the throughput'.")
-    figure: str = Field(min_length=1, description="What is compared: 'output tokens/s'.")
+    name: str = Field(min_length=1, description="Name in the table, such as '24x the throughput'.")
+    figure: str = Field(min_length=1, description="Compared figure, such as 'output tokens/s'.")
     goal: float = Field(gt=0, description="The lowest ratio for which the claim holds.")
 
     @classmethod
-    def of(cls, kind: str, *, goal: float, **details: str) -> Self:
+    def from_kind(cls, kind: str, *, goal: float, **details: str) -> Self:
         """Return the claim `kind` of `CLAIMS` with its goal.
 
         Args:
@@ -79,16 +79,16 @@ class Claim(Frozen):
 class RunInfo(Frozen):
     """A run that measured a claim, and what it ran on."""
 
-    run_id: str = Field(description="The run's id.")
-    date: str = Field(description="When the run began, in UTC.")
-    notebook: str = Field("", description="The notebook that measured.")
+    run_id: str = Field(description="Id of the run.")
+    date: str = Field(description="Start of the run, in UTC.")
+    notebook: str = Field("", description="Notebook that took the measurement.")
     model: str = Field("", description="The model, and whether its weights are random.")
     hardware: str = Field(description="GPU or CPU, in words; no host name.")
-    accelerator: Accelerator = Field(description="What the engines computed on.")
+    accelerator: Accelerator = Field(description="Device type of the engines.")
     versions: dict[str, str] = Field(default_factory=dict, description="Package versions.")
 
     @classmethod
-    def of(cls, run: Run, *, model: str = "", accelerator: Accelerator = "cpu") -> Self:
+    def from_run(cls, run: Run, *, model: str = "", accelerator: Accelerator = "cpu") -> Self:
         """Describe `run`, whose engines served `model` on `accelerator`."""
         document = run.document
         return cls(
@@ -103,20 +103,22 @@ class RunInfo(Frozen):
 
 
 class Verdict(Frozen):
-    """The verdict on a claim against one opponent. What was not measured is None."""
+    """The verdict on a claim against one opponent. Figures that were not measured are None."""
 
     claim: Claim
-    opponent: str = Field(min_length=1, description="What the candidate was compared with.")
-    verdict: Decision = Field(description="PASS, FAIL or not decided.")
-    reason: str = Field(min_length=1, description="Why, in one line.")
-    ours: float | None = Field(None, description="Mean of the candidate.")
-    theirs: float | None = Field(None, description="Mean of the opponent.")
+    opponent: str = Field(
+        min_length=1, description="The baseline that the candidate was compared with."
+    )
+    verdict: VerdictLabel = Field(description="PASS, FAIL or not decided.")
+    reason: str = Field(min_length=1, description="Reason for the verdict, in one line.")
+    ours: float | None = Field(None, description="Mean of the candidate's figure.")
+    theirs: float | None = Field(None, description="Mean of the opponent's figure.")
     ratio: float | None = Field(None, description="Geometric mean of the pairs' ratios.")
-    low: float | None = Field(None, description="Lower end of its interval.")
-    high: float | None = Field(None, description="Upper end of its interval.")
+    low: float | None = Field(None, description="Lower end of the interval of the ratio.")
+    high: float | None = Field(None, description="Upper end of the interval of the ratio.")
     repeats: int = Field(0, ge=0, description="Number of pairs.")
     notes: tuple[str, ...] = Field((), description="Remarks that do not block a verdict.")
-    where: RunInfo = Field(description="The run that measured it.")
+    where: RunInfo = Field(description="The run that measured the claim.")
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.claim.name} against {self.opponent}: {self.reason}"
@@ -179,7 +181,7 @@ def _insufficient(pairs: Pairs) -> list[str]:
 
 def _decide(
     claim: Claim, measured: Mapping[str, Any], reasons: Sequence[str]
-) -> tuple[Decision, str]:
+) -> tuple[VerdictLabel, str]:
     if reasons:
         return "not decided", "; ".join(reasons)
     low, high, goal = measured["low"], measured["high"], claim.goal

@@ -61,14 +61,16 @@ _FLASH_NOTE = (
 class ArchivedRun(Frozen):
     """The part of a finished run that is small enough for the repository."""
 
-    run_id: str = Field(description="The run's id.")
-    date: str = Field(description="When it began, in UTC.")
-    notebook: str = Field(description="The notebook that measured.")
-    parameters: dict[str, Any] = Field(description="Its parameters, without its location.")
-    machine: dict[str, Any] = Field(description="CPU, cores, memory, GPUs.")
+    run_id: str = Field(description="Id of the run.")
+    date: str = Field(description="Start of the run, in UTC.")
+    notebook: str = Field(description="Notebook that took the measurement.")
+    parameters: dict[str, Any] = Field(
+        description="Parameters of the notebook, without the location of the run."
+    )
+    machine: dict[str, Any] = Field(description="CPU, cores, memory in GB, and GPUs.")
     versions: dict[str, str] = Field(description="Package versions.")
-    summary: dict[str, Any] | None = Field(description="A few figures of the run's summary.")
-    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="Its verdicts on claims.")
+    summary: dict[str, Any] | None = Field(description="Selected figures of the run's summary.")
+    verdicts: tuple[Verdict, ...] = Field(min_length=1, description="Verdicts on claims.")
 
 
 def archive(folder: str | Path, to: Path = ARCHIVE) -> Path:
@@ -149,16 +151,20 @@ def latest_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
         latest[(claim.name, claim.figure, verdict.opponent, *setup)] = verdict
     return sorted(
         latest.values(),
-        key=lambda one: (one.where.accelerator != "gpu", one.claim.name, one.opponent),
+        key=lambda verdict: (
+            verdict.where.accelerator != "gpu",
+            verdict.claim.name,
+            verdict.opponent,
+        ),
     )
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def claims_table(verdicts: Sequence[Verdict]) -> str:
     """Return the claims as a Markdown table, with notes on CPU rows and on flash attention."""
     if not verdicts:
         return "No run has evaluated a claim yet.\n"
     head = ["claim", "against", "hardware and model", "measured", "verdict", "run"]
-    rows = [head, ["---"] * len(head), *(_row(one) for one in latest_verdicts(verdicts))]
+    rows = [head, ["---"] * len(head), *(_row(verdict) for verdict in latest_verdicts(verdicts))]
     lines = [f"| {' | '.join(_cell(text) for text in row)} |" for row in rows]
     if any(verdict.where.accelerator == "cpu" for verdict in verdicts):
         lines += ["", _CPU_NOTE]
@@ -258,7 +264,7 @@ def write_table(
     """
     verdicts = [verdict for run in read_archived(archives) for verdict in run.verdicts]
     for path, content, begin, end in (
-        (page, table(verdicts), BEGIN, END),
+        (page, claims_table(verdicts), BEGIN, END),
         (readme, summary_table(verdicts), SUMMARY_BEGIN, SUMMARY_END),
     ):
         text = with_table(path.read_text(encoding="utf-8"), content, begin, end)

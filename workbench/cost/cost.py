@@ -5,7 +5,7 @@
 - dollars = replica-seconds held (busy, idle, starting, stopping, unknown; see
   `workbench.cost.replica_seconds`) x price per hour / 3600, plus energy if it has a price.
 - dollars per million tokens = dollars / tokens of requests within the SLO x 1e6. A failed, shed or
-  late request adds no tokens. Idle and starting replicas add dollars all the same.
+  late request adds no tokens. Idle and starting replicas add dollars too.
 - Blended: prompt and output tokens count alike. Split: an output token costs as much as
   `output_weight` input tokens. An input token costs dollars / (input + weight x output), an output
   token `weight` times that. Both together give the dollars spent.
@@ -23,7 +23,7 @@ from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
 from workbench.cost.prices import Prices, replica_prices
 from workbench.cost.replica_seconds import (
-    REPLICA_STATES,
+    COST_STATES,
     ReplicaSeconds,
     ReplicaSecondsMeter,
     replica_seconds_of,
@@ -37,31 +37,47 @@ if TYPE_CHECKING:
 
 
 class Cost(Frozen):
-    """What was held and what it cost. `model_dump` is the `cost` of `summary.json`.
+    """The replica-seconds of a run and their cost. `model_dump` is the `cost` of `summary.json`.
 
     Prices per token are None if no token met the SLO.
     """
 
     currency: Literal["$"] = "$"
     per_replica_hour: dict[str, float] = Field(description="$ per replica-hour, by deployment.")
-    replica_seconds: dict[str, dict[str, float]] = Field(description="By deployment and state.")
+    replica_seconds: dict[str, dict[str, float]] = Field(
+        description="Replica-seconds by deployment and state."
+    )
     busy_s: float = Field(description="Replica-seconds with a request.")
     idle_s: float = Field(description="Replica-seconds without a request.")
     starting_s: float = Field(description="Replica-seconds before a replica could serve.")
     stopping_s: float = Field(description="Replica-seconds while a replica stopped.")
     unknown_s: float = Field(description="Replica-seconds held in an unknown state.")
-    held_s: float = Field(description="The sum of these, which is paid for.")
-    energy_kwh: float | None = Field(description="Energy of the GPUs, if they report their power.")
-    energy_dollars: float | None = Field(description="Part of `dollars`, if energy has a price.")
-    dollars: float = Field(description="$ so far.")
-    dollars_per_hour: float = Field(description="$ per hour of what is held now, without energy.")
-    good_requests: int = Field(description="Requests within the SLO.")
-    input_tokens: int = Field(description="Prompt tokens of these.")
-    output_tokens: int = Field(description="Output tokens of these.")
-    output_weight: float = Field(description="Input tokens that one output token counts as.")
-    per_million_tokens: float | None = Field(description="Blended: input and output alike.")
-    per_million_input_tokens: float | None = Field(description="Split by `output_weight`.")
-    per_million_output_tokens: float | None = Field(description="Split by `output_weight`.")
+    held_s: float = Field(description="Replica-seconds in any state, which are billed.")
+    energy_kwh: float | None = Field(
+        description="Energy of the GPUs in kWh, if they report their power."
+    )
+    energy_dollars: float | None = Field(
+        description="Cost of the energy in $, included in `dollars`; None without a price."
+    )
+    dollars: float = Field(description="Total cost in $.")
+    dollars_per_hour: float = Field(
+        description="$ per hour of the replicas held now, without energy."
+    )
+    good_requests: int = Field(description="Number of requests within the SLO.")
+    input_tokens: int = Field(description="Prompt tokens of the requests within the SLO.")
+    output_tokens: int = Field(description="Output tokens of the requests within the SLO.")
+    output_weight: float = Field(
+        description="Weight of an output token relative to an input token."
+    )
+    per_million_tokens: float | None = Field(
+        description="$ per million tokens, input and output weighted equally."
+    )
+    per_million_input_tokens: float | None = Field(
+        description="$ per million input tokens, split by `output_weight`."
+    )
+    per_million_output_tokens: float | None = Field(
+        description="$ per million output tokens, split by `output_weight`."
+    )
 
 
 class GoodTokens(NamedTuple):
@@ -117,7 +133,7 @@ def cost_of(
 
     Args:
         run: The run.
-        spec: What was deployed.
+        spec: The deployed specification.
         prices: Its prices.
         slo: The SLO that tokens must meet. Without it, every completed request counts.
         start_s: Start of the window that counts, in seconds on the run's clock.
@@ -170,13 +186,13 @@ def _cost(
     energy_dollars = (
         None if energy_kwh is None or prices.energy_kwh is None else energy_kwh * prices.energy_kwh
     )
-    dollars = sum(one.total * per_hour[name] / 3600 for name, one in seconds.items())
+    dollars = sum(held.total * per_hour[name] / 3600 for name, held in seconds.items())
     dollars += energy_dollars or 0.0
     weighted = good.input_tokens + prices.output_weight * good.output_tokens
-    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in REPLICA_STATES}
+    states: dict[str, Any] = {f"{state}_s": getattr(whole, state) for state in COST_STATES}
     return Cost(
         per_replica_hour=dict(per_hour),
-        replica_seconds={name: asdict(one) for name, one in seconds.items()},
+        replica_seconds={name: asdict(held) for name, held in seconds.items()},
         **states,
         held_s=whole.total,
         energy_kwh=energy_kwh,

@@ -25,25 +25,30 @@ class NodePrice(Strict):
 
 
 class Prices(Strict):
-    """Prices in $ per hour, by resource or by node. Give what your provider bills, once."""
+    """Prices in $ per hour, by resource or by node, as your provider bills them."""
 
     gpu_hour: Dollars | None = Field(None, description="$ per hour of one GPU.")
     gpu_hour_by_type: dict[str, Dollars] = Field(
-        default_factory=dict, description="The same by Ray's accelerator type, such as H100."
+        default_factory=dict,
+        description="$ per hour of one GPU by Ray's accelerator type, such as H100.",
     )
     cpu_hour: Dollars | None = Field(None, description="$ per hour of one CPU.")
-    node: NodePrice | None = Field(None, description="The price of a node, instead of these.")
+    node: NodePrice | None = Field(
+        None, description="Price of a whole node, instead of prices by resource."
+    )
     energy_kwh: Dollars | None = Field(
         None, description="$ per kWh of the GPUs. Leave it out if the hourly price includes it."
     )
     output_weight: float = Field(
-        4, gt=0, description="Input tokens that one output token counts as, in the split."
+        4,
+        gt=0,
+        description="Weight of an output token relative to an input token, for split prices.",
     )
-    currency: Literal["$"] = Field("$", description="Dollars.")
+    currency: Literal["$"] = Field("$", description="Currency of all prices.")
 
     @model_validator(mode="after")
     def _check_billed_once(self) -> Self:
-        by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._given(n)]
+        by_resource = [n for n in ("gpu_hour", "gpu_hour_by_type", "cpu_hour") if self._is_set(n)]
         if self.node and by_resource:
             raise ValueError(
                 f"Prices.node and {', '.join(by_resource)} would bill the same twice; drop one"
@@ -52,7 +57,7 @@ class Prices(Strict):
             raise ValueError("Prices has no price: give gpu_hour, cpu_hour or node")
         return self
 
-    def _given(self, name: str) -> bool:
+    def _is_set(self, name: str) -> bool:
         return getattr(self, name) not in (None, {})
 
     def replica_hour(self, model: ModelSpec) -> float:

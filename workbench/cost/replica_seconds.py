@@ -21,7 +21,7 @@ from workbench.records import DeploymentSample, GpuSample, ReplicaSample, Sample
 
 MAX_GAP_S = 5.0
 """Samples are taken once a second. Two that are further apart have a gap between them."""
-REPLICA_STATES = ("busy", "idle", "starting", "stopping", "unknown")
+COST_STATES = ("busy", "idle", "starting", "stopping", "unknown")
 JOULES_PER_KWH = 3.6e6
 
 
@@ -41,7 +41,7 @@ class ReplicaSeconds:
         return self.busy + self.idle + self.starting + self.stopping + self.unknown
 
     def __add__(self, other: Self) -> ReplicaSeconds:
-        return ReplicaSeconds(*(getattr(self, s) + getattr(other, s) for s in REPLICA_STATES))
+        return ReplicaSeconds(*(getattr(self, s) + getattr(other, s) for s in COST_STATES))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Deployment:
     at_s: float
     counts: dict[str, int]
     busy_replicas: dict[str, bool] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REPLICA_STATES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COST_STATES, 0.0))
     nodes: set[str] = field(default_factory=set)
 
     def states(self) -> dict[str, int]:
@@ -113,11 +113,16 @@ class ReplicaSecondsMeter:
 
     def seconds(self) -> dict[str, ReplicaSeconds]:
         """Return the replica-seconds by deployment, up to its last sample."""
-        return {name: ReplicaSeconds(**one.seconds) for name, one in self._deployments.items()}
+        return {
+            name: ReplicaSeconds(**deployment.seconds)
+            for name, deployment in self._deployments.items()
+        }
 
     def replicas(self) -> dict[str, int]:
         """Return the number of replicas now, in any state, by deployment."""
-        return {name: sum(one.counts.values()) for name, one in self._deployments.items()}
+        return {
+            name: sum(deployment.counts.values()) for name, deployment in self._deployments.items()
+        }
 
     def energy_kwh(self) -> float | None:
         """Return the energy of the GPUs on nodes with a counted replica, None if unreported.
@@ -133,7 +138,7 @@ class ReplicaSecondsMeter:
     def _observe_deployment(self, sample: DeploymentSample) -> None:
         counts = {s: getattr(sample, s) for s in ("running", "starting", "stopping")}
         if None in counts.values():
-            return  # nothing was reported: the previous sample still holds
+            return  # nothing was reported: the previous sample remains valid
         deployment = self._deployments.setdefault(
             sample.deployment, _Deployment(at_s=sample.time_s, counts=counts)
         )
@@ -150,7 +155,7 @@ class ReplicaSecondsMeter:
             deployment.busy_replicas[sample.replica] = any(requests)
 
     def _observe_card(self, sample: GpuSample) -> None:
-        ours = any(sample.node in one.nodes for one in self._deployments.values())
+        ours = any(sample.node in deployment.nodes for deployment in self._deployments.values())
         power = sample.power_w if ours else None
         key = (sample.node, sample.gpu)
         card = self._cards.setdefault(key, _Card(at_s=sample.time_s, power_w=power))

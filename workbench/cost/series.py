@@ -53,7 +53,7 @@ class CostSeries:
         self._rows: deque[tuple[float, float, float, float | None]] = deque(maxlen=keep)
 
     def ended(self, record: RequestRecord) -> None:
-        """Count a request that ended, with whatever status."""
+        """Count a request that ended, with any status."""
         if self._meter is not None:
             self._ended.append(record)
 

@@ -1,4 +1,4 @@
-"""What the dashboard's controls show at first, and what they do to the load and the service."""
+"""The initial values of the dashboard's controls, and their effects on the load and the service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_OUTPUT_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Settings:
-    """What the controls show at first, and their limits. None hides a control's value.
+    """The initial values of the controls, and their limits. None hides a control's value.
 
     `rate` and `max_rate` are in requests/s, `burstiness` is the shape of the gamma distribution
     of the gaps (None for even gaps).
@@ -115,7 +115,7 @@ class Controller:
         self._started().set_burstiness(burstiness)
 
     def set_output_tokens(self, tokens: int) -> None:
-        """Ask for `tokens` output tokens in each further request."""
+        """Request `tokens` output tokens in each further request."""
         self._started().set_output_tokens(tokens)
 
     def rescale(self, target_ongoing_requests: float, max_replicas: int) -> None:
@@ -138,7 +138,7 @@ class Controller:
         text = ", ".join(f"{name} = {value:g}" for name, value in scaling.items())
         endpoint: Any = self._endpoint
         if self.running is not None and self.running.state != "ended":
-            self.running.note("scaling", note=text)
+            self.running.log_change("scaling", note=text)
         self._post(f"Applying {text}")
         try:
             await asyncio.to_thread(endpoint.rescale, progress=lambda _: None, **scaling)

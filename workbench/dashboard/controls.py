@@ -90,7 +90,7 @@ class ScalingControls:
             min=1,
             max=1024,
             description="max_replicas",
-            tooltip="The most replicas that the autoscaler starts.",
+            tooltip="Maximum number of replicas that the autoscaler starts.",
             layout=widgets.Layout(width="150px"),
             style=_STYLE,
         )

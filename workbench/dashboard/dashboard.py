@@ -2,7 +2,7 @@
 
     dashboard = Dashboard(endpoint, load, run, live=True)
     dashboard.start()            # in one cell: it runs in the background
-    result = await dashboard     # in the next: until the plan ends, or someone presses Stop
+    result = await dashboard     # in the next: until the plan ends, or Stop is pressed
     wb.show(dashboard.figure())  # the same picture from the run's folder, for the saved notebook
 
 With `live=False` no widget is created. Lines are printed instead; figure and numbers are the same.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from workbench.workload.spec import LoadSpec
 
 DRAW_EVERY_S = 1.0
-"""The least time between two drawings."""
+"""The minimum seconds between two drawings."""
 LIVE_WINDOW_S = 180
 
 
@@ -53,9 +53,9 @@ class Dashboard:
         prices: What replicas cost; without prices no cost is shown.
         slo: Which requests count as good in the cost per million tokens.
         max_rate: The end of the rate slider in requests/s; by default twice the plan's peak.
-        settle_s: How long to watch the cluster after the plan ends, at most, until its replicas
+        settle_s: Maximum seconds to watch the cluster after the plan ends, until its replicas
             are back at their minimum.
-        window_s: How many seconds the live figure shows.
+        window_s: Seconds that the live figure shows.
     """
 
     def __init__(
@@ -167,7 +167,9 @@ class Dashboard:
         assert self.running is not None
         drawing = asyncio.create_task(self._keep_drawing())
         try:
-            with Telemetry(self.endpoint, self.running.clock, self._sampled, say=self._post_error):
+            with Telemetry(
+                self.endpoint, self.running.clock, self._sampled, notify=self._post_error
+            ):
                 result = await self.running
                 if result.ended_early is None:
                     await self._wait_for_scale_down()
@@ -213,7 +215,7 @@ class Dashboard:
             return
         self._show_latest_message(view)
         view.set_state(running.state)
-        if running.state == "running" and not running.by_hand:
+        if running.state == "running" and not running.manual_rate:
             view.follow_rate(running.rate)
         if self._state.pending:
             self._state.pending = 0

@@ -1,4 +1,4 @@
-"""The last minutes of a running load: the data that the dashboard draws. Bounded, no widgets."""
+"""The data that the dashboard draws: the last minutes of a running load. It has no widgets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.records import RequestRecord
 
 CLOSE_DELAY_S = 1.0
-"""A second is closed this long after its end, when every request that ended in it is known."""
+"""Seconds from its end until a second is closed, when all requests that ended in it are known."""
 
 
 class LiveState:
@@ -30,7 +30,7 @@ class LiveState:
     `sampled` may be called from another thread, everything else from one thread only.
 
     Attributes:
-        pending: How many rows and samples have not been drawn yet; a view sets it to 0.
+        pending: Number of rows and samples that have not been drawn yet; a view sets it to 0.
     """
 
     def __init__(

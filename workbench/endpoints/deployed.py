@@ -32,7 +32,7 @@ from workbench.endpoints.usage import usage_frame
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from serving.deploy.service import Progress
+    from serving.deploy.service import ProgressCallback
     from serving.deploy.status import ServiceStatus
 
 _keys: dict[tuple[str, str], dict[str, SecretStr]] = {}
@@ -139,14 +139,14 @@ class Endpoint(Remote):
         )
 
     async def wait_until_scaled(self, replicas: int = 1, *, timeout_s: float = 600.0) -> None:
-        """Wait until the first model has exactly `replicas` running replicas and none on its way.
+        """Wait until the first model has exactly `replicas` replicas, all of them running.
 
         Raises:
             DeployError: The model did not reach that state within `timeout_s` seconds.
         """
         await wait_for_replicas(self.status, self.deployment, replicas, timeout_s)
 
-    def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
+    def rescale(self, *, progress: ProgressCallback | None = None, **scaling: Any) -> None:
         """Change fields of ``ScalingSpec`` on the running service, which keeps its replicas.
 
         Returns once the change is in effect.
@@ -178,11 +178,11 @@ def deploy(
     api_key: str | None = None,
     tenants: Iterable[Tenant] = (),
     address: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Endpoint:
     """Deploy a spec, and return its endpoint once it answers.
 
-    If anything fails, nothing half-started remains.
+    If the deployment fails, everything that was started is deleted.
 
     Args:
         spec: A ServiceSpec, PipelineSpec or BaselineSpec; default: a ServiceSpec.
@@ -204,43 +204,46 @@ def deploy(
         DeployError: A replica did not start; the message has the engine's own error.
     """
     spec = spec or ServiceSpec()
-    say = _with_elapsed_time(progress or _print)
+    notify = _with_elapsed_time(progress or _print)
     check_spec(spec)
-    given = api_key or os.environ.get(KEY_VARIABLE)
-    owner = Tenant(name=OWNER, key_hash=key_hash(given) if given else None)
+    owner_key = api_key or os.environ.get(KEY_VARIABLE)
+    owner = Tenant(name=OWNER, key_hash=key_hash(owner_key) if owner_key else None)
     requested = (owner, *tenants)
     check_tenants(requested)
     if connection.current() is None:
-        say(connection.describe_connection(spec, address))
+        notify(connection.describe_connection(spec, address))
     cluster = connection.connect(spec, address)
     keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
-    if given:
-        keys[OWNER] = SecretStr(given)
-    port = _start(spec, cluster, keyed, say)
+    if owner_key:
+        keys[OWNER] = SecretStr(owner_key)
+    port = _start(spec, cluster, keyed, notify)
     _keys[cluster.address, spec.name] = keys
     tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
     endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed)
-    _report_ready(endpoint, cluster, port, say)
+    _report_ready(endpoint, cluster, port, notify)
     return endpoint
 
 
 def _start(
-    spec: EndpointSpec, cluster: connection.Cluster, tenants: tuple[Tenant, ...], say: Progress
+    spec: EndpointSpec,
+    cluster: connection.Cluster,
+    tenants: tuple[Tenant, ...],
+    notify: ProgressCallback,
 ) -> int:
     """Deploy the spec and return its port; delete what has started if that fails."""
     try:
-        return service.deploy(spec, cluster, tenants, say)
+        return service.deploy(spec, cluster, tenants, notify)
     except BaseException:
         service.delete(spec.name, cluster)
         raise
 
 
 def _report_ready(
-    endpoint: Endpoint, cluster: connection.Cluster, port: int, say: Progress
+    endpoint: Endpoint, cluster: connection.Cluster, port: int, notify: ProgressCallback
 ) -> None:
-    say(f"ready: {endpoint.base_url} serves {', '.join(endpoint.model_ids)}")
+    notify(f"ready: {endpoint.base_url} serves {', '.join(endpoint.model_ids)}")
     if not cluster.ours and not endpoint.answers():
-        say(
+        notify(
             f"warning: {endpoint.base_url} does not answer from here; forward port {port} of the "
             "cluster's head node, or deploy with host = '0.0.0.0'"
         )
@@ -250,6 +253,6 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _with_elapsed_time(progress: Progress) -> Progress:
+def _with_elapsed_time(progress: ProgressCallback) -> ProgressCallback:
     started = time.monotonic()
     return lambda line: progress(f"{time.monotonic() - started:5.1f} s  {line}")

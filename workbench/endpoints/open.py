@@ -12,7 +12,7 @@ from workbench.endpoints.remote import Remote, remote, served_models
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from serving.deploy.service import Progress
+    from serving.deploy.service import ProgressCallback
     from serving.spec.service import EndpointSpec
     from serving.spec.tenants import Tenant
 
@@ -23,7 +23,7 @@ def open_endpoint(
     address: str | None = None,
     api_key: str | None = None,
     tenants: Iterable[Tenant] = (),
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Remote:
     """Return an endpoint for ``spec``, deployed or called as ``address`` says.
 
@@ -37,7 +37,7 @@ def open_endpoint(
     ========================  ======================================================================
 
     The result works the same way in every case: its clients, ``start_load``, ``Telemetry``,
-    ``status()`` and ``delete()``. Of an endpoint that was not deployed here, telemetry has no
+    ``status()`` and ``delete()``. For an endpoint that was not deployed here, telemetry has no
     samples, ``deployment`` is None, and ``delete()`` does nothing.
 
     Args:
@@ -46,7 +46,7 @@ def open_endpoint(
         address: Where to deploy, or what to call, as in the table.
         api_key: The owner's key, or the key of the running endpoint; default: the environment
             variable ``LLM_WORKBENCH_API_KEY``.
-        tenants: Tenants with keys and quotas of their own, where the spec is deployed.
+        tenants: Tenants with their own keys and quotas, if the spec is deployed.
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:

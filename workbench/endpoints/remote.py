@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from openai import AsyncOpenAI, OpenAI
 
-    from serving.deploy.service import Progress
+    from serving.deploy.service import ProgressCallback
     from serving.deploy.status import ServiceStatus
     from serving.spec.service import EndpointSpec
 
@@ -87,7 +87,7 @@ class Remote:
 
         return ServiceStatus(self.base_url, "called, not deployed, from here", {})
 
-    def rescale(self, *, progress: Progress | None = None, **scaling: Any) -> None:
+    def rescale(self, *, progress: ProgressCallback | None = None, **scaling: Any) -> None:
         """Change the scaling of a service that this process deployed.
 
         Raises:
@@ -133,7 +133,7 @@ def remote(
     tokenizer: str | None = None,
     api_key: str | None = None,
 ) -> Remote:
-    """Return an endpoint that somebody else serves.
+    """Return an endpoint that this process did not deploy.
 
     Args:
         base_url: URL of the endpoint, up to its `/v1`.

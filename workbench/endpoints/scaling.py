@@ -26,7 +26,7 @@ def rescaled(spec: EndpointSpec, scaling: Mapping[str, Any]) -> EndpointSpec:
         SpecError: A field or value is invalid, or the change turns scaling to zero on or off.
             Requests take another path then, so all replicas would be replaced.
     """
-    # The first deployment's number of replicas says nothing about a running service.
+    # The number of replicas of the first deployment does not apply to a running service.
     scaling = {"initial_replicas": None, **scaling}
     models = tuple(
         model.model_copy(update={"scaling": ScalingSpec(**model.scaling.model_dump() | scaling)})
@@ -48,7 +48,7 @@ async def wait_for_replicas(
     replicas: int,
     timeout_s: float,
 ) -> None:
-    """Wait until a deployment has exactly so many running replicas and none on its way.
+    """Wait until a deployment has exactly `replicas` replicas, all of them running.
 
     Args:
         read_status: Returns the service's current status; runs in a thread.

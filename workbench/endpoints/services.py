@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What a session asks for: a specification, an address and further tenants."""
+    """The request of a session: a specification, an address and further tenants."""
 
     spec: EndpointSpec
     address: str

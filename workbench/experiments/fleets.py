@@ -156,8 +156,8 @@ def cost_ratios(
 ) -> list[tuple[float, float]]:
     """Return a pair per day for `evaluate_claim`: $ per million tokens, fixed and autoscaled.
 
-    `premium` is the price of a replica that comes and goes over that of one that stays, such as on
-    demand over committed.
+    `premium` is the price of an autoscaled replica divided by that of a permanent one, such as
+    on-demand over committed.
     """
     if fixed is None or scaled is None:
         return []

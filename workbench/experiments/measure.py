@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run
 
 WARM_UP_SEED = 100_000
-"""Added to a load's seed, so that no prompt of the load is in a cache already."""
+"""Added to a load's seed for its warm-up, so that no measured prompt is in a cache already."""
 
 
 async def measure(

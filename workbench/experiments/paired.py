@@ -40,7 +40,7 @@ class PairedComparison:
     Attributes:
         opponent: The baseline's name.
         measured: The measurements so far.
-        stats: What the baseline's engine counted, if it reports anything.
+        stats: The counters of the baseline's engine, if it reports any.
         broken: Why the comparison ended early, if it did.
     """
 
@@ -118,7 +118,7 @@ def evaluate_claims(
     """Return the verdict on `claim` against each comparison's opponent.
 
     Those of `opponents` that were not measured are listed as not decided: a claim that leaves out
-    its strongest opponent is worth nothing.
+    its strongest opponent is meaningless.
     """
     verdicts = [
         evaluate_claim(

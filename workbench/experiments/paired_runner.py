@@ -1,7 +1,7 @@
 """Measure two endpoints alternately under the same load, for a claim.
 
 A repeat sends the same prompts to both, one after the other. The order changes with each repeat,
-so that a drift of the machine favours neither side. Each measurement is a run of its own, in
+so that a drift of the machine favours neither side. Each measurement is a separate run, in
 `repeats` in the run's folder.
 """
 
@@ -16,6 +16,7 @@ from serving.spec.baseline import BaselineSpec, Strategy, strategies
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.errors import SettingError
+from workbench.experiments.measure import WARM_UP_SEED
 from workbench.experiments.paired import BASELINE, CANDIDATE, Measurement, PairedComparison
 from workbench.loadgen.start import start_load
 from workbench.runs.run import Run
@@ -28,9 +29,6 @@ from workbench.workload.traces import read_trace
 if TYPE_CHECKING:
     from workbench.endpoints.remote import Remote
     from workbench.loadgen.progress import Progress
-
-WARM_UP_SEED = 100_000
-"""Added to a load's seed, so that no measured prompt was sent during the warm-up."""
 
 
 async def compare_with_baseline(
@@ -45,7 +43,7 @@ async def compare_with_baseline(
 ) -> dict[str, PairedComparison]:
     """Deploy a transformers baseline next to `endpoint`, compare them, and delete the baseline.
 
-    Every load and strategy has seeds of its own. A baseline that does not start is a result: its
+    Every load and strategy has its own seeds. A baseline that does not start is a result: its
     comparisons give the reason.
 
     Args:
@@ -70,7 +68,9 @@ async def compare_with_baseline(
             "baseline can run on the same hardware: give the address of a Ray cluster"
         )
     try:
-        baseline = await asyncio.to_thread(deploy, BaselineSpec.beside(endpoint.spec, strategy))
+        baseline = await asyncio.to_thread(
+            deploy, BaselineSpec.from_service(endpoint.spec, strategy)
+        )
     except (DeployError, ResourcesError) as problem:
         reason = f"the baseline did not start: {' '.join(str(problem).split())[:300]}"
         return {name: PairedComparison(strategy.label, broken=reason) for name in loads}

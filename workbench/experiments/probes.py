@@ -1,4 +1,4 @@
-"""Probes: the same load at one rate after another, each recorded as a run of its own."""
+"""Probes: the same load at one rate after another, each recorded as a separate run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_probe(
 ) -> Callable[[float], Awaitable[Summary]]:
     """Return a probe, which sends a load at a given rate and returns the summary.
 
-    Every probe is a numbered run in `run.path/probes` and has a seed of its own.
+    Every probe is a numbered run in `run.path/probes` and has its own seed.
 
     Args:
         target: The endpoint.
@@ -110,7 +110,7 @@ def _row(rate: float, summaries: Sequence[Summary], rng: np.random.Generator) ->
     row: dict[str, object] = {"rate": rate, "repeats": len(summaries)}
     row |= {name: middle.figure(name) for name in CURVE}
     row["slo_attainment"] = middle.slo_attainment
-    row["client_limited"] = any(one.client_health.client_limited for one in summaries)
+    row["client_limited"] = any(summary.client_health.client_limited for summary in summaries)
     if len(summaries) >= 3:
         intervals = repeat_intervals(summaries, rng=rng)
         for name in CURVE:

@@ -54,7 +54,7 @@ async def highest_load(
         high: Highest load.
         start: First load, `low` by default.
         tolerance: Relative distance between the loads at which bisecting stops.
-        confirmations: How often the best load is repeated (less often once it cannot hold).
+        confirmations: Number of repeats of the best load (less often once it cannot hold).
         integer: Whether loads are whole numbers, such as a concurrency.
         unit: The unit of the loads, such as "users".
         max_probes: Limit on all probes. The last `confirmations` are reserved for confirming.

@@ -36,11 +36,11 @@ class SearchResult:
     """The answer of a search, with every probe in the order in which they ran.
 
     Attributes:
-        highest: The highest load that met the SLO, None if even the lowest missed it.
+        highest: The highest load that met the SLO; None if even the lowest missed it.
         probes: All probes.
         bounded: False if no higher load missed the SLO: it was met at the upper limit, or the
             number of probes ran out first.
-        confirmed: How many confirmation runs at `highest` met the SLO.
+        confirmed: Number of confirmation runs at `highest` that met the SLO.
         unit: The unit of the loads.
     """
 

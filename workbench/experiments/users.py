@@ -1,4 +1,4 @@
-"""How many users a service holds within an SLO: they ask, read, think and ask again.
+"""The number of users that a service holds within an SLO: they ask, read, think and ask again.
 
 A user is a slot of a closed loop with think time. Each user thinks before every question, so that
 a service that answers late also gets fewer questions, as with people. The search of

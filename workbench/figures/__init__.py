@@ -8,8 +8,8 @@ from workbench._lazy import lazy_names
 
 if TYPE_CHECKING:
     from workbench.figures.claims import break_even_figure as break_even_figure
-    from workbench.figures.claims import contest_figure as contest_figure
     from workbench.figures.claims import fleets_figure as fleets_figure
+    from workbench.figures.claims import paired_comparison_figure as paired_comparison_figure
     from workbench.figures.claims import ratio_figure as ratio_figure
     from workbench.figures.claims import users_figure as users_figure
     from workbench.figures.cluster import cluster_timeline as cluster_timeline
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.figures.engine import waste_figure as waste_figure
     from workbench.figures.latency import latency_distributions as latency_distributions
     from workbench.figures.latency import throughput_over_time as throughput_over_time
-    from workbench.figures.layouts import fit_figure as fit_figure
+    from workbench.figures.layouts import layout_memory_figure as layout_memory_figure
     from workbench.figures.layouts import layouts_figure as layouts_figure
     from workbench.figures.replicas import policy_figure as policy_figure
     from workbench.figures.replicas import reaction_waterfall as reaction_waterfall

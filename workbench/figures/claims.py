@@ -121,7 +121,7 @@ def break_even_figure(
     Args:
         fixed: $ per million tokens of the fixed fleet, a value per day.
         scaled: $ per million tokens of the autoscaled fleet at the same price per replica.
-        goal: How many times cheaper the claim says that the autoscaled fleet is.
+        goal: The claimed ratio: how many times cheaper the autoscaled fleet is.
         premium: Today's ratio of the two prices.
     """
     import plotly.graph_objects as go
@@ -178,7 +178,7 @@ def _band(x: np.ndarray, line: np.ndarray, values: Sequence[float], colour: str)
 _VERDICT_COLOURS = {"PASS": GREEN, "FAIL": VERMILLION, "not decided": GREY}
 
 
-def contest_figure(
+def paired_comparison_figure(
     comparisons: Sequence[PairedComparison],
     figure: str = "output_throughput",
     unit: str = "output tokens/s",
@@ -217,7 +217,7 @@ def contest_figure(
 
 
 def ratio_figure(verdicts: Sequence[Verdict]) -> go.Figure:
-    """Draw the ratio against each opponent with its interval, beside the claimed ratio."""
+    """Draw the ratio against each opponent with its interval, and the claimed ratio."""
     import plotly.graph_objects as go
 
     known = [verdict for verdict in verdicts if verdict.ratio is not None]

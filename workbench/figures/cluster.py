@@ -1,4 +1,4 @@
-"""Load, latency, replicas, engine and cost on one time axis, as `workbench.figures.panels` says.
+"""Load, latency, replicas, engine and cost on one time axis, as `workbench.figures.panels` defines.
 
 `timeline_traces` returns the same traces in the same order for any data. A live view
 can therefore update its figure in place, and shows what the saved notebook shows later.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GAP_S = 3.5
 """Samples come once a second; if two are further apart, the line between them is broken."""
 MAX_POINTS = 2000
-"""The most points of a trace; longer runs are thinned."""
+"""The maximum number of points of a trace; longer runs are thinned."""
 
 Vector: TypeAlias = NDArray[np.float64]
 Curve: TypeAlias = tuple[Vector, Vector]

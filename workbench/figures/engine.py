@@ -54,7 +54,7 @@ def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def waste_figure(wastes: list[KvCacheWaste]) -> go.Figure:
-    """Draw the share of allocated memory that is empty, a bar per way to allocate it."""
+    """Draw the share of allocated memory that is empty, a bar per kind of allocation."""
     import plotly.graph_objects as go
 
     shares = [waste.share for waste in wastes]
@@ -77,7 +77,7 @@ def kv_cache_figure(frame: pd.DataFrame, reserve: int) -> go.Figure:
     """Draw the slots of the KV cache in use over time.
 
     Args:
-        frame: The engine's report beside what the requests explain, as
+        frame: The engine's report and what the requests explain, as
             `workbench.analysis.kv_cache.kv_cache_frame` returns it.
         reserve: The slots that each request would hold if they were reserved in advance.
     """

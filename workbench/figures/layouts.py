@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def fit_figure(plans: LayoutPlans) -> go.Figure:
+def layout_memory_figure(plans: LayoutPlans) -> go.Figure:
     """Draw one GPU's memory under each layout: weights, activations, CUDA, and the KV cache.
 
     The recommended layout is marked. The dashed line is the memory that vLLM may use.

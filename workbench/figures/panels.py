@@ -61,8 +61,8 @@ class Panel:
         right_title: The title of the right axis, with its unit.
         axis: More properties of the left axis, as plotly names them.
         right_axis: More properties of the right axis.
-        marks: Returns further traces that are not plain lines, always the same ones in the same
-            order: a live figure is updated in place.
+        marks: Returns further traces that are not plain lines, always the same number in the same
+            order, because a live figure is updated in place.
         tick: Returns the distance between ticks of the left axis.
     """
 

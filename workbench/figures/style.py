@@ -1,4 +1,4 @@
-"""What all figures share: colours, blank rows, and titles that mark a client-limited run.
+"""The common parts of all figures: colours, blank rows, and titles that mark a client-limited run.
 
 The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Backgrounds are
 transparent, for light and dark themes.
@@ -68,7 +68,7 @@ def titled(figure: go.Figure, title: str, health: ClientHealth | None = None) ->
         text["text"] = f"{title} - CLIENT LIMITED"
         text["subtitle"] = {"text": _reasons(health), "font": {"color": VERMILLION}}
         text["font"] = {"color": VERMILLION}
-        figure.update_layout(margin_t=140)  # the reasons stand above two rows of legend
+        figure.update_layout(margin_t=140)  # the reasons are above two rows of legend
     figure.update_layout(title=text | {"yref": "container", "y": 0.98, "yanchor": "top"})
     return figure
 

@@ -29,8 +29,8 @@ async def closed_loop(
     """Send `prompts` as chats, at most `concurrency` at a time.
 
     With at least as many users as prompts, all start at once. `scheduled_s` of a record is when its
-    user became free. If the loop is cancelled or interrupted, `on_record` has had every record,
-    including those of the cut requests (`cancelled`), and the cancellation is raised.
+    user became free. If the loop is cancelled or interrupted, `on_record` has received every
+    record, including those of the cut requests (`cancelled`), and the cancellation is raised.
 
     Args:
         client: The OpenAI client.

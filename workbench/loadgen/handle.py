@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class LoadResult:
     """The result of a load.
 
-    `ended_early` says why it ended before its plan did, and `incidents` what went wrong meanwhile.
+    `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
     """
 
     records: Sequence[RequestRecord]
@@ -80,14 +80,14 @@ class LoadRun:
 
     @property
     def remaining(self) -> int:
-        """How many requests may still end; few in a closed loop whose duration is over."""
+        """Requests that may still end; only a few in a closed loop whose duration is over."""
         return (self.planned if self._at_most is None else self._at_most) - len(self.records)
 
     def add(self, record: RequestRecord) -> None:
         """Count a request that ended."""
         self.records.append(record)
 
-    def stop(self, reason: str = "stopped by hand") -> None:
+    def stop(self, reason: str = "stopped by the user") -> None:
         """Send nothing more. Requests in progress are recorded as cancelled."""
         self._stopped = self._stopped or reason
 
@@ -103,9 +103,10 @@ LoadState = Literal["starting", "running", "paused", "ended"]
 class LiveLoad(LoadRun):
     """A live load in progress. Await it for its `LoadResult`.
 
-    `by_hand` is true once a rate replaced the plan. `ended` counts the requests that ended,
-    `failed` those of them without an answer, `in_progress` those that have not ended, and `dropped`
-    those that the client could not send in time. With a run folder, `records` has only the latest.
+    `manual_rate` is true once `set_rate` has replaced the plan. `ended` counts the requests that
+    ended, `failed` those of them without an answer, `in_progress` those that have not ended, and
+    `dropped` those that the client could not send in time. With a run folder, `records` has the
+    latest only.
 
     Every change takes effect within half a second. A value out of range raises SettingError and
     changes nothing. `changes` has what was changed and when.
@@ -119,7 +120,7 @@ class LiveLoad(LoadRun):
     dropped: int = 0
     state: LoadState = "starting"
     on_sent: Callable[[list[float]], None] | None = None
-    by_hand: bool = False
+    manual_rate: bool = False
     ended: int = 0
     failed: int = 0
     _requested: list[LoadChange] = field(default_factory=list)
@@ -151,7 +152,7 @@ class LiveLoad(LoadRun):
         if capped < rate:
             note = f"{rate:g} requests/s requested, capped to what the load workers reach"
         self._request("rate", capped, note)
-        self.by_hand = True
+        self.manual_rate = True
         return capped
 
     def set_burstiness(self, burstiness: float | None) -> None:
@@ -163,7 +164,7 @@ class LiveLoad(LoadRun):
         self._request("burstiness", check_burstiness(burstiness))
 
     def set_output_tokens(self, tokens: int) -> None:
-        """Request so many output tokens in each further request.
+        """Request `tokens` output tokens in each further request.
 
         Raises:
             SettingError: Prompt and answer could exceed the context, or the load has ended.
@@ -180,20 +181,22 @@ class LiveLoad(LoadRun):
         self._request("output_tokens", tokens)
 
     def pause(self) -> None:
-        """Send nothing more until `resume`. Requests in progress go on."""
+        """Send nothing more until `resume`. Requests in progress continue."""
         self._request("pause")
 
     def resume(self) -> None:
-        """Continue where `pause` came, in the plan too."""
+        """Continue from the point of `pause`, in the plan too."""
         self._request("resume")
 
-    def note(self, what: ChangeKind, value: float | None = None, note: str | None = None) -> None:
-        """Log another change at this time, such as one of the scaling."""
-        self._request(what, value, note)
+    def log_change(self, kind: ChangeKind, note: str) -> None:
+        """Record a change of something other than the load, such as the scaling."""
+        self._request(kind, note=note)
 
     def _request(
-        self, what: ChangeKind, value: float | None = None, note: str | None = None
+        self, kind: ChangeKind, value: float | None = None, note: str | None = None
     ) -> None:
         if self.state == "ended":
-            raise SettingError(f"{what} cannot be changed: the load has ended. Start another")
-        self._requested.append(LoadChange(self.clock(), what, value, note))
+            raise SettingError(
+                f"{kind} cannot be changed, because the load has ended; start another load"
+            )
+        self._requested.append(LoadChange(self.clock(), kind, value, note))

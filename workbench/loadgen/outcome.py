@@ -16,7 +16,7 @@ _QUOTE_LENGTH = 16
 
 
 def ends_request(problem: BaseException) -> bool:
-    """Return whether `problem` is how a request ended. A mistake in the call is not: raise it."""
+    """Return whether `problem` is how a request ended; False for a mistake in the call."""
     import openai
 
     kinds = (openai.OpenAIError, OSError, EOFError, asyncio.CancelledError)

@@ -18,7 +18,7 @@ LINE_EVERY_S = 5.0
 
 
 class Progress(Protocol):
-    """What a load reports while it runs."""
+    """Shows the progress of a load."""
 
     def __enter__(self) -> Self: ...
 
@@ -28,7 +28,7 @@ class Progress(Protocol):
         """Show the state of the load."""
         ...
 
-    def say(self, line: str) -> None:
+    def show_line(self, line: str) -> None:
         """Show one more line."""
         ...
 
@@ -87,11 +87,11 @@ class NoProgress:
     def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
         """Show nothing."""
 
-    def say(self, line: str) -> None:
+    def show_line(self, line: str) -> None:
         """Show nothing."""
 
     def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
-        """Return one line: what ended, failed and is in progress, and how long it still takes."""
+        """Return one line: the requests ended, failed and in progress, and the remaining time."""
         failed = sum(record.status != "ok" for record in records)
         remaining_s = self.remaining_s(len(records), elapsed_s)
         parts = [
@@ -129,7 +129,7 @@ class LineProgress(NoProgress):
             print(self._latest, flush=True)
             self._latest, self._next = "", time.monotonic() + LINE_EVERY_S
 
-    def say(self, line: str) -> None:
+    def show_line(self, line: str) -> None:
         """Print a line now."""
         print(line, flush=True)
 
@@ -176,7 +176,7 @@ class BarProgress(NoProgress):
         """Update the bar."""
         self._update(len(records), self.line(records, in_progress, elapsed_s))
 
-    def say(self, line: str) -> None:
+    def show_line(self, line: str) -> None:
         """Add a line below the bar."""
         self._lines.append(line)
         self._update(*self._last)

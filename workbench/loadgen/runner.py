@@ -32,9 +32,9 @@ REPORT_EVERY_S = 0.25
 START_LEAD_S = 0.5
 """Seconds from the last call to a worker to the start of the load."""
 CHANGE_LEAD_S = 0.1
-"""A change is dated so far ahead that every worker has it when it acts."""
+"""Seconds ahead of now that a change is dated, so that every worker has it in time."""
 GONE_AFTER = 5
-"""After so many refused connections in a row, over `LoadSpec.patience_s`, the endpoint is gone."""
+"""Refused connections in a row, over `LoadSpec.patience_s`, after which the endpoint is gone."""
 
 
 @dataclass
@@ -79,11 +79,11 @@ class LoadRunner:
             await self._start()
             await self._follow()
         finally:
-            # An interrupted kernel, too, keeps what ended.
+            # The requests that ended are kept even if the kernel is interrupted.
             await asyncio.shield(self._end())
 
     async def _start(self) -> None:
-        from workbench.loadgen.worker import WorkerConfig
+        from workbench.loadgen.senders import WorkerConfig
 
         epochs_s = await self.pool.epochs_s(self.running.clock)
         start_s = self.running.start_s = self.running.clock() + START_LEAD_S
@@ -146,7 +146,7 @@ class LoadRunner:
             self.running._at_most = min(self.running.planned, at_most)
 
     async def _recover(self, handle: WorkerHandle) -> None:
-        """Record what a dead worker had sent. The others go on with their shares."""
+        """Record what a dead worker had sent. The others continue with their shares."""
         now_s = self.running.clock()
         reason = "the load worker that sent it died"
         ended, cut = await handle.recover(self._records, now_s, reason)
@@ -156,7 +156,7 @@ class LoadRunner:
             f"a load worker died {now_s:.1f} s into the run: the {len(cut)} requests it had in "
             "progress are recorded as failed, and the rest of its share is not sent"
         )
-        self.progress.say(self.incidents[-1])
+        self.progress.show_line(self.incidents[-1])
 
     def _take(self, reports: list[WorkerReport]) -> None:
         self._log(self.source.observe(reports))
@@ -184,7 +184,7 @@ class LoadRunner:
             del self.running.records[: -self.source.recent_records]
 
     def _gone(self) -> str | None:
-        """Return why the endpoint counts as gone, after refused connections alone for a while."""
+        """Return why the endpoint counts as gone, after only refused connections for a while."""
         if len(self.refused) < GONE_AFTER:
             return None
         first_s, last_s = self.refused[0].end_s or 0.0, self.refused[-1].end_s or 0.0
@@ -207,7 +207,7 @@ class LoadRunner:
         records = self._records()
         reason = self.running._stopped
         if reason is not None:
-            self.progress.say(f"ended early: {reason}")
+            self.progress.show_line(f"ended early: {reason}")
             if self.refused and not any(record.status == "ok" for record in records):
                 raise EndpointGoneError(f"{self.target.base_url}: {reason}. Is it deployed?")
         return LoadResult(

@@ -1,20 +1,19 @@
-"""How a load worker sends its share: a part of a plan, or of a schedule that can be changed."""
+"""The senders of a load worker: a share of a plan, or of a schedule that can be changed."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.workload.arrivals import OpenArrivals
 from workbench.workload.schedule import LiveSchedule
 
 if TYPE_CHECKING:
-    from workbench.loadgen.worker import WorkerConfig
     from workbench.records import LoadChange, RequestRecord
     from workbench.workload.prompt_generator import Prompt
     from workbench.workload.spec import Arrival, LoadSpec
@@ -26,8 +25,25 @@ MAX_DELAY_S = 5.0
 """A request of a live load that is this late is dropped, and counted."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """The common part of all requests of a load, without the key (see `LoadWorker.connect`).
+
+    `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
+    the load on the run's clock.
+    """
+
+    model: str
+    call: Mapping[str, Any]
+    tag: str
+    epoch_s: float
+    start_s: float
+    max_concurrency: int | None = None
+    duration_s: float | None = None
+
+
 class Worker(Protocol):
-    """What a sender needs of its load worker."""
+    """The methods of a load worker that a sender uses."""
 
     async def send(self, request_id: str, prompt: Prompt, due_s: float) -> RequestRecord:
         """Send one request now."""
@@ -99,7 +115,7 @@ class PlannedSender:
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """A live load, and which of its arrivals are this worker's: every `of`-th, from `first`.
+    """One worker's share of a live load: every `worker_count`-th arrival, starting at `first`.
 
     The prompts are drawn from `regular_token_ids`.
     """
@@ -107,15 +123,15 @@ class WorkerShare:
     load: LoadSpec
     regular_token_ids: Sequence[int]
     first: int
-    of: int
+    worker_count: int
 
 
 class LiveSender:
     """Sends a share of the arrivals when they are due, and applies changes meanwhile.
 
-    Every worker follows the whole schedule from the same seed and sends every `of`-th arrival, so
-    that all workers together send what one would, bursts included. A change is dated slightly
-    ahead and reaches all workers before it acts.
+    Every worker follows the whole schedule from the same seed and sends every `worker_count`-th
+    arrival, so that all workers together send what one would, bursts included. A change is dated
+    slightly ahead and reaches all workers before it acts.
     """
 
     def __init__(self, config: WorkerConfig, share: WorkerShare) -> None:
@@ -129,7 +145,7 @@ class LiveSender:
         rng = np.random.default_rng([load.seed, 1, share.first])
         tokenizer = _TokenIds(share.regular_token_ids)
         self._prompts = generate_prompts(load.prompts, tokenizer, rng)  # type: ignore[arg-type]
-        self._schedule = LiveSchedule.of(load.arrivals, load.seed, config.start_s)
+        self._schedule = LiveSchedule.from_arrivals(load.arrivals, load.seed, config.start_s)
         self._output_tokens: int | None = None
         self._changes: list[LoadChange] = []
         self._changed = asyncio.Event()
@@ -156,7 +172,7 @@ class LiveSender:
                 self._apply_due(worker.now())
                 now_s = worker.now()
                 while (due_s := self._next(now_s)) is not None:
-                    if number % self._share.of == self._share.first:
+                    if number % self._share.worker_count == self._share.first:
                         self._send(worker, group, number, due_s, now_s)
                     number += 1
 

@@ -20,7 +20,8 @@ from workbench.workload.spec import plan_digest
 
 if TYPE_CHECKING:
     from workbench.loadgen.handle import LiveLoad
-    from workbench.loadgen.worker import WorkerConfig, WorkerReport
+    from workbench.loadgen.senders import WorkerConfig
+    from workbench.loadgen.worker import WorkerReport
     from workbench.loadgen.workers import WorkerHandle
     from workbench.workload.spec import Arrival, LoadSpec
 
@@ -29,16 +30,16 @@ RECENT_RECORDS = 1000
 
 
 class LoadSource:
-    """Where a load comes from. The methods here are those of a load that nobody changes."""
+    """Where a load comes from. The methods here are those of a load that cannot be changed."""
 
     workers: int
     recent_records: int | None = None
     """Records to keep in memory where a run folder keeps them all; None for all."""
 
     def start(
-        self, handle: WorkerHandle, config: WorkerConfig, index: int, of: int
+        self, handle: WorkerHandle, config: WorkerConfig, index: int, worker_count: int
     ) -> Awaitable[None]:
-        """Start the share of worker `index` of `of`."""
+        """Start the share of worker `index` of `worker_count`."""
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -75,12 +76,12 @@ class PlannedSource(LoadSource):
         self._numbered = list(enumerate(plan))
 
     def start(
-        self, handle: WorkerHandle, config: WorkerConfig, index: int, of: int
+        self, handle: WorkerHandle, config: WorkerConfig, index: int, worker_count: int
     ) -> Awaitable[None]:
-        """Start to send every `of`-th arrival, with a fair part of the users of a closed loop."""
-        users = self._users and max(1, len(range(index, self._users, of)))
+        """Start to send every `worker_count`-th arrival, with a share of a closed loop's users."""
+        users = self._users and max(1, len(range(index, self._users, worker_count)))
         handle.config = replace(config, max_concurrency=users)
-        handle.share = self._numbered[index::of]
+        handle.share = self._numbered[index::worker_count]
         started: Awaitable[None] = handle.worker.start.remote(handle.config, handle.share)
         return started
 
@@ -100,10 +101,10 @@ class LiveSource(LoadSource):
         self._regular_token_ids = regular_token_ids
 
     def start(
-        self, handle: WorkerHandle, config: WorkerConfig, index: int, of: int
+        self, handle: WorkerHandle, config: WorkerConfig, index: int, worker_count: int
     ) -> Awaitable[None]:
-        """Start to send every `of`-th arrival of the schedule that all workers follow."""
-        share = WorkerShare(self._running.load, self._regular_token_ids, index, of)
+        """Start to send every `worker_count`-th arrival of the schedule that all workers follow."""
+        share = WorkerShare(self._running.load, self._regular_token_ids, index, worker_count)
         started: Awaitable[None] = handle.worker.start_live.remote(config, share)
         return started
 

@@ -117,7 +117,7 @@ def stage_times(answer: StreamedAnswer, header: str | None) -> dict[str, float |
     """Return the milliseconds in each stage of the server's work.
 
     They come from the stream's comment, else from the `Server-Timing` header and vLLM's `metrics`.
-    None if the server reported nothing of the kind.
+    None if the server reported no stages.
     """
     if answer.stages is not None:
         return dict(answer.stages)

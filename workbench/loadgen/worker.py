@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.loadgen.client import stream_chat, stream_completion
-from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerShare
+from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerConfig, WorkerShare
 from workbench.metrics.health import LoopWatch
 from workbench.runs.journal import Journal, Sent, open_first
 
@@ -26,26 +26,9 @@ if TYPE_CHECKING:
     from workbench.workload.spec import Arrival
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What all requests of a load have in common. The key is not in it (see `connect`).
-
-    `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
-    the load on the run's clock.
-    """
-
-    model: str
-    call: Mapping[str, Any]
-    tag: str
-    epoch_s: float
-    start_s: float
-    max_concurrency: int | None = None
-    duration_s: float | None = None
-
-
 @dataclass(slots=True)
 class WorkerReport:
-    """What happened since the last report; event-loop lag and CPU share once the work is done.
+    """The events since the last report; event-loop lag and CPU share once the work is done.
 
     For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
     could not be sent in time.

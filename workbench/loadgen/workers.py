@@ -1,4 +1,4 @@
-"""Start load workers, and recover what a dead one had sent."""
+"""Start load workers, and recover the requests of a worker that died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.runs import journal
 
 if TYPE_CHECKING:
     from workbench.clock import Clock
-    from workbench.loadgen.worker import WorkerConfig
+    from workbench.loadgen.senders import WorkerConfig
     from workbench.records import RequestRecord
     from workbench.workload.spec import Arrival
 
@@ -50,7 +50,7 @@ class WorkerHandle:
     ) -> tuple[list[RequestRecord], list[RequestRecord]]:
         """Return what the dead worker had and is not `recorded`: ended requests, and cut ones.
 
-        The journal is removed. Where it is lost with its node, the plan says what was in progress.
+        The journal is removed. If it is lost with its node, the plan shows what was in progress.
         """
         # Read and removed first, as a run's own records include its journals.
         ended, in_progress = await self._read_journal()

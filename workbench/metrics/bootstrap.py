@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 MIN_REPEATS = 3
-"""The fewest repeats that have an interval."""
+"""The minimum number of repeats for an interval."""
 
 
 class Interval(NamedTuple):
@@ -61,7 +61,9 @@ def paired_ratios(
     pairs = [(a.figure(name), b.figure(name)) for a, b in zip(first, second, strict=True)]
     ratios = [b / a for a, b in pairs if a and b]
     if len(ratios) < len(pairs):
-        raise SettingError(f"{name} is absent or zero in one of the runs, so it has no ratio")
+        raise SettingError(
+            f"{name} is absent or zero in one of the runs, so it has no ratio: give another figure"
+        )
     logs = bootstrap(np.log(ratios).tolist(), rng=rng, confidence=confidence)
     mean, low, high = np.exp(logs[:3]).tolist()
     return Interval(mean, low, high, logs.repeats)
@@ -89,7 +91,9 @@ def bootstrap(
 
     n = len(values)
     if n < MIN_REPEATS:
-        raise SettingError(f"an interval needs at least {MIN_REPEATS} repeats, got {n}")
+        raise SettingError(
+            f"an interval needs at least {MIN_REPEATS} repeats, got {n}; add repeats"
+        )
     data = np.asarray(values, np.float64)
     means = data[rng.integers(0, n, (resamples, n))].mean(axis=1)
     tail = ndtr((n / (n - 1)) ** 0.5 * stdtrit(n - 1, (1 - confidence) / 2))

@@ -16,17 +16,19 @@ from serving.spec.base import Frozen
 class HealthBounds(Frozen):
     """The bounds above which the client distorts what it measures."""
 
-    send_lag_p99_ms: float = Field(25, gt=0, description="How late requests were sent.")
-    loop_lag_p99_ms: float = Field(25, gt=0, description="How late the event loop ran.")
-    cpu_share: float = Field(0.9, gt=0, le=1, description="CPU share of a load worker.")
+    send_lag_p99_ms: float = Field(25, gt=0, description="p99 send lag, in ms.")
+    loop_lag_p99_ms: float = Field(25, gt=0, description="p99 event-loop lag, in ms.")
+    cpu_share: float = Field(0.9, gt=0, le=1, description="CPU share of a load worker, 0 to 1.")
 
 
 class ClientHealth(Frozen):
     """Whether the client kept up. `client_limited` is None if nothing was measured."""
 
-    send_lag_p99_ms: float | None = Field(None, description="p99 of sent - scheduled.")
-    loop_lag_p99_ms: float | None = Field(None, description="p99 lag of the event loops.")
-    cpu_share: float | None = Field(None, description="Highest CPU share of a load worker.")
+    send_lag_p99_ms: float | None = Field(
+        None, description="p99 of the send time minus the scheduled time, in ms."
+    )
+    loop_lag_p99_ms: float | None = Field(None, description="p99 lag of the event loops, in ms.")
+    cpu_share: float | None = Field(None, description="Highest CPU share of a load worker, 0 to 1.")
     client_limited: bool | None = Field(None, description="True if a value exceeds its bound.")
     reasons: tuple[str, ...] = Field((), description="The values that exceed their bounds.")
     bounds: HealthBounds = Field(HealthBounds(), description="The bounds that were applied.")
@@ -59,7 +61,7 @@ class ClientHealth(Frozen):
         return cls(
             **{name: _highest(known, name) for name in HealthBounds.model_fields},
             client_limited=bool(limited) if measured else None,
-            reasons=tuple(dict.fromkeys(reason for one in limited for reason in one.reasons)),
+            reasons=tuple(dict.fromkeys(reason for health in limited for reason in health.reasons)),
             bounds=known[0].bounds,
         )
 

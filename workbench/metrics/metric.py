@@ -25,8 +25,8 @@ class Latency:
         label: Its name on axes and in tables.
         formula: Seconds, an array with one element per request, NaN where it has no value. Only
             completed requests count.
-        bounded: What an SLO compares with its bound, for requests that may not have completed.
-            The same as `formula` by default.
+        bounded: The values that an SLO compares with its bound, for requests that may not have
+            completed; by default those of `formula`.
         pooled: Whether `formula` gives the values of all completed requests together instead of
             one per request. An SLO cannot bound such a metric.
         from_schedule: Whether it counts from the scheduled send instead of the actual one, so that

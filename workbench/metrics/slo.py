@@ -76,8 +76,8 @@ class SLO(_Bounds):
     def count(self, columns: Columns) -> tuple[int, int]:
         """Return how many requests are good, and how many are judged.
 
-        All requests are judged except those that the client cancelled within every bound: they
-        prove nothing.
+        All requests are judged except those that the client cancelled within every bound, which
+        show neither.
         """
         good, exceeded = self.judge(columns)
         cancelled = columns.status == STATUSES["cancelled"]

@@ -43,14 +43,24 @@ _Figures: Any = create_model("_Figures", __base__=Frozen, **_FIGURES)
 class Summary(_Figures):
     """The figures of a run, with vLLM's names. `model_dump` is `summary.json`."""
 
-    slo: SLO | None = Field(None, description="The bounds that goodput is counted against.")
+    slo: SLO | None = Field(None, description="The SLO of goodput and attainment.")
     warmup_s: float = Field(0, description="Seconds excluded from the start.")
-    drift: float | None = Field(None, description="Median E2EL, last third over first third.")
-    steady: bool | None = Field(None, description="No drift; None with too few requests to tell.")
+    drift: float | None = Field(
+        None, description="Ratio of the median E2EL: last third of the run over first third."
+    )
+    steady: bool | None = Field(
+        None, description="Whether the run had no drift; None with too few requests."
+    )
     client_health: ClientHealth = Field(description="Whether the client kept up.")
-    cost: dict[str, Any] | None = Field(None, description="Set by workbench.cost.cost.with_cost.")
-    by_model: dict[str, Summary] | None = Field(None, description="If there were several.")
-    by_tenant: dict[str, Summary] | None = Field(None, description="If there were several.")
+    cost: dict[str, Any] | None = Field(
+        None, description="The cost, set by `workbench.cost.cost.with_cost`."
+    )
+    by_model: dict[str, Summary] | None = Field(
+        None, description="Summaries by model, if there were several."
+    )
+    by_tenant: dict[str, Summary] | None = Field(
+        None, description="Summaries by tenant, if there were several."
+    )
 
     if TYPE_CHECKING:
         # The figures are created above, where a type checker does not see them.
@@ -113,7 +123,7 @@ def _format(template: str, value: float | None) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the summary of a run and those of its models and tenants have in common."""
+    """The parts that the summaries of a run, its models and its tenants have in common."""
 
     duration: float | None
     slo: SLO | None
@@ -142,12 +152,12 @@ def summarize(
     """
     whole = Columns.read(records)
     start = np.fmin.reduce(whole.due_s, initial=np.nan) + warmup_s
-    kept = whole.take(whole.due_s >= start) if warmup_s else whole
-    end = np.fmax.reduce(kept.end_s, initial=np.nan)
+    counted = whole.take(whole.due_s >= start) if warmup_s else whole
+    end = np.fmax.reduce(counted.end_s, initial=np.nan)
     duration = float(end - start) if duration_s is None else duration_s - warmup_s
-    run = _Run(duration if duration > 0 else None, slo, health or _health(kept, watch))
-    groups = {f"by_{name}": _by(kept, name, run) for name in ("model", "tenant")}
-    return _summary(kept, run).model_copy(update={**groups, "warmup_s": warmup_s})
+    run = _Run(duration if duration > 0 else None, slo, health or _health(counted, watch))
+    groups = {f"by_{name}": _by(counted, name, run) for name in ("model", "tenant")}
+    return _summary(counted, run).model_copy(update={**groups, "warmup_s": warmup_s})
 
 
 def _health(columns: Columns, watch: LoopWatch | None) -> ClientHealth:
@@ -189,10 +199,10 @@ def _latencies(columns: Columns) -> dict[str, float | None]:
     # Pooled ones last: they reorder the gaps, which other formulas may read.
     for metric in sorted(LATENCIES, key=lambda metric: metric.pooled):
         values = metric.formula(columns)
-        found = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
+        measured = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
         figures |= {
             f"{statistic}_{metric.key}": None if seconds is None else seconds * 1e3
-            for statistic, seconds in found.items()
+            for statistic, seconds in measured.items()
         }
     return figures
 

@@ -48,7 +48,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Closed:
-    """What a row needs of a second that is over. Latencies are in ms."""
+    """The data of a second that is over. Latencies are in ms."""
 
     sent: int
     ended: int
@@ -56,7 +56,7 @@ class _Closed:
     latencies_ms: dict[str, Floats]
 
     @classmethod
-    def of(cls, second: _Open) -> _Closed:
+    def from_open(cls, second: _Open) -> _Closed:
         counts = dict.fromkeys(_COUNTED, 0)
         for record in second.ended:
             if record.status in _OUTCOMES:
@@ -83,7 +83,7 @@ class RequestWindows:
         self._second(at_s).sent += 1
 
     def ended(self, record: RequestRecord) -> None:
-        """Count a sent request that ended, with whatever status."""
+        """Count a sent request that ended, with any status."""
         if record.end_s is not None:
             self._second(record.end_s).ended.append(record)
 
@@ -91,7 +91,7 @@ class RequestWindows:
         """Make the rows of the seconds that are over at `until_s`. Returns how many are new."""
         before = self._next
         while self._next + 1 <= until_s:
-            second = _Closed.of(self._open.pop(self._next, _Open()))
+            second = _Closed.from_open(self._open.pop(self._next, _Open()))
             self._recent.append(second)
             self._in_flight += second.sent - second.ended
             self._next += 1

@@ -1,4 +1,4 @@
-"""A write-ahead journal of a load worker: what it sent, and how the requests ended.
+"""A write-ahead journal of a load worker: the requests it sent, and their results.
 
 A worker that is killed loses its memory but not its journal. A request adds a line when it is sent
 and another when it ends; no line contains its text. The worker holds a lock on the file while it

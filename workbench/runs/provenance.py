@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FLASH_ATTN = "flash-attn"
-"""Its documentation recommends it for the continuous batching of transformers."""
+"""The package that transformers recommends for its continuous batching."""
 
 PACKAGES = (
     "ray",

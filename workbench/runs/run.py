@@ -1,4 +1,4 @@
-"""A run is a folder that grows while the run goes on and can be read after a crash at any point.
+"""A run is a folder that grows while the run continues and can be read after a crash at any point.
 
 `experiment.json` is written when the run is created. `requests.jsonl` and `telemetry.jsonl` get one
 line, in one write, when a request ends or a sample is taken, and `load.jsonl` one per change of a
@@ -103,7 +103,7 @@ class Run:
         """Return the run at `path`.
 
         Raises:
-            RunError: There is none.
+            RunError: The folder is not a run.
         """
         file = Path(path) / "experiment.json"
         if not file.exists():
@@ -146,7 +146,7 @@ class Run:
         self._changes.append(_rounded(redact(change)))
 
     def finish(self, summary: Summary | Mapping[str, Any]) -> None:
-        """Write `summary.json`, completely or not at all."""
+        """Write `summary.json` atomically."""
         write_document(self.path / "summary.json", redact(summary))
 
     def records(self) -> Iterator[RequestRecord]:

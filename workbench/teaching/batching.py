@@ -2,7 +2,7 @@
 
 A slot is a row of the batch. In each step, every busy slot produces one token. A step takes equally
 long whether a slot is busy or idle, because the time goes into reading the weights, once for all
-slots. All requests are there from the start and are taken in order. Prompts cost nothing.
+slots. All requests wait from the start and are taken in order. Prompts cost nothing.
 
 - Static: `slots` requests start together. The next ones start when all of them have ended.
 - Continuous: a free slot takes the next request at once.

@@ -1,7 +1,7 @@
-"""The KV cache as a block table, beside contiguous allocation: a small simulation.
+"""The KV cache as a block table, compared with contiguous allocation: a small simulation.
 
 Memory is a row of slots, each with room for one token. Both sides serve the same requests, which
-are all there from the start, in the given order. In each step a running request adds one token. In
+all wait from the start, in the given order. In each step a running request adds one token. In
 the step in which a request is admitted, its prompt and its first token are written at once. A
 request that is complete is shown once more; its slots are free in the next step.
 
@@ -22,8 +22,8 @@ from typing import NamedTuple
 FREE = -1
 
 
-class Wanted(NamedTuple):
-    """A request: the tokens of its prompt, and the tokens that its answer will have."""
+class PagingRequest(NamedTuple):
+    """A simulated request: the tokens of its prompt, and the tokens that its answer will have."""
 
     prompt: int
     output: int
@@ -34,19 +34,19 @@ class Running:
     """A request in memory: its index, its tokens, and all its slots in order, written or not."""
 
     number: int
-    wanted: Wanted
+    request: PagingRequest
     slots: list[int]
     generated: int = 1
 
     @property
     def tokens(self) -> int:
         """Slots with a token in them."""
-        return self.wanted.prompt + self.generated
+        return self.request.prompt + self.generated
 
     @property
     def ended(self) -> bool:
         """Whether the answer is complete."""
-        return self.generated >= self.wanted.output
+        return self.generated >= self.request.output
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Moment:
         tables: The blocks of each running request in the order of its tokens; contiguous memory
             has blocks of one slot.
         waiting: The requests in the queue.
-        done: How many requests have ended.
-        preempted: How often a request was preempted so far.
+        done: Number of requests that have ended.
+        preempted: Number of preemptions so far.
     """
 
     owner: tuple[int, ...]
@@ -90,7 +90,7 @@ class Moment:
 class _Memory:
     slots: int
     block: int
-    waiting: list[tuple[int, Wanted]]
+    waiting: list[tuple[int, PagingRequest]]
     running: list[Running] = field(default_factory=list)
     done: int = 0
     preempted: int = 0
@@ -117,7 +117,7 @@ class _Memory:
         return Moment(tuple(owner), tuple(written), tables, waiting, self.done, self.preempted)
 
 
-def contiguous(requests: Sequence[Wanted], slots: int, reserve: int) -> list[Moment]:
+def contiguous(requests: Sequence[PagingRequest], slots: int, reserve: int) -> list[Moment]:
     """Return each step of memory in which every request holds one stretch of slots.
 
     Args:
@@ -135,8 +135,8 @@ def contiguous(requests: Sequence[Wanted], slots: int, reserve: int) -> list[Mom
                 f"prompt + reserve <= slots = {slots}"
             )
 
-    def admit(memory: _Memory, wanted: Wanted) -> list[int] | None:
-        size, free = wanted.prompt + reserve, set(memory.free())
+    def admit(memory: _Memory, request: PagingRequest) -> list[int] | None:
+        size, free = request.prompt + reserve, set(memory.free())
         starts = (s for s in range(slots - size + 1) if free.issuperset(range(s, s + size)))
         start = next(starts, None)
         return None if start is None else list(range(start, start + size))
@@ -144,7 +144,7 @@ def contiguous(requests: Sequence[Wanted], slots: int, reserve: int) -> list[Mom
     return list(_moments(_Memory(slots, 1, list(enumerate(requests))), admit, lambda memory: None))
 
 
-def paged(requests: Sequence[Wanted], slots: int, block: int) -> list[Moment]:
+def paged(requests: Sequence[PagingRequest], slots: int, block: int) -> list[Moment]:
     """Return each step of memory that is allocated in blocks, as tokens need them.
 
     Args:
@@ -161,8 +161,8 @@ def paged(requests: Sequence[Wanted], slots: int, block: int) -> list[Moment]:
         if request.prompt + request.output > slots:
             raise ValueError(f"request {number} = {tuple(request)} is longer than slots = {slots}")
 
-    def admit(memory: _Memory, wanted: Wanted) -> list[int] | None:
-        count, free = -(-(wanted.prompt + 1) // block), memory.free()
+    def admit(memory: _Memory, request: PagingRequest) -> list[int] | None:
+        count, free = -(-(request.prompt + 1) // block), memory.free()
         return memory.slots_of(free[:count]) if len(free) >= count else None
 
     return list(_moments(_Memory(slots, block, list(enumerate(requests))), admit, _grow))
@@ -176,14 +176,14 @@ def _grow(memory: _Memory) -> None:
                 request.slots += memory.slots_of(free[:1])
             else:
                 newest = memory.running.pop()
-                rest = Wanted(newest.tokens, newest.wanted.output - newest.generated)
+                rest = PagingRequest(newest.tokens, newest.request.output - newest.generated)
                 memory.waiting.insert(0, (newest.number, rest))
                 memory.preempted += 1
 
 
 def _moments(
     memory: _Memory,
-    admit: Callable[[_Memory, Wanted], list[int] | None],
+    admit: Callable[[_Memory, PagingRequest], list[int] | None],
     grow: Callable[[_Memory], None],
 ) -> Iterator[Moment]:
     while memory.waiting or memory.running:
@@ -193,7 +193,7 @@ def _moments(
         for request in memory.running:
             request.generated += 1
         while memory.waiting and (slots := admit(memory, memory.waiting[0][1])) is not None:
-            number, wanted = memory.waiting.pop(0)
-            memory.running.append(Running(number, wanted, slots))
+            number, admitted = memory.waiting.pop(0)
+            memory.running.append(Running(number, admitted, slots))
         if memory.running:
             yield memory.moment()

@@ -16,6 +16,7 @@ from serving.compat.ray import (
     TOTAL_REQUESTS,
 )
 from serving.compat.vllm import ENGINE_METRICS
+from serving.deploy.status import state_name
 from workbench.records import (
     DecisionSample,
     DeploymentSample,
@@ -44,7 +45,7 @@ Pages = Mapping[str, MetricsPage]
 
 @dataclass(frozen=True)
 class _Deployment:
-    """What is known of one deployment at one moment."""
+    """The details and metrics of one deployment at one moment."""
 
     now_s: float
     name: str
@@ -240,11 +241,6 @@ def gpus(now_s: float, pages: Pages) -> Iterator[GpuSample]:
                 gpu[name] = value / _GPU_UNITS[name]
         for index, values in sorted(by_index.items()):
             yield GpuSample(time_s=now_s, node=node, gpu=index, **values)
-
-
-def state_name(state: Any) -> str:
-    """Return Serve's name of a state, which is an enumeration or a string by version."""
-    return str(getattr(state, "value", state)).lower()
 
 
 def _count(value: float | None) -> int | None:

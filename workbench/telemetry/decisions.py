@@ -1,9 +1,9 @@
-"""What the autoscaler decided and what delayed it. Pure: samples in, decisions out.
+"""The decisions of the autoscaler, and what delayed them. Pure: samples in, decisions out.
 
 Serve applies its policy about ten times a second: the policy requests a number of replicas
-(`desired`), the delay of that direction must pass while the policy requests the same direction all
-along, and the bounds limit the result. Samples come once a second, so times are accurate to about a
-second.
+(`desired`), the delay of that direction must pass while the policy keeps requesting the same
+direction, and the bounds limit the result. Samples come once a second, so times are accurate to
+about a second.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 from workbench.records import DecisionSample, DeploymentSample
 
 REMEMBERED_S = 10.0
-"""How long the last value of a metric counts, once the metric is missing."""
+"""Seconds for which the last value of a missing metric counts."""
 
 PATIENCE_S = 6.0
-"""How long to wait for a policy's metrics, which come a second or two late, or more under load."""
+"""Seconds to wait for a policy's metrics, which come a second or two late, or more under load."""
 
-SERVE_METRICS = ("total_requests", "queued_requests")
+REQUEST_COUNTS = ("total_requests", "queued_requests")
 
 
 @dataclass(frozen=True)
 class ScalingLimits:
-    """What stands between a policy and the target, by Serve's own names."""
+    """The delays and bounds between a policy and the target, by Serve's own names."""
 
     min_replicas: int = 1
     max_replicas: int = 1
@@ -179,7 +179,7 @@ class DecisionLog:
         Ray drops a gauge that is not set again in time. A metric that is missing now has its last
         value, if that is not long ago.
         """
-        metrics = {name: getattr(sample, name) for name in SERVE_METRICS} | dict(saw)
+        metrics = {name: getattr(sample, name) for name in REQUEST_COUNTS} | dict(saw)
         current = {
             name: (sample.time_s, value) for name, value in metrics.items() if value is not None
         }
@@ -191,7 +191,7 @@ class DecisionLog:
         return {name: value for name, (_, value) in self._saw.items()}
 
     def _note_request(self, sample: DeploymentSample) -> None:
-        """Note since when the policy has been requesting more replicas, or fewer."""
+        """Record since when the policy has been requesting more replicas, or fewer."""
         for up in (True, False):
             since_s = self._wanted_s[up]
             since_s = sample.time_s if since_s is None else since_s
@@ -206,7 +206,7 @@ def _decision(change: _Change, led: Mapping[str, float]) -> DecisionSample:
     saw = dict(change.saw)
     if change.requested_by_policy and led.get("target") == change.to_target and "desired" in led:
         metrics = {name: led[name] for name in led.keys() - {"target", "desired"}}
-        saw = {name: saw[name] for name in SERVE_METRICS if name in saw} | metrics
+        saw = {name: saw[name] for name in REQUEST_COUNTS if name in saw} | metrics
         requested = [math.ceil(led["desired"] - 1e-9)]
     desired = (max(requested) if change.up else min(requested)) if requested else None
     held_by, wanted_s = _held_by(change, desired)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NODES_EVERY_S = 5.0
 DETAILS_TIMEOUT_S = 5.0
 BLIND_AFTER = 3
-"""After so many samples in a row without any node's metrics, a line says so."""
+"""Samples in a row without any node's metrics after which a warning is shown."""
 
 
 class Telemetry:
@@ -46,7 +46,7 @@ class Telemetry:
         sink: Sink,
         interval_s: float = 1.0,
         *,
-        say: Callable[[str], None] = print,
+        notify: Callable[[str], None] = print,
     ) -> None:
         """Prepare to sample; entering the context starts it.
 
@@ -55,10 +55,10 @@ class Telemetry:
             clock: The run's clock, in seconds.
             sink: Called with each sample, from a thread; usually `run.append_telemetry`.
             interval_s: Seconds between samples.
-            say: Called with a line when there is nothing to sample, metrics cannot be reached, or
-                sampling ends.
+            notify: Called with a line when there is nothing to sample, when metrics cannot be
+                reached, and when sampling ends.
         """
-        self._endpoint, self._clock, self._sink, self._say = endpoint, clock, sink, say
+        self._endpoint, self._clock, self._sink, self._notify = endpoint, clock, sink, notify
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -71,7 +71,7 @@ class Telemetry:
             self._thread.start()
         else:
             url = self._endpoint.base_url
-            self._say(f"no telemetry: {url} is not a deployment of this process")
+            self._notify(f"no telemetry: {url} is not a deployment of this process")
         return self
 
     def __exit__(
@@ -114,7 +114,7 @@ class Telemetry:
             pages = await scraper.scrape(nodes)
         except WorkbenchError as problem:
             self.ended_reason = str(problem)
-            self._say(f"telemetry ends: {problem}")
+            self._notify(f"telemetry ends: {problem}")
             return
         if details is None:
             return
@@ -126,7 +126,7 @@ class Telemetry:
         self._blind_samples = 0 if sees else self._blind_samples + 1
         if self._blind_samples == BLIND_AFTER:
             reason = next(iter(scraper.failures.values()), "no node")
-            self._say(
+            self._notify(
                 f"telemetry: no node's metrics can be reached ({reason}). Replicas and targets are "
                 "still sampled; queues, engines and GPUs are missing. Open the nodes' metrics "
                 "ports to this machine."

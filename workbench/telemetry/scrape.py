@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 WAIT_S, TIMEOUT_S = 0.8, 5.0
-"""How long a sample waits for the nodes, and how long a node may take to answer."""
+"""Seconds that a sample waits for the nodes, and seconds that a node may take to answer."""
 
 
 @dataclass(frozen=True)

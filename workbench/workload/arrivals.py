@@ -58,9 +58,9 @@ class _Arrivals(Strict):
     def __init__(self, **fields: Any) -> None:
         for name, field in type(self).model_fields.items():
             if field.is_required() and name not in fields:
-                given = ", ".join(fields) or "nothing"
+                names = ", ".join(fields) or "nothing"
                 raise SpecError(
-                    f"{type(self).__name__}.{name} is missing (given: {given}). {field.description}"
+                    f"{type(self).__name__}.{name} is missing (given: {names}). {field.description}"
                 )
         super().__init__(**fields)
 
@@ -69,7 +69,7 @@ class OpenArrivals(_Arrivals):
     """Arrivals on a schedule, which does not depend on the answers."""
 
     def segments(self) -> tuple[RateSegment, ...]:
-        """Return the rate over time. After the last segment its final rate goes on."""
+        """Return the rate over time. After the last segment its final rate continues."""
         raise NotImplementedError
 
     def gaps(self) -> Gaps:
@@ -232,10 +232,15 @@ class ClosedLoop(_Arrivals):
     its turns.
     """
 
-    kind: Literal["closed"] = Field("closed", description="The next is sent when one ends.")
-    max_concurrency: int = Field(ge=1, description="Requests in progress at any time, or users.")
+    kind: Literal["closed"] = Field(
+        "closed", description="Each request is sent when another one ends."
+    )
+    max_concurrency: int = Field(
+        ge=1, description="Number of users, or of requests in progress at any time."
+    )
     think_s: SecondsOrZero = Field(
-        0.0, description="Mean wait of a user before a request or conversation; exponential."
+        0.0,
+        description="Mean wait of a user before a request or conversation (s); exponential.",
     )
 
 
@@ -250,7 +255,9 @@ class TraceReplay(_Arrivals):
     end_s: Seconds | None = Field(
         None, description="End of the cut (exclusive), in seconds of the trace."
     )
-    speed: Seconds = Field(1.0, description="Speed relative to the recording.")
+    speed: Seconds = Field(
+        1.0, description="Factor by which the replay is faster than the recording."
+    )
     limit: int | None = Field(None, ge=1, description="Maximum number of requests.")
 
     @model_validator(mode="after")
@@ -325,10 +332,10 @@ def diurnal(
         SettingError: A number is out of range.
     """
     bounds = {"peak_rate": peak_rate > 0, "day_s": day_s > 0, "width": width > 0, "days": days >= 1}
-    given = {"peak_rate": peak_rate, "day_s": day_s, "width": width, "days": days}
+    numbers = {"peak_rate": peak_rate, "day_s": day_s, "width": width, "days": days}
     invalid = [name for name, in_range in bounds.items() if not in_range]
     if invalid:
-        raise SettingError(f"{invalid[0]} must be above 0, got {given[invalid[0]]!r}")
+        raise SettingError(f"{invalid[0]} must be above 0, got {numbers[invalid[0]]!r}")
     if not 0 <= night <= 1:
         raise SettingError(f"night must be a fraction of the peak from 0 to 1, got {night!r}")
 

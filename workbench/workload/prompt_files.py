@@ -57,7 +57,9 @@ def read_prompts(spec: FilePrompts, tokenizer: Tokenizer) -> list[FilePrompt]:
                 field = f", field {match[1]!r}" if match else ""
                 raise SettingError(f"{where}{field}: {problem}") from None
     if not prompts:
-        raise SettingError(f"FilePrompts.path = {spec.path!r}, line 1: the file has no prompt")
+        raise SettingError(
+            f"FilePrompts.path = {spec.path!r}, line 1: the file has no prompt: add one"
+        )
     return prompts
 
 
@@ -71,10 +73,12 @@ def _checked(where: str, line: _Line, spec: FilePrompts, tokenizer: Tokenizer) -
     if line.messages is not None:
         for name in ("role", "content"):
             if not line.messages or any(name not in message for message in line.messages):
-                raise SettingError(f"the field 'messages' has no message, or one without {name!r}")
+                raise SettingError(
+                    f"the field 'messages' has no message, or one without {name!r}: add it"
+                )
         tokens = tokenizer.count_chat(line.messages)
         return FilePrompt(where, tuple(line.messages), tokens, line.output_tokens)
     ids = tokenizer.encode(line.prompt or "")
     if not line.prompt or not ids:
-        raise SettingError("the field 'prompt' is empty")
+        raise SettingError("the field 'prompt' is empty: give it a text")
     return FilePrompt(where, line.prompt, len(ids), line.output_tokens)

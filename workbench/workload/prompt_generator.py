@@ -88,7 +88,7 @@ def _check_context(fields: str, tokens: int, max_model_len: int | None) -> None:
 
 
 def _token_source(tokenizer: Tokenizer, rng: np.random.Generator) -> TokenSource:
-    """Return a function that draws so many regular token ids."""
+    """Return a function that draws a given number of regular token ids."""
     import numpy as np
 
     ids = np.asarray(tokenizer.regular_token_ids)

@@ -82,7 +82,7 @@ class LogNormal(Strict):
     def _in_order(self) -> Self:
         if not self.low <= self.median <= self.high:
             raise ValueError(
-                f"LogNormal.median = {self.median:g} lies outside low..high = "
+                f"LogNormal.median = {self.median:g} is outside low..high = "
                 f"{self.low}..{self.high}; move a bound"
             )
         return self
@@ -95,16 +95,16 @@ class FromTrace(Strict):
 
 
 def _as_length(
-    given: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> Fixed | Uniform | LogNormal | FromTrace:
     try:
         length: Fixed | Uniform | LogNormal | FromTrace = validate(
-            {"kind": "fixed", "tokens": given} if type(given) is int else given
+            {"kind": "fixed", "tokens": value} if type(value) is int else value
         )
     except (SpecError, ValidationError) as problem:
         reason = str(problem) if isinstance(problem, SpecError) else problem.errors()[0]["msg"]
         # The message about a dict does not say which field holds it.
-        prefix = f"{info.field_name}: " if isinstance(given, dict) else ""
+        prefix = f"{info.field_name}: " if isinstance(value, dict) else ""
         raise ValueError(prefix + reason) from None
     return length
 
@@ -127,7 +127,7 @@ class RandomPrompts(Strict):
 
     kind: Literal["random"] = Field("random", description="Token ids drawn at random.")
     input: Length = Field(description="Tokens of a prompt, including the prefix.")
-    output: Length = Field(description="Tokens to request.")
+    output: Length = Field(description="Output tokens to request.")
     shared_prefix_tokens: TokensOrZero = Field(0, description="Tokens of a shared prefix.")
     prefixes: int = Field(1, ge=1, le=100_000, description="Number of different prefixes.")
 
@@ -138,7 +138,7 @@ class RandomPrompts(Strict):
         return self
 
     def check_prefix(self, tokens: int) -> None:
-        """Check that a prompt of so many tokens has room for the shared prefix.
+        """Check that a prompt of `tokens` tokens has room for the shared prefix.
 
         Raises:
             ValueError: The prefix is longer.
@@ -146,7 +146,7 @@ class RandomPrompts(Strict):
         if tokens < self.shared_prefix_tokens:
             raise ValueError(
                 f"RandomPrompts.input = {tokens} is below shared_prefix_tokens = "
-                f"{self.shared_prefix_tokens}; raise the one or lower the other"
+                f"{self.shared_prefix_tokens}; raise the first or lower the second"
             )
 
 
@@ -162,10 +162,12 @@ class Conversations(Strict):
 
     kind: Literal["conversations"] = Field("conversations", description="Chats of several turns.")
     turns: int = Field(ge=1, le=10_000, description="Requests per conversation.")
-    input: LengthDistribution = Field(description="Tokens of a user's part.")
-    output: LengthDistribution = Field(description="Tokens to request.")
+    input: LengthDistribution = Field(description="Tokens of the user's part of a turn.")
+    output: LengthDistribution = Field(description="Output tokens to request per turn.")
     system_tokens: TokensOrZero = Field(0, description="Tokens that all conversations start with.")
-    think_s: float = Field(0, ge=0, description="Mean wait before a next turn; exponential.")
+    think_s: float = Field(
+        0, ge=0, description="Mean wait before the next turn, in seconds; exponential."
+    )
 
 
 class FilePrompts(Strict):
@@ -177,8 +179,10 @@ class FilePrompts(Strict):
     """
 
     kind: Literal["file"] = Field("file", description="Lines of a JSONL file.")
-    path: str = Field(min_length=1, description="The file.")
-    output: Length | None = Field(None, description="Tokens to request where a line has none.")
+    path: str = Field(min_length=1, description="Path of the file.")
+    output: Length | None = Field(
+        None, description="Output tokens to request for lines without output_tokens."
+    )
 
 
 PromptSet = Annotated[RandomPrompts | Conversations | FilePrompts, Field(discriminator="kind")]

@@ -16,7 +16,7 @@ class RateCurve:
     """A rate over time: planned segments, until another rate replaces them. It can be paused.
 
     Times are seconds on one clock and never decrease. After the last segment the rate is 0 and the
-    plan is over (`ends_s`). A rate that was set by hand has no end.
+    plan is over (`ends_s`). A rate that was set manually has no end.
     """
 
     def __init__(self, plan: float | Iterable[RateSegment], start_s: float = 0.0) -> None:
@@ -34,7 +34,7 @@ class RateCurve:
 
     @property
     def ends_s(self) -> float | None:
-        """When the plan is over; None while paused and after a rate was set by hand."""
+        """When the plan is over; None while paused and after a rate was set manually."""
         if self.paused or not self._ends:
             return None
         end_s = self.at_s + sum(segment.duration_s for segment in self._segments)
@@ -53,7 +53,7 @@ class RateCurve:
         return 0.0
 
     def time_of(self, requests: float) -> float | None:
-        """Return when the integral of the rate from `self.at_s` reaches `requests`, if ever."""
+        """Return when the integral of the rate from `self.at_s` reaches `requests`, else None."""
         for start_s, _, segment in self._upcoming():
             if requests < segment.requests:
                 return start_s + segment.time_of(requests)
@@ -61,7 +61,7 @@ class RateCurve:
         return None
 
     def advance(self, at_s: float) -> float:
-        """Move to `at_s` and return the integral of the rate on the way."""
+        """Move to `at_s` and return the integral of the rate until then."""
         requests = 0.0
         while self._segments and not self.paused and self.at_s < at_s:
             segment = self._segments.popleft()
@@ -74,7 +74,7 @@ class RateCurve:
         return requests
 
     def apply(self, change: LoadChange) -> float:
-        """Move to the time of `change`, apply it, and return the integral of the rate on the way.
+        """Move to the time of `change`, apply it, and return the integral of the rate until then.
 
         A `rate` replaces the plan and ends a pause. After `resume` the plan continues where it
         was paused. A change of anything but the rate has no effect on the curve.
@@ -155,7 +155,7 @@ def offered_rates(changes: Iterable[LoadChange], times: Sequence[float]) -> list
 
 
 def change_times(changes: Iterable[LoadChange]) -> list[float]:
-    """Return when the load changed: at the boundaries of its plan and by hand, in order."""
+    """Return when the load changed: at the boundaries of its plan and manually, in order."""
     curve, start = RateCurve(0.0, -math.inf), list[float]()
     times: list[float] = []
     for change in changes:

@@ -46,7 +46,7 @@ def offsets(
         spec: The arrivals.
         rng: The source of randomness.
         duration_s: Only times before this.
-        count: At most so many times.
+        count: Maximum number of times.
         trace: The times of a `TraceReplay`.
 
     Raises:
@@ -93,7 +93,7 @@ def _unit_points(rng: np.random.Generator, gaps: Gaps) -> Iterator[float]:
 
 
 def _rescale(points: Iterable[float], segments: tuple[RateSegment, ...]) -> Iterator[float]:
-    """Yield when the integral of the rate reaches each of `points`; the last rate goes on."""
+    """Yield when the integral of the rate reaches each of `points`; the last rate continues."""
     last_rate = segments[-1].to_rate
     following = iter([*segments, *steady(last_rate)] if last_rate else segments)
     segment, start_s, before, at = next(following), 0.0, 0.0, 0.0
@@ -139,7 +139,7 @@ class LiveSchedule:
         self._ready: deque[float] = deque()
 
     @classmethod
-    def of(cls, arrivals: OpenArrivals, seed: int, start_s: float) -> LiveSchedule:
+    def from_arrivals(cls, arrivals: OpenArrivals, seed: int, start_s: float) -> LiveSchedule:
         """Return the schedule of `arrivals`. It is the same in every process."""
         import numpy as np
 

@@ -39,29 +39,33 @@ WORKER_CONCURRENCY = 64
 
 
 class LoadSpec(Strict):
-    """What is sent, when, and for how long."""
+    """A load: the prompts, their arrival times, and the duration."""
 
-    arrivals: Arrivals = Field(Poisson(rate=1.0), description="When requests are sent.")
+    arrivals: Arrivals = Field(
+        Poisson(rate=1.0), description="Arrival process: when requests are sent."
+    )
     prompts: PromptSet = Field(
         RandomPrompts(input=64, output=64),
         description="Prompts and the output lengths.",
     )
-    duration_s: Seconds | None = Field(None, description="Send for so many seconds.")
+    duration_s: Seconds | None = Field(None, description="Duration of sending, in seconds.")
     count: int | None = Field(
         None, ge=1, description="Maximum number of requests, or of conversations."
     )
-    warmup_s: float = Field(0, ge=0, description="Seconds at the start that no metric counts.")
+    warmup_s: float = Field(
+        0, ge=0, description="Seconds at the start that are excluded from all metrics."
+    )
     timeout_s: Seconds | None = Field(120, description="Timeout of a request, in seconds.")
     patience_s: Seconds = Field(
-        2, description="End the load after only refused connections for so many seconds."
+        2, description="Seconds of only refused connections after which the load ends."
     )
     seed: int = Field(0, ge=0, description="Seed of the arrivals and the prompts.")
     workers: int | None = Field(
         None, ge=1, le=256, description="Number of load workers; None: chosen from the rate."
     )
     temperature: float = Field(0, ge=0, description="Sampling temperature.")
-    ignore_eos: bool = Field(True, description="Generate the full output length.")
-    tenant: str | None = Field(None, description="Tenant, kept in the records.")
+    ignore_eos: bool = Field(True, description="Whether to generate the full output length.")
+    tenant: str | None = Field(None, description="Name of the tenant in the records.")
 
     @model_validator(mode="after")
     def _ends(self) -> LoadSpec:
@@ -120,7 +124,7 @@ class Arrival:
 def make_plan(
     load: LoadSpec, tokenizer: Tokenizer, *, max_model_len: int | None = None
 ) -> list[Arrival]:
-    """Return everything that `load` will send. It depends on the seed alone.
+    """Return everything that `load` will send. It depends only on the seed.
 
     Raises:
         SettingError: A length exceeds the model's context, or nothing would be sent.

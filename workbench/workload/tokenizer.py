@@ -12,7 +12,7 @@ from workbench.errors import SettingError
 
 
 class Tokenizer(Protocol):
-    """What the prompt generator needs of a tokenizer."""
+    """The methods of a tokenizer that the prompt generator uses."""
 
     @property
     def regular_token_ids(self) -> Sequence[int]:
@@ -51,7 +51,7 @@ def load_tokenizer(source: str) -> Tokenizer:
         ) from None
     path = str(tiny_model_path(name=source)) if source in EMBEDDED else source
     try:
-        return _HuggingFace.of(source, AutoTokenizer.from_pretrained(path))
+        return _HuggingFace.from_tokenizer(source, AutoTokenizer.from_pretrained(path))
     except Exception as problem:  # The tokenizers library raises nothing more specific.
         raise SettingError(
             f"tokenizer = {source!r} cannot be loaded ({_first_line(problem)}): give a folder that "
@@ -72,7 +72,7 @@ class _HuggingFace:
     regular_token_ids: Sequence[int]
 
     @classmethod
-    def of(cls, source: str, tokenizer: Any) -> _HuggingFace:
+    def from_tokenizer(cls, source: str, tokenizer: Any) -> _HuggingFace:
         excluded = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ids = sorted({*tokenizer.get_vocab().values()} - excluded)
         return cls(source, tokenizer, tuple(ids))

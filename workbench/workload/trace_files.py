@@ -20,10 +20,10 @@ class TraceLine(NamedTuple):
     values: tuple[Any, ...]
 
 
-Rows = Iterator[tuple[int, list[str]]]
+CsvRows = Iterator[tuple[int, list[str]]]
 
 
-def csv_rows(file: Path) -> Rows:
+def csv_rows(file: Path) -> CsvRows:
     """Yield the rows that are not blank. A byte that is not UTF-8 fails when its column is read."""
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         reader = csv.reader(text, strict=True)
@@ -34,7 +34,7 @@ def csv_rows(file: Path) -> Rows:
 
 
 def csv_lines(
-    file: Path, columns: Sequence[str], header: list[str], rows: Rows
+    file: Path, columns: Sequence[str], header: list[str], rows: CsvRows
 ) -> Iterator[TraceLine]:
     """Yield the lines after the header."""
     positions = [header.index(column) for column in columns]

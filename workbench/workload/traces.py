@@ -7,8 +7,8 @@
 | Mooncake | JSONL: `timestamp, input_length, output_length` | milliseconds |
 | a run's requests.jsonl | JSONL: `scheduled_s, prompt_tokens, output_tokens` | seconds |
 
-Other columns may stand beside these. A file is read as a stream, and no further than needed. Only
-the lines of a run, which are in the order in which requests ended, are all read and sorted.
+Other columns are ignored. A file is read as a stream, and no further than needed. Only the lines of
+a run, which are in the order in which requests ended, are all read and sorted.
 
 To add a format, add an entry to `_FORMATS`.
 """
@@ -39,7 +39,7 @@ class TraceRequest:
     """One recorded request: seconds since the start of the cut, and its lengths in tokens.
 
     A length is None where the trace has none: null, or the 0 that BurstGPT writes for a request
-    that failed. The request arrived all the same.
+    that failed. The request counts as an arrival.
     """
 
     offset_s: float
@@ -203,17 +203,17 @@ _FORMATS = {
 
 def _detect(file: Path, line: int, names: Iterable[str], kind: Literal["csv", "jsonl"]) -> _Format:
     """Return the format that shares most of its columns with `names`, if all are there."""
-    given = list(names)
+    header = list(names)
     known = {name: entry.columns for name, entry in _FORMATS.items() if entry.file == kind}
-    name = max(known, key=lambda name: len(set(known[name]) & set(given)))
-    missing = [column for column in known[name] if column not in given]
+    name = max(known, key=lambda name: len(set(known[name]) & set(header)))
+    missing = [column for column in known[name] if column not in header]
     if len(missing) == len(known[name]):
         choices = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in known.items())
         raise TraceError(f"{file}, line {line}: unknown format. The known columns are: {choices}")
     if missing:
         raise TraceError(
             f"{file}, line {line}: column {missing[0]!r} of the {name} format is missing; "
-            f"there are {', '.join(given)}"
+            f"there are {', '.join(header)}"
         )
     return _FORMATS[name]
 

@@ -151,7 +151,7 @@ def test_placeholders_stand_for_what_the_lock_excludes(profile: str) -> None:
     excluded = {line for file in files for line in read_lines(file)}
     assert placeholders(profile).keys() <= excluded
     assert placeholders(profile).keys().isdisjoint(read_lock(profile))
-    # The local label keeps anyone from taking one for a release.
+    # The local label distinguishes it from a release.
     assert {v.local for v in placeholders(profile).values()} == {"omitted"}
 
 
@@ -202,7 +202,7 @@ def test_import_is_light(package: str) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a distribution of this name is installed beside the running Python."""
+    """Whether a distribution of this name is installed for the running Python."""
     try:
         version(name)
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
 """Which index torch's CPU build comes from, for each way to install the environment.
 
-Local indexes stand in for the one that pip is configured with and for PyTorch's index of CPU
-wheels. Their logs tell what pip requested from them.
+Local indexes replace the one that pip is configured with and for PyTorch's index of CPU
+wheels. Their logs show what pip requested from them.
 """
 
 from __future__ import annotations

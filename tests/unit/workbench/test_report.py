@@ -81,7 +81,7 @@ class TestReport:
         assert '<td class="bad">NO: 0.00% (target 99%)' in written(run)
 
     def test_claims_come_first_with_their_reasons(self, run: Run) -> None:
-        place = RunInfo.of(run, model="m", accelerator="cpu")
+        place = RunInfo.from_run(run, model="m", accelerator="cpu")
         claim = Claim(name="10x the users", figure="users", goal=10)
         pairs = [(40.0, 20.0), (42.0, 20.0), (44.0, 20.0)]
         judged = evaluate_claim(claim, EVIL, pairs, where=place, rng=np.random.default_rng(0))

@@ -289,7 +289,9 @@ class TestDeployedServices:
         assert run.open(changed) is deployments.made[1]
         assert run.endpoint is deployments.made[1]
         run.close()
-        assert [one.deleted for one in deployments.made] == [0, 1], "one service under one name"
+        assert [endpoint.deleted for endpoint in deployments.made] == [0, 1], (
+            "endpoint service under endpoint name"
+        )
 
     def test_changed_tenants_replace_it(self, deployments: Deployments) -> None:
         run = session()
@@ -318,7 +320,7 @@ class TestDeployedServices:
         run.open(SPEC)
         deployments.failures = [ClusterError("Serve listens on another port")]
         run.open(SPEC.model_copy(update={"port": 8123}))
-        assert [one.deleted for one in deployments.made] == [1, 0]
+        assert [endpoint.deleted for endpoint in deployments.made] == [1, 0]
 
     def test_a_failed_deployment_leaves_nothing_to_return(self, deployments: Deployments) -> None:
         run = session()
@@ -339,7 +341,7 @@ class TestDeployedServices:
         run.open(ServiceSpec(name="beside", route_prefix="/beside"))
         run.close()
         run.close()
-        assert [one.deleted for one in deployments.made] == [1, 1]
+        assert [endpoint.deleted for endpoint in deployments.made] == [1, 1]
 
     def test_a_report_that_fails_still_tears_down(self, deployments: Deployments) -> None:
         run = session()
@@ -368,14 +370,14 @@ class TestTwoSessions:
         again = session()
         again.open(ServiceSpec(model=ModelSpec(id="changed")))
         again.close()
-        assert [one.deleted for one in deployments.made] == [0, 1]
+        assert [endpoint.deleted for endpoint in deployments.made] == [0, 1]
 
     def test_services_of_different_names_end_separately(self, deployments: Deployments) -> None:
         first, second = session(), session()
         first.open(SPEC)
         second.open(ServiceSpec(name="other"))
         first.close()
-        assert [one.deleted for one in deployments.made] == [1, 0]
+        assert [endpoint.deleted for endpoint in deployments.made] == [1, 0]
         second.close()
 
 

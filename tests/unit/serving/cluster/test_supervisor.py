@@ -22,7 +22,7 @@ from serving.cluster.supervisor import descendants, parents
 
 TIMEOUT_S = 20
 
-# A stand-in for Ray: it records its arguments, leaves a tree of processes and ends as told.
+# A stand-in for Ray: it records its arguments, leaves a tree of processes and ends as requested.
 STAND_IN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path

@@ -26,7 +26,7 @@ MODULES = [
 ]
 CHECKED = [name for name in MODULES if name not in PICKLED_BY_VALUE]
 
-# Modules without a promise of stability, beside those whose name begins with an underscore.
+# Modules without a promise of stability, besides those whose name begins with an underscore.
 UNSTABLE = re.compile(
     r"^(ray\.(experimental\.internal_kv|serve\.context|dashboard)|ray\.util\.client|"
     r"vllm\.(v1|engine|envs|config|entrypoints|exceptions))\b"

@@ -1,4 +1,4 @@
-"""vLLM's list of engine arguments; vLLM itself tells which it knows."""
+"""vLLM's list of engine arguments; the reference is vLLM itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Serve application as Ray holds it, built in a process of its own and returned as JSON.
+"""The Serve application as Ray holds it, built in a separate process and returned as JSON.
 
 Ray Serve reads its flags when it is imported, so that process sets them; no cluster is started.
 """

@@ -234,7 +234,7 @@ class TestContext:
         contexts: list[RequestContext] = []
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            contexts.append(RequestContext.of(scope))
+            contexts.append(RequestContext.from_scope(scope))
 
         async def call() -> None:
             gate = Gate(app, lambda: CONFIG)
@@ -257,7 +257,7 @@ class TestContext:
     def test_health_has_no_context(self) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             with pytest.raises(LookupError):
-                RequestContext.of(scope)
+                RequestContext.from_scope(scope)
 
         scope = {"type": "http", "method": "GET", "path": "/health", "headers": []}
         asyncio.run(Gate(app, lambda: CONFIG)(scope, receiving(b""), ignore))

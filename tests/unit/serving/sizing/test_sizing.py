@@ -164,7 +164,7 @@ class TestPlans:
         ]
         advice = recommend(layouts, 64)
         assert advice.plan == layouts[0]
-        assert "of 64 requested" in advice.why
+        assert "of 64 requested" in advice.reason
 
     def test_70b_model_needs_four_gpus_for_its_cache(self) -> None:
         layouts = plans(of(LLAMA_70B), GpuPool((8,), 79.6, "H100"), context=8192)
@@ -174,14 +174,14 @@ class TestPlans:
         advice = recommend(layouts, 64)
         assert advice.plan is not None
         assert (advice.plan.layout, advice.plan.replicas) == (Layout(4), 2)
-        assert "hold 12" in advice.why  # with two GPUs per replica
+        assert "hold 12" in advice.reason  # with two GPUs per replica
 
     def test_too_many_sequences_get_the_layout_that_holds_most(self) -> None:
         layouts = plans(of(LLAMA_8B), GpuPool((8,), 79.6, "H100"), context=8192)
         advice = recommend(layouts, 100_000)
         assert advice.plan is not None
         assert advice.plan.layout == Layout(8)
-        assert "wait" in advice.why
+        assert "wait" in advice.reason
 
     def test_tensor_parallel_group_stays_on_a_node(self) -> None:
         layouts = plans(of(LLAMA_8B), GpuPool((2, 2, 1), 79.6), context=8192)
@@ -194,7 +194,7 @@ class TestPlans:
     def test_reason_where_no_layout_fits(self) -> None:
         advice = recommend(plans(of(LLAMA_70B), GpuPool((1,), 22.5, "L4"), context=8192), 1)
         assert advice.plan is None
-        assert "131.4 GiB of weights" in advice.why
+        assert "131.4 GiB of weights" in advice.reason
 
     def test_gpus_of_a_cluster(self) -> None:
         nodes = [
@@ -334,7 +334,7 @@ if __name__ == "__main__":
 
 
 def engine_report(script: Path, tensor: int) -> dict[str, Any]:
-    """Run vLLM in a process of its own, and return the memory it uses."""
+    """Run vLLM in a separate process, and return the memory it uses."""
     script.write_text(REPORT)
     arguments = {
         "model": str(tiny_model_path()),

@@ -31,7 +31,7 @@ from workbench.runs.run import Run
 OK, LIMITED = ClientHealth.judge(cpu_share=0.5), ClientHealth.judge(cpu_share=0.97)
 
 
-def made(root: Path, minute: int, factor: float = 1.0, **more: Any) -> Run:
+def make_run(root: Path, minute: int, factor: float = 1.0, **more: Any) -> Run:
     """A run of ten requests: request i has a TTFT of (100 + i) ms and 4 tokens 10 ms apart.
 
     All times are multiplied by `factor`. The run lasts 2 s x factor, so that rates are
@@ -54,8 +54,8 @@ def made(root: Path, minute: int, factor: float = 1.0, **more: Any) -> Run:
 
 def sides(root: Path, *factors: float, **candidate: Any) -> tuple[list[Run], list[Run]]:
     """Repeats that get slower by a tenth each time; those of the second side also by a factor."""
-    first = [made(root, i, 1 + i / 10) for i in range(len(factors))]
-    second = [made(root, 30 + i, (1 + i / 10) * f, **candidate) for i, f in enumerate(factors)]
+    first = [make_run(root, i, 1 + i / 10) for i in range(len(factors))]
+    second = [make_run(root, 30 + i, (1 + i / 10) * f, **candidate) for i, f in enumerate(factors)]
     return first, second
 
 
@@ -65,8 +65,8 @@ def rng() -> np.random.Generator:
 
 class TestFind:
     def test_find_runs_at_any_depth_by_date(self, tmp_path: Path) -> None:
-        late, early = made(tmp_path, 9, run_id="a"), made(tmp_path / "sweep", 3, run_id="z")
-        cut = made(tmp_path, 5, run_id="cut", finished=False, notebook="00_first_endpoint")
+        late, early = make_run(tmp_path, 9, run_id="a"), make_run(tmp_path / "sweep", 3, run_id="z")
+        cut = make_run(tmp_path, 5, run_id="cut", finished=False, notebook="00_first_endpoint")
         (tmp_path / "notes").mkdir()
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "experiment.json").write_text('{"mine": 1}')
@@ -78,8 +78,8 @@ class TestFind:
         assert find_runs(tmp_path / "nowhere") == []
 
     def test_a_damaged_run_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
-        made(tmp_path, 1)
-        (made(tmp_path, 2).path / "summary.json").write_text('{"completed": "many"}')
+        make_run(tmp_path, 1)
+        (make_run(tmp_path, 2).path / "summary.json").write_text('{"completed": "many"}')
         with pytest.warns(UserWarning, match=r"left out: .*r2/summary\.json"):
             assert [run.run_id for run in find_runs(tmp_path)] == ["r1"]
 
@@ -87,25 +87,25 @@ class TestFind:
 class TestSides:
     def test_newest_runs_in_two_halves(self, tmp_path: Path) -> None:
         for minute in range(8):
-            made(tmp_path, minute)
+            make_run(tmp_path, minute)
         first, second = pick_sides(tmp_path, "", "")
         assert [r.run_id for r in first] == ["r2", "r3", "r4"]
         assert [r.run_id for r in second] == ["r5", "r6", "r7"]
 
     def test_runs_by_name_and_by_folder(self, tmp_path: Path) -> None:
         for minute in range(3):
-            made(tmp_path, minute)
-            made(tmp_path / "sweep", 20 - minute, run_id=f"s{minute}")
+            make_run(tmp_path, minute)
+            make_run(tmp_path / "sweep", 20 - minute, run_id=f"s{minute}")
         first, second = pick_sides(tmp_path, "r2, r0,r1", "sweep")
         assert [r.run_id for r in first] == ["r2", "r0", "r1"]
         assert [r.run_id for r in second] == ["s2", "s1", "s0"]
         assert pick_sides(tmp_path, "s1", "r0")[0][0].run_id == "s1"
 
     def test_invalid_arguments(self, tmp_path: Path) -> None:
-        made(tmp_path, 1, run_id="only")
+        make_run(tmp_path, 1, run_id="only")
         with pytest.raises(SettingError, match=r"1 finished runs.*python -m workbench run 01"):
             pick_sides(tmp_path, "", "")
-        made(tmp_path, 2, run_id="second")
+        make_run(tmp_path, 2, run_id="second")
         with pytest.raises(SettingError, match=r"'secnd' is neither a finished run.*'second'"):
             pick_sides(tmp_path, "only", "secnd")
         with pytest.raises(SettingError, match="name both"):
@@ -114,9 +114,9 @@ class TestSides:
 
 def test_runs_table(tmp_path: Path) -> None:
     runs = [
-        made(tmp_path, 1, failed=2, slo=SLO(ttft_ms=104.5)),
-        made(tmp_path, 2, 2.0, health=LIMITED),
-        made(tmp_path, 3, finished=False),
+        make_run(tmp_path, 1, failed=2, slo=SLO(ttft_ms=104.5)),
+        make_run(tmp_path, 2, 2.0, health=LIMITED),
+        make_run(tmp_path, 3, finished=False),
     ]
     table = runs_table(runs).set_index("run_id")
     row = table.loc["r1"]
@@ -134,7 +134,7 @@ def test_runs_table(tmp_path: Path) -> None:
 
 
 def test_differing_parameters(tmp_path: Path) -> None:
-    runs = [made(tmp_path, 1), made(tmp_path, 2, rate=7)]
+    runs = [make_run(tmp_path, 1), make_run(tmp_path, 2, rate=7)]
     runs[1].document["versions"] = {**runs[0].document["versions"], "vllm": "9.9"}
     runs[0].document["experiment"]["load"]["stream"] = True
     runs[1].document["experiment"]["load"]["stream"] = 1
@@ -196,14 +196,14 @@ class TestCompare:
         assert frame[["low", "high"]].isna().all(axis=None)
 
     def test_goodput_with_different_slos_is_not_compared(self, tmp_path: Path) -> None:
-        first = [made(tmp_path, i, slo=SLO(ttft_ms=105)) for i in range(3)]
-        second = [made(tmp_path, 30 + i, slo=SLO(ttft_ms=900)) for i in range(3)]
+        first = [make_run(tmp_path, i, slo=SLO(ttft_ms=105)) for i in range(3)]
+        second = [make_run(tmp_path, 30 + i, slo=SLO(ttft_ms=900)) for i in range(3)]
         frame = compare_runs(first, second, ["request_goodput", "completed"], rng=rng())
         assert frame.verdict.tolist() == ["not compared: the SLOs differ", "no difference shown"]
 
     def test_one_limited_run_marks_every_verdict(self, tmp_path: Path) -> None:
         first, second = sides(tmp_path, 1.3, 1.3, 1.3)
-        second[1] = made(tmp_path, 50, 1.1 * 1.3, health=LIMITED)
+        second[1] = make_run(tmp_path, 50, 1.1 * 1.3, health=LIMITED)
         frame = compare_runs(first, second, rng=rng())
         assert frame.verdict.str.endswith("(client limited)").all()
         health = frame.attrs["client_health"]
@@ -228,7 +228,7 @@ class TestCompare:
         with pytest.raises(UnknownMetricError, match="p50_ttft_ms"):
             compare_runs(first, second, ["p50_tft_ms"], rng=rng())
         with pytest.raises(RunError, match="is not finished"):
-            compare_runs([made(tmp_path, 55, finished=False)], second[:1], rng=rng())
+            compare_runs([make_run(tmp_path, 55, finished=False)], second[:1], rng=rng())
 
 
 class TestFigures:
@@ -251,8 +251,8 @@ class TestFigures:
         comparison_figure(frame.iloc[:0])
 
     def test_overlay_has_the_values_of_each_run_without_warm_up(self, tmp_path: Path) -> None:
-        runs = [made(tmp_path, 1), made(tmp_path, 2, 3.0)]
-        cut = made(tmp_path, 3, finished=False)
+        runs = [make_run(tmp_path, 1), make_run(tmp_path, 2, 3.0)]
+        cut = make_run(tmp_path, 3, finished=False)
         cut.append_request(record(10.0, 10.5, 10.6))
         cut.finish(summarize(cut.records(), warmup_s=5, health=OK))
         figure = latency_overlay([*runs, cut], sides=["a", "b", "b"])
@@ -267,7 +267,7 @@ class TestFigures:
             latency_overlay(runs, "tft_ms")
 
     def test_the_page_needs_no_network_and_escapes_text(self, tmp_path: Path) -> None:
-        runs = [made(tmp_path, 1, notebook="<script>evil()</script>"), made(tmp_path, 2)]
+        runs = [make_run(tmp_path, 1, notebook="<script>evil()</script>"), make_run(tmp_path, 2)]
         table = {"Runs & more": runs_table(runs)}
         page = write_page(tmp_path / "c.html", [latency_overlay(runs)] * 2, table, "A <b> title")
         text = page.read_text(encoding="utf-8")
@@ -309,7 +309,7 @@ class TestNotebook:
 
 
 def test_default_figures_are_figures_of_a_summary(tmp_path: Path) -> None:
-    summary = made(tmp_path, 1).summary()
+    summary = make_run(tmp_path, 1).summary()
     assert summary is not None
     for name in DEFAULT_FIGURES:
         summary.figure(name)

@@ -32,10 +32,10 @@ def test_waste_worked_out_by_hand() -> None:
     Contiguous: 2 steps and 1 step of 8. Padded: both rows 3 + 1 and then 3 + 2. Paged in twos:
     4 and 4 for the first, 4 for the second.
     """
-    found = kv_cache_waste(TWO, reserve=8, batch=2, block=2)
-    assert [(one.held, one.used) for one in found] == [(24, 11), (18, 11), (12, 11)]
-    assert [one.share for one in found] == pytest.approx([13 / 24, 7 / 18, 1 / 12])
-    assert found[2].allocation == "paged, blocks of 2"
+    wastes = kv_cache_waste(TWO, reserve=8, batch=2, block=2)
+    assert [(waste.held, waste.used) for waste in wastes] == [(24, 11), (18, 11), (12, 11)]
+    assert [waste.share for waste in wastes] == pytest.approx([13 / 24, 7 / 18, 1 / 12])
+    assert wastes[2].allocation == "paged, blocks of 2"
 
 
 def test_batches_of_one_pad_nothing_and_blocks_of_one_waste_nothing() -> None:

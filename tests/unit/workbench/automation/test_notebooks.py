@@ -214,5 +214,5 @@ def test_run_without_recorded_parameters_is_not_repeated(
     (tmp_path / "experiment.json").write_text('{"experiment": {"notebook": "00_first_endpoint"}}')
     assert main(["repeat", str(tmp_path)]) == 2
     output = capsys.readouterr()
-    assert "names no `notebook` and `parameters`" in output.err
+    assert "has no `notebook` and `parameters`" in output.err
     assert output.err.strip().count("\n") == 0

@@ -144,7 +144,7 @@ def test_sweep_may_only_gain_cells(probe: Path, tmp_path: Path) -> None:
             {},
             "rate must be a number in notebook probe, like its default 1.0, got 'fast'",
         ),
-        (["rate=1"], {"rate": 2.0}, "rate is both in --grid and given"),
+        (["rate=1"], {"rate": 2.0}, "rate must be given once, got it in --grid and as a parameter"),
         (["run_id=a,b"], {}, "run_id is set by the sweep"),
     ],
 )
@@ -167,7 +167,7 @@ def test_time_left_is_estimated_from_successful_cells(probe: Path, tmp_path: Pat
         (tmp_path / cell.run_id).mkdir()
         (tmp_path / cell.run_id / "summary.json").write_text("{}")
 
-    assert not run_sweep(sweep, tmp_path, run=run, clock=lambda: now[0], say=lines.append)
+    assert not run_sweep(sweep, tmp_path, run=run, clock=lambda: now[0], notify=lines.append)
     progress = [line for line in lines if line.startswith("[")]
     assert progress == [
         "[1/6] kind=poisson rate=1.0",

@@ -90,7 +90,7 @@ def test_hardware_in_words() -> None:
 
 def test_verdicts_are_written_to_the_run_folder(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {"notebook": "04_x"}, run_id="one")
-    info = RunInfo.of(run, model="tiny", accelerator="cpu")
+    info = RunInfo.from_run(run, model="tiny", accelerator="cpu")
     verdict = evaluated((1, 1), (1, 1), (2, 1)).model_copy(update={"where": info})
     file = write_verdicts(run, [verdict])
     assert json.loads(file.read_text())["verdicts"][0]["where"]["run_id"] == "one"
@@ -112,13 +112,13 @@ def test_verdicts_are_written_to_the_run_folder(tmp_path: Path) -> None:
     ],
 )
 def test_claims_by_kind(kind: str, details: dict[str, str], name: str, figure: str) -> None:
-    claim = Claim.of(kind, goal=3, **details)
+    claim = Claim.from_kind(kind, goal=3, **details)
     assert (claim.name, claim.figure, claim.goal) == (name, figure, 3)
 
 
 def test_unknown_claims_and_missing_details() -> None:
     with pytest.raises(SettingError, match="throughput, users, cost, got 'latency'"):
-        Claim.of("latency", goal=2)
+        Claim.from_kind("latency", goal=2)
     with pytest.raises(SettingError, match="needs lengths"):
-        Claim.of("throughput", goal=2)
+        Claim.from_kind("throughput", goal=2)
     assert set(CLAIMS) == {"throughput", "users", "cost"}

@@ -21,9 +21,9 @@ from workbench.claims.table import (
     SUMMARY_BEGIN,
     SUMMARY_END,
     archive,
+    claims_table,
     read_archived,
     summary_table,
-    table,
     with_table,
     write_table,
 )
@@ -54,7 +54,9 @@ def finished(root: Path, verdicts: list[Verdict] | None = None, name: str = "r1"
     run = Run.create(root, {"notebook": "05_users", "parameters": parameters}, run_id=name)
     if verdicts is None:
         rng = np.random.default_rng(0)
-        verdicts = [evaluate_claim(CLAIM, "static batches", PAIRS, where=RunInfo.of(run), rng=rng)]
+        verdicts = [
+            evaluate_claim(CLAIM, "static batches", PAIRS, where=RunInfo.from_run(run), rng=rng)
+        ]
     write_verdicts(run, verdicts)
     return run
 
@@ -64,7 +66,7 @@ def test_the_documents_contain_the_tables_of_the_archived_runs() -> None:
     verdicts = [verdict for run in read_archived(ARCHIVES) for verdict in run.verdicts]
     page, readme = PAGE.read_text(encoding="utf-8"), README.read_text(encoding="utf-8")
     summary = summary_table(verdicts)
-    assert with_table(page, table(verdicts)) == page, "run `make claims`"
+    assert with_table(page, claims_table(verdicts)) == page, "run `make claims`"
     assert with_table(readme, summary, SUMMARY_BEGIN, SUMMARY_END) == readme, "run `make claims`"
 
 
@@ -101,7 +103,7 @@ def test_both_documents_are_written(tmp_path: Path) -> None:
 
 
 def test_a_row_has_all_of_a_claim() -> None:
-    (row,) = rows(table([evaluated(**GPU)]))
+    (row,) = rows(claims_table([evaluated(**GPU)]))
     assert row == [
         "10x the users: at least 10x users within the SLO",
         "static batches",
@@ -113,10 +115,10 @@ def test_a_row_has_all_of_a_claim() -> None:
 
 
 def test_rows_of_a_cpu_are_marked() -> None:
-    text = table([evaluated()])
+    text = claims_table([evaluated()])
     assert rows(text)[0][2] == "CPU: a CPU of 2 cores; a tiny model"
     assert "Rows measured on a CPU use a tiny model" in text
-    assert "tiny model" not in table([evaluated(**GPU)])
+    assert "tiny model" not in claims_table([evaluated(**GPU)])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_rows_of_a_cpu_are_marked() -> None:
     ],
 )
 def test_an_undecided_claim_has_a_reason(verdict: Verdict, measured: str, reason: str) -> None:
-    (row,) = rows(table([verdict]))
+    (row,) = rows(claims_table([verdict]))
     assert row[3] == measured
     assert row[4].startswith("**not decided**: ")
     assert reason in row[4]
@@ -138,7 +140,7 @@ def test_an_undecided_claim_has_a_reason(verdict: Verdict, measured: str, reason
 def test_the_newest_run_counts_and_gpus_come_first() -> None:
     slow = ((10.0, 10.0),) * 3
     found = rows(
-        table(
+        claims_table(
             [
                 evaluated(run_id="new", date="2026-02-02T10:00:00+00:00"),
                 evaluated(slow, run_id="old", date="2026-02-01T10:00:00+00:00"),
@@ -151,19 +153,19 @@ def test_the_newest_run_counts_and_gpus_come_first() -> None:
 
 def test_a_later_run_without_the_opponent_does_not_count() -> None:
     left_out = evaluated((), caveats=("static batches were not measured",), date="2026-03-01")
-    (row,) = rows(table([left_out, evaluated()]))
+    (row,) = rows(claims_table([left_out, evaluated()]))
     assert row[3:5] == ["12x (11 to 13), 3 pairs", "**PASS**"]
 
 
 def test_two_figures_of_one_claim_are_two_rows() -> None:
     other = evaluated()
     claim = CLAIM.model_copy(update={"figure": "users at night"})
-    assert len(rows(table([evaluated(), other.model_copy(update={"claim": claim})]))) == 2
+    assert len(rows(claims_table([evaluated(), other.model_copy(update={"claim": claim})]))) == 2
 
 
 def test_a_note_follows_the_verdict() -> None:
     noted = evaluated().model_copy(update={"notes": ("out of memory at batch size 64",)})
-    assert rows(table([noted]))[0][4] == "**PASS**; out of memory at batch size 64"
+    assert rows(claims_table([noted]))[0][4] == "**PASS**; out of memory at batch size 64"
 
 
 @pytest.mark.parametrize(
@@ -179,17 +181,17 @@ def test_a_note_follows_the_verdict() -> None:
 def test_an_opponent_without_flash_attention_is_marked(
     opponent: str, info: dict[str, Any], lacks: bool
 ) -> None:
-    text = table([evaluated(**info).model_copy(update={"opponent": opponent})])
+    text = claims_table([evaluated(**info).model_copy(update={"opponent": opponent})])
     assert ("; without flash attention" in rows(text)[0][4]) == lacks
     assert ("no `flash-attn` package" in text) == lacks
 
 
 def test_a_bar_in_a_name_does_not_break_the_table() -> None:
-    assert "a \\| b" in table([evaluated(model="a | b")])
+    assert "a \\| b" in claims_table([evaluated(model="a | b")])
 
 
 def test_without_runs_there_is_no_table() -> None:
-    assert table([]) == "No run has evaluated a claim yet.\n"
+    assert claims_table([]) == "No run has evaluated a claim yet.\n"
 
 
 def test_an_archived_run_is_read_back(tmp_path: Path) -> None:
@@ -228,10 +230,10 @@ def test_the_command_archives_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_text_around_the_table_is_unchanged() -> None:
     before = f"# Title\n{BEGIN}\nold\n{END}\nafter\n"
-    once = with_table(before, table([evaluated()]))
+    once = with_table(before, claims_table([evaluated()]))
     assert once.startswith(f"# Title\n{BEGIN}\n\n| claim |")
     assert once.endswith(f"\n{END}\nafter\n")
     assert "old" not in once
-    assert with_table(once, table([evaluated()])) == once
+    assert with_table(once, claims_table([evaluated()])) == once
     with pytest.raises(SettingError, match="has no lines"):
         with_table("# Title\n", "")

@@ -70,8 +70,8 @@ def saved(root: Path, samples: list[Sample], records: list[Any] = []) -> Run:  #
     run = Run.create(root, {}, run_id="r")
     for sample in samples:
         run.append_telemetry(sample)
-    for one in records:
-        run.append_request(one)
+    for request in records:
+        run.append_request(request)
     return run
 
 
@@ -104,7 +104,7 @@ class TestReplicaSeconds:
 
     def test_only_the_given_deployments_count(self) -> None:
         other = moment(0, 5, name="router") + moment(1, 5, name="router")
-        mixed = sorted(TIMELINE + other, key=lambda one: one.time_s)
+        mixed = sorted(TIMELINE + other, key=lambda sample: sample.time_s)
         assert replica_seconds_of(mixed, [NAME]).seconds() == replica_seconds_of(TIMELINE).seconds()
         assert replica_seconds_of(mixed).seconds()["router"].unknown == 5
 
@@ -126,14 +126,14 @@ class TestReplicaSeconds:
 
     def test_a_waiting_request_makes_a_replica_busy(self) -> None:
         fields = {"deployment": NAME, "replica": "a", "node": "n"}
-        one = ReplicaSample(time_s=0, running_requests=0, waiting_requests=2, **fields)
-        found = replica_seconds_of([moment(0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
+        replica = ReplicaSample(time_s=0, running_requests=0, waiting_requests=2, **fields)
+        found = replica_seconds_of([moment(0, 1)[0], replica, *moment(1, 0)]).seconds()[NAME]
         assert (found.busy, found.idle) == (1, 0)
 
     def test_a_starting_replica_is_not_busy(self) -> None:
         fields = {"deployment": NAME, "replica": "a", "node": "n", "state": "starting"}
-        one = ReplicaSample(time_s=0, running_requests=0, **fields)
-        found = replica_seconds_of([moment(0, 0, 1)[0], one, *moment(1, 0)]).seconds()[NAME]
+        replica = ReplicaSample(time_s=0, running_requests=0, **fields)
+        found = replica_seconds_of([moment(0, 0, 1)[0], replica, *moment(1, 0)]).seconds()[NAME]
         assert (found.starting, found.total) == (1, 1)
 
     def test_a_sample_without_counts_is_ignored(self) -> None:

@@ -277,7 +277,7 @@ class TestControls:
         ]
         view.buttons["stop"].click()
         assert running.running is not None
-        assert running.running._stopped == "stopped by hand"
+        assert running.running._stopped == "stopped by the user"
 
     def test_rate_slider_follows_the_plan_without_setting_a_rate(self, running: Dashboard) -> None:
         assert running.view is not None

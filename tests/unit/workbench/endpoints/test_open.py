@@ -107,7 +107,7 @@ class TestEndpointUrl:
             endpoint = open_endpoint(ServiceSpec(), address=f"http://{server}/v1")
         samples: list[Any] = []
         messages: list[str] = []
-        with Telemetry(endpoint, time.monotonic, samples.append, say=messages.append):
+        with Telemetry(endpoint, time.monotonic, samples.append, notify=messages.append):
             pass
         assert samples == []
         assert len(messages) == 1
@@ -221,18 +221,18 @@ class TestClusterAddress:
         cluster = {"ray_version": "2.41.0", "python_version": "3.9.2"}
         with pytest.raises(RuntimeError) as ray:
             check_version_info(cluster, "Ray Client")
-        said = attach.connect_error("ray://h:1", ray.value)
-        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in said
-        assert "\n" not in said
+        message = attach.connect_error("ray://h:1", ray.value)
+        assert "the cluster runs Ray 2.41.0 on Python 3.9.2 and this process Ray 2.60.0" in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("cluster", "host"),
     [
-        (Cluster("10.0.0.5:6379", given="10.0.0.5:6379"), "10.0.0.5"),
-        (Cluster("10.0.0.5:6379", given="ray://head.example:10001"), "head.example"),
-        (Cluster("10.0.0.5:6379", given="auto"), "10.0.0.5"),
-        (Cluster("[fd00::5]:6379", given="ray://[fd00::7]:10001"), "fd00::7"),
+        (Cluster("10.0.0.5:6379", attached_by="10.0.0.5:6379"), "10.0.0.5"),
+        (Cluster("10.0.0.5:6379", attached_by="ray://head.example:10001"), "head.example"),
+        (Cluster("10.0.0.5:6379", attached_by="auto"), "10.0.0.5"),
+        (Cluster("[fd00::5]:6379", attached_by="ray://[fd00::7]:10001"), "fd00::7"),
     ],
 )
 def test_host_of_a_cluster(cluster: Cluster, host: str) -> None:

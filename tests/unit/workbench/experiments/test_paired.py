@@ -25,7 +25,7 @@ from workbench.experiments.paired import (
     measurements_frame,
 )
 from workbench.experiments.paired_runner import compare_with_baseline, load_from_trace
-from workbench.figures.claims import contest_figure, ratio_figure
+from workbench.figures.claims import paired_comparison_figure, ratio_figure
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
 from workbench.runs.run import Run
@@ -69,7 +69,7 @@ def test_every_opponent_has_a_verdict_measured_or_not() -> None:
     verdicts = evaluate_claims(
         CLAIM, [compared((1, 3), (1, 3), (1, 3))], ["static", "one"], where=WHERE, rng=rng
     )
-    assert [(one.opponent, one.verdict) for one in verdicts] == [
+    assert [(verdict.opponent, verdict.verdict) for verdict in verdicts] == [
         ("static", "PASS"),
         ("one", "not decided"),
     ]
@@ -107,13 +107,13 @@ def test_running_out_of_memory_is_a_note() -> None:
 
 def test_figures_show_every_repeat_and_every_ratio() -> None:
     comparison = compared((1, 3), (1, 3), (1, 3))
-    drawn = contest_figure([comparison, PairedComparison("one", broken="x")])
+    drawn = paired_comparison_figure([comparison, PairedComparison("one", broken="x")])
     assert [list(trace.x) for trace in drawn.data] == [[10] * 3, pytest.approx([10 / 3] * 3)]
     rng = np.random.default_rng(0)
     ratios = ratio_figure(evaluate_claims(CLAIM, [comparison], ["one"], where=WHERE, rng=rng))
     assert [list(trace.y) for trace in ratios.data] == [["static"]]
     assert len(measurements_frame([comparison])) == 6
-    limited = contest_figure([compared((1, 3), cpu_share=0.99)])
+    limited = paired_comparison_figure([compared((1, 3), cpu_share=0.99)])
     assert "CLIENT LIMITED" in limited.layout.title.text
     assert failed("error").status == "error"
 

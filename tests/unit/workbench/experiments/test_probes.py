@@ -145,7 +145,7 @@ class TestSearchFigure:
         figure = search_figure(found(4.5))
         below = {t.name: (values(t.x), values(t.y)) for t in figure.data if t.yaxis == "y2"}
         assert below["Met, bracket (3)"] == ([1, 2, 4], [1, 1, 1])
-        # At 8 nothing is answered, so that it has no latency, and a share all the same.
+        # At 8 nothing is answered, so that it has no latency, but it has a share.
         assert below["Missed, bracket (1, 1 without latency)"] == ([8], [0])
         wanted, *_ = figure.layout.shapes
         assert (wanted.y0, wanted.yref) == (0.99, "y2")

@@ -104,11 +104,11 @@ class TestVerdicts:
         return users_verdicts(CLAIM, results, ["static", "one"], where=WHERE, rng=rng)
 
     def test_pass_and_the_opponent_that_was_not_measured(self) -> None:
-        static, one = self.verdict([searched(n) for n in (240, 250, 260)], [searched(20)] * 3)
+        static, single = self.verdict([searched(n) for n in (240, 250, 260)], [searched(20)] * 3)
         assert static.verdict == "PASS"
         assert (static.ours, static.theirs) == (250, 20)
-        assert (one.verdict, one.ratio) == ("not decided", None)
-        assert "one was not measured" in one.reason
+        assert (single.verdict, single.ratio) == ("not decided", None)
+        assert "one was not measured" in single.reason
 
     def test_fail(self) -> None:
         static, _ = self.verdict([searched(n) for n in (40, 41, 42)], [searched(20)] * 3)

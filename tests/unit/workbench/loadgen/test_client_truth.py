@@ -13,7 +13,8 @@ from statistics import median
 import pytest
 from support import scripted_server as scripted
 
-from workbench.loadgen.worker import LoadWorker, WorkerConfig
+from workbench.loadgen.senders import WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt

@@ -16,9 +16,9 @@ from support.scripted_server import serving, tokens
 from workbench.endpoints.remote import remote
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
-from workbench.loadgen.senders import WorkerShare
+from workbench.loadgen.senders import WorkerConfig, WorkerShare
 from workbench.loadgen.start import start_live_load
-from workbench.loadgen.worker import LoadWorker, WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import ClosedLoop, Constant, Poisson, Stages
@@ -149,7 +149,7 @@ def test_offered_rates_follow_the_changes() -> None:
         LoadChange(3.0, "pause"),
         LoadChange(5.0, "resume"),
         LoadChange(14.0, "rate", 4.0),
-        LoadChange(20.0, "end", note="stopped by hand"),
+        LoadChange(20.0, "end", note="stopped by the user"),
     ]
     times = [0.0, 2.0, 4.0, 6.0, 13.5, 15.0, 21.0]
     assert offered_rates(changes, times) == pytest.approx([0, 1, 0, 3, 10, 4, 0])
@@ -232,7 +232,7 @@ def test_live_load_through_ray_actors(deployed: object, tmp_path: Path) -> None:
         run = Run.create(tmp_path, {})
         running, result, quiet = asyncio.run(go(run))
     assert running.state == "ended"
-    assert result.ended_early == "stopped by hand"
+    assert result.ended_early == "stopped by the user"
     assert len(list(run.records())) == len(result.records) == result.planned
     assert len(server.log) <= result.planned  # The last ones may be cut before they are sent.
     assert {e.body["max_tokens"] for e in server.log[:quiet]} == {3}

@@ -161,7 +161,7 @@ def test_stopping_and_cancelling_keep_the_records(deployed: object, tmp_path: Pa
                 await asyncio.sleep(0.1)
             if how == "stop":
                 running.stop()
-                assert (await running).ended_early == "stopped by hand"
+                assert (await running).ended_early == "stopped by the user"
             else:
                 assert running._task is not None
                 running._task.cancel()

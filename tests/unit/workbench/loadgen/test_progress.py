@@ -24,7 +24,7 @@ def test_lines_have_counts_and_the_remaining_time(
 ) -> None:
     with make_progress("lines", LOAD, PLAN) as progress:
         progress.show([record(0.0, 0.1, 0.2), failed("error")], 1, 0.5)
-        progress.say("ended early: enough")
+        progress.show_line("ended early: enough")
     out = capsys.readouterr().out
     assert "sending 4 requests, 2 a second" in out
     assert "2 of 4 requests ended, 1 failed, 1 in progress, about 1 s left" in out
@@ -58,7 +58,7 @@ def test_bar_is_updated_in_place(
     monkeypatch.setattr(IPython.display, "display", display)
     with make_progress("bar", LOAD, PLAN) as bar:
         bar.show([record(0.0, 0.1, 0.2)], 1, 0.5)
-        bar.say("ended early: <b>")
+        bar.show_line("ended early: <b>")
     values = [re.findall(r'value="(\d+)" max="(\d+)"', text)[0] for text in drawn]
     assert values == [("0", "4"), ("1", "4"), ("1", "4")]
     assert "&lt;b&gt;" in drawn[-1]

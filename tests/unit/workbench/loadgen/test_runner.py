@@ -178,6 +178,6 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     ]
     assert [change.what for change in running.changes] == [c.what for c in run.changes()]
     assert running.changes[3].value == 150
-    assert running.changes[-1].note == result.ended_early == "stopped by hand"
+    assert running.changes[-1].note == result.ended_early == "stopped by the user"
     assert len(sent) == result.planned == running.ended
     assert len(list(run.records())) == len(result.records) == result.planned

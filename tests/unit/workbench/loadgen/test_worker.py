@@ -14,7 +14,8 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import Script, serving, tokens
 
-from workbench.loadgen.worker import LoadWorker, WorkerConfig
+from workbench.loadgen.senders import WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
 from workbench.workload.prompt_generator import Prompt
 from workbench.workload.spec import Arrival
@@ -27,7 +28,8 @@ def prompt_of(tokens_in: int = 4, **fields: Any) -> Prompt:
 GC_PROGRAM = """
 import asyncio, gc
 from workbench.workload.spec import Arrival
-from workbench.loadgen.worker import WorkerConfig, LoadWorker
+from workbench.loadgen.senders import WorkerConfig
+from workbench.loadgen.worker import LoadWorker
 from workbench.workload.prompt_generator import Prompt
 
 async def go():
@@ -91,7 +93,7 @@ def test_open_loop_does_not_wait_for_answers() -> None:
 
 
 def test_existing_objects_are_excluded_from_garbage_collection() -> None:
-    """In a process of its own, as there is one collector per process."""
+    """In a separate process, as there is one collector per process."""
     process = subprocess.run([sys.executable, "-c", GC_PROGRAM], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     before, at_start, plan = map(int, process.stdout.split())

@@ -28,19 +28,19 @@ def completed(draw: Callable[..., float]) -> RequestRecord:
     )
 
 
-def is_good(one: RequestRecord, bounds: dict[str, float]) -> bool:
+def is_good(request: RequestRecord, bounds: dict[str, float]) -> bool:
     """Whether a completed request meets `bounds`, computed from its record alone."""
-    assert one.first_token_s is not None
-    assert one.end_s is not None
-    assert one.sent_s is not None
-    assert one.scheduled_s is not None
-    tokens = one.output_tokens or 0
+    assert request.first_token_s is not None
+    assert request.end_s is not None
+    assert request.sent_s is not None
+    assert request.scheduled_s is not None
+    tokens = request.output_tokens or 0
     latencies_s = {
-        "ttft_ms": one.first_token_s - one.sent_s,
-        "e2el_ms": one.end_s - one.sent_s,
-        "tpot_ms": (one.end_s - one.first_token_s) / (tokens - 1) if tokens > 1 else 0.0,
-        "ttft_from_schedule_ms": one.first_token_s - one.scheduled_s,
-        "e2el_from_schedule_ms": one.end_s - one.scheduled_s,
+        "ttft_ms": request.first_token_s - request.sent_s,
+        "e2el_ms": request.end_s - request.sent_s,
+        "tpot_ms": (request.end_s - request.first_token_s) / (tokens - 1) if tokens > 1 else 0.0,
+        "ttft_from_schedule_ms": request.first_token_s - request.scheduled_s,
+        "e2el_from_schedule_ms": request.end_s - request.scheduled_s,
     }
     return all(latencies_s[name] <= bound / 1e3 for name, bound in bounds.items())
 
@@ -57,7 +57,7 @@ def test_good_requests_agree_with_the_definitions(
     records: list[RequestRecord], bounds: dict[str, float]
 ) -> None:
     good, judged = SLO(**bounds).count(Columns.read(records))
-    assert good == sum(is_good(one, bounds) for one in records)
+    assert good == sum(is_good(request, bounds) for request in records)
     assert judged == len(records)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from workbench.teaching.batching import IDLE, continuous, static
 from workbench.teaching.figures import batching_figure, paging_figure
-from workbench.teaching.paging import FREE, Moment, Wanted, contiguous, paged
+from workbench.teaching.paging import FREE, Moment, PagingRequest, contiguous, paged
 
-THREE = [Wanted(2, 2), Wanted(3, 1), Wanted(1, 3)]
+THREE = [PagingRequest(2, 2), PagingRequest(3, 1), PagingRequest(1, 3)]
 
 
 def picture(moment: Moment) -> str:
@@ -38,7 +38,12 @@ class TestContiguous:
 
     def test_request_needs_a_single_gap(self) -> None:
         """B frees 4 of 12 slots, but D needs 5 in one piece: it waits until A and C have ended."""
-        requests = [Wanted(1, 3), Wanted(1, 1), Wanted(1, 3), Wanted(2, 1)]
+        requests = [
+            PagingRequest(1, 3),
+            PagingRequest(1, 1),
+            PagingRequest(1, 3),
+            PagingRequest(2, 1),
+        ]
         moments = contiguous(requests, slots=12, reserve=3)
         assert moments[0].owner == (0,) * 4 + (1,) * 4 + (2,) * 4
         assert moments[1].owner == (0,) * 4 + (FREE,) * 4 + (2,) * 4, (
@@ -47,8 +52,8 @@ class TestContiguous:
         assert moments[1].waiting == (3,)
         assert moments[3].owner[:5] == (3,) * 5
 
-    @pytest.mark.parametrize("request_", [Wanted(1, 5), Wanted(7, 1)])
-    def test_request_that_never_fits_is_rejected(self, request_: Wanted) -> None:
+    @pytest.mark.parametrize("request_", [PagingRequest(1, 5), PagingRequest(7, 1)])
+    def test_request_that_never_fits_is_rejected(self, request_: PagingRequest) -> None:
         with pytest.raises(ValueError, match="request 0"):
             contiguous([request_], slots=10, reserve=4)
 
@@ -64,21 +69,21 @@ class TestPaged:
 
     def test_newest_request_is_preempted_and_keeps_its_tokens(self) -> None:
         """Four blocks of one token. A needs a third: B loses its two, and waits for three."""
-        moments = paged([Wanted(1, 3), Wanted(1, 2)], slots=4, block=1)
+        moments = paged([PagingRequest(1, 3), PagingRequest(1, 2)], slots=4, block=1)
         assert [picture(moment) for moment in moments] == ["AABB", "AAA.", "AAAA", "BBB."]
         assert [moment.waiting for moment in moments] == [(), (1,), (1,), ()]
         assert moments[-1].preempted == 1
 
     def test_waste_is_below_one_block_per_request(self) -> None:
         rng = random.Random(5)
-        requests = [Wanted(rng.randint(1, 20), rng.randint(1, 30)) for _ in range(20)]
+        requests = [PagingRequest(rng.randint(1, 20), rng.randint(1, 30)) for _ in range(20)]
         for moment in paged(requests, slots=128, block=8):
             assert moment.held - moment.used < 8 * len(moment.tables)
 
     def test_every_request_is_completed_on_both_sides(self) -> None:
         """The last step of each request has its prompt and output tokens, despite preemptions."""
         rng = random.Random(7)
-        requests = [Wanted(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(15)]
+        requests = [PagingRequest(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(15)]
         for moments in (contiguous(requests, 40, 9), paged(requests, 40, 4)):
             last: dict[int, int] = {}
             for moment in moments:
@@ -89,7 +94,7 @@ class TestPaged:
 
     def test_request_that_never_fits_is_rejected(self) -> None:
         with pytest.raises(ValueError, match="longer than slots = 10"):
-            paged([Wanted(5, 6)], slots=10, block=2)
+            paged([PagingRequest(5, 6)], slots=10, block=2)
         with pytest.raises(ValueError, match="multiple of block = 3, got 10"):
             paged(THREE, slots=10, block=3)
 

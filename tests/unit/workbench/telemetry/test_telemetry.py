@@ -355,7 +355,7 @@ def test_remote_endpoint_has_no_telemetry() -> None:
     lines: list[str] = []
     samples: list[Sample] = []
     there = Remote("http://127.0.0.1:1/v1", SecretStr("none"), ["m"], "m")
-    with Telemetry(there, lambda: 0.0, samples.append, say=lines.append):
+    with Telemetry(there, lambda: 0.0, samples.append, notify=lines.append):
         pass
     assert samples == []
     assert lines == ["no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process"]
@@ -427,7 +427,7 @@ def test_unreachable_metrics_are_reported_once(
     monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
     lines: list[str] = []
     samples: list[Sample] = []
-    with Telemetry(endpoint, wb.client.start_clock(), samples.append, 0.2, say=lines.append):
+    with Telemetry(endpoint, wb.client.start_clock(), samples.append, 0.2, notify=lines.append):
         time.sleep(3)
     assert len(lines) == 1
     assert "metrics can be reached" in lines[0]

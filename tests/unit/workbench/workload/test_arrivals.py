@@ -400,7 +400,7 @@ class TestNewProcess:
 
     def test_live_schedule(self) -> None:
         spec = LogLogistic(rate=5.0)
-        live = LiveSchedule.of(spec, seed=4, start_s=10.0)
+        live = LiveSchedule.from_arrivals(spec, seed=4, start_s=10.0)
         plain = 10 + take(spec, [4, 0], count=50)
         np.testing.assert_allclose([live.next(math.inf) for _ in range(50)], plain)
 
