@@ -355,7 +355,7 @@ class TestDeployed:
         request: dict[str, Any] = {"model": baseline.model_id, "prompt": [5, 6, 7, 8]}
         request |= {"max_tokens": 9, "extra_body": {"ignore_eos": True}}
         whole = baseline.client.completions.create(**request)
-        options = {"stream": True, "stream_options": {"include_usage": True}}
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = list(baseline.client.completions.create(**request, **options))
         assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
         assert sum(bool(c.choices) for c in chunks) == 9, "one event per token"
@@ -390,9 +390,9 @@ class TestDeployed:
     def test_unsupported_request_is_refused_by_name(
         self, baseline: Endpoint, change: dict[str, Any], error: type[Exception], message: str
     ) -> None:
-        request = {"model": baseline.model_id, "prompt": "a", "max_tokens": 4} | change
+        request: dict[str, Any] = {"model": baseline.model_id, "prompt": "a", "max_tokens": 4}
         with pytest.raises(error) as caught:
-            baseline.client.completions.create(**request)
+            baseline.client.completions.create(**(request | change))
         assert message in str(caught.value)
 
     def test_every_route_but_health_needs_the_key(self, baseline: Endpoint) -> None:

@@ -29,11 +29,11 @@ from serving.errors import (
 from serving.models.embedded import tiny_model_path
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
-from serving.spec.service import ServiceSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 
 pytestmark = pytest.mark.engine
-QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
+QUESTION: Any = [{"role": "user", "content": "What is continuous batching?"}]
 
 
 def root(endpoint: Endpoint) -> str:
@@ -49,7 +49,7 @@ def replica_ids(name: str) -> set[str]:
     return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
 
 
-def changed(spec: ServiceSpec, **scaling: Any) -> ServiceSpec:
+def changed(spec: EndpointSpec, **scaling: Any) -> ServiceSpec:
     fields = spec.model_dump()
     fields["model"]["scaling"] |= scaling
     return ServiceSpec(**fields)
@@ -76,7 +76,8 @@ def test_chat_answers_from_the_glossary(endpoint: Endpoint) -> None:
 def test_streamed_and_whole_answers_agree_and_usage_is_the_tokenizers(endpoint: Endpoint) -> None:
     from transformers import AutoTokenizer
 
-    common = {"model": endpoint.model_id, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+    common: dict[str, Any] = {"model": endpoint.model_id, "messages": QUESTION}
+    common |= {"temperature": 0, "max_tokens": 24}
     whole = endpoint.client.chat.completions.create(**common)
     chunks = list(
         endpoint.client.chat.completions.create(
@@ -124,12 +125,13 @@ def test_completions_and_the_async_client(endpoint: Endpoint) -> None:
     ],
 )
 def test_invalid_requests_raise_openais_own_errors(
-    endpoint: Endpoint, change: dict[str, Any], error: type[Exception]
+    endpoint: Endpoint, change: dict[str, Any], error: type[openai.APIStatusError]
 ) -> None:
-    request = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4} | change
+    request: dict[str, Any] = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4}
     with pytest.raises(error) as caught:
-        endpoint.client.chat.completions.create(**request)
-    assert caught.value.body["message"]
+        endpoint.client.chat.completions.create(**(request | change))
+    body: Any = caught.value.body
+    assert body["message"]
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"", b"[1]", b"\xff\xfe"])
@@ -254,7 +256,7 @@ def test_progress_names_what_is_waited_for(deployed: Deployed) -> None:
 
 def test_no_log_process_or_record_contains_a_key_or_a_prompt(endpoint: Endpoint) -> None:
     marker = f"zebra{secrets.token_hex(8)}"
-    chat = [{"role": "user", "content": marker}]
+    chat: Any = [{"role": "user", "content": marker}]
     endpoint.client.chat.completions.create(
         model=endpoint.model_id, messages=chat, max_tokens=4, user=marker
     )
@@ -290,8 +292,8 @@ def test_the_endpoint_and_the_replicas_listen_only_on_loopback(endpoint: Endpoin
     ports: dict[int, set[str]] = {}
     for fields in listening:
         if fields[3] == "0A":  # TCP_LISTEN
-            address, _, number = fields[1].partition(":")
-            ports.setdefault(int(number, 16), set()).add(address)
+            address, _, digits = fields[1].partition(":")
+            ports.setdefault(int(digits, 16), set()).add(address)
     # SECURITY.md names four ports of a cluster's block that always listen on all interfaces.
     offsets = {p: (p - FIRST) % SIZE for p in ports if FIRST <= p < LAST}
     assert {offset for offset in offsets.values() if offset >= NAMED}, "no port of a replica"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -26,14 +27,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def run_offline(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run_offline(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command without a network."""
     namespace = ["unshare", "--net", sys.executable, "-c", OFFLINE, *command]
-    ran = subprocess.run(namespace, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    ran = subprocess.run(namespace, capture_output=True, text=True, **options)
     if "unshare failed" in ran.stderr:
         pytest.skip("a network namespace needs root")
     assert "NO NETWORK" in ran.stdout, ran.stderr
-    return ran  # type: ignore[no-any-return]
+    return ran
 
 
 @pytest.mark.slow

@@ -210,9 +210,9 @@ class TestStages:
         assert [part.split(";")[0] for part in timing.split(", ")] == list(STAGES)
 
     def test_usage_is_sent_only_if_requested(self, pipeline: Endpoint) -> None:
-        create = pipeline.client.chat.completions.create
+        create: Any = pipeline.client.chat.completions.create
         for options, expected in (({}, 0), ({"stream_options": {"include_usage": True}}, 1)):
-            stream: Any = create(
+            stream = create(
                 model=SMALL,
                 messages=[{"role": "user", "content": QUESTION}],
                 max_tokens=8,

@@ -236,8 +236,8 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
     ]
     body = json.dumps({"model": endpoint.model_id, "prompt": canary, "max_tokens": 1})
     for extra in HEADERS:
-        sent = [(n, v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
-        sent += [] if "content-type" in extra else [("content-type", b"application/json")]
+        sent = [(n.encode(), v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
+        sent += [] if "content-type" in extra else [(b"content-type", b"application/json")]
         reply = httpx.post(f"{endpoint.base_url}/completions", content=body, headers=sent)
         if reply.status_code >= 500:
             broken.append((extra, reply.status_code, reply.text[:200]))
@@ -245,8 +245,9 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
         httpx.get(f"{root(endpoint)}{path}", params={key: canary})
     assert broken == []
     # Ray Serve reads this header before the gate, and answers 503 if it is not UTF-8.
-    garbled = {"x-request-id": b"a\xff", "content-type": b"application/json"}
-    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=bearer(endpoint) | garbled)
+    garbled = {b"x-request-id": b"a\xff", b"content-type": b"application/json"}
+    garbled |= {name.encode(): value.encode() for name, value in bearer(endpoint).items()}
+    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=garbled)
     assert ask(endpoint).status_code == 200
     assert replicas("shared") == replicas_before
     assert memory_mib() < memory_before + 200

@@ -274,7 +274,9 @@ class TestChecks:
 
     def test_weights_must_fit_the_gpu(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_70B)
-        nodes = [{"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0, "memory": 512.0 * GIB}]
+        nodes: Any = [
+            {"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0, "memory": 512.0 * GIB}
+        ]
         large = ModelSpec(source=source, accelerator="gpu", max_model_len=8192)
         with pytest.raises(ResourcesError) as caught:
             check_resources(ServiceSpec(model=large), nodes)
@@ -285,7 +287,7 @@ class TestChecks:
 
     def test_context_must_fit_beside_the_weights(self, tmp_path: Path) -> None:
         source = model_folder(tmp_path, LLAMA_8B)
-        nodes = [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0, "memory": 64.0 * GIB}]
+        nodes: Any = [{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0, "memory": 64.0 * GIB}]
         whole = ModelSpec(source=source, accelerator="gpu")
         with pytest.raises(ResourcesError, match="131072"):
             check_resources(ServiceSpec(model=whole), nodes)
@@ -293,7 +295,7 @@ class TestChecks:
         check_resources(ServiceSpec(model=short), nodes)
 
     def test_kv_cache_must_fit_on_a_node(self) -> None:
-        nodes = [{"CPU": 8.0, "memory": 16.0 * GIB}]
+        nodes: Any = [{"CPU": 8.0, "memory": 16.0 * GIB}]
         with pytest.raises(ResourcesError, match=r"kv_cache_gib = 20.*16\.0 GiB"):
             check_resources(ServiceSpec(model=ModelSpec(kv_cache_gib=20)), nodes)
 

@@ -16,6 +16,8 @@ from pydantic import SecretStr
 from support.installed import source
 
 import workbench as wb
+from serving.compat.ray import GPU_METRICS
+from serving.compat.vllm import ENGINE_METRICS
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import Remote
 from workbench.records import (
@@ -115,7 +117,7 @@ class TestMetricsPage:
     def test_installed_vllm_and_ray_have_every_name(self) -> None:
         """A metric that is renamed there must not become an empty chart."""
         engine = source("vllm", "v1", "metrics", "loggers.py")
-        for name in metrics_page.ENGINE_METRICS:
+        for name in ENGINE_METRICS:
             assert f'"vllm:{name.removeprefix("vllm_")}"' in engine
         wrapper = source("vllm", "v1", "metrics", "ray_wrappers.py")
         assert '"ReplicaId"' in wrapper
@@ -127,7 +129,7 @@ class TestMetricsPage:
         for name in metrics_page.SERVE_METRICS:
             assert f'"{name}"' in serve
         node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
-        for name in metrics_page.GPU_METRICS:
+        for name in GPU_METRICS:
             assert f'"{name}"' in node
         from serving.deploy import autoscaling
         from serving.engine import stats
