@@ -5,6 +5,8 @@
 #   TORCH_INDEX=URL       an index with torch's CPU build, to use instead of PyTorch's own
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := -n 3 --dist loadfile -p no:schemathesis
+FAST := not engine and not slow and not browser and not gpu and not timing
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,13 +34,18 @@ style:
 	$(BIN)/python scripts/notebooks.py
 
 fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist loadfile -p no:schemathesis -m "not engine and not slow and not browser and not gpu and not timing"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
-test: setup  ## run the tests, including those that need an engine
-	$(BIN)/pytest -m "not slow and not browser and not gpu"
+test: setup fast  ## run the tests, including those that need an engine
+	$(BIN)/pytest -m "(engine or timing) and not slow and not browser and not gpu"
 
 test-all: setup browser  ## run all tests, including the slow ones, the browser and whole notebooks
-	$(BIN)/pytest --begin-within=55 --durations=25 --durations-min=20 -m "not gpu"
+	$(BIN)/pytest -q $(PARALLEL) -m "not engine and not timing and not gpu"
+	$(BIN)/pytest --durations=25 --durations-min=20 -m "(engine or timing) and not gpu"
+
+coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
+	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \
+		$(if $(ENGINE),-m "not slow and not browser and not gpu and not timing",$(PARALLEL) -m "$(FAST)")
 
 test-nodes: setup  ## test a cluster of three nodes on this machine, and its faults (13 minutes)
 	$(BIN)/pytest tests/integration/several_nodes.py
@@ -64,4 +71,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all test-nodes test-browser bench claims browser lock clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all coverage test-nodes test-browser bench claims browser lock clean

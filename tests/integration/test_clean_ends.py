@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,20 +99,6 @@ def test_an_interrupt_while_deploying_leaves_nothing() -> None:
         os.kill(child.pid, signal.SIGINT)
         assert exit_status(child, within_s=90) != 0
         assert_gone(pids, port)
-
-
-def test_a_taken_port_is_rejected_and_leaves_nothing() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = int(taken.getsockname()[1])
-        with deploying(port) as child:
-            assert child.stdout is not None
-            output = child.stdout.read()
-            assert f"PortTakenError: port = {port}" in output
-            assert "starting Ray" not in output
-            assert child.wait(timeout=30) != 0
-            assert descendants(child.pid) == []
 
 
 AGAIN = """
