@@ -37,6 +37,12 @@ def is_sharing(item: pytest.Item) -> bool:
     return bool({"deployed", "ray_alone"} & set(getattr(item, "fixturenames", ())))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that share a cluster; make runs them beside those that start their own."""
+    if is_sharing(item):
+        item.add_marker("shared_cluster")
+
+
 def is_long(item: pytest.Item) -> bool:
     """Whether only `make test-all` runs it."""
     return any(item.get_closest_marker(name) for name in ("slow", "browser"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -28,6 +29,7 @@ with wb.deploy(spec) as endpoint:
     print("SERVING", flush=True)
     sys.stdin.read()
 """
+SESSION = re.compile(rb"--session[-_]dir=([^ \0]+)")
 TOKEN = f"hf_{secrets.token_hex(20)}"  # Random, so that no bytecode contains it.
 
 
@@ -79,10 +81,11 @@ def test_a_killed_kernel_leaves_nothing_and_its_hub_token_is_in_no_record() -> N
         running = " ".join(names(pids).values())
         for part in ("raylet", "gcs_server", "VLLM::EngineCor", "VLLM::Worker", "haproxy"):
             assert part in running
-        logs = str(Path("/tmp/ray/session_latest").resolve())
-        search = subprocess.run(["grep", "-rlaF", TOKEN, logs], capture_output=True, text=True)
-        assert search.stdout == ""
         commands = [(Path("/proc") / str(pid) / "cmdline").read_bytes() for pid in names(pids)]
+        sessions = {path for command in commands for path in SESSION.findall(command)}
+        assert len(sessions) == 1
+        grep = ["grep", "-rlaF", TOKEN, sessions.pop().decode()]
+        assert subprocess.run(grep, capture_output=True, text=True).stdout == ""
         assert not any(TOKEN.encode() in command for command in commands)
         # The token is only in memory, where the hub's library reads it.
         grep = ["grep", "-rlF", "--exclude-dir=.venv", TOKEN, "/tmp"]

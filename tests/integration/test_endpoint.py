@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import subprocess
 import time
@@ -16,9 +17,11 @@ import httpx
 import openai
 import pytest
 from support.paths import ROOT
-from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
+from support.processes import names
+from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed, session_logs
 
 from serving.cluster.ports import FIRST, LAST, NAMED, SIZE
+from serving.cluster.supervisor import descendants
 from serving.deploy import status
 from serving.errors import (
     ClusterError,
@@ -242,9 +245,9 @@ def test_status_counts_what_runs(endpoint: Endpoint) -> None:
     assert status.state == "running"
     model = status.deployments["tiny-llama-glossary"]
     assert (model.target, model.running, model.starting, model.stopping) == (1, 1, 0, 0)
-    # Independently, by the engine processes on this machine.
-    engines = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True)
-    assert len(engines.stdout.split()) >= 1
+    # Independently, by the engine processes below this one.
+    commands = names(descendants(os.getpid())).values()
+    assert sum(command.startswith("VLLM::EngineCor") for command in commands) >= 1
 
 
 def test_progress_names_what_is_waited_for(deployed: Deployed) -> None:
@@ -264,7 +267,7 @@ def test_no_log_process_or_record_contains_a_key_or_a_prompt(endpoint: Endpoint)
         httpx.post(f"{endpoint.base_url}/completions", content=body, headers=headers(endpoint))
     time.sleep(1)
     key = endpoint.api_key.get_secret_value()
-    logs = Path("/tmp/ray/session_latest/logs").resolve()
+    logs = session_logs()
     assert any(logs.rglob("worker-*.out"))
     for secret in (marker, key):
         search = subprocess.run(

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from support.shared_service import Deployed
+from support.shared_service import Deployed, session_logs
 
 import workbench as wb
+from serving.cluster.supervisor import descendants
 from serving.deploy import status
 from serving.spec.tenants import Tenant
 from workbench.endpoints.deployed import Endpoint, deploy
@@ -52,10 +53,12 @@ def replicas(name: str) -> set[str]:
 def memory_mib() -> float:
     """Resident memory in MiB of all engines and replicas of this cluster."""
     total = 0
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        command = " ".join(process.info["cmdline"] or ())
-        if "VLLM::" in command or "DirectReplica" in command or "ServeReplica" in command:
-            total += process.info["memory_info"].rss
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            command = " ".join(process.cmdline())
+            if "VLLM::" in command or "DirectReplica" in command or "ServeReplica" in command:
+                total += process.memory_info().rss
     return total / 2**20
 
 
@@ -252,7 +255,7 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
     assert replicas("shared") == replicas_before
     assert memory_mib() < memory_before + 200
     time.sleep(1)
-    logs = str(Path("/tmp/ray/session_latest/logs").resolve())
+    logs = str(session_logs())
     for secret in (canary, endpoint.api_key.get_secret_value()):
         grep = subprocess.run(["grep", "-rlaF", secret, logs], capture_output=True, text=True)
         assert grep.stdout == ""
