@@ -3,8 +3,13 @@
 #   ACCELERATOR=cpu|gpu   the profile; the default is gpu if nvidia-smi lists a GPU, else cpu
 #   WHEELHOUSE=FOLDER     install without a network from a folder that `make wheelhouse` filled
 #   TORCH_INDEX=URL       an index with torch's CPU build, to use instead of PyTorch's own
+#   PROCESSES=1           run the tests with an engine one at a time, not two
 PYTHON ?= python3
+PROCESSES ?= 2
 BIN := .venv/bin
+PARALLEL := -n 3 --dist loadfile -p no:schemathesis
+NOT_LONG := not slow and not browser
+FAST := not engine and not gpu and not timing and $(NOT_LONG)
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,13 +37,28 @@ style:
 	$(BIN)/python scripts/notebooks.py
 
 fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n 3 --dist loadfile -p no:schemathesis -m "not engine and not slow and not browser and not gpu and not timing"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
-test: setup  ## run the tests, including those that need an engine
-	$(BIN)/pytest -m "not slow and not browser and not gpu"
+test: setup fast  ## run the tests, including those that need an engine
+	@$(TWO_AT_A_TIME) EXTENT=" and $(NOT_LONG)"
+	$(BIN)/pytest -m "timing and not gpu and $(NOT_LONG)"
 
 test-all: setup browser  ## run all tests, including the slow ones, the browser and whole notebooks
-	$(BIN)/pytest --begin-within=55 --durations=25 --durations-min=20 -m "not gpu"
+	$(BIN)/pytest -q $(PARALLEL) -m "not engine and not gpu and not timing"
+	@$(TWO_AT_A_TIME)
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu"
+
+# Most of a test with an engine is the start of the engine, which leaves time for a second one.
+TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs=$(PROCESSES) --output-sync=target shared own
+SLOWEST := --durations=25 --durations-min=20
+shared:
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(EXTENT)"
+own:
+	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(EXTENT)"
+
+coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
+	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \
+		$(if $(ENGINE),-m "not gpu and not timing and $(NOT_LONG)",$(PARALLEL) -m "$(FAST)")
 
 test-nodes: setup  ## test a cluster of three nodes on this machine, and its faults (13 minutes)
 	$(BIN)/pytest tests/integration/several_nodes.py
@@ -64,4 +84,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all test-nodes test-browser bench claims browser lock clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all shared own coverage test-nodes test-browser bench claims browser lock clean

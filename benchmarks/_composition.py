@@ -130,7 +130,7 @@ async def guardrail_times(endpoint: wb.Endpoint, number: int) -> dict[str, float
     stages = [record.stages or {} for record in records[5:] if record.status == "ok"]
     figures = {}
     for figure, stage in (("guardrail", "guardrail_in"), ("guardrail_answer", "guardrail_out")):
-        values = sorted(times[stage] for times in stages if times.get(stage) is not None)
+        values = sorted(ms for times in stages if (ms := times.get(stage)) is not None)
         figures[f"{figure}_p50_ms"] = round(median(values), 2)
         figures[f"{figure}_p95_ms"] = round(values[int(0.95 * (len(values) - 1))], 2)
     return figures

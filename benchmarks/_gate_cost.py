@@ -9,6 +9,7 @@ from unittest.mock import patch
 import httpx
 
 import workbench as wb
+from workbench.endpoints.remote import Remote
 
 TENANT = wb.Tenant(
     name="bench",
@@ -41,7 +42,7 @@ def auth_ttft(pairs: int) -> dict[str, float]:
     return figures(times)
 
 
-def ttft_ms(client: httpx.Client, target: wb.Remote, headers: dict[str, str], seed: int) -> float:
+def ttft_ms(client: httpx.Client, target: Remote, headers: dict[str, str], seed: int) -> float:
     """Return the time from sending a request to the first event of its stream."""
     question = f"{seed} What is continuous batching, and when does it help? " * 4
     body = {

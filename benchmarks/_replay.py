@@ -102,7 +102,7 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     runner = LoadRunner(None, load, source, running, run, no_progress, state.ended)  # type: ignore[arg-type]
     controller = Controller(None, load, begin=print, post=print)  # type: ignore[arg-type]
     view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), controller, state.frames([]))
-    display(view.box)
+    display(view.box)  # type: ignore[no-untyped-call]
     started = time.monotonic()
     for second in range(seconds):
         for sample in _samples(deployment, second):

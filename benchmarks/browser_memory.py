@@ -73,10 +73,12 @@ def write_notebook(path: Path, seconds: int, drawings: float) -> None:
     """Write a notebook with a title and the cell that replays."""
     code = f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
     code += f"import _replay; _replay.replay({seconds}, {drawings})"
-    cells = [nbformat.v4.new_markdown_cell("# An hour"), nbformat.v4.new_code_cell(code)]
+    v4: Any = nbformat.v4  # untyped
+    cells = [v4.new_markdown_cell("# An hour"), v4.new_code_cell(code)]
     # Without a kernel name, JupyterLab asks for one.
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    notebook = v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
 
 
 def memory_at(page: Any, second: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _replay import HOUR_S, hour_in_a_kernel
-from _report import report
+from _report import Goal, report
 from pydantic import SecretStr
 
 import workbench as wb
@@ -31,7 +31,7 @@ from serving.compat.vllm import ENGINE_METRICS
 from serving.spec.model import deployment_name
 from workbench.records import ReplicaSample, Sample
 
-GOALS = {
+GOALS: dict[str, Goal] = {
     "telemetry_core_share": {"max": 0.05},
     "dashboard_core_share": {"max": 0.10},
     "kernel_growth_mb": {"max": 100},

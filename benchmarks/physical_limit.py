@@ -110,7 +110,7 @@ def endpoint_figures(options: argparse.Namespace, folder: Path) -> dict[str, flo
                 client.measure(url, 1, 4, seed, tokens_in, tokens_out)[figure]
                 for seed in range(1, options.repeats + 1)
             ]
-            return median(runs) / 1e3
+            return float(median(runs)) / 1e3
 
         tpot_s = measured("median_tpot_ms", 64, 256)
         ttft_s = measured("median_ttft_ms", prompt_tokens, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 settings.register_profile("shared machine", deadline=None)  # no test asserts a time
 settings.load_profile("shared machine")
 
-STARTED = time.monotonic()
 SHARED = pytest.StashKey[ExitStack]()
 LAST = pytest.StashKey[pytest.Item | None]()
 
@@ -34,13 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SHARED] = ExitStack()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--begin-within",
-        type=float,
-        metavar="MINUTES",
-        help="slow and browser tests come last, and those that have not begun by then are skipped",
-    )
+def is_sharing(item: pytest.Item) -> bool:
+    """Whether it uses the session's one cluster."""
+    return bool({"deployed", "ray_alone"} & set(getattr(item, "fixturenames", ())))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that share a cluster; make runs them beside those that start their own."""
+    if is_sharing(item):
+        item.add_marker("shared_cluster")
 
 
 def is_long(item: pytest.Item) -> bool:
@@ -48,15 +48,13 @@ def is_long(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("slow", "browser"))
 
 
-def is_sharing(item: pytest.Item) -> bool:
-    """Whether it needs the session's one deployment."""
-    return "deployed" in getattr(item, "fixturenames", ())
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--begin-within") is not None:
-        items.sort(key=lambda item: (is_long(item), is_long(item) and not is_sharing(item)))
+    """Run the tests that share the cluster first and in one sequence, so that it is never idle.
+
+    They also precede the tests that import `ray.serve`, which must not happen before `deploy`.
+    """
+    items.sort(key=lambda item: (not is_sharing(item), is_long(item)))
     config.stash[LAST] = next((item for item in reversed(items) if is_sharing(item)), None)
 
 
@@ -65,12 +63,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """The shared deployment ends with its last test: idle, it takes a third of a core."""
     if item is item.config.stash[LAST]:
         item.config.stash[SHARED].close()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    minutes = item.config.getoption("--begin-within")
-    if minutes is not None and is_long(item) and time.monotonic() > STARTED + 60 * minutes:
-        pytest.skip(f"no time: {minutes:g} minutes were over before it began (--begin-within)")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,12 @@ import sys
 import pytest
 from support.paths import BENCHMARKS
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.timing,
+    pytest.mark.timeout(400),
+]
 
 
 def test_medians_agree_with_vllm_bench_serve(monkeypatch: pytest.MonkeyPatch) -> None:

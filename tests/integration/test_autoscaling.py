@@ -48,7 +48,7 @@ async def wait_until(condition: Callable[[], bool], load: LoadRun | None = None)
     for _ in range(2 * TIMEOUT_S):
         if condition():
             return
-        assert load is None or not load._task.done(), "the load ended before"  # type: ignore[union-attr]
+        assert load is None or not load._task.done(), "the load ended before"
         await asyncio.sleep(0.5)
     raise AssertionError(f"not reached within {TIMEOUT_S} s")
 

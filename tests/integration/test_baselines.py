@@ -15,8 +15,7 @@ import pytest
 from support.shared_service import Deployed
 
 from serving.baselines.engine_client import EngineClient
-from serving.baselines.requests import ActiveRequest, Event, Job, is_out_of_memory
-from serving.errors import SpecError
+from serving.baselines.requests import Event
 from serving.models.embedded import tiny_model_path
 from serving.spec.baseline import (
     BaselineSpec,
@@ -25,10 +24,8 @@ from serving.spec.baseline import (
     OneAtATime,
     StaticBatches,
     Strategy,
-    strategies,
 )
 from serving.spec.model import ModelSpec
-from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.experiments.paired_runner import engine_stats, run_alternating
@@ -47,79 +44,6 @@ TEXTS = [
 OUTPUT_TOKENS = [24, 3, 17, 9, 30]
 QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
 KV_BYTES = 4096  # per token in float32: 2 x 4 layers x 2 heads x 64 x 4 bytes
-
-
-class TestSpec:
-    def test_baseline_beside_a_service_has_the_same_model(self) -> None:
-        kwargs = {"load_format": "dummy", "max_num_seqs": 8}
-        scaling = ScalingSpec(max_ongoing_requests=99)
-        model = ModelSpec(engine_kwargs=kwargs, scaling=scaling, num_cpus=2)
-        service = ServiceSpec(name="llm", model=model, port=8123)
-        baseline = BaselineSpec.from_service(service, OneAtATime())
-        assert (baseline.name, baseline.route_prefix, baseline.port) == ("llm-one", "/one", 0)
-        assert baseline.model.engine_kwargs == {"load_format": "dummy"}
-        assert baseline.model.model_copy(update={"engine_kwargs": kwargs}) == model
-
-    @pytest.mark.parametrize(
-        ("model", "message"),
-        [
-            ({"tensor_parallel_size": 2}, "runs on one device"),
-            ({"scaling": ScalingSpec(min_replicas=0)}, "cannot scale to zero"),
-            (
-                {"engine_kwargs": {"max_num_seqs": 8}},
-                r"load_format and tokenizer, got max_num_seqs = 8",
-            ),
-        ],
-    )
-    def test_unsupported_fields_are_refused(self, model: Any, message: str) -> None:
-        with pytest.raises(SpecError, match=message):
-            BaselineSpec(model=ModelSpec(**model))
-
-    def test_strategy_changes_the_engine_fingerprint_and_scaling_does_not(self) -> None:
-        static, other = BaselineSpec(), BaselineSpec(strategy=StaticBatches(batch_size=8))
-        assert static.engine_fingerprint() != other.engine_fingerprint()
-        more = BaselineSpec(model=ModelSpec(scaling=ScalingSpec(max_replicas=2)))
-        assert more.engine_fingerprint() == static.engine_fingerprint()
-
-    def test_kinds_and_labels_are_distinct(self) -> None:
-        by_kind = strategies(7)
-        assert {name: strategy.kind for name, strategy in by_kind.items()} == {
-            name: name for name in by_kind
-        }
-        assert len({strategy.label for strategy in by_kind.values()}) == 4
-        assert "7" in by_kind["static"].label
-
-    def test_replica_itself_reserves_the_gpu(self) -> None:
-        from serving.deploy.app import application
-        from serving.spec.tenants import Tenant, key_hash
-
-        model = ModelSpec(accelerator="gpu", num_gpus=0.5, num_cpus=2)
-        owner = Tenant(name="owner", key_hash=key_hash("sk-" + "x" * 40))
-        deployment = application(BaselineSpec(model=model), (owner,))._bound_deployment
-        assert deployment.ray_actor_options["num_gpus"] == 0.5
-        assert deployment.ray_actor_options["num_cpus"] == 2
-
-
-class TestRequests:
-    def test_request_ends_at_its_length_or_at_an_end_token(self) -> None:
-        end = frozenset({2})
-        ignoring, stopping = (
-            ActiveRequest(Job(0, [9], 2, True)),
-            ActiveRequest(Job(1, [9], 5, False)),
-        )
-        assert [ignoring.append(2, end).finish, ignoring.append(7, end).finish] == [None, "length"]
-        assert [stopping.append(7, end).finish, stopping.append(2, end).finish] == [None, "stop"]
-        assert (ignoring.ended, stopping.ended) == (True, True)
-        assert (stopping.token_ids, stopping.remaining) == ([9, 7, 2], 3)
-
-    def test_out_of_memory_errors_are_recognized(self) -> None:
-        import torch
-
-        with pytest.raises(RuntimeError) as caught:
-            torch.empty(10**16, dtype=torch.uint8)
-        assert is_out_of_memory(caught.value)
-        assert is_out_of_memory("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +279,7 @@ class TestDeployed:
         request: dict[str, Any] = {"model": baseline.model_id, "prompt": [5, 6, 7, 8]}
         request |= {"max_tokens": 9, "extra_body": {"ignore_eos": True}}
         whole = baseline.client.completions.create(**request)
-        options = {"stream": True, "stream_options": {"include_usage": True}}
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
         chunks = list(baseline.client.completions.create(**request, **options))
         assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
         assert sum(bool(c.choices) for c in chunks) == 9, "one event per token"
@@ -390,9 +314,9 @@ class TestDeployed:
     def test_unsupported_request_is_refused_by_name(
         self, baseline: Endpoint, change: dict[str, Any], error: type[Exception], message: str
     ) -> None:
-        request = {"model": baseline.model_id, "prompt": "a", "max_tokens": 4} | change
+        request: dict[str, Any] = {"model": baseline.model_id, "prompt": "a", "max_tokens": 4}
         with pytest.raises(error) as caught:
-            baseline.client.completions.create(**request)
+            baseline.client.completions.create(**(request | change))
         assert message in str(caught.value)
 
     def test_every_route_but_health_needs_the_key(self, baseline: Endpoint) -> None:

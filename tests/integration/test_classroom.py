@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -57,14 +58,14 @@ def fake(tmp_path: Path) -> FakeApplications:
 
 def fake_factory(file: str) -> Callable[[], FakeApplications]:
     """Create the fake in the actor's process, which cannot import this module."""
-    source = {"json": json, "Path": Path, "FakeApplications": FakeApplications}
-    return lambda: source["FakeApplications"](file)  # type: ignore[operator]
+    source: dict[str, Any] = {"json": json, "Path": Path, "FakeApplications": FakeApplications}
+    return lambda: source["FakeApplications"](file)
 
 
-def make_lease(name: str, key: str, seconds: float, **fields: object) -> Lease:
+def make_lease(name: str, key: str, seconds: float, **fields: Any) -> Lease:
     ends = datetime.now(UTC) + timedelta(seconds=seconds)
     tenant = Tenant(name=name, key_hash=key_hash(key), requests_per_minute=60)
-    return Lease(tenant=tenant, ends_at=ends, **fields)  # type: ignore[arg-type]
+    return Lease(tenant=tenant, ends_at=ends, **fields)
 
 
 def wait_until(done: Callable[[], object], within_s: float = 240) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import subprocess
 import time
@@ -16,9 +17,11 @@ import httpx
 import openai
 import pytest
 from support.paths import ROOT
-from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed
+from support.processes import names
+from support.shared_service import MAX_ONGOING, MAX_QUEUED, Deployed, session_logs
 
 from serving.cluster.ports import FIRST, LAST, NAMED, SIZE
+from serving.cluster.supervisor import descendants
 from serving.deploy import status
 from serving.errors import (
     ClusterError,
@@ -29,11 +32,11 @@ from serving.errors import (
 from serving.models.embedded import tiny_model_path
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
-from serving.spec.service import ServiceSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 from workbench.endpoints.deployed import Endpoint, deploy
 
 pytestmark = pytest.mark.engine
-QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
+QUESTION: Any = [{"role": "user", "content": "What is continuous batching?"}]
 
 
 def root(endpoint: Endpoint) -> str:
@@ -49,7 +52,7 @@ def replica_ids(name: str) -> set[str]:
     return {r["replica_id"] for d in deployments.values() for r in d["replicas"]}
 
 
-def changed(spec: ServiceSpec, **scaling: Any) -> ServiceSpec:
+def changed(spec: EndpointSpec, **scaling: Any) -> ServiceSpec:
     fields = spec.model_dump()
     fields["model"]["scaling"] |= scaling
     return ServiceSpec(**fields)
@@ -76,7 +79,8 @@ def test_chat_answers_from_the_glossary(endpoint: Endpoint) -> None:
 def test_streamed_and_whole_answers_agree_and_usage_is_the_tokenizers(endpoint: Endpoint) -> None:
     from transformers import AutoTokenizer
 
-    common = {"model": endpoint.model_id, "messages": QUESTION, "temperature": 0, "max_tokens": 24}
+    common: dict[str, Any] = {"model": endpoint.model_id, "messages": QUESTION}
+    common |= {"temperature": 0, "max_tokens": 24}
     whole = endpoint.client.chat.completions.create(**common)
     chunks = list(
         endpoint.client.chat.completions.create(
@@ -124,12 +128,13 @@ def test_completions_and_the_async_client(endpoint: Endpoint) -> None:
     ],
 )
 def test_invalid_requests_raise_openais_own_errors(
-    endpoint: Endpoint, change: dict[str, Any], error: type[Exception]
+    endpoint: Endpoint, change: dict[str, Any], error: type[openai.APIStatusError]
 ) -> None:
-    request = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4} | change
+    request: dict[str, Any] = {"model": endpoint.model_id, "messages": QUESTION, "max_tokens": 4}
     with pytest.raises(error) as caught:
-        endpoint.client.chat.completions.create(**request)
-    assert caught.value.body["message"]
+        endpoint.client.chat.completions.create(**(request | change))
+    body: Any = caught.value.body
+    assert body["message"]
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"", b"[1]", b"\xff\xfe"])
@@ -240,9 +245,9 @@ def test_status_counts_what_runs(endpoint: Endpoint) -> None:
     assert status.state == "running"
     model = status.deployments["tiny-llama-glossary"]
     assert (model.target, model.running, model.starting, model.stopping) == (1, 1, 0, 0)
-    # Independently, by the engine processes on this machine.
-    engines = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True)
-    assert len(engines.stdout.split()) >= 1
+    # Independently, by the engine processes below this one.
+    commands = names(descendants(os.getpid())).values()
+    assert sum(command.startswith("VLLM::EngineCor") for command in commands) >= 1
 
 
 def test_progress_names_what_is_waited_for(deployed: Deployed) -> None:
@@ -254,7 +259,7 @@ def test_progress_names_what_is_waited_for(deployed: Deployed) -> None:
 
 def test_no_log_process_or_record_contains_a_key_or_a_prompt(endpoint: Endpoint) -> None:
     marker = f"zebra{secrets.token_hex(8)}"
-    chat = [{"role": "user", "content": marker}]
+    chat: Any = [{"role": "user", "content": marker}]
     endpoint.client.chat.completions.create(
         model=endpoint.model_id, messages=chat, max_tokens=4, user=marker
     )
@@ -262,7 +267,7 @@ def test_no_log_process_or_record_contains_a_key_or_a_prompt(endpoint: Endpoint)
         httpx.post(f"{endpoint.base_url}/completions", content=body, headers=headers(endpoint))
     time.sleep(1)
     key = endpoint.api_key.get_secret_value()
-    logs = Path("/tmp/ray/session_latest/logs").resolve()
+    logs = session_logs()
     assert any(logs.rglob("worker-*.out"))
     for secret in (marker, key):
         search = subprocess.run(
@@ -290,8 +295,8 @@ def test_the_endpoint_and_the_replicas_listen_only_on_loopback(endpoint: Endpoin
     ports: dict[int, set[str]] = {}
     for fields in listening:
         if fields[3] == "0A":  # TCP_LISTEN
-            address, _, number = fields[1].partition(":")
-            ports.setdefault(int(number, 16), set()).add(address)
+            address, _, digits = fields[1].partition(":")
+            ports.setdefault(int(digits, 16), set()).add(address)
     # SECURITY.md names four ports of a cluster's block that always listen on all interfaces.
     offsets = {p: (p - FIRST) % SIZE for p in ports if FIRST <= p < LAST}
     assert {offset for offset in offsets.values() if offset >= NAMED}, "no port of a replica"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,7 @@ def answered(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
     return {str(name) for name, at in ends.items() if at < before_s}
 
 
-def by_status(records: list[RequestRecord]) -> dict[str, set[str]]:
+def by_status(records: Sequence[RequestRecord]) -> dict[str, set[str]]:
     ids: dict[str, set[str]] = {}
     for record in records:
         ids.setdefault(record.status, set()).add(record.request_id)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, BadRequestError, NotFoundError, RateLimitError
-from support.shared_service import Deployed
+from support.shared_service import Deployed, session_logs
 
 import workbench as wb
 from serving.gateway.stages import STAGES
@@ -210,9 +210,9 @@ class TestStages:
         assert [part.split(";")[0] for part in timing.split(", ")] == list(STAGES)
 
     def test_usage_is_sent_only_if_requested(self, pipeline: Endpoint) -> None:
-        create = pipeline.client.chat.completions.create
+        create: Any = pipeline.client.chat.completions.create
         for options, expected in (({}, 0), ({"stream_options": {"include_usage": True}}, 1)):
-            stream: Any = create(
+            stream = create(
                 model=SMALL,
                 messages=[{"role": "user", "content": QUESTION}],
                 max_tokens=8,
@@ -300,10 +300,7 @@ def test_no_log_contains_a_text(pipeline: Endpoint) -> None:
     with pytest.raises(BadRequestError):
         raw(pipeline, f"{SECRET} {CARD}")
     raw(pipeline, f"{SECRET} {EMAIL}", LARGE)
-    import ray
-
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    logs = [Path(root) / name for root, _, names in os.walk(session / "logs") for name in names]
+    logs = [Path(root) / name for root, _, names in os.walk(session_logs()) for name in names]
     assert logs
     for log in logs:
         content = log.read_bytes()

@@ -67,7 +67,8 @@ def test_answer_10_lease_of_three_minutes() -> None:
     at = [start + timedelta(seconds=s) for s in range(241)]
     tenant = Tenant(name="a", key_hash=key_hash("k" * 20))
     lease = Lease(tenant=tenant, ends_at=start + timedelta(minutes=3), warn_s=60)
-    registry, replicas, actions = LeaseRegistry([lease], key_hash("l" * 20)), {"class-a": 0}, {}
+    registry, replicas = LeaseRegistry([lease], key_hash("l" * 20)), {"class-a": 0}
+    actions: dict[str, tuple[int, str]] = {}
     for second, now in enumerate(at):
         replicas["class-a"] = int(second >= 20 and "delete" not in actions)
         for kind, _, message in registry.update(replicas, now):

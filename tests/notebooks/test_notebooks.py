@@ -61,6 +61,7 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.timeout(900)
 def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: Path) -> None:
     from workbench.automation.execution import run_notebook

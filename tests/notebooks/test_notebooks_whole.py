@@ -1,8 +1,4 @@
-"""Complete notebooks with short loads, executed by the command that a user would type.
-
-Two run at a time, in separate processes: most of a short run is the start of an engine, which
-leaves time for the other one.
-"""
+"""Complete notebooks with short loads, executed by the command that a user would type."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,35 +49,24 @@ TRACE = "Timestamp,Request tokens,Response tokens\n0,12,6\n1,30,9\n2,8,4\n"
 Finished = Callable[[str], tuple[Path, Path]]
 
 
-@pytest.fixture(scope="module")
-def finished(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Finished]:
-    """Return a function that waits for a notebook and returns its run folder and executed file."""
-    root = tmp_path_factory.mktemp("whole")
-    (root / "trace.csv").write_text(TRACE)
-    own = {"04": {"trace": str(root / "trace.csv")}}
-    chosen = [item.name for item in request.session.items if item.path == request.path]
+@pytest.fixture
+def finished(tmp_path: Path) -> Finished:
+    """Return a function that runs a notebook and returns its run folder and executed file."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text(TRACE)
+    own = {"04": {"trace": str(trace)}}
 
-    def run(number: str) -> subprocess.CompletedProcess[str]:
-        parameters = root / f"{number}.yaml"
+    def run(number: str) -> tuple[Path, Path]:
+        parameters = tmp_path / f"{number}.yaml"
         parameters.write_text(json.dumps(GIVEN[number] | own.get(number, {}) | {"port": 0}))
-        options = ["-f", str(parameters), "--runs", str(root), "--run-id", number]
+        options = ["-f", str(parameters), "--runs", str(tmp_path), "--run-id", number]
         command = [sys.executable, "-m", "workbench", "run", number, *options]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        (executed,) = (tmp_path / number).glob("*.ipynb")
+        return tmp_path / number, executed
 
-    with ThreadPoolExecutor(2) as pool:
-        numbers = [number for number in GIVEN if any(f"_{number}_" in name for name in chosen)]
-        running = {number: pool.submit(run, number) for number in numbers}
-
-        def wait(number: str) -> tuple[Path, Path]:
-            done = running[number].result()
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            (executed,) = (root / number).glob("*.ipynb")
-            return root / number, executed
-
-        yield wait
-        pool.shutdown(cancel_futures=True)
+    return run
 
 
 def report_of(run: Run) -> str:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from support.shared_service import Deployed
+from support.shared_service import Deployed, session_logs
 
 import workbench as wb
+from serving.cluster.supervisor import descendants
 from serving.deploy import status
 from serving.spec.tenants import Tenant
 from workbench.endpoints.deployed import Endpoint, deploy
@@ -52,10 +53,12 @@ def replicas(name: str) -> set[str]:
 def memory_mib() -> float:
     """Resident memory in MiB of all engines and replicas of this cluster."""
     total = 0
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        command = " ".join(process.info["cmdline"] or ())
-        if "VLLM::" in command or "DirectReplica" in command or "ServeReplica" in command:
-            total += process.info["memory_info"].rss
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            command = " ".join(process.cmdline())
+            if "VLLM::" in command or "DirectReplica" in command or "ServeReplica" in command:
+                total += process.memory_info().rss
     return total / 2**20
 
 
@@ -236,8 +239,8 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
     ]
     body = json.dumps({"model": endpoint.model_id, "prompt": canary, "max_tokens": 1})
     for extra in HEADERS:
-        sent = [(n, v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
-        sent += [] if "content-type" in extra else [("content-type", b"application/json")]
+        sent = [(n.encode(), v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
+        sent += [] if "content-type" in extra else [(b"content-type", b"application/json")]
         reply = httpx.post(f"{endpoint.base_url}/completions", content=body, headers=sent)
         if reply.status_code >= 500:
             broken.append((extra, reply.status_code, reply.text[:200]))
@@ -245,13 +248,14 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
         httpx.get(f"{root(endpoint)}{path}", params={key: canary})
     assert broken == []
     # Ray Serve reads this header before the gate, and answers 503 if it is not UTF-8.
-    garbled = {"x-request-id": b"a\xff", "content-type": b"application/json"}
-    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=bearer(endpoint) | garbled)
+    garbled = {b"x-request-id": b"a\xff", b"content-type": b"application/json"}
+    garbled |= {name.encode(): value.encode() for name, value in bearer(endpoint).items()}
+    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=garbled)
     assert ask(endpoint).status_code == 200
     assert replicas("shared") == replicas_before
     assert memory_mib() < memory_before + 200
     time.sleep(1)
-    logs = str(Path("/tmp/ray/session_latest/logs").resolve())
+    logs = str(session_logs())
     for secret in (canary, endpoint.api_key.get_secret_value()):
         grep = subprocess.run(["grep", "-rlaF", secret, logs], capture_output=True, text=True)
         assert grep.stdout == ""

@@ -21,7 +21,7 @@ class ScalingTimeline:
     limits = ScalingLimits(max_replicas=3, upscale_delay_s=4, downscale_delay_s=4)
 
     def rows(self) -> list[DeploymentSample]:
-        samples: list[Any] = []
+        samples: list[DeploymentSample] = []
         for at in range(40):
             target = 2 if 16 <= at < 35 else 1
             running = 2 if 25 <= at < 35 else 1
@@ -35,12 +35,12 @@ class ScalingTimeline:
         return samples
 
     def replicas(self) -> list[ReplicaSample]:
-        samples: list[Any] = []
+        samples: list[ReplicaSample] = []
         for at in range(40):
-            old = {"time_s": at, "deployment": "m", "node": "n"}
+            old: dict[str, Any] = {"time_s": at, "deployment": "m", "node": "n"}
             samples.append(ReplicaSample(**old, replica="old", state="running", output_tokens=at))
             if 18 <= at < 35:
-                tokens = {"output_tokens": 5} if at >= 27 else {}
+                tokens: dict[str, Any] = {"output_tokens": 5} if at >= 27 else {}
                 samples.append(ReplicaSample(**old, replica="new", **tokens))
         return samples
 

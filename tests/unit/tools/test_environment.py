@@ -163,6 +163,7 @@ def test_placeholders_satisfy_exactly_what_the_lock_leaves_open() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_pip_resolves_condas_requirements_with_dependencies(tmp_path: Path) -> None:
     for folder in ("requirements", "scripts"):  # a copy, as builds leave files
         shutil.copytree(ROOT / folder, tmp_path / folder)

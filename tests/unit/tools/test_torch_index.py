@@ -189,7 +189,7 @@ def conda_create(project: Project) -> subprocess.CompletedProcess[str]:
 def install(
     request: pytest.FixtureRequest,
 ) -> Callable[[Project], subprocess.CompletedProcess[str]]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -43,9 +43,18 @@ EVIL = "<script>alert('x')</script>"
 def run(tmp_path: Path) -> Run:
     run = Run.create(tmp_path, {"rate": 2.5, "seed": 42, "model": {"name": EVIL}}, run_id="one")
     for i in range(8):
-        later = {"sent_s": i / 4, "scheduled_s": i / 4, "end_s": i / 4 + 1, "request_id": f"r{i}"}
+        later: dict[str, Any] = {
+            "sent_s": i / 4,
+            "scheduled_s": i / 4,
+            "end_s": i / 4 + 1,
+            "request_id": f"r{i}",
+        }
         times = tuple(i / 4 + t for t in (0.25, 0.5, 1.0))
-        moved = {"first_token_s": times[0], "token_times_s": times, "tenant": EVIL if i else None}
+        moved: dict[str, Any] = {
+            "first_token_s": times[0],
+            "token_times_s": times,
+            "tenant": EVIL if i else None,
+        }
         run.append_request(dataclasses.replace(RECORD, **later, **moved))
     return run
 

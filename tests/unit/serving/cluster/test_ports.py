@@ -14,6 +14,7 @@ import pytest
 
 from serving.cluster import ports
 from serving.cluster.ports import Ports, check_port, free_port
+from serving.cluster.supervisor import descendants
 from serving.errors import ClusterError, PortTakenError
 
 
@@ -102,3 +103,22 @@ class TestPorts:
         monkeypatch.setattr(ports, "_are_free", lambda block: False)
         with pytest.raises(ClusterError, match="24 clusters or more"):
             Ports()
+
+
+DEPLOY = """
+import sys
+import workbench as wb
+print("deploying", flush=True)
+wb.deploy(wb.ServiceSpec(port=int(sys.argv[1]), model=wb.ModelSpec(max_model_len=256)))
+"""
+
+
+def test_deploying_on_a_taken_port_starts_nothing(taken: int) -> None:
+    command = [sys.executable, "-c", DEPLOY, str(taken)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True) as child:
+        output = child.stdout.read() if child.stdout else ""
+        assert f"PortTakenError: port = {taken}" in output
+        assert "starting Ray" not in output
+        assert child.wait(timeout=30) != 0
+        assert descendants(child.pid) == []

@@ -118,7 +118,7 @@ def test_media_must_be_in_the_request_and_are_never_fetched(url: Any) -> None:
     message = {"role": "user", "content": [{"type": "image_url", "image_url": url}]}
     raw = json.dumps({"messages": [message]}).encode()
     assert refused(raw, CHAT, limits).code == "remote_media"
-    message["content"][0]["image_url"] = {"url": "data:image/png;base64,AAAA"}  # type: ignore[index]
+    message["content"][0]["image_url"] = {"url": "data:image/png;base64,AAAA"}
     check_body(CHAT, json.dumps({"messages": [message]}).encode(), limits)
 
 

@@ -106,7 +106,7 @@ class TestLimits:
             try:
                 for _ in range(5):
                     answers, before = [post(label) for label in "abcd"], len(statuses)
-                    wait_until(lambda least=before + 10: len(statuses) >= least)
+                    wait_until(lambda least=before + 10: len(statuses) >= least)  # type: ignore[misc]
                     for _ in answers:
                         held.answer_next()
                     assert [answer.result().status_code for answer in answers] == [200] * 4
@@ -161,7 +161,7 @@ class TestChangedLimits:
             last = post("h")
             for done in range(1, 8):
                 held.answer_next()
-                wait_until(lambda n=done: sum(bool(request.end) for request in held.app.log) == n)
+                wait_until(lambda n=done: sum(bool(r.end) for r in held.app.log) == n)  # type: ignore[misc]
             held.answer_next()
             assert last.result().status_code == 200
         assert [request.label for request in held.app.log] == list("abcdefgh")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.email_guard import EMAIL
@@ -89,7 +90,7 @@ class TestPresidio:
         import spacy
 
         nlp = spacy.blank("en")
-        ruler = nlp.add_pipe("entity_ruler")
+        ruler: Any = nlp.add_pipe("entity_ruler")
         ruler.add_patterns(
             [{"label": "PERSON", "pattern": "Jane Roe"}, {"label": "GPE", "pattern": "Utopia"}]
         )

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import time
-from types import SimpleNamespace
-
 import pytest
 from support.records import failed, record
 
-from serving.models.embedded import tiny_model_path
 from workbench.analysis.kv_cache import (
     KvCacheWaste,
     cache_at,
     kv_cache_frame,
-    kv_cache_size,
     kv_cache_summary,
     kv_cache_waste,
     request_lengths,
 )
-from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.engine import kv_cache_figure, waste_figure
 
@@ -78,24 +71,6 @@ def test_summary_in_one_line() -> None:
     assert text.endswith("33% of what it holds is empty")
     assert "reported no cache usage" in kv_cache_summary(frame.iloc[:0])
     assert "reported no cache usage" in kv_cache_summary(kv_cache_frame(None, None))  # type: ignore[arg-type]
-
-
-@pytest.mark.engine
-def test_the_engine_still_reports_its_cache_size_later(endpoint: Endpoint) -> None:
-    config = json.loads((tiny_model_path() / "config.json").read_text())
-    heads = config["num_key_value_heads"] * config["head_dim"]
-    size = {"bfloat16": 2, "float32": 4}[endpoint.spec.models[0].resolved_dtype]
-    token_bytes = 2 * config["num_hidden_layers"] * heads * size  # a key and a value
-    time.sleep(5)  # Ray drops a gauge that is not set again for two seconds
-    cache = kv_cache_size(endpoint)
-    assert cache is not None
-    assert (
-        cache.slots
-        == cache.blocks * cache.block
-        == endpoint.spec.models[0].kv_cache_gib * (2**30 // token_bytes)
-    )
-    other = SimpleNamespace(deployment="another")
-    assert kv_cache_size(other) is None  # type: ignore[arg-type]
 
 
 def test_figures_show_each_allocation_and_each_count() -> None:

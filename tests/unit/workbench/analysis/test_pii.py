@@ -72,8 +72,8 @@ def test_precision_and_recall() -> None:
     assert frame.loc["A", ["labelled", "found", "right"]].tolist() == [3, 4, 2]
     assert frame.loc["A", "precision"] == 0.5
     assert frame.loc["A", "recall"] == pytest.approx(2 / 3)
-    assert pd.isna(frame.loc["B", "precision"])
-    assert pd.isna(frame.loc["C", "recall"])
+    assert pd.isna(frame.precision["B"])
+    assert pd.isna(frame.recall["C"])
     assert frame.loc["all", ["labelled", "found", "right"]].tolist() == [4, 5, 2]
 
 

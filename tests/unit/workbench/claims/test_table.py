@@ -32,7 +32,11 @@ from workbench.runs.run import Run
 
 CLAIM = Claim(name="10x the users", figure="users within the SLO", goal=10)
 PAIRS = ((110.0, 10.0), (120.0, 10.0), (130.0, 10.0))
-GPU = {"hardware": "NVIDIA H100 80GB HBM3", "accelerator": "gpu", "model": "a shape of 8B"}
+GPU: dict[str, Any] = {
+    "hardware": "NVIDIA H100 80GB HBM3",
+    "accelerator": "gpu",
+    "model": "a shape of 8B",
+}
 
 
 def evaluated(pairs: Any = PAIRS, *, caveats: tuple[str, ...] = (), **info: Any) -> Verdict:

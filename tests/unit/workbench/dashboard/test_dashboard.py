@@ -79,7 +79,7 @@ class Replay:
                 running.records.append(record)
                 options["on_record"](record)
             due = [s for s in samples if before <= s.time_s < now]
-            await asyncio.to_thread(lambda due=due: [self.sink(s) for s in due])
+            await asyncio.to_thread(lambda due=due: [self.sink(s) for s in due])  # type: ignore[misc]
             self.clock.now_s = now
             await asyncio.sleep(0.002)
             if self.fails is not None and now > SECONDS / 2:

@@ -161,7 +161,7 @@ def grpc_server(*services: str) -> Iterator[str]:
     """Run a real gRPC server with these methods only."""
     import grpc
 
-    class Handler(grpc.GenericRpcHandler):
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: Any) -> Any:
             if details.method not in services:
                 return None

@@ -126,7 +126,7 @@ def test_lengths_of_a_trace_are_sent_within_two_seconds(tmp_path: Path) -> None:
     load = LoadSpec(
         arrivals=ClosedLoop(max_concurrency=3), prompts=RandomPrompts(input=4, output=4), count=3
     )
-    made = make_plan(load_from_trace(load, str(file)), SimpleNamespace(regular_token_ids=range(9)))  # type: ignore
+    made = make_plan(load_from_trace(load, str(file)), SimpleNamespace(regular_token_ids=range(9)))
     assert [session.at_s for session in made] == pytest.approx([0, 0.8, 2.0])
     turns = [session.turns[0] for session in made]
     assert [(turn.prompt_tokens, turn.max_tokens) for turn in turns] == [(20, 5), (30, 6), (25, 7)]

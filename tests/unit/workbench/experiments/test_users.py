@@ -80,7 +80,12 @@ class TestLoad:
         assert 5 * fewer >= load.count - 50
 
     def test_few_users_ask_for_longer(self) -> None:
-        asked = {"prompts": PROMPTS, "think_s": 3.0, "warmup_s": 2.0, "timeout_s": 22.0}
+        asked: dict[str, Any] = {
+            "prompts": PROMPTS,
+            "think_s": 3.0,
+            "warmup_s": 2.0,
+            "timeout_s": 22.0,
+        }
         durations = [users_load(n, duration_s=9.0, **asked).duration_s for n in (1, 4, 100)]
         # 4 questions, each with 3 s to think and 11 s for the answer, by 1, 4 and 100 users.
         assert durations == [2 + 56, 2 + 14, 9]
@@ -183,7 +188,9 @@ class TestVerdicts:
 
 
 def day(dollars: float, tokens: int, **fields: Any) -> Day:
-    usual = {f"{s}_s": 0.0 for s in ("busy", "idle", "starting", "stopping", "unknown")}
+    usual: dict[str, Any] = {
+        f"{s}_s": 0.0 for s in ("busy", "idle", "starting", "stopping", "unknown")
+    }
     usual |= {"busy_s": 6.0, "idle_s": 4.0, "held_s": 10.0, "dollars": dollars}
     usual |= {"per_replica_hour": {}, "replica_seconds": {}, "dollars_per_hour": 0.0}
     usual |= {"energy_kwh": None, "energy_dollars": None, "good_requests": 1, "output_weight": 4}

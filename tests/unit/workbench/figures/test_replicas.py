@@ -17,7 +17,7 @@ from workbench.analysis.autoscaling import policy_table
 from workbench.analysis.reactions import Reaction
 from workbench.figures.replica_traces import replica_traces
 from workbench.figures.replicas import policy_figure, reaction_waterfall, replica_panel
-from workbench.records import columns
+from workbench.records import Sample, columns
 from workbench.runs.run import Run
 from workbench.telemetry.decisions import decisions
 
@@ -132,7 +132,8 @@ class TestPolicies:
         run = Run.create(root, {}, run_id=name)
         timeline = ScalingTimeline()
         changes = decisions(timeline.rows(), timeline.limits)
-        for sample in [*timeline.rows(), *timeline.replicas(), *changes]:
+        samples: list[Sample] = [*timeline.rows(), *timeline.replicas(), *changes]
+        for sample in samples:
             run.append_telemetry(sample)
         for i in range(10):
             run.append_request(record(i + 0.5, i + 1.0, i + 2.0, scheduled_s=float(i)))

@@ -258,10 +258,17 @@ class TestFailures:
 
     def test_timeout_after_the_first_token(self) -> None:
         async def call(client: openai.AsyncOpenAI) -> list[RequestRecord]:
-            settings = {"model": "m", "messages": "x", "max_tokens": 1, "clock": time.perf_counter}
-            return await asyncio.gather(
-                stream_chat(client, **settings, timeout_s=1.5),
-                stream_chat(client.with_options(timeout=1.5), **settings),
+            settings: dict[str, Any] = {
+                "model": "m",
+                "messages": "x",
+                "max_tokens": 1,
+                "clock": time.perf_counter,
+            }
+            return list(
+                await asyncio.gather(
+                    stream_chat(client, **settings, timeout_s=1.5),
+                    stream_chat(client.with_options(timeout=1.5), **settings),
+                )
             )
 
         records, _ = run(Script((Step(chat_chunk({"content": "x"})),), hang_s=30), call)
@@ -274,7 +281,12 @@ class TestFailures:
         async def call(base_url: str) -> RequestRecord:
             short = httpx.Timeout(30, connect=0.2)
             async with connect(base_url, timeout=short) as client:
-                settings = {"model": "m", "messages": "x", "max_tokens": 1, "timeout_s": 1.0}
+                settings: dict[str, Any] = {
+                    "model": "m",
+                    "messages": "x",
+                    "max_tokens": 1,
+                    "timeout_s": 1.0,
+                }
                 return await stream_chat(client, **settings, clock=time.perf_counter)
 
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
@@ -340,7 +352,11 @@ class TestPrivacy:
 
 class TestClosedLoop:
     def load(self, count: int, concurrency: int, **more: Any) -> Any:
-        settings = {"model": "m", "max_tokens": 2, "clock": time.perf_counter} | more
+        settings: dict[str, Any] = {
+            "model": "m",
+            "max_tokens": 2,
+            "clock": time.perf_counter,
+        } | more
 
         async def call(client: openai.AsyncOpenAI) -> list[RequestRecord]:
             prompts = ["hi"] * count

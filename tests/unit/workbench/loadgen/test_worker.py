@@ -60,8 +60,10 @@ def send(
             worker = LoadWorker()
             await worker.connect(server.base_url, "sk-test")
             epoch = time.perf_counter()
-            fields = {"model": "scripted", "call": {}, "tag": "t", "start_s": 0.0} | config
-            await worker.start(WorkerConfig(epoch_s=epoch, **fields), list(enumerate(arrivals)))
+            defaults: dict[str, Any] = {"model": "scripted", "call": {}, "tag": "t", "start_s": 0.0}
+            await worker.start(
+                WorkerConfig(epoch_s=epoch, **(defaults | config)), list(enumerate(arrivals))
+            )
             kept: list[RequestRecord] = []
             began = time.monotonic()
             while True:

@@ -153,8 +153,8 @@ class TestGroups:
             failed("shed", model="y", tenant="t"),
         ]
         summary = summarize(records, duration_s=2)
-        assert set(summary.by_model) == {"x", "y"}
-        assert set(summary.by_tenant) == {"t", "(none)"}
+        assert set(summary.by_model or ()) == {"x", "y"}
+        assert set(summary.by_tenant or ()) == {"t", "(none)"}
         x, y = summary.by_model["x"], summary.by_model["y"]
         assert x.mean_ttft_ms == pytest.approx(100)
         assert x.mean_itl_ms == pytest.approx(200)

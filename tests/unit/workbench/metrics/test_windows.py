@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,11 @@ gaps = st.floats(0.001, 3).map(lambda gap: round(gap, 3))
 
 
 @st.composite
-def requests(draw: Callable[..., float]) -> RequestRecord:
+def requests(draw: Callable[..., Any]) -> RequestRecord:
     sent, wait, gap = draw(times), draw(gaps), draw(gaps)
     status = draw(st.sampled_from(["ok", "ok", "ok", "error", "timeout", "shed", "cancelled"]))
     if status != "ok":
-        return failed(str(status), sent, sent + wait)
+        return failed(status, sent, sent + wait)
     return record(sent, *(sent + wait + gap * token for token in range(3)))
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.paths import ROOT, TESTS
 from support.records import record
 
-from workbench.loadgen.worker import WorkerConfig
+from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.workers import WorkerHandle
 from workbench.runs import journal
 from workbench.runs.run import Run

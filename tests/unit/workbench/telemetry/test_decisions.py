@@ -13,7 +13,7 @@ from support.scaling_timeline import ScalingTimeline, row
 
 from workbench.analysis.autoscaling import flapping
 from workbench.analysis.reactions import load_changes, reactions, run_reactions
-from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, from_line
+from workbench.records import DecisionSample, DeploymentSample, ReplicaSample, Sample, from_line
 from workbench.runs.run import Run
 from workbench.telemetry.decisions import DecisionLog, ScalingLimits, decisions
 from workbench.workload.arrivals import ClosedLoop, Poisson, Ramp, Steps
@@ -285,7 +285,8 @@ def test_reactions_of_a_run(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {}, run_id="r")
     timeline = ScalingTimeline()
     rows = timeline.rows()
-    for sample in [*rows, *timeline.replicas(), *decisions(rows, timeline.limits)]:
+    samples: list[Sample] = [*rows, *timeline.replicas()]
+    for sample in [*samples, *decisions(rows, timeline.limits)]:
         run.append_telemetry(sample)
     expected = timeline.reactions(replicas=timeline.replicas())
     assert run_reactions(Run.open(run.path), [10.0, 30.0]) == expected

@@ -1,13 +1,11 @@
-"""Samples from `/metrics` and Serve's details: of scripted nodes, and of a real engine."""
+"""Samples from `/metrics` and Serve's details of scripted nodes."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -15,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 from support.installed import source
 
-import workbench as wb
-from workbench.endpoints.deployed import Endpoint
+from serving.compat.ray import GPU_METRICS
+from serving.compat.vllm import ENGINE_METRICS
 from workbench.endpoints.remote import Remote
 from workbench.records import (
     DecisionSample,
@@ -26,8 +24,8 @@ from workbench.records import (
     ReplicaSample,
     Sample,
 )
-from workbench.telemetry import metrics_page, sampler
-from workbench.telemetry.builder import SampleBuilder, desired_by_requests
+from workbench.telemetry import metrics_page
+from workbench.telemetry.builder import SampleBuilder
 from workbench.telemetry.metrics_page import MetricsPage, parse_metrics
 from workbench.telemetry.sampler import Telemetry
 from workbench.telemetry.scrape import Node, Scraper, live_nodes
@@ -115,7 +113,7 @@ class TestMetricsPage:
     def test_installed_vllm_and_ray_have_every_name(self) -> None:
         """A metric that is renamed there must not become an empty chart."""
         engine = source("vllm", "v1", "metrics", "loggers.py")
-        for name in metrics_page.ENGINE_METRICS:
+        for name in ENGINE_METRICS:
             assert f'"vllm:{name.removeprefix("vllm_")}"' in engine
         wrapper = source("vllm", "v1", "metrics", "ray_wrappers.py")
         assert '"ReplicaId"' in wrapper
@@ -127,7 +125,7 @@ class TestMetricsPage:
         for name in metrics_page.SERVE_METRICS:
             assert f'"{name}"' in serve
         node = source("ray", "dashboard", "modules", "reporter", "reporter_agent.py")
-        for name in metrics_page.GPU_METRICS:
+        for name in GPU_METRICS:
             assert f'"{name}"' in node
         from serving.deploy import autoscaling
         from serving.engine import stats
@@ -359,90 +357,3 @@ def test_remote_endpoint_has_no_telemetry() -> None:
         pass
     assert samples == []
     assert lines == ["no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process"]
-
-
-def ask(endpoint: Endpoint, count: int) -> None:
-    text = "The paged cache holds keys and values of every token. " * 20
-    for _ in range(count):
-        endpoint.client.completions.create(
-            model=endpoint.model_id, prompt=text, max_tokens=16, extra_body={"ignore_eos": True}
-        )
-
-
-@pytest.mark.engine
-def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
-    samples: list[Sample] = []
-    clock = wb.client.start_clock()
-    with Telemetry(endpoint, clock, samples.append):
-        ask(endpoint, 4)
-        answered_s = clock()
-        time.sleep(4)
-    own = [s for s in samples if isinstance(s, DeploymentSample) and "router" not in s.deployment]
-    last = own[-1]
-    assert (last.target, last.running) == (1, 1)
-    assert last.desired is not None
-    assert last.total_requests is not None
-    assert last.queued_requests == 0
-    assert last.shed is not None
-    engines = [s for s in samples if isinstance(s, ReplicaSample)]
-    last_engine = engines[-1]
-    assert last_engine.state == "running"
-    assert (
-        last_engine.running_requests,
-        last_engine.waiting_requests,
-        last_engine.kv_cache_usage,
-    ) == (0, 0, 0.0)
-    for name in ("prompt_tokens", "output_tokens", "prefix_queries", "prefix_hits"):
-        assert getattr(last_engine, name) > 0, name
-    proxies = [s for s in samples if isinstance(s, ProxySample)]
-    assert proxies[-1].in_flight is not None
-    assert proxies[-1].shed is not None
-    assert {s.node for s in proxies} == {s.node for s in engines}
-    assert max(s.time_s for s in samples) > answered_s + 3
-
-
-@pytest.mark.engine
-@pytest.mark.usefixtures("deployed")  # Ray Serve must not be imported before.
-@pytest.mark.parametrize(
-    ("total", "running", "target"),
-    [(0.0, 0, 0), (3.0, 0, 0), (3.0, 0, 1), (0.0, 0, 1), (9.0, 2, 2), (0.0, 2, 2), (1.0, 1, 2)],
-)
-def test_desired_equals_serves_own_policy(total: float, running: int, target: int) -> None:
-    from ray.serve.autoscaling_policy import default_autoscaling_policy
-    from ray.serve.config import AutoscalingConfig, AutoscalingContext
-
-    fields: dict[str, Any] = dict.fromkeys(AutoscalingContext.__init__.__annotations__)
-    fields |= {"current_num_replicas": running, "target_num_replicas": target}
-    fields |= {"total_num_requests": total, "policy_state": {}, "total_queued_requests": 0.0}
-    fields["config"] = AutoscalingConfig(target_ongoing_requests=4)
-    fields.pop("return", None)
-    expected, _ = default_autoscaling_policy(AutoscalingContext(**fields))
-    assert desired_by_requests(total, 4.0, running, target) == pytest.approx(expected)
-
-
-@pytest.mark.engine
-def test_unreachable_metrics_are_reported_once(
-    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampler, "Scraper", partial(Scraper, timeout_s=1e-6))
-    lines: list[str] = []
-    samples: list[Sample] = []
-    with Telemetry(endpoint, wb.client.start_clock(), samples.append, 0.2, notify=lines.append):
-        time.sleep(3)
-    assert len(lines) == 1
-    assert "metrics can be reached" in lines[0]
-    assert "/metrics: " in lines[0]
-    assert {type(sample) for sample in samples} == {DeploymentSample}
-    assert len({sample.time_s for sample in samples}) > 4
-
-
-@pytest.mark.engine
-def test_error_of_the_sink_is_raised(endpoint: Endpoint) -> None:
-    def full(sample: Sample) -> None:
-        raise OSError("no space left on device")
-
-    with (
-        pytest.raises(OSError, match="no space left"),
-        Telemetry(endpoint, wb.client.start_clock(), full, 0.1),
-    ):
-        time.sleep(0.5)

@@ -402,7 +402,8 @@ class TestNewProcess:
         spec = LogLogistic(rate=5.0)
         live = LiveSchedule.from_arrivals(spec, seed=4, start_s=10.0)
         plain = 10 + take(spec, [4, 0], count=50)
-        np.testing.assert_allclose([live.next(math.inf) for _ in range(50)], plain)
+        offsets_s: list[Any] = [live.next(math.inf) for _ in range(50)]
+        np.testing.assert_allclose(offsets_s, plain)
 
 
 def drain(schedule: LiveSchedule, now_s: float) -> list[float]:
