@@ -39,6 +39,7 @@ from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import ENGINE_ERROR_MARK
 from serving.gateway.asgi import App, error_body, with_replica_header
 from serving.gateway.config import GateConfig
+from serving.gateway.context import RequestContext
 from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
@@ -164,7 +165,7 @@ async def on_generation_error(request: Request, error: Exception) -> Response:
     at fault.
     """
     assert isinstance(error, generation_error())
-    if not request.scope.get("constrained"):
+    if not RequestContext.from_scope(request.scope).constrained:
         response: Response = await generation_error_response(request, error)
         return response
     message = "The grammar or schema reached a point where no token is allowed."
