@@ -81,14 +81,14 @@ async def run_days(
         load: The load of all days, `days` times `day_s` long.
         slo: The SLO that tokens must meet.
         prices: The prices of the fleet.
-        run: The run; the fleet's own is in `run.path/fleets/NAME`.
+        run: The run; the fleet's own is in `run.path/fleets/NAME`, with a number if repeated.
         name: The fleet's name.
         day_s: Seconds of one day.
         days: Number of days.
         progress: How progress is shown.
     """
     experiment = {"fleet": name, "load": load.model_dump(mode="json"), "seed": load.seed}
-    folder = Run.create(run.path / "fleets", experiment, run_id=name)
+    folder = Run.create(run.path / "fleets", experiment, run_id=name, numbered=True)
     running = start_load(endpoint, load, run=folder, progress=progress)
     with Telemetry(endpoint, running.clock, folder.append_telemetry, interval_s=0.5):
         result = await running

@@ -172,7 +172,8 @@ def _folder(run: Run, label: str, repeat: int, side: str, opponent: str, spec: L
         "load": spec.model_dump(mode="json"),
     }
     prefix = "".join(c if c.isalnum() else "-" for c in label).strip("-")
-    return Run.create(run.path / "repeats", experiment, run_id=f"{prefix}-{repeat}-{side}")
+    run_id = f"{prefix}-{repeat}-{side}"
+    return Run.create(run.path / "repeats", experiment, run_id=run_id, numbered=True)
 
 
 async def _warm_up(target: Remote, load: LoadSpec, count: int) -> None:

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class Run:
         *,
         run_id: str | None = None,
         now: datetime | None = None,
+        numbered: bool = False,
     ) -> Run:
         """Create the folder `root/run_id`.
 
@@ -73,6 +75,7 @@ class Run:
                 separately. Values under the names of secrets are redacted at any depth.
             run_id: By default a UTC time that sorts, and a few random letters.
             now: The date of the run.
+            numbered: If the folder exists, use `run_id` with the suffix -2, -3, and so on.
 
         Raises:
             RunError: The name is invalid, or the folder exists.
@@ -81,6 +84,8 @@ class Run:
         name = run_id or f"{date:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise RunError(f"run_id is {name!r}: use letters, digits, '.', '_' and '-'")
+        if numbered:
+            name = _unused_name(Path(root), name)
         path = Path(root) / name
         try:
             path.mkdir(parents=True)
@@ -249,3 +254,8 @@ def _rounded(line: Mapping[str, Any]) -> dict[str, Any]:
         return float(round(value, 6)) if isinstance(value, float) else value
 
     return {name: rounded(name, value) for name, value in line.items()}
+
+
+def _unused_name(root: Path, name: str) -> str:
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(candidate for candidate in names if not (root / candidate).exists())

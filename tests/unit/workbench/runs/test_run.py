@@ -76,6 +76,10 @@ class TestCreate:
         assert names == sorted(names)
         assert Run.create(tmp_path, {}).run_id != Run.create(tmp_path, {}).run_id
 
+    def test_numbered_ids_never_collide(self, tmp_path: Path) -> None:
+        runs = [Run.create(tmp_path, {}, run_id="mine", numbered=True) for _ in range(3)]
+        assert [run.run_id for run in runs] == ["mine", "mine-2", "mine-3"]
+
     def test_existing_or_invalid_id_is_rejected(self, tmp_path: Path) -> None:
         Run.create(tmp_path, {}, run_id="mine")
         with pytest.raises(RunError, match="'mine'"):
