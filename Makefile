@@ -39,17 +39,23 @@ style:
 fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
-test: setup fast  ## run the tests, including those that need an engine
-	@$(TWO_AT_A_TIME) EXTENT=" and $(NOT_LONG)"
-	$(BIN)/pytest -m "timing and not gpu and $(NOT_LONG)"
+# Each stage runs even if an earlier one has failed.
+test: setup  ## run the tests, including those that need an engine
+	@failed=0; \
+	$(MAKE) --no-print-directory fast || failed=1; \
+	$(TWO_AT_A_TIME) EXTENT=" and $(NOT_LONG)" || failed=1; \
+	$(BIN)/pytest -m "timing and not gpu and $(NOT_LONG)" || failed=1; \
+	exit $$failed
 
 test-all: setup browser  ## run all tests, including the slow ones, the browser and whole notebooks
-	$(BIN)/pytest -q $(PARALLEL) -m "not engine and not gpu and not timing"
-	@$(TWO_AT_A_TIME)
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu"
+	@failed=0; \
+	$(BIN)/pytest -q $(PARALLEL) -m "not engine and not gpu and not timing" || failed=1; \
+	$(TWO_AT_A_TIME) || failed=1; \
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu" || failed=1; \
+	exit $$failed
 
 # Most of a test with an engine is the start of the engine, which leaves time for a second one.
-TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs=$(PROCESSES) --output-sync=target shared own
+TWO_AT_A_TIME = $(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
 SLOWEST := --durations=25 --durations-min=20
 shared:
 	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(EXTENT)"
