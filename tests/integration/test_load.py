@@ -226,7 +226,7 @@ def test_probe_of_users_ends_once_it_must_fail(deployed: object, tmp_path: Path)
     ) as server:
         run = Run.create(tmp_path, {})
         closed = ClosedLoop(max_concurrency=2, think_s=0.01)
-        load = LoadSpec(arrivals=closed, prompts=SMALL, duration_s=1.5, count=100)
+        load = LoadSpec(arrivals=closed, prompts=SMALL, duration_s=4, count=100)
         slo = SLO(ttft_ms=100, target=0.5)
         probe = make_probe(target_of(server), lambda *_: load, slo, run=run, progress=None)
         summary = asyncio.run(asyncio.wait_for(probe(2), 30))
