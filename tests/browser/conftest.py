@@ -20,7 +20,8 @@ def lab(tmp_path: Path) -> Iterator[Callable[..., str]]:
     with jupyterlab(folder, tmp_path / "lab.log") as address:
 
         def open_notebook(name: str, **parameters: Any) -> str:
-            set_parameters(folder / f"{name}.ipynb", parameters)
+            run_root = str(tmp_path / "runs")
+            set_parameters(folder / f"{name}.ipynb", {"run_root": run_root} | parameters)
             return address(name)
 
         yield open_notebook

@@ -94,5 +94,5 @@ def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: 
     ]
     assert not any("widget" in mime for bundle in data for mime in bundle)
     report = (run.path / "report.html").read_text()
-    assert "KV-cache in use" in report
+    assert "KV cache in use" in report
     assert "python -m workbench repeat" in report

@@ -138,7 +138,7 @@ def test_notebook_05_reports_the_sums_over_its_files(finished: Finished, tmp_pat
     (archived,) = read_archived([archive(run.path, tmp_path / "archive").parent])
     assert archived.summary is not None
     assert archived.summary["cost"]["dollars"] > 0
-    assert "Users that each engine holds" in report_of(run)
+    assert "Users that each engine can serve" in report_of(run)
 
 
 def check_fleet(folder: Path) -> float:

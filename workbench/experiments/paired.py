@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import evaluate_claim
+from workbench.errors import SettingError
 from workbench.metrics.registry import metric_label
 
 if TYPE_CHECKING:
@@ -50,7 +51,13 @@ class PairedComparison:
     broken: str | None = None
 
     def side(self, side: str) -> list[Measurement]:
-        """Return one side's measurements, by repeat."""
+        """Return one side's measurements, by repeat.
+
+        Raises:
+            SettingError: If `side` is neither "candidate" nor "baseline".
+        """
+        if side not in (CANDIDATE, BASELINE):
+            raise SettingError(f"side must be {CANDIDATE!r} or {BASELINE!r}, got {side!r}")
         return sorted((m for m in self.measured if m.side == side), key=lambda m: m.repeat)
 
     def pairs(self, figure: str = "output_throughput") -> list[tuple[float, float]]:

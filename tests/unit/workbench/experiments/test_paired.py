@@ -54,6 +54,11 @@ def compared(*seconds: tuple[float, float], **more: Any) -> PairedComparison:
     return comparison
 
 
+def test_an_unknown_side_is_rejected() -> None:
+    with pytest.raises(SettingError, match="side must be 'candidate' or 'baseline', got 'ours'"):
+        compared((1, 2)).side("ours")
+
+
 def test_pairs_are_of_the_same_repeat_in_any_order() -> None:
     comparison = compared((1, 2), (2, 4), (1, 3))
     pairs = comparison.pairs()
