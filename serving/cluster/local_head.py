@@ -108,7 +108,7 @@ def use_token(*, create: bool) -> None:
     asked to.
 
     Args:
-        create: Whether to create a token if this user has none.
+        create: Whether to create a token if this user does not have one.
     """
     if create and not _has_token():
         create_auth_token()

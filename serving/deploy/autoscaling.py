@@ -3,7 +3,7 @@
 Serve calls a policy about ten times a second in its controller, with an ``AutoscalingContext``, and
 applies delays, factors and bounds to the result. Serve itself wakes a deployment that has scaled to
 zero. The figures come from ``record_autoscaling_stats`` (``serving.engine.stats``), averaged by
-Serve over ``look_back_period_s``. A new replica has none at first.
+Serve over ``look_back_period_s``. A new replica has no statistics at first.
 
 Serve pickles this module by value for the controller, which may be unable to import this project:
 the module imports nothing of it, and any use of private API would be here. It uses none:
