@@ -43,7 +43,7 @@ fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
 test: setup  ## run the tests, including those that need an engine
 	@failed=0; \
 	$(MAKE) --no-print-directory fast || failed=1; \
-	$(TWO_AT_A_TIME) EXTENT=" and $(NOT_LONG)" || failed=1; \
+	$(TWO_AT_A_TIME) EXTENT="$(NOT_LONG)" || failed=1; \
 	$(BIN)/pytest -m "timing and not gpu and $(NOT_LONG)" || failed=1; \
 	exit $$failed
 
@@ -58,9 +58,9 @@ test-all: setup browser  ## run all tests, including the slow ones, the browser 
 TWO_AT_A_TIME = $(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
 SLOWEST := --durations=25 --durations-min=20
 shared:
-	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(if $(EXTENT), and $(EXTENT))"
 own:
-	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(if $(EXTENT), and $(EXTENT))"
 
 coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
 	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \
