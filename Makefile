@@ -9,7 +9,9 @@ PROCESSES ?= 2
 BIN := .venv/bin
 PARALLEL := -n 3 --dist loadfile -p no:schemathesis
 NOT_LONG := not slow and not browser
-FAST := not engine and not gpu and not timing and $(NOT_LONG)
+EXTENT := $(NOT_LONG)
+AND_EXTENT = $(if $(EXTENT), and $(EXTENT))
+FAST = not engine and not gpu and not timing$(AND_EXTENT)
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,32 +41,28 @@ style:
 fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
-# Each stage runs even if an earlier one has failed.
+# With --keep-going each stage runs even if an earlier one has failed.
+STAGES := --no-print-directory --keep-going fast engine timing
 test: setup  ## run the tests, including those that need an engine
-	@failed=0; \
-	$(MAKE) --no-print-directory fast || failed=1; \
-	$(TWO_AT_A_TIME) EXTENT="$(NOT_LONG)" || failed=1; \
-	$(BIN)/pytest -m "timing and not gpu and $(NOT_LONG)" || failed=1; \
-	exit $$failed
+	@$(MAKE) $(STAGES)
 
 test-all: setup browser  ## run all tests, including the slow ones, the browser and whole notebooks
-	@failed=0; \
-	$(BIN)/pytest -q $(PARALLEL) -m "not engine and not gpu and not timing" || failed=1; \
-	$(TWO_AT_A_TIME) || failed=1; \
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu" || failed=1; \
-	exit $$failed
+	@$(MAKE) $(STAGES) EXTENT=
 
 # Most of a test with an engine is the start of the engine, which leaves time for a second one.
-TWO_AT_A_TIME = $(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
+engine:
+	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
 SLOWEST := --durations=25 --durations-min=20
 shared:
-	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(if $(EXTENT), and $(EXTENT))"
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(AND_EXTENT)"
 own:
-	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(if $(EXTENT), and $(EXTENT))"
+	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(AND_EXTENT)"
+timing:
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 
 coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
 	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \
-		$(if $(ENGINE),-m "not gpu and not timing and $(NOT_LONG)",$(PARALLEL) -m "$(FAST)")
+		$(if $(ENGINE),-m "not gpu and not timing$(AND_EXTENT)",$(PARALLEL) -m "$(FAST)")
 
 test-nodes: setup  ## test a cluster of three nodes on this machine, and its faults (13 minutes)
 	$(BIN)/pytest tests/integration/several_nodes.py
@@ -90,4 +88,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all shared own coverage test-nodes test-browser bench claims browser lock clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing coverage test-nodes test-browser bench claims browser lock clean

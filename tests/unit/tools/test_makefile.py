@@ -21,7 +21,7 @@ def test_every_selection_of_a_target_is_an_expression_of_known_markers(target: s
     ).stdout
     selections = re.findall(r'pytest .*?-m "?([^"\n]*)', printed.replace("\\\n", ""))
     assert selections
-    asked: set[str] = set()
+    markers = set(re.findall(r"\w+", " ".join(selections))) - {"and", "not", "or"}
+    assert markers <= MARKERS
     for selection in selections:
-        Expression.compile(selection).evaluate(lambda name, **_: bool(asked.add(name)))
-    assert asked <= MARKERS
+        Expression.compile(selection)
