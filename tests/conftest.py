@@ -38,8 +38,8 @@ def is_sharing(item: pytest.Item) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark the tests that share a cluster; make runs them beside those that start their own."""
-    if is_sharing(item):
+    """Mark the tests of the shared deployment; make runs all others with an engine beside them."""
+    if "deployed" in getattr(item, "fixturenames", ()):
         item.add_marker("shared_cluster")
 
 
