@@ -1,14 +1,14 @@
 """Private API of Ray and Ray Serve, checked against Ray 2.60.0. Light to import.
 
-Each docstring names the upstream code. The base classes of replicas and of the ingress, which
-import Ray Serve LLM, are in ``ray_server`` and ``ray_ingress``.
+Each docstring names the upstream code. The base classes of replicas, which import
+Ray Serve LLM, are in ``ray_server``.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 START_TIMED_OUT = "timed out during startup"
@@ -222,3 +222,14 @@ def delete_value(key: str) -> None:
     from ray.experimental.internal_kv import _internal_kv_del
 
     _internal_kv_del(key)
+
+
+def session_id(headers: Mapping[str, str]) -> str | None:
+    """Return the session of a request by its headers, or None.
+
+    Calls ``ray.serve._private.http_util.session_id_from_headers(headers)``.
+    """
+    from ray.serve._private.http_util import session_id_from_headers
+
+    session: str | None = session_id_from_headers(headers)
+    return session

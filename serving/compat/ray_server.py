@@ -5,7 +5,6 @@ Importing this module imports vLLM; only replicas do so.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
@@ -30,7 +29,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]
     """Ray Serve LLM's server, with the hooks that a subclass needs under public names.
 
     ``ray.llm._internal.serve.core.server.llm_server.LLMServer`` calls ``_start_engine()`` once, and
-    ``_batch_output_stream(generator)`` for each streamed answer. Its ``engine``
+    its ``__serve_build_asgi_app__()`` returns vLLM's own server. Its ``engine``
     (``ray.llm._internal.serve.engines.vllm.vllm_engine.VLLMEngine``) has vLLM's ``AsyncLLM`` as
     ``_engine_client``.
     """
@@ -40,6 +39,10 @@ class EngineServer(LLMServer):  # type: ignore[misc]
         """The ``AsyncLLM`` of vLLM."""
         return self.engine._engine_client
 
+    async def engine_app(self) -> Any:
+        """Return vLLM's own server for this engine, a FastAPI application."""
+        return await super().__serve_build_asgi_app__()
+
     async def _start_engine(self) -> None:
         # Ray's own version also starts an actor that reports usage.
         await self.engine.start()
@@ -47,10 +50,3 @@ class EngineServer(LLMServer):  # type: ignore[misc]
 
     async def on_engine_started(self) -> None:
         """Run once, after the engine has loaded and before the first request."""
-
-    def _batch_output_stream(self, generator: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        return self.coalesce(generator)
-
-    def coalesce(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Return the parts of a streamed answer, joined before they are sent to the ingress."""
-        raise NotImplementedError

@@ -63,7 +63,7 @@ def _composed(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
 def _auxiliary(spec: PipelineSpec) -> dict[str, Any]:
     """The deployments of a pipeline that check or route requests, as the ingress takes them."""
     guardrail, router = spec.guardrail, spec.router
-    arguments: dict[str, Any] = {"guarded": guardrail is not None}
+    arguments: dict[str, Any] = {}
     if isinstance(guardrail, GuardModel):
         arguments["guardrail"] = engine_deployment(spec, guardrail.model)
     elif isinstance(guardrail, PresidioGuardrail):

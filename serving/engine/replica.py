@@ -27,6 +27,7 @@ from serving.compat.vllm import (
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config
+from serving.engine.http_call import EngineRequest, ResponseStart, call_app
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -39,7 +40,7 @@ from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import ENGINE_ERROR_MARK
 from serving.gateway.asgi import App, error_body, with_replica_header
 from serving.gateway.config import GateConfig
-from serving.gateway.context import RequestContext
+from serving.gateway.context import SCOPE_KEY
 from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
@@ -71,6 +72,8 @@ class EngineReplica(EngineServer):
         client = self.engine_client
         if self._compiles_sampler:
             await warm_up(client)
+        self._app = await self.engine_app()
+        self._app.add_exception_handler(generation_error(), on_generation_error)
         self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
         add_stat_logger(client, self._stats)
         self._tasks = [
@@ -83,9 +86,15 @@ class EngineReplica(EngineServer):
         """Return what Serve passes to an autoscaling policy (``serving.deploy.autoscaling``)."""
         return autoscaling_stats(self._stats.figures(), [self._first_tokens], None)
 
-    def coalesce(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Return the stream with tokens joined; the first one is not held back."""
-        return self._coalescer.coalesce(stream)
+    async def handle_http(self, request: EngineRequest) -> AsyncIterator[ResponseStart | str]:
+        """Answer a request that came through a handle.
+
+        Yields:
+            The start of the response, then the rest of its body, with the tokens of a stream joined
+            (:class:`~serving.engine.coalesce.StreamCoalescer`).
+        """
+        async for packet in self._coalescer.coalesce(call_app(self._app, request)):
+            yield packet
 
     async def _end_with_the_engine(self) -> None:
         """End this process soon after its engine has died, so that it receives no more requests.
@@ -127,9 +136,7 @@ class GatedReplica(EngineReplica):
         self._access = GateConfig(**user_config["access"])
 
     async def __serve_build_asgi_app__(self) -> App:
-        app = await super().__serve_build_asgi_app__()
-        app.add_exception_handler(generation_error(), on_generation_error)
-        self._gate = open_gate(app, lambda: self._access)
+        self._gate = open_gate(self._app, lambda: self._access)
         self._reporting = asyncio.create_task(report_gate(self._gate))
         gate = with_ttft(self._gate, self._gate_first_tokens)
         return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)
@@ -165,7 +172,7 @@ async def on_generation_error(request: Request, error: Exception) -> Response:
     at fault.
     """
     assert isinstance(error, generation_error())
-    if not RequestContext.from_scope(request.scope).constrained:
+    if not request.scope[SCOPE_KEY].constrained:
         response: Response = await generation_error_response(request, error)
         return response
     message = "The grammar or schema reached a point where no token is allowed."

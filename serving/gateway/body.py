@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from serving.gateway.asgi import ApiError, Receive
 from serving.spec.limits import Limits
+
+CONSTRAINTS = ("structured_outputs", "response_format", "tools", "text", "output_config")
+"""Fields of the routes by which a client sets a grammar."""
 
 
 @dataclass
@@ -42,8 +45,7 @@ class Body:
     @property
     def constrained(self) -> bool:
         """Whether a grammar set by the client restricts the answer's tokens."""
-        names = ("structured_outputs", "response_format", "tools")
-        return any(self.fields.get(name) for name in names)
+        return is_constrained(self.fields)
 
     def request_usage(self) -> None:
         """Make a stream end with the engine's own token count, hidden from the client.
@@ -68,6 +70,11 @@ class Body:
             return text.encode()
         except UnicodeEncodeError:
             raise ApiError(400, "A string has half of a surrogate pair.", "invalid_json") from None
+
+
+def is_constrained(fields: Mapping[str, Any]) -> bool:
+    """Return whether a grammar set by the client restricts the answer's tokens."""
+    return any(fields.get(name) for name in CONSTRAINTS)
 
 
 async def read_body(

@@ -116,7 +116,7 @@ class Gate:
                 with context.timings.measure("authentication"):
                     body = check_body(context.path, raw, limits)
                     _check_model(body, context.tenant)
-                context.constrained = body.constrained
+                context.body = body
                 await self._serve(context, lease, body, scope, receive, send)
         except ApiError as error:
             lease.count("shed" if isinstance(error, OverloadedError) else "refused")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from serving.spec.service import EndpointSpec
     from serving.spec.tenants import Tenant
 
+OUTPUT_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+"""Fields that limit an answer's tokens, on the routes that have them."""
+
 
 class PipelineConfig(Strict):
     """The parts of a pipeline that its ingress needs; part of the ``user_config``."""
@@ -29,7 +32,20 @@ class PipelineConfig(Strict):
         description="Concurrent requests through one ingress by model id, in the spec's order."
     )
     deployments: dict[str, str] = Field(description="Each model's deployment, by its id.")
+    adapters: dict[str, str] = Field(
+        default_factory=dict, description="The id of the model that each adapter belongs to."
+    )
     always_on: tuple[str, ...] = Field((), description="Ids of the models that never sleep.")
+
+    def is_adapter(self, name: str | None) -> bool:
+        """Return whether a request's ``model`` names an adapter."""
+        return name in self.adapters
+
+    def model_of(self, name: str | None) -> str:
+        """Return the id of the model that answers to a name; without one, the first model."""
+        if name is None:
+            return next(iter(self.capacity))
+        return self.adapters.get(name, name)
 
     def down_reader(self, app: str) -> Callable[[], dict[str, bool]]:
         """Return a blocking function that asks Serve which models are down.
@@ -100,11 +116,10 @@ async def pick_model(
     """
     spec, models = config.router, tuple(config.capacity)
     assert spec is not None
-    body = texts.body
+    limits = (texts.fields.get(name) for name in OUTPUT_LIMITS)
     routing_input = RoutingInput(
-        texts=tuple(slot.text for slot in texts.slots),
-        max_tokens=getattr(body, "max_completion_tokens", None)
-        or getattr(body, "max_tokens", None),
+        texts=texts.conversation,
+        max_tokens=next((limit for limit in limits if limit), None),
         tenant=tenant.name,
         budget=headers.get(BUDGET_HEADER),
     )

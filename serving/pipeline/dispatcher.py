@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.engine.http_call import ResponseStart
 from serving.guardrail.guard import RefusedError
 
 HEALTH_MAX_AGE_S = 1.0
@@ -28,7 +29,7 @@ class StartedAnswer:
 
     Attributes:
         model: The model that answers.
-        first: The first packet.
+        first: The start of the response.
         rest: Serve's response generator, for the packets that follow.
         started_s: When the replica was called (``time.perf_counter``).
         first_ms: Milliseconds from the call to the first packet.
@@ -36,7 +37,7 @@ class StartedAnswer:
     """
 
     model: str
-    first: Any
+    first: ResponseStart
     rest: Any
     started_s: float
     first_ms: float
@@ -135,7 +136,9 @@ class Dispatcher:
             raise
         return StartedAnswer(model, first, rest, started, (time.perf_counter() - started) * 1e3)
 
-    async def _first_packet(self, model: str, start: StartCall, is_last: bool) -> tuple[Any, Any]:
+    async def _first_packet(
+        self, model: str, start: StartCall, is_last: bool
+    ) -> tuple[ResponseStart, Any]:
         """Wait for the first packet; unless it is the last candidate, only while it is up."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import BackPressureError, RayServeException
@@ -147,7 +150,7 @@ class Dispatcher:
                 await asyncio.wait({task}, timeout=None if is_last else HEALTH_MAX_AGE_S)
                 if not task.done() and await self._health.is_down(model):
                     raise ModelUnavailableError("down")
-            first = task.result()
+            first: ResponseStart = task.result()
         except BackPressureError:
             raise ModelUnavailableError("saturated") from None
         except (RayError, RayServeException) as error:
@@ -158,6 +161,6 @@ class Dispatcher:
             if not task.done():
                 task.cancel()
                 response.cancel()
-        if not is_last and getattr(getattr(first, "error", None), "code", 0) >= 500:
+        if not is_last and first.status >= 500:
             raise ModelUnavailableError("failed")
         return first, response

@@ -11,22 +11,13 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
-from serving.compat.ray_ingress import (
-    DEFAULT_ENDPOINTS,
-    ChatCompletionRequest,
-    CompletionRequest,
-    ErrorResponse,
-    IngressBase,
-    ModelCard,
-    RawRequestInfo,
-    sanitize_chat_request,
-    session_id_from_headers,
-)
+from serving.compat.ray import session_id
+from serving.engine.http_call import EngineRequest, ResponseStart
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import MODEL_HEADER, App, error_body
 from serving.gateway.config import GateConfig
@@ -36,39 +27,37 @@ from serving.gateway.stages import StageTimings
 from serving.guardrail.findings import FindingCounts
 from serving.guardrail.guard import Guard, MicroBatcher, RefusedError
 from serving.guardrail.guard_model import Ask, GuardModelClient, endpoint_client
-from serving.guardrail.stream import GuardedStream, event_data, format_events
+from serving.guardrail.stream import GuardedStream, event_data, format_error
 from serving.guardrail.texts import RequestTexts
 from serving.pipeline.config import PipelineConfig, pick_model
 from serving.pipeline.dispatcher import Dispatcher, ModelHealth, StartCall, StartedAnswer
-from serving.pipeline.http_app import DONE, create_app
+from serving.pipeline.http_app import create_app
 from serving.spec.router import AUTO
 
-GUARDED_ENDPOINTS = ("models", "model_data", "completions", "chat")
-"""Endpoints that exist behind a guardrail, which does not read the texts of others."""
-WITHHELD_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+DONE = "data: [DONE]\n\n"
+"""The end of a stream of chat completions or completions."""
+WITHHELD_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "content-length"})
 """Headers that the ingress does not pass on."""
 
 
 @serve.ingress()
-class Ingress(IngressBase):
-    """Ray Serve LLM's OpenAI ingress behind the gate, in front of models that may sleep.
+class Ingress:
+    """The gate, the guardrail and the model router in front of models that may sleep.
 
     Args:
         models: Handles of the models' deployments, by model id.
         guardrail: Handle of the guardrail's deployment or of the guard model's.
         router: Handle of the model router's deployment.
-        guarded: Whether there is a guardrail of any kind.
     """
 
-    async def __init__(  # type: ignore[misc]
+    def __init__(
         self,
         models: dict[str, DeploymentHandle],
         guardrail: DeploymentHandle | None = None,
         router: DeploymentHandle | None = None,
-        guarded: bool = False,
     ) -> None:
-        super().__init__(models, {name: _model_card(name) for name in models})
-        self._guardrail, self._router, self._guarded = guardrail, router, guarded
+        self._models = {name: handle.options(stream=True) for name, handle in models.items()}
+        self._guardrail, self._router = guardrail, router
         self._gate_config: GateConfig | None = None
         self._guard: Guard | None = None
 
@@ -98,115 +87,111 @@ class Ingress(IngressBase):
         )
 
     async def __serve_build_asgi_app__(self) -> App:
-        app: FastAPI = create_app()
-        endpoints = DEFAULT_ENDPOINTS  # Serve builds this before it calls reconfigure
-        if self._guarded:
-            endpoints = {name: endpoints[name] for name in GUARDED_ENDPOINTS}
-        for name, decorator in endpoints.items():
-            decorator(app)(getattr(self, name))
-        app.get("/health")(self._health)
-        gate = open_gate(app, lambda: self._gate_config)
+        gate = open_gate(create_app(self.answer), lambda: self._gate_config)
         self._reporting = asyncio.create_task(report_gate(gate))
         return gate
 
-    async def _health(self) -> dict[str, str]:
-        return {"status": "ok"}
-
-    async def models(self) -> Any:
-        """List the models as OpenAI does, with ``auto`` if there is a model router."""
-        response = await super().models()
-        if self._config.router is not None:
-            response.data.append(_model_card(AUTO))
-        return response
-
-    async def process_request(
-        self, body: Any, call_method: str, raw_request: Request | None = None
-    ) -> Response:
-        """Answer a chat completion, completion or transcription, streamed or whole."""
-        assert raw_request is not None
-        context = RequestContext.from_scope(raw_request.scope)
-        texts, counts = RequestTexts(body), FindingCounts()
+    async def answer(self, request: Request) -> Response:
+        """Answer a request that has passed the gate, streamed or whole."""
+        context = RequestContext.from_scope(request.scope)
+        assert context.body is not None
+        texts, counts = RequestTexts(context.path, context.body.fields), FindingCounts()
         if self._guard is not None:
             with context.timings.measure("guardrail_in"):
                 await self._guard.check_prompt(texts, counts)
         with context.timings.measure("route"):
-            candidates, reason = await self._candidates(texts, raw_request, context)
-        start = self._make_start(body, call_method, raw_request)
-        answer = await self._dispatcher.send(candidates, start)
+            candidates, reason = await self._candidates(texts, request, context)
+        answer = await self._dispatcher.send(candidates, self._make_start(texts, request))
         headers = _routing_headers(answer, reason)
-        if isinstance(answer.first, str):
-            stream = self._stream(answer, context.timings, counts)
+        if answer.first.streams:
             if self._guard is not None:
                 headers["x-guardrail"] = str(counts)
+            stream = self._stream(answer, context, counts)
             return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
-        self._dispatcher.finish(answer.model)
-        return await self._whole(answer, context.timings, counts, headers)
+        try:
+            return await self._whole(answer, context, counts, headers)
+        finally:
+            answer.rest.cancel()
+            self._dispatcher.finish(answer.model)
 
     async def _candidates(
         self, texts: RequestTexts, request: Request, context: RequestContext
     ) -> tuple[tuple[str, ...], str]:
         """Return the models to try in order, and why the first one is first."""
-        model = texts.body.model
-        if self._config.router is None or model not in (None, AUTO):
-            return (await self.resolve_model(model),), "named"
+        name = texts.fields.get("model")
+        if self._config.router is None or name not in (None, AUTO):
+            return (self._config.model_of(name),), "named"
         return await pick_model(self._config, self._router, texts, request.headers, context.tenant)
 
-    def _make_start(self, body: Any, call_method: str, request: Request) -> StartCall:
-        if hasattr(body, "messages"):
-            body = sanitize_chat_request(body)
+    def _make_start(self, texts: RequestTexts, request: Request) -> StartCall:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD_HEADERS}
-        session_id = session_id_from_headers(request.headers)
+        session = session_id(request.headers)
+        name = texts.fields.get("model")
 
         def start(model: str) -> Any:
-            body.model = model
-            handle = self.model_handle(model)
-            handle = handle.options(session_id=session_id) if session_id else handle
-            return getattr(handle, call_method).remote(body, RawRequestInfo(headers=headers))
+            # An adapter keeps its own name at the model that it belongs to.
+            named = name if self._config.is_adapter(name) else model
+            engine_request = EngineRequest(texts.path, texts.fields | {"model": named}, headers)
+            handle = self._models[model]
+            handle = handle.options(session_id=session) if session else handle
+            return handle.handle_http.remote(engine_request)
 
         return start
 
     async def _whole(
         self,
         answer: StartedAnswer,
-        timings: StageTimings,
+        context: RequestContext,
         counts: FindingCounts,
         headers: dict[str, str],
     ) -> Response:
-        if isinstance(answer.first, ErrorResponse):
-            error = answer.first.error
-            return JSONResponse(error_body(error.message, error.type, None), error.code, headers)
-        if self._guard is not None:
-            with timings.measure("guardrail_out"):
-                await self._guard.check_answer(answer.first, counts)
-            headers["x-guardrail"] = str(counts)
-        content = answer.first.model_dump()
-        timings.set_engine_metrics(content.get("metrics") or {})
-        timings.add_queue_time(answer.first_ms, answer.first_ms)
-        return JSONResponse(content, headers=headers)
+        text = await _whole_text(answer.first, answer.rest)
+        if answer.first.status == 200:
+            content = msgspec.json.decode(text)
+            if self._guard is not None:
+                with context.timings.measure("guardrail_out"):
+                    await self._guard.check_answer(context.path, content, counts)
+                text = msgspec.json.encode(content).decode()
+                headers["x-guardrail"] = str(counts)
+            context.timings.set_engine_metrics(content.get("metrics") or {})
+            context.timings.add_queue_time(answer.first_ms, answer.first_ms)
+        return Response(text, answer.first.status, headers, answer.first.content_type)
 
     async def _stream(
-        self, answer: StartedAnswer, timings: StageTimings, counts: FindingCounts
+        self, answer: StartedAnswer, context: RequestContext, counts: FindingCounts
     ) -> AsyncIterator[str]:
-        packets: Any = self._packets(answer, timings)
+        timings, end = context.timings, _StreamEnd()
+        packets: Any = end.remove(answer, timings)
         if self._guard is not None:
-            packets = GuardedStream(self._guard, timings, counts).rewrite(packets)
+            guarded = GuardedStream(self._guard, context.path, timings, counts)
+            packets = guarded.rewrite(packets)
         try:
             async for packet in packets:
                 yield packet
         except RefusedError as error:
-            body = error_body(str(error), error.kind, error.code)
-            yield format_events([msgspec.json.encode(body).decode()])
+            yield format_error(context.path, error_body(str(error), error.kind, error.code))
         finally:
             answer.rest.cancel()
             self._dispatcher.finish(answer.model)
         findings = f": guardrail {counts}\n\n" if self._guard is not None and counts else ""
-        yield f"{findings}{timings.to_comment()}{DONE}"
+        yield f"{findings}{timings.to_comment()}{end.text}"
 
-    async def _packets(self, answer: StartedAnswer, timings: StageTimings) -> AsyncIterator[str]:
-        """Yield the model's events without ``[DONE]``; read the engine's metrics from them."""
-        packet: Any = answer.first
+
+class _StreamEnd:
+    """Takes the end mark from a stream, to send it after the comments that come last.
+
+    Attributes:
+        text: The mark, or an empty string for a route whose streams have none.
+    """
+
+    text = ""
+
+    async def remove(self, answer: StartedAnswer, timings: StageTimings) -> AsyncIterator[str]:
+        """Yield the model's events without the mark; read the engine's metrics from them."""
+        packet: str | None = answer.first.text
         while packet is not None:
-            packet = packet.removesuffix(DONE)
+            if packet.endswith(DONE):
+                packet, self.text = packet.removesuffix(DONE), DONE
             if '"metrics":' in packet:
                 _read_metrics(packet, answer, timings)
             if packet:
@@ -222,10 +207,6 @@ def _read_metrics(packet: str, answer: StartedAnswer, timings: StageTimings) -> 
             timings.add_queue_time(answer.first_ms, (perf_counter() - answer.started_s) * 1e3)
 
 
-def _model_card(name: str) -> ModelCard:
-    return ModelCard(id=name, object="model", owned_by="workbench", permission=[], metadata={})
-
-
 def _routing_headers(answer: StartedAnswer, reason: str) -> dict[str, str]:
     """Return the headers that report which model answers, and why."""
     headers = {MODEL_HEADER: answer.model, "x-routed-reason": reason}
@@ -234,19 +215,25 @@ def _routing_headers(answer: StartedAnswer, reason: str) -> dict[str, str]:
     return headers
 
 
+async def _whole_text(start: ResponseStart, rest: AsyncIterator[str]) -> str:
+    """Return the whole body; a whole answer mostly comes in one part, with nothing to wait for."""
+    return start.text if start.whole else start.text + "".join([packet async for packet in rest])
+
+
 def handle_client(handle: Any, model_id: str) -> Ask:
     """Return a function that asks a guard model through its deployment's handle."""
     streaming = handle.options(stream=True)
 
     async def ask(fields: dict[str, Any]) -> str:
-        if "messages" in fields:
-            call, request = streaming.chat, ChatCompletionRequest(model=model_id, **fields)
-        else:
-            call, request = streaming.completions, CompletionRequest(model=model_id, **fields)
-        answer = await anext(call.remote(request, None))
-        if isinstance(answer, ErrorResponse):
-            raise RuntimeError(answer.error.type)
-        choice = answer.choices[0]
-        return str((choice.message.content if "messages" in fields else choice.text) or "")
+        path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+        response = streaming.handle_http.remote(
+            EngineRequest(path, {"model": model_id} | fields, {})
+        )
+        start: ResponseStart = await anext(response)
+        if start.status != 200:
+            raise RuntimeError(f"the guard model answered with status {start.status}")
+        text = await _whole_text(start, response)
+        choice = msgspec.json.decode(text)["choices"][0]
+        return str((choice["message"]["content"] if "messages" in fields else choice["text"]) or "")
 
     return ask

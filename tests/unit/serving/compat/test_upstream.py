@@ -63,17 +63,10 @@ LLM = "ray/llm/_internal/serve"
 METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (f"{LLM}/core/server/llm_server.py", "LLMServer"): {
         "_start_engine": ("self",),
-        "_batch_output_stream": ("self", "generator"),
         "check_health": ("self",),
         "__serve_build_asgi_app__": ("self",),
     },
     (f"{LLM}/engines/vllm/vllm_engine.py", "VLLMEngine"): {"start": ("self",)},
-    (f"{LLM}/core/ingress/ingress.py", "OpenAiIngress"): {
-        "_process_llm_request": ("self", "body", "call_method", "raw_request"),
-        "_get_model_id": ("self", "model"),
-        "_get_configured_serve_handle": ("self", "model_id"),
-        "models": ("self",),
-    },
     (f"{LLM}/serving_patterns/data_parallel/dp_server.py", "DPServer"): {
         "__init__": ("self", "llm_config"),
     },
@@ -108,18 +101,8 @@ TEXTS = {
     "ray/serve/_private/constants.py": (variables.HA_PROXY, variables.FORWARD_BODY),
     "ray/serve/_private/haproxy.py": (f"class {compat_ray.HAPROXY_ACTOR}(",),
     "ray/serve/_private/replica.py": ('"__serve_build_asgi_app__"',),
-    f"{LLM}/core/server/llm_server.py": ("self._start_engine()", "self._batch_output_stream("),
-    f"{LLM}/core/ingress/ingress.py": ("DEFAULT_ENDPOINTS = {", "self._process_llm_request("),
+    f"{LLM}/core/server/llm_server.py": ("self._start_engine()",),
     f"{LLM}/core/ingress/router.py": ("class LLMRouter",),
-    f"{LLM}/core/ingress/utils.py": ("def _sanitize_chat_completion_request(",),
-    f"{LLM}/core/protocol.py": ("class RawRequestInfo", "headers:"),
-    f"{LLM}/core/configs/openai_api_models.py": (
-        "ChatCompletionRequest",
-        "CompletionRequest",
-        "ErrorResponse",
-        "class ModelCard",
-        "class OpenAIHTTPException",
-    ),
     f"{LLM}/engines/vllm/vllm_engine.py": ("self._engine_client",),
     f"{LLM}/routing_policies/prefix_aware/prefix_aware_router.py": ("self._tree_actor.insert",),
     "ray/llm/_internal/common/callbacks/base.py": ("run_init_node: bool",),
@@ -164,7 +147,7 @@ def test_the_versions_are_those_that_the_compatibility_modules_name() -> None:
     assert installed == {VLLM}
     assert RAY in (compat_ray.__doc__ or "")
     assert VLLM in (compat_vllm.__doc__ or "")
-    for name in ("ray_ingress", "ray_server", "variables"):
+    for name in ("ray_server", "variables"):
         assert RAY in (folder("serving") / "compat" / f"{name}.py").read_text()
 
 

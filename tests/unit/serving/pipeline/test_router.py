@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving.engine.http_call import ResponseStart
 from serving.guardrail.guard import RefusedError
 from serving.guardrail.texts import RequestTexts
 from serving.pipeline.config import PipelineConfig, pick_model
@@ -190,10 +191,9 @@ class Handle:
         return self.answer
 
 
-class Chat:
-    def __init__(self, *texts: str, **fields: Any) -> None:
-        self.messages = [{"role": "user", "content": text} for text in texts]
-        self.__dict__ |= fields
+def chat(*texts: str, **fields: Any) -> RequestTexts:
+    messages = [{"role": "user", "content": text} for text in texts]
+    return RequestTexts("/v1/chat/completions", {"messages": messages} | fields)
 
 
 def pipeline_config(**router: Any) -> PipelineConfig:
@@ -206,13 +206,11 @@ def pipeline_config(**router: Any) -> PipelineConfig:
 
 
 def chosen(
-    handle: Handle, tenant: Tenant = ANYONE, body: Any = None, **router: Any
+    handle: Handle, tenant: Tenant = ANYONE, **router: Any
 ) -> tuple[tuple[str, ...], str]:
     headers = {"x-budget-usd": "1", "authorization": "Bearer secret"}
-    body = body or Chat("one", "two", max_tokens=7)
-    return asyncio.run(
-        pick_model(pipeline_config(**router), handle, RequestTexts(body), headers, tenant)
-    )
+    request = chat("one", "two", max_tokens=7)
+    return asyncio.run(pick_model(pipeline_config(**router), handle, request, headers, tenant))
 
 
 class TestPickModel:
@@ -255,6 +253,10 @@ class Response:
         self.cancelled = True
 
 
+def start(text: str, status: int = 200) -> ResponseStart:
+    return ResponseStart(status, "application/json", text, whole=True)
+
+
 def dispatcher(down: set[str] | None = None, **capacity: int) -> Dispatcher:
     states = {name: name in (down or set()) for name in ("a", "b")}
     return Dispatcher({"a": 1, "b": 1} | capacity, ModelHealth(lambda: states), retry_after_s=3)
@@ -266,16 +268,16 @@ class TestFallback:
         return asyncio.run(to.send(candidates, lambda model: self.responses[model]))
 
     def test_the_first_candidate_answers(self) -> None:
-        answer = self.sent(dispatcher(), "a", "b", a="hello")
-        assert (answer.model, answer.first, answer.skipped) == ("a", "hello", [])
+        answer = self.sent(dispatcher(), "a", "b", a=start("hello"))
+        assert (answer.model, answer.first.text, answer.skipped) == ("a", "hello", [])
 
     def test_a_saturated_model_is_skipped_until_a_request_ends(self) -> None:
         to = dispatcher()
-        assert self.sent(to, "a", "b", a="x").model == "a"
-        answer = self.sent(to, "a", "b", b="x")
+        assert self.sent(to, "a", "b", a=start("x")).model == "a"
+        answer = self.sent(to, "a", "b", b=start("x"))
         assert (answer.model, answer.skipped) == ("b", ["a: saturated"])
         to.finish("a")
-        assert self.sent(to, "a", "b", a="x").model == "a"
+        assert self.sent(to, "a", "b", a=start("x")).model == "a"
 
     def test_a_full_service_responds_429(self) -> None:
         to = dispatcher(a=0, b=0)
@@ -285,19 +287,19 @@ class TestFallback:
         assert caught.value.headers == {"retry-after": "3"}
 
     def test_a_model_that_is_down_is_skipped(self) -> None:
-        answer = self.sent(dispatcher(down={"a"}), "a", "b", b="x")
+        answer = self.sent(dispatcher(down={"a"}), "a", "b", b=start("x"))
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
 
     def test_a_model_that_goes_down_meanwhile_is_skipped(self) -> None:
         states = iter([{"a": False}, {"a": True}])
         to = Dispatcher({"a": 1, "b": 1}, ModelHealth(lambda: next(states)), 1)
-        answer = self.sent(to, "a", "b", a=None, b="x")
+        answer = self.sent(to, "a", "b", a=None, b=start("x"))
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
         assert self.responses["a"].cancelled
         assert to.running == {"a": 0, "b": 1}
 
     def test_the_only_candidate_is_tried_even_if_it_is_down(self) -> None:
-        assert self.sent(dispatcher(down={"a"}), "a", a="x").model == "a"
+        assert self.sent(dispatcher(down={"a"}), "a", a=start("x")).model == "a"
 
     def test_after_a_failure_before_the_first_packet_another_model_answers(self) -> None:
         from ray.exceptions import RayActorError, RayTaskError
@@ -310,8 +312,16 @@ class TestFallback:
             (RayActorError(), "a: failed (RayActorError)"),
             (bug, "a: failed (RayTaskError)"),
         ):
-            answer = self.sent(dispatcher(), "a", "b", a=failure, b="x")
+            answer = self.sent(dispatcher(), "a", "b", a=failure, b=start("x"))
             assert (answer.model, answer.skipped) == ("b", [reason])
+
+    def test_an_engine_that_answers_with_a_failure_is_skipped_unless_it_is_the_last(self) -> None:
+        answer = self.sent(dispatcher(), "a", "b", a=start("", 500), b=start("x"))
+        assert (answer.model, answer.skipped) == ("b", ["a: failed"])
+        answer = self.sent(dispatcher(), "a", "b", a=start("", 400))
+        assert (answer.model, answer.first.status) == ("a", 400), "the request is at fault"
+        answer = self.sent(dispatcher(), "a", a=start("", 500))
+        assert (answer.model, answer.first.status) == ("a", 500)
 
     def test_the_last_candidates_failure_is_raised(self) -> None:
         from ray.exceptions import RayActorError, RayTaskError
