@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.gateway.asgi import Scope
+from serving.gateway.body import Body
 from serving.gateway.config import GateConfig
 from serving.gateway.stages import StageTimings
 from serving.spec.tenants import Tenant
@@ -26,6 +27,7 @@ class RequestContext:
         tenant: The caller.
         timings: Time spent per stage; the application adds its own stages.
         constrained: Whether a grammar set by the client restricts the answer's tokens.
+        body: The checked body; None for a request without one.
     """
 
     path: str
@@ -33,6 +35,7 @@ class RequestContext:
     tenant: Tenant
     timings: StageTimings
     constrained: bool = False
+    body: Body | None = None
 
     @classmethod
     def from_scope(cls, scope: Scope) -> RequestContext:
