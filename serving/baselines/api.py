@@ -84,6 +84,11 @@ class Api:
         self._tokenizer = BaselineTokenizer.load(spec.model)
         self._created = int(time.time())
 
+    @property
+    def context_length(self) -> int:
+        """Context length of the model in tokens."""
+        return self._tokenizer.context
+
     def app(self) -> Starlette:
         """Return the ASGI application."""
         return Starlette(

@@ -38,8 +38,8 @@ class BaselineReplica:
         self._engine.check()
 
     async def __serve_build_asgi_app__(self) -> App:
-        app = Api(self._spec, self._engine).app()
-        self._gate = open_gate(app, lambda: self._access)
+        api = Api(self._spec, self._engine)
+        self._gate = open_gate(api.app(), lambda: self._access, api.context_length)
         self._reporting = asyncio.create_task(report_gate(self._gate))
         gate = with_ttft(self._gate, FirstTokens())
         return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)

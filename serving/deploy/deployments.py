@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from serving.compat.ray import LLM_ROUTER, POWER_OF_TWO_ROUTER, ROUND_ROBIN_ROUTER, with_version
 from serving.compat.variables import METRICS_ENV
 from serving.engine.engine_args import environment
-from serving.gateway.config import GateConfig
+from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
@@ -251,8 +251,33 @@ def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
         ongoing, queued = sum(capacity(model) for model in spec.models), 0
     return GateConfig(
         tenants=tenants,
+        models=tuple(_served_model(model) for model in spec.models),
+        auto=isinstance(spec, PipelineSpec) and spec.router is not None,
+        stores_responses=_stores_responses(spec, tenants),
+        cors_origins=spec.cors_origins,
         limits=spec.limits,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
         retry_after_s=scaling.retry_after_s,
     )
+
+
+def _served_model(model: ModelSpec) -> ServedModel:
+    return ServedModel(
+        id=model.model_id,
+        aliases=model.aliases,
+        adapters=model.adapters,
+        max_model_len=model.max_model_len,
+    )
+
+
+def _stores_responses(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:
+    """Whether a stored response is found again, and only by the tenant that asked for it.
+
+    Each replica has its own store, which knows no tenants.
+    """
+    model = spec.models[0]
+    enabled = model.env.get("VLLM_ENABLE_RESPONSES_API_STORE") == "1"
+    replicas = model.scaling.max_replicas * model.data_parallel_size
+    direct = not spec.composed and not isinstance(spec, BaselineSpec)
+    return enabled and direct and replicas == 1 and len(tenants) == 1

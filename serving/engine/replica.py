@@ -136,7 +136,8 @@ class GatedReplica(EngineReplica):
         self._access = GateConfig(**user_config["access"])
 
     async def __serve_build_asgi_app__(self) -> App:
-        self._gate = open_gate(self._app, lambda: self._access)
+        context_length = self.engine_client.model_config.max_model_len
+        self._gate = open_gate(self._app, lambda: self._access, context_length)
         self._reporting = asyncio.create_task(report_gate(self._gate))
         gate = with_ttft(self._gate, self._gate_first_tokens)
         return with_replica_header(gate, serve.get_replica_context().replica_id.unique_id)

@@ -169,7 +169,7 @@ def with_ttft(app: App, first_tokens: FirstTokens) -> App:
         async def watch(message: Message) -> None:
             if message["type"] == "http.response.start" and not _streams(message):
                 first_tokens.dropped(request)
-            elif message["type"] == "http.response.body" and message.get("body"):
+            elif message.get("body") and not message["body"].startswith(b":"):  # a comment
                 first_tokens.served(request)
             await send(message)
 

@@ -46,6 +46,10 @@ class ApiError(Exception):
         code: OpenAI's ``code``, for programs.
         kind: OpenAI's ``type``.
         headers: Further response headers.
+        param: OpenAI's ``param``: the field at fault.
+
+    Attributes:
+        sent: Whether the client has got it.
     """
 
     def __init__(
@@ -55,18 +59,27 @@ class ApiError(Exception):
         code: str,
         kind: str = "invalid_request_error",
         headers: dict[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.kind = status, message, code, kind
-        self.headers = headers or {}
+        self.headers, self.param = headers or {}, param
+        self.sent = False
 
     async def send(self, send: Send) -> None:
         """Send this error as the response."""
-        await respond(send, self.status, self.message, self.kind, self.code, self.headers)
+        body = error_body(self.message, self.kind, self.code, self.param)
+        self.sent = True
+        await respond_json(send, self.status, body, self.headers)
 
 
 class OverloadedError(ApiError):
     """The service is full; nothing is wrong with the request itself."""
+
+
+def invalid_request(message: str, code: str, param: str | None = None) -> ApiError:
+    """Return the error for a request whose field ``param`` is at fault."""
+    return ApiError(400, message, code, param=param)
 
 
 async def respond(
@@ -78,13 +91,22 @@ async def respond(
     headers: dict[str, str] | None = None,
 ) -> None:
     """Send an error response in OpenAI's shape."""
-    body = json.dumps(error_body(message, kind, code)).encode()
+    await respond_json(send, status, error_body(message, kind, code), headers)
+
+
+async def respond_json(
+    send: Send, status: int, content: Any, headers: dict[str, str] | None = None
+) -> None:
+    """Send a response with a JSON body."""
+    body = json.dumps(content).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body))}
     raw = [(name.encode(), value.encode()) for name, value in (fields | (headers or {})).items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
 
 
-def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
-    """Return an error as OpenAI's API formats it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error_body(
+    message: str, kind: str, code: str | None, param: str | None = None
+) -> dict[str, Any]:
+    """Return an error as OpenAI's API formats it; ``param`` is the field at fault."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.gateway.asgi import ApiError, Receive
+from serving.gateway.fields import Kind
 from serving.spec.limits import Limits
 
-CONSTRAINTS = ("structured_outputs", "response_format", "tools", "text", "output_config")
-"""Fields of the routes by which a client sets a grammar."""
+OUTPUT_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+"""Fields with the largest number of tokens in an answer."""
+GRAMMARS = ("structured_outputs", "response_format", "tools", "text", "output_config")
+"""Fields that may restrict the answer by a grammar."""
 
 
 @dataclass
@@ -23,11 +26,17 @@ class Body:
     Attributes:
         fields: Its fields by name.
         prompt_chars: Characters of all strings in it; a number counts as one.
+        kind: The format of the request and its answer.
+        prompts: Number of prompts, texts or documents in it.
+        ignored: Names of unknown fields that were left out.
         hide_usage: Whether the usage event of a stream is kept from the client.
     """
 
     fields: dict[str, Any]
     prompt_chars: int
+    kind: Kind
+    prompts: int = 1
+    ignored: tuple[str, ...] = ()
     hide_usage: bool = False
 
     @property
@@ -36,11 +45,16 @@ class Body:
         return self.fields.get("model")
 
     @property
+    def streams(self) -> bool:
+        """Whether it asks for a stream of events."""
+        return bool(self.fields.get("stream"))
+
+    @property
     def reserved_tokens(self) -> int:
         """Tokens it may cost: a quarter of the prompt's characters, plus the answers asked for."""
-        output = self.fields.get("max_completion_tokens") or self.fields.get("max_tokens") or 0
-        choices = max(1, self.fields.get("n") or 1)
-        return math.ceil(self.prompt_chars / 4) + max(0, output) * choices
+        output = next((self.fields[name] for name in OUTPUT_LIMITS if self.fields.get(name)), 0)
+        answers = self.prompts * max(1, self.fields.get("n") or 1)
+        return math.ceil(self.prompt_chars / 4) + max(0, output) * answers
 
     @property
     def constrained(self) -> bool:
@@ -51,9 +65,10 @@ class Body:
         """Make a stream end with the engine's own token count, hidden from the client.
 
         One small event per stream costs less than reading every event, and counts what those do
-        not show: the prompt, and several tokens in one event.
+        not show: the prompt, and several tokens in one event. Streams in other formats than those
+        of chat and completions always end with their usage.
         """
-        if self.fields.get("stream"):
+        if self.streams and self.kind in ("chat", "completion"):
             options = self.fields.get("stream_options")
             if not (isinstance(options, dict) and options.get("include_usage")):
                 self.hide_usage = True
@@ -74,7 +89,7 @@ class Body:
 
 def is_constrained(fields: Mapping[str, Any]) -> bool:
     """Return whether a grammar set by the client restricts the answer's tokens."""
-    return any(fields.get(name) for name in CONSTRAINTS)
+    return any(fields.get(name) for name in GRAMMARS)
 
 
 async def read_body(

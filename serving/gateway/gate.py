@@ -9,39 +9,48 @@ answer can depend on. The key is not passed on.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
-from serving.gateway.asgi import ApiError, App, OverloadedError, Receive, Scope, Send, error_body
+from serving.gateway.asgi import ApiError, App, OverloadedError, Receive, Scope, Send, respond_json
+from serving.gateway.authentication import authenticated_tenant
 from serving.gateway.body import Body, body_too_large, read_body
 from serving.gateway.body_checks import check_body
 from serving.gateway.concurrency import ConcurrencyLimiter, FullError
 from serving.gateway.config import GateConfig
 from serving.gateway.context import SCOPE_KEY, RequestContext
-from serving.gateway.fields import GENERATING_ROUTES, POST_ROUTES
+from serving.gateway.cors import CrossOrigin, is_preflight
+from serving.gateway.error_events import send_timeout
+from serving.gateway.fields import POST_ROUTES
 from serving.gateway.http_routes import (
     OPEN_ROUTES,
-    bearer_key,
     check_headers,
+    check_method,
     check_read,
     content_length,
+    is_models_route,
     no_such_route,
     path_below_prefix,
     replay_body,
     sanitized_scope,
 )
+from serving.gateway.keep_alive import KeepAlive
+from serving.gateway.known_fields import ignored_header
 from serving.gateway.metering import Meter
 from serving.gateway.rate_limits import quota_error, rate_limit_headers
+from serving.gateway.served_models import ModelList, resolve_model
 from serving.gateway.stages import StageTimings, with_server_timing
+from serving.gateway.stored_responses import (
+    check_store_fields,
+    check_store_route,
+    stored_response_method,
+)
 from serving.quotas.accounts import QuotaLedger
 from serving.quotas.actor import ActorLedger
 from serving.quotas.client import Ledger, OverQuotaError, QuotaClient
 from serving.quotas.lease import QuotaLease
-from serving.spec.router import AUTO
 from serving.spec.tenants import Tenant
 
 HELD_BYTES = 64 * 2**20
@@ -57,17 +66,24 @@ class Gate:
         app: The application behind the gate.
         config: Returns what the gate enforces now; None before Serve has configured it.
         ledger: The quotas shared with other gates; by default this gate has its own.
+        context_length: Context length in tokens of the only model, for ``/v1/models``.
     """
 
     def __init__(
-        self, app: App, config: Callable[[], GateConfig | None], ledger: Ledger | None = None
+        self,
+        app: App,
+        config: Callable[[], GateConfig | None],
+        ledger: Ledger | None = None,
+        context_length: int | None = None,
     ) -> None:
         self._app = app
         self._config = config
+        self._models = ModelList(int(time.time()), context_length)
         self.slots = ConcurrencyLimiter()
         self.shed = 0
         self.quotas = QuotaClient(uuid.uuid4().hex, ledger or QuotaLedger(), self._tenants)
         self._held_bytes = 0
+        self._cross_origin = CrossOrigin(self._handle, ())
 
     def _tenants(self) -> tuple[Tenant, ...]:
         config = self._config()
@@ -75,6 +91,15 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI request."""
+        config = self._config()
+        origins = () if config is None else config.cors_origins
+        if not origins and not is_preflight(scope):
+            return await self._handle(scope, receive, send)
+        if self._cross_origin.allow_origins != origins:
+            self._cross_origin = CrossOrigin(self._handle, origins)
+        return await self._cross_origin(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below_prefix(scope)
         if scope["type"] == "lifespan" or path in OPEN_ROUTES:
             return await self._app(scope, receive, send)
@@ -82,19 +107,33 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         try:
             context = scope[SCOPE_KEY] = self._authenticate(path, scope)
+            if method := stored_response_method(path):
+                check_method(scope["method"], method)
+                check_store_route(context.config)
+                return await self._app(sanitized_scope(scope, b""), replay_body(b"", receive), send)
             if scope["method"] == "POST":
                 return await self._post(context, scope, receive, send)
-            check_read(path, scope["method"], context.tenant)
-            await self._app(sanitized_scope(scope, b""), receive, send)
+            await self._read(context, scope, receive, send)
         except ApiError as error:
-            await error.send(send)
+            if not error.sent:
+                await error.send(send)
+
+    async def _read(
+        self, context: RequestContext, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request without a body."""
+        check_read(context.path, scope["method"], context.tenant)
+        if not is_models_route(context.path):
+            return await self._app(sanitized_scope(scope, b""), receive, send)
+        answer = self._models.answer(context.path, context.config, context.tenant)
+        await respond_json(send, 200, answer)
 
     def _authenticate(self, path: str, scope: Scope) -> RequestContext:
         config = self._config()
         assert config is not None, "Serve calls reconfigure before the first request"
         timings = StageTimings()
         with timings.measure("authentication"):
-            tenant = _authenticated_tenant(scope, config)
+            tenant = authenticated_tenant(scope, config)
             check_headers(scope)
         return RequestContext(path, config, tenant, timings)
 
@@ -115,7 +154,8 @@ class Gate:
                     return
                 with context.timings.measure("authentication"):
                     body = check_body(context.path, raw, limits)
-                    _check_model(body, context.tenant)
+                    resolve_model(body, context.config, context.tenant)
+                    check_store_fields(body, context.config)
                 context.body = body
                 await self._serve(context, lease, body, scope, receive, send)
         except ApiError as error:
@@ -149,27 +189,35 @@ class Gate:
         send: Send,
     ) -> None:
         """Serve a checked request within its tenant's quotas, and charge what it cost."""
-        reserved = body.reserved_tokens if context.path in GENERATING_ROUTES else 0
+        reserved = body.reserved_tokens if POST_ROUTES[context.path].uses_tokens else 0
         try:
             with context.timings.measure("authentication"):
                 await self.quotas.admit(lease, reserved)
         except OverQuotaError as error:
             raise quota_error(error, lease, time.monotonic()) from None
         body.request_usage()
+
+        def headers() -> list[tuple[str, str]]:
+            return rate_limit_headers(lease, time.monotonic()) + ignored_header(body.ignored)
+
         timed_send = with_server_timing(send, context.timings)
-        meter = Meter(timed_send, body, lambda: rate_limit_headers(lease, time.monotonic()))
-        used = 0
-        try:
-            await self._forward(context, lease, body, scope, receive, meter)
-            used = lease.charge(meter.tokens(), failed=(meter.status or 500) >= 500)
-        except ApiError:
-            raise  # shed: nothing was served
-        except BaseException as error:
-            disconnected = isinstance(error, asyncio.CancelledError)
-            used = lease.charge(meter.tokens(), failed=not disconnected)
-            raise
-        finally:
-            self.quotas.release(lease, reserved, used)
+        interval_s = context.config.limits.keep_alive_s if body.streams else 0
+        async with KeepAlive(timed_send, interval_s, body.kind, headers) as keep_alive:
+            meter = Meter(keep_alive.send, body, headers)
+            used = 0
+            try:
+                await self._forward(context, lease, body, scope, receive, meter)
+                used = lease.charge(meter.tokens(), failed=(meter.status or 500) >= 500)
+            except ApiError as error:  # shed: nothing was served
+                if keep_alive.started:
+                    await error.send(keep_alive.send)
+                raise
+            except BaseException as error:
+                disconnected = isinstance(error, asyncio.CancelledError)
+                used = lease.charge(meter.tokens(), failed=not disconnected)
+                raise
+            finally:
+                self.quotas.release(lease, reserved, used)
 
     async def _forward(
         self,
@@ -196,7 +244,7 @@ class Gate:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            await _send_timeout(meter, limit_s)
+            await send_timeout(meter, body.kind, limit_s)
 
     def _overloaded(self, config: GateConfig) -> OverloadedError:
         self.shed += 1
@@ -210,44 +258,13 @@ class Gate:
         )
 
 
-async def _send_timeout(meter: Meter, limit_s: float) -> None:
-    """Report a timeout: as a status, or as a stream's last event once the status is sent."""
-    message = f"The request was not answered within {limit_s:g} s."
-    if meter.status is None:
-        return await ApiError(504, message, "request_timeout", "timeout_error").send(meter.send)
-    if meter.ended:
-        return None
-    event = b""
-    if meter.streams:
-        error = error_body(message, "timeout_error", "request_timeout")
-        event = b"data: " + json.dumps(error).encode() + b"\n\n"
-    return await meter.send({"type": "http.response.body", "body": event})
-
-
-def _authenticated_tenant(scope: Scope, config: GateConfig) -> Tenant:
-    tenant = config.authenticate(bearer_key(scope))
-    if tenant is not None and not tenant.expired(datetime.now(UTC)):
-        return tenant
-    message = "Missing or unknown API key. Send it as 'Authorization: Bearer KEY'."
-    code = "invalid_api_key"
-    if tenant is not None:  # only someone who has the key learns that it has expired
-        message, code = f"This API key expired at {tenant.expires_at}.", "expired_api_key"
-    raise ApiError(401, message, code, headers={"www-authenticate": "Bearer"})
-
-
-def _check_model(body: Body, tenant: Tenant) -> None:
-    if tenant.models is None or (body.model is not None and tenant.may_use(body.model)):
-        return
-    if body.model == AUTO:
-        return  # the model router chooses among the tenant's models
-    allowed = ", ".join(tenant.models)
-    raise ApiError(403, f"This API key may only use the models {allowed}.", "model_not_allowed")
-
-
-def open_gate(app: App, config: Callable[[], GateConfig | None]) -> Gate:
+def open_gate(
+    app: App, config: Callable[[], GateConfig | None], context_length: int | None = None
+) -> Gate:
     """Return a gate for a Serve replica, already connected to the service's quota ledger."""
     from ray import serve
 
-    gate = Gate(app, config, ActorLedger(serve.get_replica_context().app_name))
+    ledger = ActorLedger(serve.get_replica_context().app_name)
+    gate = Gate(app, config, ledger, context_length)
     gate.quotas.start()
     return gate

@@ -9,7 +9,8 @@ from serving.spec.tenants import OWNER, Tenant
 OPEN_ROUTES = frozenset({"/health"})
 """Routes that need no key; every other route, known or not, needs one."""
 
-GET_ROUTES = frozenset({"/v1/models", "/version", "/openapi.json"})
+MODELS_ROUTE = "/v1/models"
+GET_ROUTES = frozenset({MODELS_ROUTE, "/version", "/openapi.json"})
 OWNER_ROUTES = frozenset({"/metrics", "/load", "/stats", "/docs", "/redoc"})
 """Open to the owner only: they report on all tenants together."""
 
@@ -36,10 +37,24 @@ def check_read(path: str, method: str, tenant: Tenant) -> None:
         ApiError: 404, the tenant has no such route, or 405, the route has another method.
     """
     allowed = GET_ROUTES | OWNER_ROUTES if tenant.name == OWNER else GET_ROUTES
-    if path not in allowed and not path.startswith("/v1/models/"):
+    if path not in allowed and not is_models_route(path):
         raise no_such_route(path)
-    if method not in ("GET", "HEAD"):
-        raise _wrong_method("GET")
+    check_method(method, "GET")
+
+
+def is_models_route(path: str) -> bool:
+    """Return whether a path is ``/v1/models``, or that of one model below it."""
+    return path == MODELS_ROUTE or path.startswith(f"{MODELS_ROUTE}/")
+
+
+def check_method(method: str, allowed: str) -> None:
+    """Check a request's method; HEAD is allowed where GET is.
+
+    Raises:
+        ApiError: 405, the route has another method.
+    """
+    if method != allowed and (method, allowed) != ("HEAD", "GET"):
+        raise _wrong_method(allowed)
 
 
 def no_such_route(path: str) -> ApiError:
@@ -53,15 +68,6 @@ def no_such_route(path: str) -> ApiError:
 def _wrong_method(allowed: str) -> ApiError:
     message = f"This route only accepts {allowed}."
     return ApiError(405, message, "method_not_allowed", headers={"allow": allowed})
-
-
-def bearer_key(scope: Scope) -> str:
-    """Return the key of the ``Authorization`` header, or an empty string."""
-    for name, value in scope.get("headers", ()):
-        if name.lower() == b"authorization":
-            scheme, _, key = value.decode("latin-1").partition(" ")
-            return key.strip() if scheme.lower() == "bearer" else ""
-    return ""
 
 
 def check_headers(scope: Scope) -> None:

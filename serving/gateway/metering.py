@@ -1,8 +1,8 @@
 """The tokens of a response by the server's own count, read from the bytes that pass.
 
-A whole answer has ``usage`` near its end. A stream was asked to end with it
-(``Body.request_usage``). If that end never comes, because the client disconnected, each event
-counts as one token and the prompt by its characters: less exact, but never zero.
+A whole answer has ``usage``. A stream ends with it, or was asked to (``Body.request_usage``). If
+that end never comes, because the client disconnected, each event counts as one token and the prompt
+by its characters: less exact, but never zero.
 """
 
 from __future__ import annotations
@@ -10,13 +10,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from serving.gateway.asgi import Message, Send
 from serving.gateway.body import Body
+from serving.gateway.fields import Kind
 
-# Quotation marks are escaped inside a JSON string, so no generated text can match this.
+# Quotation marks and line ends are escaped inside a JSON string, so no generated text can match
+# these. A client's own object may have the key "usage" (a tool's schema, repeated in the response),
+# but the server's comes after it, or in /rerank before it.
 _USAGE = re.compile(rb'"usage":\s*\{')
-_TAIL_BYTES = 4096
+_FINAL_EVENT: dict[Kind, re.Pattern[bytes]] = {
+    "responses": re.compile(rb"event: response\.(completed|incomplete|failed)\r?\n"),
+    "messages": re.compile(rb"event: message_delta\r?\n"),
+}
+"""Events with the final usage; an earlier one is an intermediate count."""
+_TOKEN_EVENT: dict[Kind, bytes] = {
+    "responses": b".delta\n",
+    "messages": b"event: content_block_delta\n",
+}
+"""Text in each event with a token, unless it is ``data:``."""
+_EDGE_BYTES = 4096
 _DECODER = json.JSONDecoder()
 
 
@@ -31,11 +45,13 @@ class Meter:
 
     def __init__(self, send: Send, body: Body, headers: Callable[[], Iterable[tuple[str, str]]]):
         self._send, self._body, self._headers = send, body, headers
+        self._final_event = _FINAL_EVENT.get(body.kind)
+        self._token_event = _TOKEN_EVENT.get(body.kind, b"data:")
         self.status: int | None = None
         self.streams = False
         self.ended = False
         self._events = 0
-        self._tail = b""
+        self._head = self._tail = b""
 
     async def send(self, message: Message) -> None:
         """Pass on an ASGI message."""
@@ -61,10 +77,11 @@ class Meter:
         data = message.get("body", b"")
         self.ended = not message.get("more_body", False)
         if not self.streams:
-            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            self._head = (self._head + data[:_EDGE_BYTES])[:_EDGE_BYTES]
+            self._tail = (self._tail + data)[-_EDGE_BYTES:]
             return message
-        self._events += data.count(b"data:")
-        if _USAGE.search(data):
+        self._events += data.count(self._token_event)
+        if _USAGE.search(data) and (self._final_event is None or self._final_event.search(data)):
             self._tail = data
             if self._body.hide_usage:
                 message = {**message, "body": _without_usage(data)}
@@ -74,22 +91,34 @@ class Meter:
         """Return the tokens of the prompt and of the answer."""
         if self.status is None or self.status >= 400:
             return 0, 0
-        usage = _last_usage(self._tail)
+        usage = self._usage()
         if usage is not None:
             return usage
         return -(-self._body.prompt_chars // 4), self._events
 
+    def _usage(self) -> tuple[int, int] | None:
+        if self._body.kind == "count_tokens":
+            return _counts(self._head, 0)
+        data, index = (self._head, 0) if self._body.kind == "rerank" else (self._tail, -1)
+        starts = [match.end() - 1 for match in _USAGE.finditer(data)]
+        return _counts(data, starts[index]) if starts else None
 
-def _last_usage(data: bytes) -> tuple[int, int] | None:
-    """Return the last usage in ``data``; earlier ones of a stream are intermediate counts."""
-    starts = [match.end() - 1 for match in _USAGE.finditer(data)]
-    if not starts:
-        return None
+
+def _counts(data: bytes, start: int) -> tuple[int, int] | None:
+    """Return the tokens in the JSON object at ``start``, in OpenAI's or Anthropic's names."""
     try:
-        usage, _ = _DECODER.raw_decode(data[starts[-1] :].decode("utf-8", "replace"))
-        return int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)
+        usage, _ = _DECODER.raw_decode(data[start:].decode("utf-8", "replace"))
+        if "prompt_tokens" in usage:
+            return int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0)
+        return _input_tokens(usage), int(usage.get("output_tokens") or 0)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _input_tokens(usage: dict[str, Any]) -> int:
+    """Return the prompt's tokens; Anthropic's format counts cached ones separately."""
+    cached = ("cache_read_input_tokens", "cache_creation_input_tokens")
+    return int(usage["input_tokens"]) + sum(int(usage.get(name) or 0) for name in cached)
 
 
 def _without_usage(data: bytes) -> bytes:

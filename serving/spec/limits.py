@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from serving.spec.base import Strict
@@ -20,15 +22,18 @@ class Limits(Strict):
         "as one.",
     )
     max_messages: int = Field(
-        1024, ge=1, description="Maximum number of messages in a chat request."
+        1024, ge=1, description="Maximum number of messages or input items in a request."
     )
     max_tokens: int = Field(
-        16_384, ge=1, description="Largest allowed max_tokens or max_completion_tokens."
-    )
-    max_choices: int = Field(
-        16,
+        16_384,
         ge=1,
-        description="Maximum number of answers per request: the number of prompts times n.",
+        description="Largest allowed max_tokens, max_completion_tokens or max_output_tokens.",
+    )
+    max_choices: int = Field(16, ge=1, description="Maximum number of answers per prompt, n.")
+    max_prompts: int = Field(
+        128,
+        ge=1,
+        description="Maximum number of prompts, texts to embed, or documents in a request.",
     )
     max_stop_strings: int = Field(
         16, ge=0, description="Maximum number of stop strings in a request."
@@ -47,6 +52,19 @@ class Limits(Strict):
         gt=0,
         le=86_400,
         description="Seconds within which a request must be answered, up to 86400; else HTTP 504.",
+    )
+
+    keep_alive_s: float = Field(
+        15,
+        ge=0,
+        le=3600,
+        description="Seconds between the comments that keep a stream open until its first token, "
+        "up to 3600; 0 sends none.",
+    )
+    unknown_fields: Literal["ignore", "reject"] = Field(
+        "ignore",
+        description="Whether a field that neither OpenAI nor vLLM defines is left out and listed "
+        "in the x-ignored-fields header, or rejected.",
     )
 
     @property

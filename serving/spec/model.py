@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +23,7 @@ TINY = "tiny"
 LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
 """Fields of a ModelSpec that running replicas adopt without a restart."""
 
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
@@ -115,6 +117,19 @@ class ModelSpec(Strict):
         return EMBEDDED.get(self.source) or self.source.rstrip("/").split("/")[-1]
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names that the model answers to: its hub id, and the last part of that id."""
+        if self.embedded or is_local(self.source) or not _HUB_ID.match(self.source):
+            return ()
+        names = dict.fromkeys((self.source, self.source.split("/")[-1]))
+        return tuple(name for name in names if name != self.model_id)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters, which clients use like the names of models."""
+        return tuple(module["name"] for module in self.engine_kwargs.get("lora_modules") or ())
+
+    @property
     def path(self) -> str:
         """What vLLM loads: an embedded model's folder, or ``source`` as given."""
         return str(tiny_model_path(name=self.source)) if self.embedded else self.source
@@ -205,6 +220,11 @@ class ModelSpec(Strict):
                 "each of them needs a whole GPU"
             )
         return self
+
+
+def is_local(source: str) -> bool:
+    """Return whether a model or an adapter is a folder here, not an id or a URL."""
+    return source.startswith(("/", ".", "~")) or Path(source).exists()
 
 
 def short_hash(value: Any) -> str:

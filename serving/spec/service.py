@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
 from serving.spec.model import LIVE_FIELDS, ModelSpec, short_hash
+
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
 class EndpointSpec(Strict):
@@ -32,6 +35,11 @@ class EndpointSpec(Strict):
     limits: Limits = Field(
         default_factory=Limits, description="Limits of a single request, for every tenant."
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins of the web pages that may use the endpoint from a browser, such as "
+        "https://app.example.org; '*' allows any, which still needs a key.",
+    )
     start_timeout_s: float = Field(
         600, gt=0, description="Seconds within which a deployment must be ready; else it fails."
     )
@@ -41,6 +49,17 @@ class EndpointSpec(Strict):
         @property
         def models(self) -> tuple[ModelSpec, ...]:
             """The models that answer, in their fallback order."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "must have origins as browsers send them, scheme://host[:port] in lower case "
+                    "without a path, or '*'; for example https://app.example.org"
+                )
+        return origins
 
     @property
     def engines(self) -> tuple[ModelSpec, ...]:

@@ -19,7 +19,7 @@ import openai
 import uvicorn
 
 from serving.gateway.asgi import App, Receive, Scope, Send
-from serving.gateway.config import GateConfig
+from serving.gateway.config import GateConfig, ServedModel
 from serving.gateway.gate import Gate
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant
@@ -29,6 +29,7 @@ WRONG_KEY = "sk-the-wrong-key-of-the-tests"
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 CONFIG = GateConfig(
     tenants=(Tenant(name="one", key_hash=hashlib.sha256(KEY.encode()).hexdigest()),),
+    models=(ServedModel(id="m"),),
     limits=Limits(max_body_mib=1000 / 2**20),
     max_ongoing_requests=2,
     max_queued_requests=2,

@@ -1,0 +1,108 @@
+"""The parts of a body that the model reads: how many prompts and messages, and no remote media."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serving.gateway.asgi import ApiError, invalid_request
+from serving.gateway.fields import Kind
+from serving.spec.limits import Limits
+
+BATCHES: dict[Kind, tuple[str, ...]] = {
+    "completion": ("prompt",),
+    "embedding": ("input", "messages"),
+    "rerank": ("documents",),
+    "score": ("queries", "documents", "items", "data_1", "data_2", "text_1", "text_2"),
+}
+"""Fields that may have several prompts, each of which the model computes on by itself."""
+
+MEDIA_FIELDS = ("messages", "input", "system", "query", *BATCHES["score"])
+"""Fields whose content may have images and other media."""
+
+
+def check_prompts(kind: Kind, fields: dict[str, Any], limits: Limits) -> int:
+    """Check what the model is to read.
+
+    Returns:
+        The number of prompts.
+
+    Raises:
+        ApiError: 400, there are too many prompts or messages, or media at an address.
+    """
+    prompts = 1
+    for name in BATCHES.get(kind, ()):
+        size = _batch_size(kind, fields.get(name))
+        if size > limits.max_prompts:
+            raise invalid_request(
+                f"{name} must have at most {limits.max_prompts} entries, got {size}.",
+                "too_many_prompts",
+                name,
+            )
+        prompts = max(prompts, size)
+    for name in ("messages", "input"):
+        for messages in _conversations(kind, fields.get(name)):
+            if len(messages) > limits.max_messages:
+                raise invalid_request(
+                    f"{name} must have at most {limits.max_messages} entries.",
+                    "too_many_messages",
+                    name,
+                )
+    for name in MEDIA_FIELDS:
+        _check_media(fields.get(name))
+    return prompts
+
+
+def _batch_size(kind: Kind, value: Any) -> int:
+    """Return the number of prompts in a field: a text, a list of tokens or a conversation is one.
+
+    A list in a scoring request is a list of texts or documents, whatever its entries are.
+    """
+    if not isinstance(value, list) or not value:
+        return 1
+    single = kind in ("completion", "embedding") and (
+        isinstance(value[0], int | float) or (isinstance(value[0], dict) and "role" in value[0])
+    )
+    return 1 if single else len(value)
+
+
+def _conversations(kind: Kind, value: Any) -> Iterator[list[Any]]:
+    if not isinstance(value, list):
+        return
+    if kind != "embedding":
+        yield value
+        return
+    if value and isinstance(value[0], dict):
+        yield value
+    yield from (
+        inner for inner in value if isinstance(inner, list) and inner and isinstance(inner[0], dict)
+    )
+
+
+def _check_media(value: Any) -> None:
+    """Reject media by URL: the server would fetch whatever the URL names.
+
+    Only content is searched, so that a tool may have an argument whose name ends with ``_url``.
+    """
+    if isinstance(value, list):
+        for inner in value:
+            _check_media(inner)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if name in ("content", "output"):
+                _check_media(inner)
+            elif name.endswith("_url"):
+                _check_url(name, inner.get("url") if isinstance(inner, dict) else inner)
+            elif name == "source" and isinstance(inner, dict) and inner.get("type") == "url":
+                raise _remote(name)
+
+
+def _check_url(name: str, url: Any) -> None:
+    if not (isinstance(url, str) and url.startswith("data:")):
+        raise _remote(name)
+
+
+def _remote(name: str) -> ApiError:
+    label = name if name.isidentifier() and len(name) < 64 else "A part"
+    message = f"{label} must contain the data itself (data:... or base64), not an address."
+    return invalid_request(message, "remote_media", label)
