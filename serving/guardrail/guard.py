@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serving.errors import WorkbenchError
-from serving.guardrail.findings import Finding, FindingCounts, blocked_entities, redacted
-from serving.guardrail.texts import RequestTexts, TextSlot, attribute_slot
+from serving.guardrail.answers import answer_texts
+from serving.guardrail.findings import (
+    Finding,
+    FindingCounts,
+    blocked_entities,
+    merge_overlaps,
+    redacted,
+    redacted_json,
+)
+from serving.guardrail.texts import RequestTexts, TextSlot
 from serving.spec.guardrail import GuardEndpoint, GuardModel, PresidioGuardrail, Side
 
 Inspector = Callable[[Side, Sequence[str]], Awaitable[list[list[Finding]]]]
@@ -25,15 +34,22 @@ class RefusedError(WorkbenchError):
         code: OpenAI's ``code``, for programs.
         status: HTTP status.
         headers: Further response headers.
+        param: OpenAI's ``param``, the field that is wrong.
     """
 
     def __init__(
-        self, message: str, code: str, status: int = 400, headers: dict[str, str] | None = None
+        self,
+        message: str,
+        code: str,
+        status: int = 400,
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
         self.headers = headers or {}
+        self.param = param
         self.kind = {400: "invalid_request_error", 429: "rate_limit_error"}.get(
             status, "server_error"
         )
@@ -48,6 +64,26 @@ class BlockedError(RefusedError):
             "content_blocked",
         )
         self.kind = "content_blocked"
+
+
+class NotRedactableError(RefusedError):
+    """Something to redact is where a replacement would change what the request means."""
+
+    def __init__(self, field: str, entities: Sequence[str]) -> None:
+        super().__init__(
+            f"The guardrail cannot redact {field}, which contains {', '.join(entities)}. "
+            "Remove it there.",
+            "content_blocked",
+            param=field,
+        )
+        self.kind = "content_blocked"
+
+
+_SEPARATOR = "\n|\n"
+"""Between short texts that are checked together. No entity continues across it."""
+
+View = tuple[str, list[tuple[TextSlot, int]]]
+"""A text to check, and the slots in it with the position of each."""
 
 
 class Guard:
@@ -77,23 +113,56 @@ class Guard:
                 f"The guardrail does not allow {', '.join(leaking)}: it would reveal the answer "
                 "unchecked. Leave it out.",
                 NOT_WITH_GUARDRAIL,
+                param=leaking[0],
             )
-        if "prompt" in self.spec.sides:
-            if texts.has_token_ids:
-                raise RefusedError(
-                    "The guardrail cannot read a prompt of token ids. Send it as text.",
-                    NOT_WITH_GUARDRAIL,
-                )
-            await self._redact("prompt", texts.slots, counts)
+        if "prompt" not in self.spec.sides:
+            return
+        if texts.has_token_ids:
+            raise RefusedError(
+                "The guardrail cannot read a prompt of token ids. Send it as text.",
+                NOT_WITH_GUARDRAIL,
+            )
+        if texts.unreadable:
+            raise RefusedError(
+                f"The guardrail cannot read {', '.join(texts.unreadable[:8])}. Leave it out, or "
+                "send it as text.",
+                NOT_WITH_GUARDRAIL,
+                param=texts.unreadable[0].split(" ")[0],
+            )
+        views = _separate_views(texts.conversation, texts.details)
+        for parts in texts.split_texts:
+            views += [_joined_view(parts, ""), _joined_view(parts, "\n")]
+        await self._redact("prompt", views, counts)
 
-    async def check_answer(self, answer: Any, counts: FindingCounts) -> None:
+    async def check_answer(self, path: str, answer: dict[str, Any], counts: FindingCounts) -> None:
         """Redact the texts of a whole answer in place, and count the findings.
+
+        Args:
+            path: The route that gave the answer.
+            answer: The answer's JSON.
+            counts: Where the findings are counted.
 
         Raises:
             RefusedError: The answer is blocked, or the guardrail does not respond.
         """
         if "answer" in self.spec.sides:
-            await self._redact("answer", _answer_slots(answer), counts)
+            texts, details = answer_texts(path, answer)
+            await self.redact_answer(texts, details, counts)
+
+    async def redact_answer(
+        self, texts: Sequence[TextSlot], details: Sequence[TextSlot], counts: FindingCounts
+    ) -> None:
+        """Redact texts of an answer in place, and count the findings.
+
+        Args:
+            texts: Texts that are checked one by one.
+            details: Short texts that are checked together.
+            counts: Where the findings are counted.
+
+        Raises:
+            RefusedError: The answer is blocked, or the guardrail does not respond.
+        """
+        await self._redact("answer", _separate_views(texts, details), counts)
 
     async def inspect(self, side: Side, texts: Sequence[str]) -> list[list[Finding]]:
         """Return the findings in each text.
@@ -114,30 +183,64 @@ class Guard:
             raise BlockedError(side, entities)
         return findings
 
-    async def _redact(self, side: Side, slots: Sequence[TextSlot], counts: FindingCounts) -> None:
-        slots = [slot for slot in slots if slot.text.strip()]
-        if not slots:
+    async def _redact(self, side: Side, views: Sequence[View], counts: FindingCounts) -> None:
+        if not views:
             return
-        findings = await self.inspect(side, [slot.text for slot in slots])
-        for slot, of_text in zip(slots, findings, strict=True):
-            counts.record(of_text)
-            if any(finding.action == "redact" for finding in of_text):
-                slot.replace(redacted(slot.text, of_text))
+        findings = await self.inspect(side, [text for text, _ in views])
+        by_slot: dict[TextSlot, list[Finding]] = {}
+        continued = set()
+        for (_, places), in_view in zip(views, findings, strict=True):
+            for slot, offset in places if in_view else ():
+                for finding in in_view:
+                    start, end = finding.start - offset, finding.end - offset
+                    if end > 0 and start < len(slot.text):
+                        part = finding._replace(start=max(0, start), end=min(end, len(slot.text)))
+                        by_slot.setdefault(slot, []).append(part)
+                        if start < 0:
+                            continued.add(slot)
+        for slot, parts in by_slot.items():
+            merged = merge_overlaps(parts)
+            counts.record(merged[1:] if slot in continued else merged)
+            _redact_slot(slot, merged)
 
 
-def _answer_slots(answer: Any) -> list[TextSlot]:
-    """Return every text of a chat completion or completion that was not streamed."""
-    slots = []
-    for choice in answer.choices:
-        message = getattr(choice, "message", None)
-        if message is None:
-            slots.append(attribute_slot(choice, "text"))
-            continue
-        names = ("content", "reasoning", "reasoning_content", "refusal")
-        slots += [attribute_slot(message, name) for name in names if getattr(message, name, None)]
-        for call in getattr(message, "tool_calls", None) or ():
-            slots.append(attribute_slot(call.function, "arguments"))
-    return slots
+def _separate_views(texts: Sequence[TextSlot], details: Sequence[TextSlot]) -> list[View]:
+    """Return one view of each text, and one of all details together."""
+    views: list[View] = [(slot.text, [(slot, 0)]) for slot in texts if slot.text.strip()]
+    if details := [slot for slot in details if slot.text.strip()]:
+        views.append(_joined_view(details, _SEPARATOR))
+    return views
+
+
+def _joined_view(slots: Sequence[TextSlot], separator: str) -> View:
+    places, offset = [], 0
+    for slot in slots:
+        places.append((slot, offset))
+        offset += len(slot.text) + len(separator)
+    return separator.join(slot.text for slot in slots), places
+
+
+def _redact_slot(slot: TextSlot, findings: Sequence[Finding]) -> None:
+    entities = sorted({finding.entity for finding in findings if finding.action == "redact"})
+    if not entities:
+        return
+    if not slot.replaceable:
+        raise NotRedactableError(slot.field, entities)
+    if not slot.is_json:
+        slot.replace(redacted(slot.text, findings))
+        return
+    text, _ = redacted_json(slot.text, findings)
+    if _is_json(slot.text) and not _is_json(text):
+        raise NotRedactableError(slot.field, entities)
+    slot.replace(text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 class MicroBatcher:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.guardrail.findings import Finding, redacted
+from serving.guardrail.findings import Finding, redacted, redacted_json
+from serving.guardrail.normalize import normalize
 
 MAX_WORD_CHARS = 256
 """Longest word that is never cut; an e-mail address has at most 254 characters (RFC 5321)."""
@@ -17,18 +18,21 @@ class HoldbackBuffer:
     """The text of one answer between the model and the client.
 
     At most ``hold + step`` characters wait for a check, and up to MAX_WORD_CHARS more while a word
-    continues.
+    continues. Characters are counted after normalization, so that an entity in disguise is held
+    back as long as a plain one.
 
     Args:
         hold: Characters held back until more text follows or the answer ends.
         step: New characters that make a check due.
+        is_json: Whether the text is JSON, which must stay valid.
     """
 
-    def __init__(self, hold: int, step: int) -> None:
-        self._hold, self._step = hold, step
+    def __init__(self, hold: int, step: int, *, is_json: bool = False) -> None:
+        self._hold, self._step, self._is_json = hold, step, is_json
         self._context = ""  # the end of the released text, before redaction
         self._held = ""
         self._new = 0
+        self._in_string = False  # of the released JSON
 
     @property
     def held(self) -> int:
@@ -66,16 +70,25 @@ class HoldbackBuffer:
         ]
         cut = self.held if last else self._safe_length(held_findings)
         released = [finding for finding in held_findings if finding.end <= cut]
-        out = redacted(self._held[:cut], released)
+        if self._is_json:
+            out, self._in_string = redacted_json(
+                self._held[:cut], released, in_string=self._in_string
+            )
+        else:
+            out = redacted(self._held[:cut], released)
         self._context = (self._context + self._held[:cut])[-CONTEXT_CHARS:]
         self._held, self._new = self._held[cut:], 0
         return out, released
 
     def _safe_length(self, findings: Sequence[Finding]) -> int:
         """Return how many characters can be released without cutting a word or a finding."""
-        cut = max(0, self.held - self._hold)
-        word_start = _word_start(self._held, cut)
-        cut = word_start if self.held - word_start <= self._hold + MAX_WORD_CHARS else cut
+        normalized = normalize(self._held)
+        text = normalized.text
+        last = max(0, len(text) - self._hold)
+        word_start = _word_start(text, last)
+        cut = normalized.start(
+            word_start if len(text) - word_start <= self._hold + MAX_WORD_CHARS else last
+        )
         for finding in reversed(findings):
             if finding.start < cut < finding.end:
                 cut = finding.start

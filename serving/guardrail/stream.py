@@ -8,15 +8,28 @@ from typing import Any
 import msgspec
 
 from serving.gateway.stages import StageTimings
+from serving.guardrail.events import (
+    ChatEvents,
+    EventFormat,
+    Flush,
+    MessagesEvents,
+    ResponsesEvents,
+    Send,
+    Step,
+    Text,
+    TextKey,
+)
 from serving.guardrail.findings import FindingCounts
 from serving.guardrail.guard import Guard
 from serving.guardrail.holdback import HoldbackBuffer
+from serving.guardrail.texts import TextSlot
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-_TEXT_FIELDS = ("content", "reasoning", "reasoning_content", "refusal")
 
-TextKey = tuple[int, str, int]
-"""A choice's index, the name of its text, and the index of the tool call it belongs to."""
+_FORMATS: dict[str, type[EventFormat]] = {
+    "/v1/responses": ResponsesEvents,
+    "/v1/messages": MessagesEvents,
+}
 
 
 class GuardedStream:
@@ -24,14 +37,20 @@ class GuardedStream:
 
     Args:
         guard: Checks the texts.
+        path: The route, which determines the format of the events.
         timings: Where the time of the checks is added.
         counts: Where the findings are counted.
     """
 
-    def __init__(self, guard: Guard, timings: StageTimings, counts: FindingCounts) -> None:
+    def __init__(
+        self, guard: Guard, path: str, timings: StageTimings, counts: FindingCounts
+    ) -> None:
         self._guard, self._timings, self._counts = guard, timings, counts
-        self._buffers: dict[TextKey, HoldbackBuffer] = {}
-        self._template: dict[str, Any] = {}
+        self._format = _FORMATS.get(path, ChatEvents)()
+        self._buffers: dict[TextKey, _Buffer] = {}
+        self._repeated: dict[str, str] = {}
+        self.sequence_number = 0
+        """Number of the next event, in formats that number their events."""
 
     async def rewrite(self, packets: AsyncIterator[str]) -> AsyncIterator[str]:
         """Yield the stream as it may be sent.
@@ -42,82 +61,121 @@ class GuardedStream:
         Raises:
             RefusedError: The answer is blocked from here on, or the guardrail does not respond.
         """
+        if "answer" not in self._guard.spec.sides:
+            async for packet in packets:
+                yield packet
+            return
         async for packet in packets:
-            out = [sent for data in event_data(packet) for sent in await self._event(_decode(data))]
+            out = [
+                sent
+                for data in event_data(packet)
+                for step in self._format.steps(_decode(data))
+                for sent in await self._apply(step)
+            ]
             out += await self._check(list(self._buffers), last=False)
             if out:
-                yield format_events(out)
+                yield "".join(out)
         if out := await self._check(list(self._buffers), last=True):
-            yield format_events(out)
+            yield "".join(out)
 
-    async def _event(self, event: dict[str, Any]) -> list[str]:
-        """Return what can be sent at once: everything but text."""
-        choices = event.get("choices")
-        if not choices:
-            return [_encode(event)]
-        self._template = {name: event[name] for name in event if name not in ("choices", "usage")}
-        out = []
-        for choice in choices:
-            text_only = self._buffer_text(choice)
-            ends = choice.get("finish_reason") is not None
-            if ends:
-                keys = [key for key in self._buffers if key[0] == choice["index"]]
-                out += await self._check(keys, last=True)
-            if ends or not text_only:
-                out.append(_encode(event | {"choices": [choice]}))
-        return out
+    async def _apply(self, step: Step) -> list[str]:
+        """Take one step of an event, and return what can be sent at once."""
+        if isinstance(step, Text):
+            self._buffer(step).push(step.text)
+            return []
+        if isinstance(step, Flush):
+            return await self._check([key for key in self._buffers if step.ends(key)], last=True)
+        await self._redact(step)
+        return [self._encode(step.event)]
 
-    def _buffer_text(self, choice: dict[str, Any]) -> bool:
-        """Move a choice's text into its buffers; return whether the choice had nothing else."""
-        index, delta = choice["index"], choice.get("delta")
-        if delta is None:
-            self._push((index, "text", 0), choice.get("text") or "")
-            choice["text"] = ""
-            return True
-        for name in _TEXT_FIELDS:
-            if delta.get(name):
-                self._push((index, name, 0), delta.pop(name))
-        for call in delta.get("tool_calls") or ():
-            function = call.get("function") or {}
-            if function.get("arguments"):
-                self._push((index, "arguments", call["index"]), function["arguments"])
-                function["arguments"] = ""
-        opens = "role" in delta or any(
-            call.get("id") or (call.get("function") or {}).get("name")
-            for call in delta.get("tool_calls") or ()
-        )
-        return not opens
-
-    def _push(self, key: TextKey, text: str) -> None:
-        buffer = self._buffers.get(key)
+    def _buffer(self, step: Text) -> _Buffer:
+        buffer = self._buffers.get(step.key)
         if buffer is None:
             spec = self._guard.spec
-            buffer = self._buffers[key] = HoldbackBuffer(spec.hold_back_chars, spec.step_chars)
-        buffer.push(text)
+            buffer = self._buffers[step.key] = _Buffer(
+                spec.hold_back_chars, spec.step_chars, is_json=step.is_json
+            )
+        buffer.template = step.template
+        return buffer
+
+    async def _redact(self, step: Send) -> None:
+        """Redact the texts in an event; a text that was streamed before, as it was then."""
+        texts = [slot for slot in step.texts if not self._repeat(slot)]
+        if texts or step.details:
+            with self._timings.measure("guardrail_out"):
+                await self._guard.redact_answer(texts, step.details, self._counts)
+
+    def _repeat(self, slot: TextSlot) -> bool:
+        sent = self._repeated.get(slot.text)
+        if sent is not None:
+            slot.replace(sent)
+        return sent is not None
 
     async def _check(self, keys: list[TextKey], *, last: bool) -> list[str]:
         """Check the texts that are due, and return what may be sent of them as events."""
         buffers = [(key, self._buffers[key]) for key in keys]
         due = [(key, buf) for key, buf in buffers if (buf.held if last else buf.due())]
-        if not due:
-            return []
-        texts = [buffer.text() for _, buffer in due]
-        with self._timings.measure("guardrail_out"):
-            findings = await self._guard.inspect("answer", texts)
         out = []
-        for (key, buffer), of_text in zip(due, findings, strict=True):
-            text, released = buffer.release(of_text, last=last)
-            self._counts.record(released)
-            if text:
-                out.append(_encode(self._template | {"choices": [_choice(key, text)]}))
+        if due:
+            texts = [buffer.text() for _, buffer in due]
+            with self._timings.measure("guardrail_out"):
+                findings = await self._guard.inspect("answer", texts)
+            for (key, buffer), of_text in zip(due, findings, strict=True):
+                text, released = buffer.release(of_text, last=last)
+                self._counts.record(released)
+                if text:
+                    out.append(self._encode(self._format.event(key, text, buffer.template)))
+        if last:
+            for key in keys:
+                buffer = self._buffers.pop(key)
+                if self._format.repeats_texts:
+                    self._repeated[buffer.pushed] = buffer.sent
         return out
+
+    def _encode(self, event: dict[str, Any]) -> str:
+        if "sequence_number" in event:
+            event["sequence_number"] = self.sequence_number
+            self.sequence_number += 1
+        name = event.get("type") if self._format.has_names else None
+        line = f"event: {name}\n" if name else ""
+        return f"{line}data: {msgspec.json.encode(event).decode()}\n\n"
+
+
+class _Buffer(HoldbackBuffer):
+    """The text of one key, what has been sent of it, and the event that carries the next part."""
+
+    def __init__(self, hold: int, step: int, *, is_json: bool) -> None:
+        super().__init__(hold, step, is_json=is_json)
+        self.template: dict[str, Any] = {}
+        self._pushed: list[str] = []
+        self._sent: list[str] = []
+
+    def push(self, text: str) -> None:
+        super().push(text)
+        self._pushed.append(text)
+
+    def release(self, findings: Any, *, last: bool) -> Any:
+        released = super().release(findings, last=last)
+        self._sent.append(released[0])
+        return released
+
+    @property
+    def pushed(self) -> str:
+        """The whole text as the model wrote it."""
+        return "".join(self._pushed)
+
+    @property
+    def sent(self) -> str:
+        """The whole text as it was sent."""
+        return "".join(self._sent)
 
 
 def event_data(packet: str) -> Iterator[str]:
     """Yield the data of each server-sent event in a packet of whole events."""
-    for event in packet.split("\n\n"):
-        if event.startswith("data:"):
-            yield event[5:].strip()
+    for event in packet.replace("\r\n", "\n").split("\n\n"):
+        lines = [line[5:].removeprefix(" ") for line in event.split("\n") if line[:5] == "data:"]
+        if lines:
+            yield "\n".join(lines)
 
 
 def format_events(data: Iterable[str]) -> str:
@@ -125,15 +183,20 @@ def format_events(data: Iterable[str]) -> str:
     return "".join(f"data: {item}\n\n" for item in data)
 
 
-def _choice(key: TextKey, text: str) -> dict[str, Any]:
-    index, name, call = key
-    if name == "text":
-        return {"index": index, "text": text, "finish_reason": None}
-    delta: dict[str, Any] = {name: text}
-    if name == "arguments":
-        delta = {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
-    return {"index": index, "delta": delta, "finish_reason": None}
+def format_error(path: str, body: dict[str, Any], sequence_number: int = 0) -> str:
+    """Return an error as the event that ends a stream of a route.
 
-
-def _encode(event: dict[str, Any]) -> str:
-    return msgspec.json.encode(event).decode()
+    Args:
+        path: The route.
+        body: The error in OpenAI's format, with the key ``error``.
+        sequence_number: Number of the event, in formats that number their events.
+    """
+    error = body["error"]
+    if path == "/v1/messages":
+        event = {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
+    elif path == "/v1/responses":
+        event = {name: error.get(name) for name in ("code", "message", "param")}
+        event |= {"type": "error", "sequence_number": sequence_number}
+    else:
+        return format_events([msgspec.json.encode(body).decode()])
+    return f"event: error\ndata: {msgspec.json.encode(event).decode()}\n\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from serving.guardrail.findings import Finding
@@ -30,6 +29,9 @@ async def blocks_emails(side: Side, texts: Sequence[str]) -> list[list[Finding]]
 GUARD = Guard(PresidioGuardrail(hold_back_chars=24, step_chars=8), finds_emails)
 
 
-def chat(*contents: Any, **fields: Any) -> Any:
+CHAT = "/v1/chat/completions"
+
+
+def chat(*contents: Any, **fields: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": content} for content in contents]
-    return SimpleNamespace(messages=messages, **fields)
+    return {"model": "m", "messages": messages} | fields

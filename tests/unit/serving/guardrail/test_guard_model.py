@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from support.email_guard import chat
+from support.email_guard import CHAT, chat
 from support.scripted_server import Script, ScriptedServer
 
 from serving.guardrail.findings import Finding, FindingCounts
@@ -59,7 +59,7 @@ class TestGuardModels:
                 findings = await client("answer", ["tea", "a poison", " "])
                 with pytest.raises(BlockedError, match="prompt: it contains S2"):
                     await Guard(spec, client).check_prompt(
-                        RequestTexts(chat("poison")), FindingCounts()
+                        RequestTexts(CHAT, chat("poison")), FindingCounts()
                     )
                 return findings, [exchange.body for exchange in server.log]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from openai._streaming import SSEDecoder
-from support.email_guard import EMAIL, GUARD, blocks_emails
+from support.email_guard import CHAT, EMAIL, GUARD, blocks_emails
 
 from serving.gateway.stages import StageTimings
 from serving.guardrail.findings import FindingCounts
@@ -31,7 +31,10 @@ USAGE = 'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n'
 
 
 def rewritten(
-    *packets: str, guard: Guard = GUARD, counts: FindingCounts | None = None
+    *packets: str,
+    guard: Guard = GUARD,
+    counts: FindingCounts | None = None,
+    path: str = CHAT,
 ) -> list[Any]:
     """Return the events that OpenAI's own decoder reads."""
 
@@ -41,7 +44,7 @@ def rewritten(
 
     async def run() -> list[str]:
         stream = GuardedStream(
-            guard, StageTimings(), counts if counts is not None else FindingCounts()
+            guard, path, StageTimings(), counts if counts is not None else FindingCounts()
         )
         return [packet async for packet in stream.rewrite(source())]
 
