@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import fastapi
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -16,14 +17,13 @@ from serving.gateway.context import SCOPE_KEY
 from serving.gateway.http_routes import path_below_prefix
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from starlette.requests import Request
 
 MESSAGES = "/v1/messages"
 """Anthropic's route, whose errors have ``{"type": "error"}`` around OpenAI's shape."""
 
 
-def build_engine_app(app: FastAPI, supported_tasks: Iterable[str]) -> App:
+def build_engine_app(app: fastapi.FastAPI, supported_tasks: Iterable[str]) -> App:
     """Return vLLM's application, ready to answer the checked requests of a gate.
 
     Args:
@@ -33,10 +33,8 @@ def build_engine_app(app: FastAPI, supported_tasks: Iterable[str]) -> App:
     """
     app.router.default = _unsupported_route(", ".join(sorted(supported_tasks)))
     app.add_exception_handler(RequestValidationError, on_invalid_request)
-    # vLLM registers a handler for FastAPI's subclass, which comes before that of its base.
-    for error_class in HTTPException.__subclasses__():
-        app.exception_handlers.pop(error_class, None)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    for error_class in (HTTPException, fastapi.HTTPException):
+        app.add_exception_handler(error_class, on_http_exception)
     app.add_exception_handler(generation_error(), on_generation_error)
     return with_messages_errors(app)
 
@@ -64,7 +62,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problem = next(iter(error.errors()), None)
     if isinstance(problem, dict):
-        field = field_path(problem["loc"][1:], error.body)
+        field = _field(problem, error.body)
         message = f"{field}: {_reason(problem)}" if field else _reason(problem)
     else:
         field, message = "", str(problem or "The request is invalid.")
@@ -73,23 +71,21 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     return JSONResponse(body, 400)
 
 
-def field_path(location: Sequence[str | int], body: Any) -> str:
+def _field(problem: dict[str, Any], body: Any) -> str:
     """Return where an error is in the body, such as ``tools.0.function.name``.
 
-    Args:
-        location: Pydantic's ``loc``, which also has the names of types and validators.
-        body: The request's body.
+    Pydantic's ``loc`` begins with "body" and also has the names of types and validators.
     """
-    parts: list[str] = []
-    for position, part in enumerate(location):
-        if isinstance(body, dict) and part in body:
+    _, *location = problem["loc"]
+    missing = [str(location.pop())] if problem["type"] == "missing" else []
+    parts = []
+    for part in location:
+        try:
             body = body[part]
-        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
-            body = body[part]
-        elif position < len(location) - 1 or not isinstance(body, dict):
+        except (KeyError, IndexError, TypeError):
             continue
         parts.append(str(part))
-    return ".".join(parts)
+    return ".".join(parts + missing)
 
 
 def _reason(problem: dict[str, Any]) -> str:

@@ -308,10 +308,7 @@ def served_names(models: Sequence[ModelSpec]) -> dict[str, str]:
             names[name] = model.model_id
     counts = Counter(alias for model in models for alias in model.aliases)
     aliases = {
-        alias: model.model_id
-        for model in models
-        for alias in model.aliases
-        if counts[alias] == 1
+        alias: model.model_id for model in models for alias in model.aliases if counts[alias] == 1
     }
     return aliases | names
 
