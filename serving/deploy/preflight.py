@@ -20,7 +20,7 @@ from serving.errors import ClusterError, ModelNotFoundError, ResourcesError, Spe
 from serving.sizing import checks
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import TINY, ModelSpec, is_local
+from serving.spec.model import ModelSpec, is_local
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec
 
@@ -91,7 +91,7 @@ def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
 
 def _check_portable(model: ModelSpec) -> None:
     paths = local_paths(model)
-    if model.source != TINY and is_local(model.source):
+    if not model.embedded and is_local(model.source):
         paths["model.source"] = model.source
     for argument, path in paths.items():
         if not path.startswith("/"):
