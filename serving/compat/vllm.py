@@ -42,21 +42,100 @@ def engine_arguments() -> frozenset[str]:
     Raises:
         MissingPackageError: vLLM is not installed.
     """
+    return frozenset(_fields("engine/arg_utils.py", "EngineArgs", "AsyncEngineArgs"))
+
+
+@cache
+def frontend_arguments() -> dict[str, str]:
+    """Return every argument of vLLM's HTTP front end and its type as written in the source.
+
+    Reads ``BaseFrontendArgs`` and ``FrontendArgs`` of ``vllm.entrypoints.launchers.cli_args``. Ray
+    Serve LLM takes them beside the engine's arguments.
+
+    Raises:
+        MissingPackageError: vLLM is not installed.
+    """
+    fields = _fields("entrypoints/launchers/cli_args.py", "BaseFrontendArgs", "FrontendArgs")
+    return {name: _NAMED_TYPES.get(written, written) for name, written in fields.items()}
+
+
+_NAMED_TYPES = {"ChatTemplateContentFormatOption": "Literal['auto', 'string', 'openai']"}
+"""Types of front-end arguments that another module of vLLM defines."""
+
+
+@cache
+def tool_call_parsers() -> frozenset[str]:
+    """Return the values of ``tool_call_parser``.
+
+    Reads ``_TOOL_PARSERS_TO_REGISTER`` of ``vllm.tool_parsers``.
+    """
+    return _keys("tool_parsers/__init__.py", "_TOOL_PARSERS_TO_REGISTER")
+
+
+@cache
+def reasoning_parsers() -> frozenset[str]:
+    """Return the values of ``reasoning_parser``.
+
+    Reads ``_REASONING_PARSERS_TO_REGISTER`` of ``vllm.reasoning``.
+    """
+    return _keys("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+
+
+def chat_template_names() -> frozenset[str]:
+    """Return the file names of the chat templates that are part of vLLM.
+
+    Lists ``vllm/transformers_utils/chat_templates``.
+    """
+    folder = _package() / "transformers_utils" / "chat_templates"
+    return frozenset(path.name for path in folder.glob("*.jinja"))
+
+
+def import_parser_plugins(tool_call: str | None, reasoning: str | None) -> None:
+    """Register the parsers in these Python files, as vLLM's own launcher does.
+
+    Calls ``vllm.tool_parsers.ToolParserManager.import_tool_parser(path)`` and
+    ``vllm.reasoning.ReasoningParserManager.import_reasoning_parser(path)``.
+    """
+    if tool_call:
+        from vllm.tool_parsers import ToolParserManager
+
+        ToolParserManager.import_tool_parser(tool_call)
+    if reasoning:
+        from vllm.reasoning import ReasoningParserManager
+
+        ReasoningParserManager.import_reasoning_parser(reasoning)
+
+
+def _package() -> Path:
     package = find_spec("vllm")
     if package is None or package.origin is None:
         raise MissingPackageError("The package 'vllm' is not installed. Install it: make setup")
-    source = Path(package.origin).parent / "engine" / "arg_utils.py"
-    classes = {
-        node.name: node
-        for node in ast.parse(source.read_text()).body
-        if isinstance(node, ast.ClassDef)
-    }
-    return frozenset(
-        statement.target.id
-        for name in ("EngineArgs", "AsyncEngineArgs")
+    return Path(package.origin).parent
+
+
+def _statements(module: str) -> list[ast.stmt]:
+    return ast.parse((_package() / module).read_text(encoding="utf-8")).body
+
+
+def _fields(module: str, *names: str) -> dict[str, str]:
+    """Return the fields of dataclasses, and the type of each as written."""
+    classes = {node.name: node for node in _statements(module) if isinstance(node, ast.ClassDef)}
+    return {
+        statement.target.id: ast.unparse(statement.annotation)
+        for name in names
         for statement in classes[name].body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def _keys(module: str, name: str) -> frozenset[str]:
+    """Return the keys of a dictionary that is a constant of a module."""
+    values = (
+        node.value
+        for node in _statements(module)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
     )
+    return frozenset(ast.literal_eval(next(values)))
 
 
 class SchedulerFigures(NamedTuple):

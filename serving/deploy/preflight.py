@@ -9,35 +9,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies
 from serving.compat.variables import FORWARD_BODY, HA_PROXY
-from serving.compat.vllm import engine_arguments
 from serving.deploy.arguments import tenants_from
+from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
 from serving.errors import ClusterError, ModelNotFoundError, ResourcesError, SpecError
 from serving.sizing import checks
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import TINY, ModelSpec
+from serving.spec.model import ModelSpec, is_local
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec
-
-OWN_FIELDS = {
-    "model": "model.source",
-    "served_model_name": "model.id",
-    "dtype": "model.dtype",
-    "max_model_len": "model.max_model_len",
-    "tensor_parallel_size": "model.tensor_parallel_size",
-    "pipeline_parallel_size": "model.pipeline_parallel_size",
-    "data_parallel_size": "model.data_parallel_size",
-    "enable_expert_parallel": "model.expert_parallel",
-    "api_key": "api_key of deploy()",
-    "hf_token": "the environment variable HF_TOKEN",
-}
-"""Engine arguments that the specification sets itself, and the field to use instead."""
 
 
 def check_spec(spec: EndpointSpec) -> None:
@@ -60,27 +45,16 @@ def check_spec(spec: EndpointSpec) -> None:
 def check_model(model: ModelSpec) -> None:
     """Check one model of a specification; raises as :func:`check_spec` does."""
     check_engine_kwargs(model)
+    check_files(model)
     check_model_path(model)
     checks.check_parallel(model)
     checks.check_cache(model)
 
 
-def check_engine_kwargs(model: ModelSpec) -> None:
-    """Raise :class:`SpecError` for an argument vLLM does not know or another field sets."""
-    for name, value in model.engine_kwargs.items():
-        argument = f"model.engine_kwargs[{name!r}] = {value!r}"
-        if name in OWN_FIELDS:
-            raise SpecError(f"{argument}: set {OWN_FIELDS[name]} instead.")
-        if name not in engine_arguments():
-            close = get_close_matches(name, engine_arguments(), n=1)
-            fix = f"Did you mean {close[0]!r}?" if close else "See vLLM's engine arguments."
-            raise SpecError(f"{argument}: vLLM has no such argument. {fix}")
-
-
 def check_model_path(model: ModelSpec) -> None:
     """Raise :class:`ModelNotFoundError` for a local path that holds no model."""
     source = model.source
-    if model.embedded or not (source.startswith(("/", ".", "~")) or Path(source).exists()):
+    if model.embedded or not is_local(source):
         return
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
@@ -116,13 +90,15 @@ def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
 
 
 def _check_portable(model: ModelSpec) -> None:
-    source = model.source
-    relative = source.startswith((".", "~")) or Path(source).exists()
-    if source != TINY and relative and not source.startswith("/"):
-        raise SpecError(
-            f"model.source = {source!r} is a folder of this machine, which the cluster's nodes do "
-            "not have. Give a hub id, or an absolute path in the image or on a volume."
-        )
+    paths = local_paths(model)
+    if not model.embedded and is_local(model.source):
+        paths["model.source"] = model.source
+    for argument, path in paths.items():
+        if not path.startswith("/"):
+            raise SpecError(
+                f"{argument} = {path!r} is on this machine, which the cluster's nodes do not have. "
+                "Give a hub id, or an absolute path in the image or on a volume."
+            )
 
 
 def check_resources(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = None) -> None:

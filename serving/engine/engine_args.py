@@ -6,15 +6,29 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.vllm import import_parser_plugins
 from serving.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
 
 
+COMPACT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""vLLM's ``structured_outputs_config``: JSON without whitespace between its parts.
+
+A small model would otherwise write spaces until ``max_tokens``. docs/measurements.md compares the
+backends that can do this.
+"""
+
+
 def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     """Return vLLM's arguments; fields of the specification override ``engine_kwargs``."""
     kwargs = dict(model.engine_kwargs)
+    structured = kwargs.get("structured_outputs_config") or {}
+    if "backend" not in structured:
+        kwargs["structured_outputs_config"] = COMPACT_JSON | structured
+    if model.adapters:
+        kwargs.setdefault("enable_lora", True)
     if model.accelerator == "cpu":
         kwargs.setdefault("enforce_eager", True)
         kwargs.setdefault("worker_extension_cls", "serving.engine.amx.Extension")
@@ -67,6 +81,8 @@ def llm_config(model: ModelSpec) -> LLMConfig:
     """Return Ray Serve LLM's configuration. Imports vLLM: call it where the engine runs."""
     from ray.serve.llm import LLMConfig
 
+    plugins = model.engine_kwargs.get
+    import_parser_plugins(plugins("tool_parser_plugin"), plugins("reasoning_parser_plugin"))
     bundles = [dict(model.worker_resources) for _ in range(model.workers)]
     loads_by_itself = "://" not in model.source
     skip_download = {"callback_class": "serving.compat.ray_server.SkipNodeInit"}

@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from serving.compat.ray_server import DPServer, EngineServer
 from serving.compat.vllm import (
     add_stat_logger,
-    generation_error,
-    generation_error_response,
     kv_cache_blocks,
     unfinished_requests,
 )
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config
+from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, ResponseStart, call_app
 from serving.engine.stats import (
     EngineStats,
@@ -38,9 +35,8 @@ from serving.engine.stats import (
 )
 from serving.engine.warmup import choose_folder, warm_up
 from serving.errors import ENGINE_ERROR_MARK
-from serving.gateway.asgi import App, error_body, with_replica_header
+from serving.gateway.asgi import App, with_replica_header
 from serving.gateway.config import GateConfig
-from serving.gateway.context import SCOPE_KEY
 from serving.gateway.gate import Gate, open_gate
 from serving.spec.model import ModelSpec
 
@@ -72,8 +68,7 @@ class EngineReplica(EngineServer):
         client = self.engine_client
         if self._compiles_sampler:
             await warm_up(client)
-        self._app = await self.engine_app()
-        self._app.add_exception_handler(generation_error(), on_generation_error)
+        self._app = build_engine_app(await self.engine_app(), await client.get_supported_tasks())
         self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
         add_stat_logger(client, self._stats)
         self._tasks = [
@@ -164,21 +159,6 @@ class EngineGroupReplica(EngineReplica, DPServer):  # type: ignore[misc]
 @serve.ingress()
 class DirectGroupReplica(GatedReplica, DPServer):  # type: ignore[misc]
     """A rank that answers clients itself."""
-
-
-async def on_generation_error(request: Request, error: Exception) -> Response:
-    """Answer for a request that the engine gave up, which vLLM reports as its own failure.
-
-    A grammar may reach a point where no token is allowed (``root ::= root``); then the request is
-    at fault.
-    """
-    assert isinstance(error, generation_error())
-    if not request.scope[SCOPE_KEY].constrained:
-        response: Response = await generation_error_response(request, error)
-        return response
-    message = "The grammar or schema reached a point where no token is allowed."
-    body = error_body(message, "invalid_request_error", "grammar_dead_end")
-    return JSONResponse(body, 400)
 
 
 def hide_hub_token() -> None:

@@ -28,8 +28,8 @@ _BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(?:\s*[\n\r\t\v\f]\s*|\s{2,})(?=[\d+(])
 _DASH_BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(\s*)[‒–—―−](\s*)(?=[\d(])")
 _DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9])[。｡·•・‧∙⋅](?=[A-Za-z0-9])")
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": "\f"}
-_HYPHENS = frozenset("‐‑⁃﹣－")  # noqa: RUF001
-_KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")  # noqa: RUF001
+_HYPHENS = frozenset("‐‑⁃﹣－")
+_KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")
 """Characters whose compatibility form would join or split words."""
 
 

@@ -263,7 +263,7 @@ class _Walker:
     def _part(self, part: dict[str, Any], field: str) -> None:
         kind = part.get("type")
         media = next((key for key in part if key in MEDIA_KEYS and part[key] is not None), None)
-        if media or not (kind is None or isinstance(kind, str) and kind in PART_TYPES):
+        if media or not (kind is None or (isinstance(kind, str) and kind in PART_TYPES)):
             label = media or (kind if isinstance(kind, str) and kind in WORDS else "of this type")
             self.unreadable.append(f"{field} ({label})")
             return
@@ -327,7 +327,7 @@ class _Walker:
 
     def _tool(self, tool: dict[str, Any], field: str) -> None:
         kind = tool.get("type")
-        if kind is None or isinstance(kind, str) and kind in TOOL_TYPES:
+        if kind is None or (isinstance(kind, str) and kind in TOOL_TYPES):
             self._schema_items(tool, field, prose=True)
         else:
             label = kind if isinstance(kind, str) and kind in WORDS else "of this type"

@@ -90,6 +90,7 @@ def pipeline_config(
         router=pipeline.router if pipeline else None,
         capacity={model: -(-number // ingresses) for model, number in capacity.items()},
         deployments=dict(deployments),
+        adapters={name: m.model_id for m in spec.models for name in m.adapters},
         always_on=tuple(m.model_id for m in spec.models if m.scaling.min_replicas > 0),
     )
     return config.model_dump(mode="json")
@@ -118,7 +119,7 @@ async def pick_model(
     assert spec is not None
     limits = (texts.fields.get(name) for name in OUTPUT_LIMITS)
     routing_input = RoutingInput(
-        texts=texts.conversation,
+        texts=tuple(slot.text for slot in texts.conversation),
         max_tokens=next((limit for limit in limits if limit), None),
         tenant=tenant.name,
         budget=headers.get(BUDGET_HEADER),

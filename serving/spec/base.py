@@ -57,25 +57,26 @@ def _explain_item(item: dict[str, Any], model: type[BaseModel]) -> str:
     path = ".".join([model.__name__, *(str(part) for part in item["loc"])])
     if item["type"] == "missing":
         return f"{path} is required; give it a value"
-    shown = _shown(item["input"])
+    value = shown(item["input"])
     if item["type"] == "extra_forbidden":
-        return f"{path} is not a field, got {shown}; {_suggestion(item['loc'][-1], model)}"
+        return f"{path} is not a field, got {value}; {_suggestion(item['loc'][-1], model)}"
     if item["type"] == "union_tag_invalid":
         tag, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
-        return f"{path}.kind must be one of {allowed}, got {_shown(tag)}"
+        return f"{path}.kind must be one of {allowed}, got {shown(tag)}"
     reason = str(item["msg"]).removeprefix("Value error, ")
     if should := _SHOULD.match(reason):
         reason = f"must {should[1]}"
     if item["type"] == "value_error" and not reason.startswith("must "):
         # A validator over several fields names them itself, and their values.
-        return reason if isinstance(item["input"], dict) else f"{path} = {shown}: {reason}"
+        return reason if isinstance(item["input"], dict) else f"{path} = {value}: {reason}"
     if not reason.startswith("must "):
-        return f"{path} = {shown}: {reason}"
+        return f"{path} = {value}: {reason}"
     problem, separator, fix = reason.partition("; ")
-    return f"{path} {problem}, got {shown}{separator}{fix}"
+    return f"{path} {problem}, got {value}{separator}{fix}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as an error message repeats it."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serving.cpu import fast_bfloat16
 from serving.models.embedded import EMBEDDED, tiny_model_path
@@ -24,6 +26,7 @@ LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_time
 """Fields of a ModelSpec that running replicas adopt without a restart."""
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_MODULE = "{'name': NAME, 'path': FOLDER OR HUB ID}"
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
@@ -86,7 +89,8 @@ class ModelSpec(Strict):
     )
     kv_cache_gib: float = Field(1, gt=0, description="KV cache of a CPU worker, in GiB.")
     engine_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="More vLLM engine arguments, by vLLM's names."
+        default_factory=dict,
+        description="More arguments of vLLM's engine and of its front end, by vLLM's names.",
     )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
@@ -173,6 +177,51 @@ class ModelSpec(Strict):
         """Ray's placement strategy for the workers of a replica."""
         return self.placement or ("STRICT_PACK" if self.accelerator == "cpu" else "PACK")
 
+    @field_validator("engine_kwargs")
+    @classmethod
+    def _read_chat_template(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Replace the path of a template by its text, which the cluster and a manifest need."""
+        template = kwargs.get("chat_template")
+        if not isinstance(template, str) or not is_path(template):
+            return kwargs
+        try:
+            text = Path(template).expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return kwargs  # It may be a name of vLLM's, or a file of the cluster.
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ValueError(f"chat_template = {template!r} cannot be read: {reason}") from None
+        if is_path(text):
+            raise ValueError(f"chat_template = {template!r} must contain a Jinja template")
+        return kwargs | {"chat_template": text}
+
+    @field_validator("engine_kwargs")
+    @classmethod
+    def _check_adapters(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        modules = kwargs.get("lora_modules")
+        if modules is None:
+            return kwargs
+        if not isinstance(modules, list | tuple):
+            raise ValueError(f"lora_modules must be a list of {_MODULE}, got {modules!r}")
+        for position, module in enumerate(modules):
+            if not _is_module(module):
+                raise ValueError(f"lora_modules[{position}] must be {_MODULE}, got {module!r}")
+        return kwargs
+
+    @model_validator(mode="after")
+    def _check_adapter_names(self) -> Self:
+        names = Counter(self.adapters)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(
+                f"lora_modules must have unique names, got {twice[0]!r} more than once"
+            )
+        if own := names.keys() & {self.model_id, *self.aliases}:
+            raise ValueError(
+                f"lora_modules must not have the name {min(own)!r}, which the model itself "
+                "answers to; give the adapter another name"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
         for name in self.env:
@@ -222,9 +271,46 @@ class ModelSpec(Strict):
         return self
 
 
+def _is_module(module: Any) -> bool:
+    """Whether this is an adapter as vLLM's ``LoRAModulePath`` describes one."""
+    return isinstance(module, dict) and all(
+        isinstance(module.get(field), str) and module[field] for field in ("name", "path")
+    )
+
+
 def is_local(source: str) -> bool:
     """Return whether a model or an adapter is a folder here, not an id or a URL."""
     return source.startswith(("/", ".", "~")) or Path(source).exists()
+
+
+def is_path(template: str) -> bool:
+    """Return whether vLLM takes this chat template for a path, not for its text."""
+    return not any(character in template for character in "{}\n")
+
+
+def served_names(models: Sequence[ModelSpec]) -> dict[str, str]:
+    """Return every name that a client may use, and the id of the model that answers to it.
+
+    Ids and the names of adapters come before aliases. An alias that several models have, such as
+    the hub id of a model that is deployed twice, names none of them.
+
+    Raises:
+        ValueError: Two models have one id, or one name is given to an adapter and to another model.
+    """
+    names: dict[str, str] = {}
+    for model in models:
+        for name in (model.model_id, *model.adapters):
+            if name in names:
+                raise ValueError(
+                    f"models must have unique names, but {names[name]!r} and {model.model_id!r} "
+                    f"both answer to {name!r}; change the id of a model or the name of an adapter"
+                )
+            names[name] = model.model_id
+    counts = Counter(alias for model in models for alias in model.aliases)
+    aliases = {
+        alias: model.model_id for model in models for alias in model.aliases if counts[alias] == 1
+    }
+    return aliases | names
 
 
 def short_hash(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from serving.spec.guardrail import GuardModel, GuardrailSpec, PresidioGuardrail
-from serving.spec.model import ModelSpec, short_hash
+from serving.spec.model import ModelSpec, served_names, short_hash
 from serving.spec.router import AUTO, RouterSpec
 from serving.spec.service import EndpointSpec
 
@@ -79,6 +79,11 @@ class PipelineSpec(EndpointSpec):
         taken = sorted({AUTO, *RESERVED} & set(ids))
         if taken:
             raise ValueError(f"models must not have the reserved id {taken[0]!r}; set another id")
+        if AUTO in served_names(self.models):
+            raise ValueError(
+                f"lora_modules must not have the name {AUTO!r}, by which clients ask the router; "
+                "give the adapter another name"
+            )
         served = [model.model_id for model in self.models]
         unknown = sorted(self.router.model_ids() - set(served)) if self.router else []
         if unknown:

@@ -24,14 +24,23 @@ if TYPE_CHECKING:
 
 MAX_POSITIONS = 2048
 
-# Roles other than system, developer and assistant are rendered as user.
+# Roles other than system, developer and assistant are rendered as user. Tools and calls have the
+# form that vLLM's parser "hermes" reads; the models were not trained on them.
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
+    "{%- if tools %}{{- '<|system|>' }}"
+    "{%- for tool in tools %}{{- tool | tojson ~ '\\n' }}{%- endfor %}"
+    "{{- '<|end|>\\n' }}{%- endif %}"
     "{%- for message in messages %}"
     "{%- if message['role'] in ['system', 'developer'] %}{{- '<|system|>' }}"
     "{%- elif message['role'] == 'assistant' %}{{- '<|assistant|>' }}"
     "{%- else %}{{- '<|user|>' }}{%- endif %}"
-    "{{- (message['content'] or '') | trim }}{{- '<|end|>\\n' }}"
+    "{{- (message['content'] or '') | trim }}"
+    "{%- for call in message['tool_calls'] or [] %}"
+    "{{- '<tool_call>' ~ {'name': call['function']['name'], "
+    "'arguments': call['function']['arguments']} | tojson ~ '</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|end|>\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )

@@ -14,8 +14,8 @@ from support.paths import ROOT
 
 from serving.errors import ModelNotFoundError, WorkbenchError
 from serving.models import embedded
-from serving.models.embedded import FILES, TINY_MODEL_ID, tiny_model_path
-from tools.tiny_model import phrasing
+from serving.models.embedded import EMBEDDED, FILES, TINY_MODEL_ID, tiny_model_path
+from tools.tiny_model import phrasing, train_tiny
 
 GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 
@@ -168,6 +168,29 @@ def test_chat_template_renders_every_role(tokenizer: Any) -> None:
     )
     ended = tokenizer.apply_chat_template(messages[:3], tokenize=False)
     assert ended == text.split("<|user|>And")[0]
+
+
+def test_chat_template_renders_tools_and_calls(tokenizer: Any) -> None:
+    tool = {"type": "function", "function": {"name": "weather"}}
+    call = {"id": "1", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "Yes"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tools=[tool], tokenize=False)
+    assert text == (
+        '<|begin|><|system|>{"type": "function", "function": {"name": "weather"}}\n<|end|>\n'
+        "<|user|>Rain?<|end|>\n"
+        '<|assistant|><tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
+        "<|end|>\n<|user|>Yes<|end|>\n"
+    )
+
+
+def test_both_models_have_the_chat_template_of_the_training() -> None:
+    for name in EMBEDDED:
+        template = tiny_model_path(name=name) / "chat_template.jinja"
+        assert template.read_text() == train_tiny.CHAT_TEMPLATE
 
 
 def test_training_rows_match_the_chat_template(tokenizer: Any) -> None:

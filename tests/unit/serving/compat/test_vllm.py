@@ -1,28 +1,66 @@
-"""vLLM's list of engine arguments; the reference is vLLM itself."""
+"""vLLM's lists of arguments and parsers; the reference is vLLM itself."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 
 import pytest
 
-from serving.compat.vllm import engine_arguments
+from serving.compat.vllm import (
+    chat_template_names,
+    engine_arguments,
+    frontend_arguments,
+    reasoning_parsers,
+    tool_call_parsers,
+)
 
 ASK_VLLM = """
-import dataclasses, json
+import dataclasses, json, typing
 from vllm.engine.arg_utils import AsyncEngineArgs
-print(json.dumps([field.name for field in dataclasses.fields(AsyncEngineArgs)]))
+from vllm.entrypoints.chat_utils import ChatTemplateContentFormatOption
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.transformers_utils.chat_templates.registry import CHAT_TEMPLATES_DIR
+
+def names(cls):
+    return [field.name for field in dataclasses.fields(cls)]
+
+print(json.dumps({
+    "engine": names(AsyncEngineArgs),
+    "frontend": names(FrontendArgs),
+    "tool_call": list(ToolParserManager.list_registered()),
+    "reasoning": list(ReasoningParserManager.list_registered()),
+    "templates": [path.name for path in CHAT_TEMPLATES_DIR.glob("*.jinja")],
+    "format": typing.get_args(ChatTemplateContentFormatOption),
+}))
 """
 
 
 @pytest.mark.slow
-def test_the_list_of_arguments_is_that_of_vllm() -> None:
+def test_the_lists_are_those_of_vllm() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", ASK_VLLM], capture_output=True, text=True, check=True
     )
-    assert engine_arguments() == set(json.loads(ran.stdout.splitlines()[-1]))
+    vllm = json.loads(ran.stdout.splitlines()[-1])
+    assert engine_arguments() == set(vllm["engine"])
+    assert frontend_arguments().keys() == set(vllm["frontend"])
+    assert tool_call_parsers() == set(vllm["tool_call"])
+    assert reasoning_parsers() == set(vllm["reasoning"])
+    assert chat_template_names() == set(vllm["templates"])
+    written = frontend_arguments()["chat_template_content_format"]
+    assert ast.literal_eval(written.removeprefix("Literal")) == vllm["format"]
+
+
+def test_the_lists_have_well_known_names() -> None:
+    assert {"enable_auto_tool_choice", "lora_modules", "port"} <= frontend_arguments().keys()
+    assert frontend_arguments()["response_role"] == "str"
+    assert {"hermes", "mistral", "llama3_json"} <= tool_call_parsers()
+    assert {"deepseek_r1", "qwen3"} <= reasoning_parsers()
+    assert "template_chatml.jinja" in chat_template_names()
 
 
 def test_the_list_has_well_known_arguments_and_vllm_is_not_imported() -> None:

@@ -190,8 +190,37 @@ class TestRejections:
 
     def test_a_folder_of_this_machine(self) -> None:
         spec = ServiceSpec(model=ModelSpec(source="./models/mine"))
-        with pytest.raises(SpecError, match=r"'\./models/mine' is a folder of this machine"):
+        with pytest.raises(SpecError, match=r"'\./models/mine' is on this machine"):
             serve_config(spec, CALLERS)
+
+    def test_the_text_of_a_template_travels_in_the_manifest(self, tmp_path: Path) -> None:
+        file = tmp_path / "template.jinja"
+        file.write_text("{{ messages[0].content }}\n")
+        model = ModelSpec(engine_kwargs={"chat_template": str(file)})
+        config = serve_config(ServiceSpec(model=model), CALLERS)
+        file.unlink()
+        read, _ = spec_from(yaml.safe_load(yaml.safe_dump(config))["applications"][0]["args"])
+        assert read.models[0].engine_kwargs == {"chat_template": "{{ messages[0].content }}\n"}
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("chat_template", "templates/mine.jinja"),
+            ("lora_modules", [{"name": "pirate", "path": "./pirate"}]),
+            ("tool_parser_plugin", "plugins/parser.py"),
+        ],
+    )
+    def test_a_file_of_this_machine(self, name: str, value: Any) -> None:
+        spec = ServiceSpec(model=ModelSpec(engine_kwargs={name: value}))
+        with pytest.raises(SpecError, match=rf"\['{name}'\].* is on this machine"):
+            serve_config(spec, CALLERS)
+
+    def test_a_file_in_the_image(self) -> None:
+        kwargs = {
+            "chat_template": "/opt/templates/mine.jinja",
+            "lora_modules": [{"name": "pirate", "path": "/mnt/pirate"}],
+        }
+        serve_config(ServiceSpec(model=ModelSpec(engine_kwargs=kwargs)), CALLERS)
 
     def test_a_key_instead_of_its_hash(self) -> None:
         with pytest.raises(SpecError) as caught:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from serving.compat import vllm
-from serving.compat.vllm import engine_arguments
+from serving.compat.vllm import engine_arguments, frontend_arguments
 from serving.deploy import preflight
+from serving.deploy.engine_kwargs import OWN_FIELDS, REJECTED
 from serving.deploy.preflight import (
-    OWN_FIELDS,
     check_model,
     check_resources,
     check_running_serve,
@@ -29,7 +29,7 @@ from serving.errors import (
 from serving.models.embedded import tiny_model_path
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
-from serving.spec.service import ServiceSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 
 GIB = 2**30
 LAPTOP = {"CPU": 8.0, "memory": 16.0 * GIB, "object_store_memory": 4.0 * GIB}
@@ -85,6 +85,9 @@ class TestEngineArguments:
             ("tensor_parallel_size", "model.tensor_parallel_size"),
             ("pipeline_parallel_size", "model.pipeline_parallel_size"),
             ("api_key", "api_key of deploy()"),
+            ("port", "port"),
+            ("root_path", "route_prefix"),
+            ("allowed_origins", "cors_origins"),
         ],
     )
     def test_an_argument_that_a_field_sets_is_rejected_with_that_field(
@@ -95,9 +98,10 @@ class TestEngineArguments:
         assert f"set {field} instead" in str(caught.value)
 
     def test_every_field_in_a_message_exists(self) -> None:
-        fields = {field.removeprefix("model.") for field in OWN_FIELDS.values()}
-        elsewhere = {"api_key of deploy()", "the environment variable HF_TOKEN"}
-        assert fields - elsewhere <= set(ModelSpec.model_fields)
+        elsewhere = {"api_key of deploy()", "the environment variable HF_TOKEN", "cors_origins"}
+        for field in set(OWN_FIELDS.values()) - elsewhere:
+            spec = ModelSpec if field.startswith("model.") else EndpointSpec
+            assert field.removeprefix("model.") in spec.model_fields
 
     def test_known_arguments_reach_vllm(self) -> None:
         given: dict[str, Any] = {"max_num_seqs": 4, "seed": 7, "enforce_eager": False}
@@ -105,6 +109,198 @@ class TestEngineArguments:
         check_model(model)
         assert engine_kwargs(model).items() >= given.items()
         assert model.engine_kwargs == given
+
+    @pytest.mark.parametrize("name", ["api_key", "hf_token"])
+    def test_a_secret_is_not_repeated(self, name: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={name: "sk-of-somebody"}))
+        assert "sk-of-somebody" not in str(caught.value)
+
+
+class TestFrontEndArguments:
+    def test_they_are_known_like_engine_arguments(self) -> None:
+        given: dict[str, Any] = {
+            "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes",
+            "reasoning_parser": "deepseek_r1",
+            "chat_template": "{{ messages[0].content }}",
+            "default_chat_template_kwargs": {"enable_thinking": False},
+            "chat_template_content_format": "openai",
+            "sse_keep_alive_interval": 15,
+            "response_role": "bot",
+            "return_tokens_as_token_ids": True,
+            "enable_prompt_tokens_details": True,
+            "fingerprint_mode": "none",
+        }
+        model = ModelSpec(engine_kwargs=given)
+        check_model(model)
+        assert engine_kwargs(model).items() >= given.items()
+
+    @pytest.mark.parametrize(
+        ("name", "nearest"),
+        [
+            ("enable_auto_tool_choise", "enable_auto_tool_choice"),
+            ("tool_parser", "tool_call_parser"),
+            ("chat_templat", "chat_template"),
+            ("lora_module", "lora_modules"),
+        ],
+    )
+    def test_the_nearest_name_is_from_both_lists(self, name: str, nearest: str) -> None:
+        with pytest.raises(SpecError, match=rf"\['{name}'\] = 1: .*Did you mean '{nearest}'"):
+            check_model(ModelSpec(engine_kwargs={name: 1}))
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("uds", "Ray Serve runs the HTTP server"),
+            ("ssl_keyfile", "Ray Serve runs the HTTP server"),
+            ("middleware", "before the gate's checks"),
+            ("enable_log_requests", "texts of requests or answers to the log"),
+            ("enable_log_outputs", "texts of requests or answers to the log"),
+            ("enable_log_deltas", "texts of requests or answers to the log"),
+            ("uvicorn_log_level", "the log of a replica"),
+            ("trust_request_chat_template", "replace the template of the model"),
+            ("tool_server", "would call other servers"),
+            ("data_parallel_supervisor_port", "places the replicas"),
+            ("enable_tokenizer_info_endpoint", "does not forward"),
+        ],
+    )
+    def test_what_serve_or_the_gate_owns_is_rejected_with_the_reason(
+        self, name: str, reason: str
+    ) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={name: True}))
+        assert f"engine_kwargs[{name!r}] = True is not accepted" in str(caught.value)
+        assert reason in str(caught.value)
+
+    def test_every_rejected_name_is_an_argument_of_vllm(self) -> None:
+        known = engine_arguments() | frontend_arguments().keys()
+        assert REJECTED.keys() <= known
+        assert OWN_FIELDS.keys() <= known
+        assert not REJECTED.keys() & OWN_FIELDS.keys()
+
+    @pytest.mark.parametrize(
+        ("name", "value", "allowed"),
+        [
+            ("enable_auto_tool_choice", "yes", "must be bool"),
+            ("enable_force_include_usage", 1, "must be bool"),
+            ("response_role", 5, "must be str"),
+            ("sse_keep_alive_interval", True, "must be int"),
+            ("sse_keep_alive_interval", -1, "must be at least 0"),
+            ("default_chat_template_kwargs", "x", "must be dict[str, Any] or None"),
+            ("chat_template", 5, "must be str or None"),
+            ("chat_template_content_format", "json", "must be Literal['auto', 'string', 'openai']"),
+            ("fingerprint_mode", "short", "must be Literal["),
+            ("reasoning_parser", 3, "must be the name of a parser"),
+        ],
+    )
+    def test_a_value_of_another_type(self, name: str, value: Any, allowed: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={name: value}))
+        assert f"engine_kwargs[{name!r}] = {value!r} {allowed}" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "fix"),
+        [
+            ("tool_call_parser", "herms", "Did you mean 'hermes'?"),
+            ("tool_call_parser", "zzzzzz", "Choose one of"),
+            ("reasoning_parser", "deepseek_r2", "Did you mean 'deepseek_r1'?"),
+        ],
+    )
+    def test_a_parser_that_does_not_exist(self, name: str, value: str, fix: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={name: value}))
+        assert f"engine_kwargs[{name!r}] = {value!r}: vLLM has no such parser" in str(caught.value)
+        assert fix in str(caught.value)
+
+    def test_a_plugin_may_define_any_parser(self, tmp_path: Path) -> None:
+        plugin = tmp_path / "parser.py"
+        kwargs = {"tool_call_parser": "mine", "tool_parser_plugin": str(plugin)}
+        with pytest.raises(SpecError, match=r"\['tool_parser_plugin'\] = .* does not exist"):
+            check_model(ModelSpec(engine_kwargs=kwargs))
+        plugin.touch()
+        check_model(ModelSpec(engine_kwargs=kwargs))
+
+    def test_automatic_tool_choice_needs_a_parser(self) -> None:
+        with pytest.raises(
+            SpecError, match=r"\['enable_auto_tool_choice'\].*tool_call_parser.*herm"
+        ):
+            check_model(ModelSpec(engine_kwargs={"enable_auto_tool_choice": True}))
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{% for m in messages %}\n{{ m.content ",
+            "{% if x %}",
+            "{{ messages | no_such_filter }}",
+            "{% elif %}",
+        ],
+    )
+    def test_a_template_that_does_not_parse(self, template: str, tmp_path: Path) -> None:
+        file = tmp_path / "template.jinja"
+        file.write_text(template)
+        for given in (template, str(file)):
+            with pytest.raises(
+                SpecError, match=r"\['chat_template'\] = .*line \d+ .* not valid Jinja"
+            ):
+                check_model(ModelSpec(engine_kwargs={"chat_template": given}))
+
+    def test_a_template_may_use_what_transformers_provides(self) -> None:
+        template = (
+            "{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}"
+            "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+            "{{ strftime_now('%d') }}"
+        )
+        check_model(ModelSpec(engine_kwargs={"chat_template": template}))
+
+    def test_a_template_that_does_not_exist(self, tmp_path: Path) -> None:
+        missing = str(tmp_path / "template.jinja")
+        with pytest.raises(SpecError, match=r"\['chat_template'\] = .* does not exist"):
+            check_model(ModelSpec(engine_kwargs={"chat_template": missing}))
+
+    def test_a_template_of_vllms_own_is_found_by_name(self) -> None:
+        check_model(ModelSpec(engine_kwargs={"chat_template": "template_chatml.jinja"}))
+
+
+class TestAdapters:
+    def adapter(self, folder: Path, config: str) -> dict[str, Any]:
+        (folder / "adapter_config.json").write_text(config)
+        return {"lora_modules": [{"name": "pirate", "path": str(folder)}]}
+
+    def test_an_adapter_here_or_on_the_hub_passes(self, tmp_path: Path) -> None:
+        check_model(ModelSpec(engine_kwargs=self.adapter(tmp_path, '{"r": 16}')))
+        hub = [{"name": "pirate", "path": "org/pirate-lora"}]
+        check_model(ModelSpec(engine_kwargs={"lora_modules": hub}))
+
+    def test_lora_is_enabled_for_an_adapter(self, tmp_path: Path) -> None:
+        kwargs = self.adapter(tmp_path, '{"r": 8}')
+        assert engine_kwargs(ModelSpec(engine_kwargs=kwargs))["enable_lora"] is True
+        assert "enable_lora" not in engine_kwargs(ModelSpec())
+        with pytest.raises(SpecError, match="lora_modules needs LoRA"):
+            check_model(ModelSpec(engine_kwargs=kwargs | {"enable_lora": False}))
+
+    def test_a_folder_that_does_not_exist(self, tmp_path: Path) -> None:
+        modules = [{"name": "pirate", "path": str(tmp_path / "none")}]
+        with pytest.raises(
+            SpecError, match=r"\['lora_modules'\]\[0\]\['path'\] = .* does not exist"
+        ):
+            check_model(ModelSpec(engine_kwargs={"lora_modules": modules}))
+
+    def test_a_folder_without_an_adapter(self, tmp_path: Path) -> None:
+        modules = [{"name": "pirate", "path": str(tmp_path)}]
+        with pytest.raises(SpecError, match=r"\['lora_modules'\]\[0\].*no adapter_config\.json"):
+            check_model(ModelSpec(engine_kwargs={"lora_modules": modules}))
+
+    @pytest.mark.parametrize("config", ["{", "[]", '{"alpha": 1}'])
+    def test_an_invalid_configuration(self, config: str, tmp_path: Path) -> None:
+        with pytest.raises(SpecError, match="not the configuration of a LoRA adapter"):
+            check_model(ModelSpec(engine_kwargs=self.adapter(tmp_path, config)))
+
+    def test_a_rank_beyond_the_maximum(self, tmp_path: Path) -> None:
+        kwargs = self.adapter(tmp_path, '{"r": 32}')
+        with pytest.raises(SpecError, match="rank 32, more than max_lora_rank = 16"):
+            check_model(ModelSpec(engine_kwargs=kwargs))
+        check_model(ModelSpec(engine_kwargs=kwargs | {"max_lora_rank": 32}))
 
 
 class TestModelPath:

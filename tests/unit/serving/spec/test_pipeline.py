@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from serving.errors import SpecError
 from serving.spec.guardrail import GuardAnswerFormat, GuardEndpoint, GuardModel, PresidioGuardrail
-from serving.spec.model import ModelSpec
+from serving.spec.model import ModelSpec, served_names
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import (
     BudgetRule,
@@ -36,6 +36,58 @@ def error_of(**fields: Any) -> str:
     with pytest.raises(SpecError) as caught:
         pipeline(**fields)
     return str(caught.value)
+
+
+def with_adapter(adapter: str, **fields: Any) -> ModelSpec:
+    modules = [{"name": adapter, "path": f"org/{adapter}"}]
+    return ModelSpec(engine_kwargs={"lora_modules": modules}, **fields)
+
+
+class TestServedNames:
+    def test_every_name_and_its_model(self) -> None:
+        models = (
+            ModelSpec(source="org/model", id="mine"),
+            with_adapter("pirate", source="other/base-7B"),
+            SMALL,
+        )
+        assert served_names(models) == {
+            "mine": "mine",
+            "org/model": "mine",
+            "model": "mine",
+            "base-7B": "base-7B",
+            "other/base-7B": "base-7B",
+            "pirate": "base-7B",
+            "small": "small",
+        }
+
+    def test_an_alias_of_several_models_names_none_of_them(self) -> None:
+        models = (ModelSpec(source="org/model", id="a"), ModelSpec(source="org/model", id="b"))
+        assert served_names(pipeline(models=models).models) == {"a": "a", "b": "b"}
+
+    def test_an_id_or_an_adapter_comes_before_an_alias(self) -> None:
+        models = (ModelSpec(source="org/model"), ModelSpec(source="other/model", id="second"))
+        assert served_names(pipeline(models=models).models)["model"] == "model"
+        models = (with_adapter("model", id="a"), ModelSpec(source="org/model", id="b"))
+        assert served_names(pipeline(models=models).models)["model"] == "a"
+
+    @pytest.mark.parametrize(
+        ("models", "name"),
+        [
+            ((with_adapter("pirate", id="a"), with_adapter("pirate", id="b")), "pirate"),
+            ((with_adapter("b", id="a"), ModelSpec(id="b")), "b"),
+            ((ModelSpec(id="b"), with_adapter("b", id="a")), "b"),
+        ],
+    )
+    def test_one_name_of_two_models_is_an_error_that_names_both(
+        self, models: tuple[ModelSpec, ...], name: str
+    ) -> None:
+        message = error_of(models=models)
+        assert f"both answer to {name!r}" in message
+        for model in models:
+            assert repr(model.model_id) in message
+
+    def test_an_adapter_named_as_the_router(self) -> None:
+        assert "'auto'" in error_of(models=(with_adapter("auto", id="a"),))
 
 
 class TestDerivedValues:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,6 +296,100 @@ class TestParallelism:
     def test_data_parallel_group_takes_no_placement(self) -> None:
         with pytest.raises(SpecError, match="data_parallel_size = 2"):
             ModelSpec(accelerator="gpu", data_parallel_size=2, placement="SPREAD")
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("fields", "model_id", "aliases"),
+        [
+            ({"source": "org/model-7B"}, "model-7B", ("org/model-7B",)),
+            ({"source": "org/model-7B", "id": "mine"}, "mine", ("org/model-7B", "model-7B")),
+            ({"source": "org/model-7B", "id": "org/model-7B"}, "org/model-7B", ("model-7B",)),
+            ({"source": "gpt2"}, "gpt2", ()),
+            ({"source": "gpt2", "id": "mine"}, "mine", ("gpt2",)),
+            ({"source": "tiny"}, "tiny-llama-glossary", ()),
+            ({"source": "nano", "id": "mine"}, "mine", ()),
+            ({"source": "/srv/models/model-7B"}, "model-7B", ()),
+            ({"source": "./model-7B", "id": "mine"}, "mine", ()),
+            ({"source": "~/model-7B"}, "model-7B", ()),
+            ({"source": "s3://bucket/model-7B"}, "model-7B", ()),
+        ],
+    )
+    def test_a_model_of_the_hub_also_answers_to_its_hub_id_and_short_name(
+        self, fields: dict[str, Any], model_id: str, aliases: tuple[str, ...]
+    ) -> None:
+        model = ModelSpec(**fields)
+        assert (model.model_id, model.aliases) == (model_id, aliases)
+
+    def test_a_folder_that_exists_has_no_alias(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "org" / "model").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        assert ModelSpec(source="org/model").aliases == ()
+
+    def test_adapters_are_the_names_in_lora_modules(self) -> None:
+        modules = [{"name": name, "path": f"org/{name}"} for name in ("pirate", "poet")]
+        model = ModelSpec(engine_kwargs={"lora_modules": modules})
+        assert model.adapters == ("pirate", "poet")
+        assert (
+            ModelSpec().adapters == ModelSpec(engine_kwargs={"lora_modules": None}).adapters == ()
+        )
+
+    @pytest.mark.parametrize(
+        ("modules", "problem"),
+        [
+            ("pirate=/path", "lora_modules must be a list of {'name': NAME"),
+            ({"name": "a", "path": "b"}, "lora_modules must be a list of {'name': NAME"),
+            (["pirate=/path"], "lora_modules[0] must be {'name': NAME"),
+            ([{"name": "pirate"}], "lora_modules[0] must be {'name': NAME"),
+            ([{"name": "", "path": "x"}], "lora_modules[0] must be {'name': NAME"),
+            ([{"name": "a", "path": "x"}, {"name": "b", "path": 1}], "lora_modules[1] must be"),
+            ([{"name": "a", "path": "x"}] * 2, "unique names, got 'a' more than once"),
+            ([{"name": "mine", "path": "x"}], "must not have the name 'mine'"),
+            ([{"name": "org/model", "path": "x"}], "must not have the name 'org/model'"),
+        ],
+    )
+    def test_invalid_adapters(self, modules: Any, problem: str) -> None:
+        kwargs = {"lora_modules": modules}
+        message = error_of(ModelSpec, source="org/model", id="mine", engine_kwargs=kwargs)
+        assert problem in message
+
+
+class TestChatTemplate:
+    TEXT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+    def test_the_text_of_a_file_is_part_of_the_spec(self, tmp_path: Path) -> None:
+        file = tmp_path / "template.jinja"
+        file.write_text(self.TEXT)
+        by_path, by_text = (
+            with_model(engine_kwargs={"chat_template": t}) for t in (str(file), self.TEXT)
+        )
+        assert by_path == by_text
+        assert by_path.engine_fingerprint() == by_text.engine_fingerprint()
+        file.write_text(self.TEXT + "!")
+        changed = with_model(engine_kwargs={"chat_template": str(file)})
+        assert changed.engine_fingerprint() != by_path.engine_fingerprint()
+        assert ServiceSpec(**by_path.model_dump()) == by_path
+
+    def test_a_path_that_does_not_exist_is_kept(self) -> None:
+        kwargs = {"chat_template": "/mnt/templates/mine.jinja"}
+        assert ModelSpec(engine_kwargs=kwargs).engine_kwargs == kwargs
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [(b"\xff\xfe{", "it is not UTF-8"), (b"no braces", "must contain a Jinja template")],
+    )
+    def test_a_file_that_is_no_template(self, tmp_path: Path, content: bytes, problem: str) -> None:
+        file = tmp_path / "template.jinja"
+        file.write_bytes(content)
+        message = error_of(ModelSpec, engine_kwargs={"chat_template": str(file)})
+        assert problem in message
+        assert f"chat_template = {str(file)!r}" in message
+
+    def test_a_folder_is_no_template(self, tmp_path: Path) -> None:
+        message = error_of(ModelSpec, engine_kwargs={"chat_template": str(tmp_path)})
+        assert "cannot be read: Is a directory" in message
 
 
 class TestFingerprints:

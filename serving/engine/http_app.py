@@ -1,0 +1,157 @@
+"""vLLM's own HTTP application, with errors that OpenAI's and Anthropic's clients can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import fastapi
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from serving.compat.vllm import generation_error, generation_error_response
+from serving.gateway.asgi import App, Message, Receive, Scope, Send, error_body
+from serving.gateway.context import SCOPE_KEY
+from serving.gateway.http_routes import path_below_prefix
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+MESSAGES = "/v1/messages"
+"""Anthropic's route, whose errors have ``{"type": "error"}`` around OpenAI's shape."""
+
+
+def build_engine_app(app: fastapi.FastAPI, supported_tasks: Iterable[str]) -> App:
+    """Return vLLM's application, ready to answer the checked requests of a gate.
+
+    Args:
+        app: The application that ``vllm.entrypoints.openai.api_server.build_app`` returns.
+        supported_tasks: The engine's tasks, from ``AsyncLLM.get_supported_tasks()``, such as
+            ``generate`` or ``embed``.
+    """
+    app.router.default = _unsupported_route(", ".join(sorted(supported_tasks)))
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    for error_class in (HTTPException, fastapi.HTTPException):
+        app.add_exception_handler(error_class, on_http_exception)
+    app.add_exception_handler(generation_error(), on_generation_error)
+    return with_messages_errors(app)
+
+
+def _unsupported_route(tasks: str) -> App:
+    """Return the application for paths that vLLM has no route for, given what its model can do."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        message = f"This model cannot serve {path_below_prefix(scope)}: it supports {tasks}."
+        body = error_body(message, "invalid_request_error", "unsupported_route")
+        await JSONResponse(body, 404)(scope, receive, send)
+
+    return answer
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Replace Starlette's own shape, ``{"detail": ...}``."""
+    assert isinstance(error, HTTPException)
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    return JSONResponse(error_body(str(error.detail), kind, None), error.status_code, error.headers)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:
+    """Name the invalid field; vLLM's own handler repeats the values of the request."""
+    assert isinstance(error, RequestValidationError)
+    problem = next(iter(error.errors()), None)
+    if isinstance(problem, dict):
+        field = _field(problem, error.body)
+        message = f"{field}: {_reason(problem)}" if field else _reason(problem)
+    else:
+        field, message = "", str(problem or "The request is invalid.")
+    body = error_body(message, "invalid_request_error", "invalid_parameter")
+    body["error"]["param"] = field or None
+    return JSONResponse(body, 400)
+
+
+def _field(problem: dict[str, Any], body: Any) -> str:
+    """Return where an error is in the body, such as ``tools.0.function.name``.
+
+    Pydantic's ``loc`` begins with "body" and also has the names of types and validators.
+    """
+    _, *location = problem["loc"]
+    missing = [str(location.pop())] if problem["type"] == "missing" else []
+    parts = []
+    for part in location:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        parts.append(str(part))
+    return ".".join(parts + missing)
+
+
+def _reason(problem: dict[str, Any]) -> str:
+    """Return what is wrong, without the value."""
+    if problem["type"] == "union_tag_invalid":
+        return f"must be one of {problem['ctx']['expected_tags']}"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+async def on_generation_error(request: Request, error: Exception) -> Response:
+    """Answer for a request that the engine gave up, which vLLM reports as its own failure.
+
+    A grammar may reach a point where no token is allowed (``root ::= root``); then the request is
+    at fault.
+    """
+    assert isinstance(error, generation_error())
+    context = request.scope.get(SCOPE_KEY)
+    if context is None or not context.constrained:
+        response: Response = await generation_error_response(request, error)
+        return response
+    message = "The grammar or schema reached a point where no token is allowed."
+    body = error_body(message, "invalid_request_error", "grammar_dead_end")
+    return JSONResponse(body, 400)
+
+
+def with_messages_errors(app: App) -> App:
+    """Return ``app`` with errors of Anthropic's routes that both kinds of client can read."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and path_below_prefix(scope).startswith(MESSAGES):
+            send = _MessagesErrors(send).send
+        await app(scope, receive, send)
+
+    return wrapped
+
+
+class _MessagesErrors:
+    """Rewrites the JSON body of one response if it is an error."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._finish(self._start)
+
+    async def _finish(self, start: Message) -> None:
+        body = json.dumps(messages_error(json.loads(self._body))).encode()
+        headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def messages_error(body: dict[str, Any]) -> dict[str, Any]:
+    """Return an error in Anthropic's shape, with OpenAI's keys too."""
+    error = body["error"]
+    return {
+        "type": "error",
+        "error": error_body(error["message"], error["type"], None)["error"] | error,
+    }
