@@ -111,7 +111,7 @@ async def call_app(app: App, request: EngineRequest) -> AsyncIterator[ResponseSt
     async def send(message: Message) -> None:
         messages.put_nowait(message)
 
-    task = asyncio.ensure_future(app(request.scope(body), receive, send))  # type: ignore[arg-type]
+    task = asyncio.ensure_future(app(request.scope(body), receive, send))
     task.add_done_callback(lambda _: messages.put_nowait(None))
     try:
         start: Message | None = None
