@@ -162,7 +162,7 @@ REJECTED: dict[str, Rejection] = {
     "prompt": Rejection("prompt templates are not stored here; send instructions and input"),
     "prompt_embeds": Rejection("it sends serialized objects to the engine", ([],)),
     "prompt_logprobs": Rejection(
-        "it needs a pass over the vocabulary for every token of the prompt", (False,)
+        "it needs a pass over the vocabulary for every token of the prompt"
     ),
     "request_id": _IDENTITY,
     "return_assistant_tokens_mask": _DETAILS,
@@ -181,7 +181,7 @@ REJECTED: dict[str, Rejection] = {
 INTEGERS = _names(
     """
     max_tokens max_completion_tokens max_output_tokens min_tokens max_tool_calls n seed top_k
-    top_logprobs truncate_prompt_tokens thinking_token_budget dimensions top_n
+    logprobs top_logprobs truncate_prompt_tokens thinking_token_budget dimensions top_n
     max_tokens_per_query max_tokens_per_doc
     """
 )
