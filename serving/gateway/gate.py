@@ -97,7 +97,7 @@ class Gate:
             return await self._handle(scope, receive, send)
         if self._cross_origin.allow_origins != origins:
             self._cross_origin = CrossOrigin(self._handle, origins)
-        return await self._cross_origin(scope, receive, send)
+        await self._cross_origin(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below_prefix(scope)

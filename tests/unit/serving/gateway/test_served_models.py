@@ -109,7 +109,7 @@ class TestList:
             with pytest.raises(openai.NotFoundError) as caught:
                 client.models.retrieve(name)
             assert caught.value.code == "model_not_found"
-            assert caught.value.body["message"].endswith(f"; the models are {SHORT}, {HUB_ID}.")  # type: ignore[index]
+            assert caught.value.body["message"].endswith(f"; the models are {SHORT}, {HUB_ID}.")
 
     def test_a_model_is_found_by_each_name(self, server: Server) -> None:
         with server.serving(root_path="/llm") as served:
