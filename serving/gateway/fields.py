@@ -159,7 +159,7 @@ REJECTED: dict[str, Rejection] = {
     "padding": Rejection("a short prompt would cost as much as the longest", ("do_not_pad",)),
     "previous_input_messages": Rejection("send earlier turns in input", ([],)),
     "priority": Rejection("the requests of all tenants have the same priority", (0,)),
-    "prompt": Rejection("prompt templates are not stored here; send instructions and input"),
+    "prompt": Rejection("prompt templates are not stored here; send the text itself"),
     "prompt_embeds": Rejection("it sends serialized objects to the engine", ([],)),
     "prompt_logprobs": Rejection(
         "it needs a pass over the vocabulary for every token of the prompt"

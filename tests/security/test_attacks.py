@@ -102,7 +102,7 @@ def assert_next_is_answered(served: ServedGate) -> None:
     assert served.app.log[-1].label == "valid"
     # A slot is freed a moment after its answer has arrived.
     wait_until(lambda: served.gate.slots.running + served.gate.slots.queued == 0)
-    wait_until(lambda: served.gate._held_bytes == 0)
+    wait_until(lambda: served.gate.memory.held == 0)
 
 
 class TestBodies:
@@ -155,20 +155,18 @@ class TestBodies:
         assert served.app.log == []
         assert_next_is_answered(served)
 
-    def test_many_large_bodies_are_shed_before_they_fill_memory(
-        self, served: ServedGate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("serving.gateway.gate.HELD_BYTES", 3_000_000)
+    def test_many_large_bodies_are_shed_before_they_fill_memory(self, served: ServedGate) -> None:
+        served.gate.memory.limit = 3_000_000
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 flood = socket.create_connection(("127.0.0.1", served.port))
                 stack.enter_context(flood)
                 flood.sendall(head("1000001") + b"x" * 999_990)
-            wait_until(lambda: served.gate._held_bytes > 2_900_000)
+            wait_until(lambda: served.gate.memory.held > 2_900_000)
             body = json.dumps({"prompt": "x" * 100_000}).encode()
             with served.http(AUTHORIZED) as client:
                 assert client.post(COMPLETIONS, content=body).status_code == 429
-        wait_until(lambda: served.gate._held_bytes == 0)
+        wait_until(lambda: served.gate.memory.held == 0)
         assert_next_is_answered(served)
 
 

@@ -179,6 +179,12 @@ def test_the_engine_stops_when_clients_disconnect(endpoint: Endpoint) -> None:
     assert ask(endpoint).status_code == 200
 
 
+def test_a_preflight_reaches_the_gate_without_a_key(endpoint: Endpoint) -> None:
+    fields = {"origin": "https://a.example.org", "access-control-request-method": "POST"}
+    reply = httpx.options(f"{endpoint.base_url}/chat/completions", headers=fields)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "origin_not_allowed")
+
+
 ARGUMENTS: list[dict[str, Any]] = [
     {"min_tokens": 2, "stop_token_ids": [10**9]},
     {"min_tokens": 2, "stop_token_ids": [-5]},

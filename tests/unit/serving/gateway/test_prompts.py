@@ -95,6 +95,24 @@ def test_too_many_messages_are_rejected_on_every_route(route: str, fields: dict[
     assert rejected(route, fields).code == "too_many_messages"
 
 
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("/rerank", {"query": "a" * 40, "documents": ["b", "c", "d"]}),
+        ("/score", {"queries": ["a" * 40], "documents": ["b", "c", "d"]}),
+        ("/score", {"text_1": ["b", "c", "d"], "text_2": "a" * 40}),
+        ("/score", {"data_1": {"content": "a" * 40}, "data_2": ["b", "c", "d"]}),
+    ],
+)
+def test_a_text_compared_with_three_counts_three_times(route: str, fields: dict[str, Any]) -> None:
+    body = check_body(route, json.dumps(fields).encode(), LIMITS)
+    assert 120 <= body.prompt_chars < 180
+    assert body.reserved_tokens == -(-body.prompt_chars // 4)
+    with pytest.raises(ApiError) as caught:
+        check_body(route, json.dumps(fields).encode(), Limits(max_prompt_chars=119))
+    assert caught.value.code == "prompt_too_long"
+
+
 def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
