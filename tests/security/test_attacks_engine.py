@@ -115,7 +115,7 @@ class TestQuotas:
             "/v1/chat/completions": {"messages": messages, "max_tokens": 20.0},
         }
         prompt_tokens = output_tokens = 0
-        with httpx.Client(base_url=root(formats), headers=bearer(formats), timeout=60) as client:
+        with httpx.Client(base_url=root(tenants), headers=bearer(formats), timeout=60) as client:
             for path, body in bodies.items():
                 body |= {"model": formats.model_id, "temperature": 0}
                 whole = client.post(path, json=body)
