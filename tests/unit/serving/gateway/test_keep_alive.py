@@ -100,7 +100,7 @@ def test_comments_fill_the_wait_for_the_first_event(
     served = slow(SlowApp(**{pause: 0.5, "between_s": 0.2}))  # type: ignore[arg-type]
     reply = post(served, unknown=1)
     comments = reply.content.count(COMMENT)
-    assert 4 <= comments <= 10
+    assert 1 <= comments <= 10
     hidden = "".join([*EVENTS[:2], "data: [DONE]\n\n"]).encode()
     assert reply.content == COMMENT * comments + hidden
     assert reply.status_code == 200
@@ -119,14 +119,14 @@ def test_the_response_starts_within_the_interval(slow: Callable[..., ServedGate]
         f"content-length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
-        client.sendall(head.encode() + body)
         began, received, times = time.monotonic(), b"", []
+        client.sendall(head.encode() + body)
         while received.count(COMMENT) < 3:
             received += client.recv(4096)
             times.append(time.monotonic() - began)
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert 0.25 < times[0] < 2
-    assert times[-1] > 0.85
+    assert 0.3 <= times[0] < 5
+    assert times[-1] >= 0.9
     app = served.gate._app
     assert isinstance(app, SlowApp)
     wait_until(lambda: app.ends == ["cancelled"])
@@ -152,8 +152,8 @@ def test_zero_turns_it_off(slow: Callable[..., ServedGate]) -> None:
 
 def test_a_quick_error_keeps_its_status(slow: Callable[..., ServedGate]) -> None:
     body = json.dumps({"error": ERROR})
-    app = SlowApp(before_body_s=0.3, start=(400, b"application/json"), parts=[body[:9], body[9:]])
-    reply = post(slow(app))
+    app = SlowApp(before_body_s=1.2, start=(400, b"application/json"), parts=[body[:9], body[9:]])
+    reply = post(slow(app, keep_alive_s=0.5))
     assert (reply.status_code, reply.json()) == (400, {"error": ERROR})
 
 
