@@ -1,11 +1,10 @@
-"""OpenAI's HTTP API over a baseline's engine: completions, chat, models and the engine's stats.
+"""OpenAI's HTTP API over a baseline's engine: completions, chat and the engine's stats.
 
 Decoding is greedy. A request for anything else is refused, with the name of the field.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import aclosing
 from typing import Any
 
@@ -82,7 +81,6 @@ class Api:
         self._engine = engine
         self._model_id = spec.model.model_id
         self._tokenizer = BaselineTokenizer.load(spec.model)
-        self._created = int(time.time())
 
     @property
     def context_length(self) -> int:
@@ -95,8 +93,6 @@ class Api:
             routes=[
                 Route("/v1/completions", self._completions, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._models),
                 Route("/load", self._load),
                 Route("/health", self._health),
             ],
@@ -130,8 +126,6 @@ class Api:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "body"
             raise RefusedRequest(f"{field}: {first['msg']}", code="invalid_parameter") from None
-        if request.model != self._model_id:
-            raise _no_model(request.model)
         request.check_extras()
         return request
 
@@ -169,30 +163,11 @@ class Api:
                 output_tokens, finish = output_tokens + len(event.tokens), event.finish
         return _json(shape.whole("".join(parts), finish, len(ids), output_tokens))
 
-    async def _models(self, http_request: Request) -> Response:
-        card = {
-            "id": self._model_id,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "transformers",
-            "max_model_len": self._tokenizer.context,
-        }
-        name = http_request.path_params.get("name")
-        if name is None:
-            return _json({"object": "list", "data": [card]})
-        if name != self._model_id:
-            raise _no_model(name)
-        return _json(card)
-
     async def _load(self, http_request: Request) -> Response:
         return _json(self._engine.stats)
 
     async def _health(self, http_request: Request) -> Response:
         return _json({"status": "ok"})
-
-
-def _no_model(name: str) -> RefusedRequest:
-    return RefusedRequest(f"The model {name!r} does not exist.", 404, "model_not_found")
 
 
 def _json(value: Any) -> Response:
@@ -207,5 +182,6 @@ async def _on_refused(http_request: Request, error: Exception) -> JSONResponse:
 
 async def _on_no_route(http_request: Request, error: Exception) -> JSONResponse:
     status = getattr(error, "status_code", 404)
-    message = f"{http_request.method} {http_request.url.path}: there is no such route."
-    return JSONResponse(error_body(message, "invalid_request_error", None), status)
+    route = f"{http_request.method} {http_request.url.path}"
+    message = f"{route}: there is no such route at a baseline, which serves chat and completions."
+    return JSONResponse(error_body(message, "invalid_request_error", "unsupported_route"), status)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from serving.gateway.asgi import ApiError, Receive
+from serving.gateway.concurrency import FullError
 from serving.gateway.fields import Kind
 from serving.spec.limits import Limits
 
+HELD_BYTES = 64 * 2**20
+"""Bytes of all bodies held at one gate; a flood of large ones must not fill memory."""
 OUTPUT_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 """Fields with the largest number of tokens in an answer."""
 GRAMMARS = ("structured_outputs", "response_format", "tools", "text", "output_config")
@@ -90,6 +94,35 @@ class Body:
 def is_constrained(fields: Mapping[str, Any]) -> bool:
     """Return whether a grammar set by the client restricts the answer's tokens."""
     return any(fields.get(name) for name in GRAMMARS)
+
+
+class BodyMemory:
+    """Counts the bytes of the bodies held at one gate.
+
+    Args:
+        limit: Bytes that all of them may have together.
+    """
+
+    def __init__(self, limit: int = HELD_BYTES) -> None:
+        self.limit = limit
+        self.held = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that reserves bytes, or raises ``FullError``; release all at the end."""
+        reserved = 0
+
+        def reserve(size: int) -> None:
+            nonlocal reserved
+            if self.held + size > self.limit:
+                raise FullError
+            reserved += size
+            self.held += size
+
+        try:
+            yield reserve
+        finally:
+            self.held -= reserved
 
 
 async def read_body(

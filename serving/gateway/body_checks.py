@@ -9,7 +9,7 @@ from serving.gateway.body import OUTPUT_LIMITS, Body
 from serving.gateway.fields import POST_ROUTES
 from serving.gateway.json_body import count_chars, parse_object
 from serving.gateway.known_fields import select_fields
-from serving.gateway.prompts import check_prompts
+from serving.gateway.prompts import check_prompts, repeated_chars
 from serving.spec.limits import Limits
 
 MAX_ENTRIES = 1024
@@ -25,7 +25,9 @@ def check_body(path: str, raw: bytes, limits: Limits) -> Body:
     """
     route = POST_ROUTES[path]
     fields, ignored = select_fields(route, parse_object(raw), limits)
-    chars = count_chars(fields)
+    chars = count_chars(fields)  # first: the other checks rely on its limit on nesting
+    prompts = check_prompts(route.kind, fields, limits)
+    chars += repeated_chars(route.kind, fields, prompts)
     if chars > limits.max_prompt_chars:
         raise invalid_request(
             f"The prompt must have at most {limits.max_prompt_chars} characters.",
@@ -35,7 +37,6 @@ def check_body(path: str, raw: bytes, limits: Limits) -> Body:
     _check_numbers(fields, limits)
     _check_stops(fields, limits)
     _check_template(fields)
-    prompts = check_prompts(route.kind, fields, limits)
     return Body(fields, chars, route.kind, prompts, ignored)
 
 

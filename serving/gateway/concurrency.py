@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class FullError(Exception):
-    """The queue is full."""
+    """No more requests fit."""
 
 
 class ConcurrencyLimiter:

@@ -23,7 +23,7 @@ MAX_AGE_S = 600
 """Seconds for which a browser may keep the answer to a preflight."""
 
 
-class CrossOrigin(CORSMiddleware):
+class CrossOrigin(CORSMiddleware):  # type: ignore[misc]
     """Starlette's middleware, with the errors of OpenAI's API.
 
     Every request header is allowed: those that the gate does not know never pass it.

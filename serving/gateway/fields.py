@@ -159,10 +159,10 @@ REJECTED: dict[str, Rejection] = {
     "padding": Rejection("a short prompt would cost as much as the longest", ("do_not_pad",)),
     "previous_input_messages": Rejection("send earlier turns in input", ([],)),
     "priority": Rejection("the requests of all tenants have the same priority", (0,)),
-    "prompt": Rejection("prompt templates are not stored here; send instructions and input"),
+    "prompt": Rejection("prompt templates are not stored here; send the text itself"),
     "prompt_embeds": Rejection("it sends serialized objects to the engine", ([],)),
     "prompt_logprobs": Rejection(
-        "it needs a pass over the vocabulary for every token of the prompt", (False,)
+        "it needs a pass over the vocabulary for every token of the prompt"
     ),
     "request_id": _IDENTITY,
     "return_assistant_tokens_mask": _DETAILS,
@@ -181,7 +181,7 @@ REJECTED: dict[str, Rejection] = {
 INTEGERS = _names(
     """
     max_tokens max_completion_tokens max_output_tokens min_tokens max_tool_calls n seed top_k
-    top_logprobs truncate_prompt_tokens thinking_token_budget dimensions top_n
+    logprobs top_logprobs truncate_prompt_tokens thinking_token_budget dimensions top_n
     max_tokens_per_query max_tokens_per_doc
     """
 )

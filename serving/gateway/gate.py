@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from serving.gateway.asgi import ApiError, App, OverloadedError, Receive, Scope, Send, respond_json
 from serving.gateway.authentication import authenticated_tenant
-from serving.gateway.body import Body, body_too_large, read_body
+from serving.gateway.body import Body, BodyMemory, body_too_large, read_body
 from serving.gateway.body_checks import check_body
 from serving.gateway.concurrency import ConcurrencyLimiter, FullError
 from serving.gateway.config import GateConfig
@@ -53,9 +52,6 @@ from serving.quotas.client import Ledger, OverQuotaError, QuotaClient
 from serving.quotas.lease import QuotaLease
 from serving.spec.tenants import Tenant
 
-HELD_BYTES = 64 * 2**20
-"""Bytes of all bodies held at one gate; a flood of large ones must not fill memory."""
-
 
 class Gate:
     """ASGI middleware: authentication, limits, quotas and back-pressure on every route but health.
@@ -82,7 +78,7 @@ class Gate:
         self.slots = ConcurrencyLimiter()
         self.shed = 0
         self.quotas = QuotaClient(uuid.uuid4().hex, ledger or QuotaLedger(), self._tenants)
-        self._held_bytes = 0
+        self.memory = BodyMemory()
         self._cross_origin = CrossOrigin(self._handle, ())
 
     def _tenants(self) -> tuple[Tenant, ...]:
@@ -97,7 +93,7 @@ class Gate:
             return await self._handle(scope, receive, send)
         if self._cross_origin.allow_origins != origins:
             self._cross_origin = CrossOrigin(self._handle, origins)
-        return await self._cross_origin(scope, receive, send)
+        await self._cross_origin(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below_prefix(scope)
@@ -148,7 +144,7 @@ class Gate:
         self.quotas.start()
         lease = self.quotas.lease(context.tenant)
         try:
-            with self._body_memory(context.config) as reserve:
+            with self.memory.hold() as reserve:
                 raw = await read_body(receive, limits, reserve)
                 if raw is None:
                     return
@@ -158,26 +154,12 @@ class Gate:
                     check_store_fields(body, context.config)
                 context.body = body
                 await self._serve(context, lease, body, scope, receive, send)
+        except FullError:  # too many large bodies
+            lease.count("shed")
+            raise self._overloaded(context.config) from None
         except ApiError as error:
             lease.count("shed" if isinstance(error, OverloadedError) else "refused")
             raise
-
-    @contextmanager
-    def _body_memory(self, config: GateConfig) -> Iterator[Callable[[int], None]]:
-        """Yield a function that reserves bytes; all of them are released at the end."""
-        reserved = 0
-
-        def reserve(size: int) -> None:
-            nonlocal reserved
-            if self._held_bytes + size > HELD_BYTES:
-                raise self._overloaded(config)
-            reserved += size
-            self._held_bytes += size
-
-        try:
-            yield reserve
-        finally:
-            self._held_bytes -= reserved
 
     async def _serve(
         self,

@@ -7,6 +7,7 @@ gate's queue, while a model wakes from zero replicas, or in a long prefill.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
@@ -69,12 +70,14 @@ class KeepAlive:
             self._comments = None
 
     async def _send_comments(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval_s)
-            async with self._lock:
-                if not self._begun:
-                    await self._start()
-                await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        with contextlib.suppress(OSError):  # The client has left; the gate learns it elsewhere.
+            while True:
+                await asyncio.sleep(self._interval_s)
+                async with self._lock:
+                    if not self._begun:
+                        await self._start()
+                    message = {"type": "http.response.body", "body": COMMENT, "more_body": True}
+                    await self._send(message)
 
     async def _start(self) -> None:
         self._begun = self.started = True

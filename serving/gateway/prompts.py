@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.gateway.asgi import ApiError, invalid_request
 from serving.gateway.fields import Kind
+from serving.gateway.json_body import count_chars
 from serving.spec.limits import Limits
 
 BATCHES: dict[Kind, tuple[str, ...]] = {
@@ -51,6 +52,19 @@ def check_prompts(kind: Kind, fields: dict[str, Any], limits: Limits) -> int:
     for name in MEDIA_FIELDS:
         _check_media(fields.get(name))
     return prompts
+
+
+def repeated_chars(kind: Kind, fields: dict[str, Any], prompts: int) -> int:
+    """Return the characters that the model reads again for each prompt after the first.
+
+    Scoring compares one text with each of several documents.
+    """
+    if kind not in ("rerank", "score"):
+        return 0
+    names = ("query", "instruction", "chat_template_kwargs", *BATCHES["score"])
+    single = {name: fields[name] for name in names if name in fields}
+    single = {name: value for name, value in single.items() if _batch_size(kind, value) == 1}
+    return (prompts - 1) * count_chars(single)
 
 
 def _batch_size(kind: Kind, value: Any) -> int:

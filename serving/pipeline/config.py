@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from serving.gateway.asgi import BUDGET_HEADER
+from serving.gateway.context import RequestContext
 from serving.guardrail.texts import RequestTexts
 from serving.pipeline.router_rules import RoutingInput
 from serving.spec.base import Strict
@@ -17,7 +17,6 @@ from serving.spec.router import RouterSpec
 
 if TYPE_CHECKING:
     from serving.spec.service import EndpointSpec
-    from serving.spec.tenants import Tenant
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 """Fields that limit an answer's tokens, on the routes that have them."""
@@ -100,8 +99,8 @@ async def pick_model(
     config: PipelineConfig,
     router: Any,
     texts: RequestTexts,
-    headers: Mapping[str, str],
-    tenant: Tenant,
+    context: RequestContext,
+    budget: str | None,
 ) -> tuple[tuple[str, ...], str]:
     """Ask the model router which model answers a request for ``auto``.
 
@@ -109,8 +108,8 @@ async def pick_model(
         config: The pipeline.
         router: Handle of the model router's deployment.
         texts: The request.
-        headers: The request's headers.
-        tenant: The caller.
+        context: The caller, and which models the caller may use.
+        budget: Value of the request's budget header.
 
     Returns:
         The models that may answer, the router's choice first, and the reason for it.
@@ -121,8 +120,8 @@ async def pick_model(
     routing_input = RoutingInput(
         texts=tuple(slot.text for slot in texts.conversation),
         max_tokens=next((limit for limit in limits if limit), None),
-        tenant=tenant.name,
-        budget=headers.get(BUDGET_HEADER),
+        tenant=context.tenant.name,
+        budget=budget,
     )
     try:
         model, reason = await router.decide.remote(routing_input)
@@ -131,7 +130,7 @@ async def pick_model(
         reason = f"default: the router does not respond ({type(error).__name__})"
     first = models.index(model)
     order = (*models[first:], *models[:first])
-    allowed = [name for name in order if tenant.may_use(name)] or [model]
+    allowed = [name for name in order if context.config.may_use(context.tenant, name)] or [model]
     if allowed[0] != model:
         reason += f"; this key may not use {model}"
     return tuple(allowed if spec.fallback else allowed[:1]), reason

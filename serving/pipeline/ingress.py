@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from serving.compat.ray import session_id
 from serving.engine.http_call import EngineRequest, ResponseStart
 from serving.engine.stats import report_gate
-from serving.gateway.asgi import MODEL_HEADER, App, error_body
+from serving.gateway.asgi import BUDGET_HEADER, MODEL_HEADER, App, error_body
 from serving.gateway.config import GateConfig
 from serving.gateway.context import RequestContext
 from serving.gateway.gate import open_gate
@@ -121,7 +121,8 @@ class Ingress:
         name = texts.fields.get("model")
         if self._config.router is None or name not in (None, AUTO):
             return (self._config.model_of(name),), "named"
-        return await pick_model(self._config, self._router, texts, request.headers, context.tenant)
+        budget = request.headers.get(BUDGET_HEADER)
+        return await pick_model(self._config, self._router, texts, context, budget)
 
     def _make_start(self, texts: RequestTexts, request: Request) -> StartCall:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in WITHHELD_HEADERS}

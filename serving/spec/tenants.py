@@ -73,7 +73,9 @@ class Tenant(Strict):
         None, ge=1, description="Maximum number of requests in progress at once; default: no limit."
     )
     models: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Ids of the models the key may use; default: every model."
+        None,
+        min_length=1,
+        description="Names of the models and LoRA adapters the key may use; default: all of them.",
     )
     expires_at: AwareDatetime | None = Field(
         None, description="Time at which the key expires, with its time zone; default: never."

@@ -30,7 +30,7 @@ from support.gate_server import (
 )
 
 from serving.gateway.asgi import Receive, Scope, Send
-from serving.gateway.config import GateConfig
+from serving.gateway.config import GateConfig, ServedModel
 from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash
@@ -39,20 +39,25 @@ ADA, BOB, EXPIRED = (f"sk-the-key-of-{name}-in-the-tests" for name in ("ada", "b
 COMPLETIONS = "/v1/completions"
 
 
-def tenants(**fields: Any) -> tuple[Tenant, ...]:
+def tenants(tenant_models: tuple[str, ...] | None = None, **fields: Any) -> tuple[Tenant, ...]:
     """Ada with these quotas, Bob without any, and a tenant whose key has expired."""
     expired_at = datetime.now(UTC) - timedelta(seconds=1)
     return (
         *CONFIG.tenants,
-        Tenant(name="ada", key_hash=key_hash(ADA), **fields),
+        Tenant(name="ada", key_hash=key_hash(ADA), models=tenant_models, **fields),
         Tenant(name="bob", key_hash=key_hash(BOB)),
         Tenant(name="expired", key_hash=key_hash(EXPIRED), expires_at=expired_at),
     )
 
 
-def gate_config(limits: dict[str, Any] | None = None, **quotas: Any) -> GateConfig:
+def gate_config(
+    limits: dict[str, Any] | None = None,
+    models: tuple[ServedModel, ...] = CONFIG.models,
+    **quotas: Any,
+) -> GateConfig:
     return GateConfig(
         tenants=tenants(**quotas),
+        models=models,
         limits=Limits(**(limits or {})),
         max_ongoing_requests=8,
         max_queued_requests=8,
@@ -97,7 +102,7 @@ def assert_next_is_answered(served: ServedGate) -> None:
     assert served.app.log[-1].label == "valid"
     # A slot is freed a moment after its answer has arrived.
     wait_until(lambda: served.gate.slots.running + served.gate.slots.queued == 0)
-    wait_until(lambda: served.gate._held_bytes == 0)
+    wait_until(lambda: served.gate.memory.held == 0)
 
 
 class TestBodies:
@@ -110,7 +115,7 @@ class TestBodies:
             b'{"n": 1e400}',
             b'{"seed": ' + b"1" * 4999 + b"}",
             b"[" * 200_000 + b"]" * 200_000,
-            b'{"metadata":' * 1000 + b"1" + b"}" * 1000,
+            b'{"logit_bias":' * 1000 + b"1" + b"}" * 1000,
             b'{"messages": 7, "n": "many"}',
             b'{"prompt": "a", "stop": [' + b'"a",' * 5000 + b'"a"]}',
             json.dumps({"prompt": ["a"] * 5000}).encode(),
@@ -150,20 +155,18 @@ class TestBodies:
         assert served.app.log == []
         assert_next_is_answered(served)
 
-    def test_many_large_bodies_are_shed_before_they_fill_memory(
-        self, served: ServedGate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("serving.gateway.gate.HELD_BYTES", 3_000_000)
+    def test_many_large_bodies_are_shed_before_they_fill_memory(self, served: ServedGate) -> None:
+        served.gate.memory.limit = 3_000_000
         with contextlib.ExitStack() as stack:
             for _ in range(3):
                 flood = socket.create_connection(("127.0.0.1", served.port))
                 stack.enter_context(flood)
                 flood.sendall(head("1000001") + b"x" * 999_990)
-            wait_until(lambda: served.gate._held_bytes > 2_900_000)
+            wait_until(lambda: served.gate.memory.held > 2_900_000)
             body = json.dumps({"prompt": "x" * 100_000}).encode()
             with served.http(AUTHORIZED) as client:
                 assert client.post(COMPLETIONS, content=body).status_code == 429
-        wait_until(lambda: served.gate._held_bytes == 0)
+        wait_until(lambda: served.gate.memory.held == 0)
         assert_next_is_answered(served)
 
 
@@ -224,19 +227,27 @@ class TestKeys:
         assert served.app.log == []
 
     def test_a_model_of_another_tenant_is_403(self, served: ServedGate) -> None:
-        served.config = gate_config(models=("small",))
+        both = (ServedModel(id="small"), ServedModel(id="large"))
+        served.config = gate_config(models=both, tenant_models=("small",))
+        small, large = {"prompt": "a", "model": "small"}, {"prompt": "b", "model": "large"}
         with served.http() as client:
-            for body in ({"prompt": "a", "model": "large"}, {"prompt": "a"}):
-                reply = client.post(COMPLETIONS, json=body, headers=bearer(ADA))
-                assert (reply.status_code, reply.json()["error"]["code"]) == (
-                    403,
-                    "model_not_allowed",
-                )
-            small = {"prompt": "a", "model": "small"}
+            for path in POST_ROUTES:
+                reply = client.post(path, json={"model": "large"}, headers=bearer(ADA))
+                error = reply.json()["error"]
+                assert (reply.status_code, error["code"]) == (403, "model_not_allowed")
+                assert "small" in error["message"]
+                assert client.post(path, json={}, headers=bearer(ADA)).status_code == 400
             assert client.post(COMPLETIONS, json=small, headers=bearer(ADA)).status_code == 200
-            large = {"prompt": "b", "model": "large"}
             assert client.post(COMPLETIONS, json=large, headers=bearer(BOB)).status_code == 200
         assert [request.label for request in served.app.log] == ["a", "b"]
+
+    def test_the_only_model_of_another_tenant_is_403_without_its_name_too(
+        self, served: ServedGate
+    ) -> None:
+        served.config = gate_config(tenant_models=("small",))
+        with served.http(bearer(ADA)) as client:
+            assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 403
+        assert served.app.log == []
 
     def test_a_key_does_not_pass_the_gate(self, served: ServedGate) -> None:
         scopes: list[Scope] = []
@@ -249,7 +260,7 @@ class TestKeys:
         extra = {"x-data-parallel-rank": "7", "x-request-id": "a", "priority": "-9", "cookie": KEY}
         with served.http(AUTHORIZED | extra) as client:
             client.post(COMPLETIONS, json={"prompt": "a"})
-            client.get("/v1/models")
+            client.get("/version")
         assert len(scopes) == 2
         for scope in scopes:
             names = {name for name, _ in scope["headers"]}
@@ -291,10 +302,12 @@ class TestHeaders:
     def test_request_values_never_become_response_headers(
         self, served: ServedGate, value: str
     ) -> None:
-        body = json.dumps({"prompt": "a", "model": value, "user": value}).encode()
-        with served.http(AUTHORIZED) as client:
-            reply = client.post(COMPLETIONS, content=body)
-        assert "x-injected" not in reply.headers
+        fields = {"prompt": "a", "user": value, value: 1}
+        with served.http(AUTHORIZED | {"origin": value.split()[0]}) as client:
+            answered = client.post(COMPLETIONS, json=fields)
+            refused = client.post(COMPLETIONS, json=fields | {"model": value})
+        assert (answered.status_code, refused.status_code) == (200, 404)
+        assert "x-injected" not in {*answered.headers, *refused.headers}
         assert served.app.log[0].body
 
 
@@ -303,8 +316,9 @@ CLOSED_ROUTES = """
 /reset_encoder_cache /v1/load_lora_adapter /v1/unload_lora_adapter /scale_elastic_ep
 /is_scaling_elastic_ep /start_profile /stop_profile /server_info /abort_requests /pause /resume
 /update_weights /init_weight_transfer_engine /fault_tolerance/apply /inference/v1/generate
-/invocations /v1/responses /v1/messages /pooling /v1/audio/transcriptions /v1/completions/render
-/v1/chat/completions/batch /cohere/v2/chat
+/invocations /pooling /classify /v2/embed /v1/audio/transcriptions /v1/completions/render
+/v1/chat/completions/batch /cohere/v2/chat /v1/responses/resp_1 /v1/responses/resp_1/cancel
+/v1/responses/resp_1/input_items /v1/responses//cancel /v1/messages/batches
 """.split()  # noqa: SIM905 - one word per route
 
 

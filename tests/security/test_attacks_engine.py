@@ -71,6 +71,7 @@ def tenants(deployed: Deployed) -> Iterator[Endpoint]:
         Tenant(name="one", max_concurrent_requests=1),
         Tenant(name="words", tokens_per_minute=300),
         Tenant(name="elsewhere", models=("another-model",)),
+        Tenant(name="formats"),
     ]
     before = replicas("shared")
     yield deploy(shared.spec, tenants=further, progress=lambda _: None)
@@ -104,6 +105,32 @@ class TestQuotas:
         assert row["prompt_tokens"] == 2 * whole["prompt_tokens"]
         assert row["usd"] == pytest.approx((row["prompt_tokens"] + 100) / 1e6)
         assert ask(words, max_tokens=280).status_code == 429
+
+    def test_usage_in_every_format_is_the_engines_own_count(self, tenants: Endpoint) -> None:
+        formats = tenants.as_tenant("formats")
+        messages = [{"role": "user", "content": "Batching is"}]
+        bodies: dict[str, dict[str, Any]] = {
+            "/v1/responses": {"input": "Batching is", "max_output_tokens": 20},
+            "/v1/messages": {"messages": messages, "max_tokens": 20},
+            "/v1/chat/completions": {"messages": messages, "max_tokens": 20.0},
+        }
+        prompt_tokens = output_tokens = 0
+        with httpx.Client(base_url=root(tenants), headers=bearer(formats), timeout=60) as client:
+            for path, body in bodies.items():
+                body |= {"model": formats.model_id, "temperature": 0}
+                whole = client.post(path, json=body)
+                stream = client.post(path, json=body | {"stream": True})
+                assert (whole.status_code, stream.status_code) == (200, 200), whole.text
+                # A greedy answer is the same in a stream.
+                usage = whole.json()["usage"]
+                prompt_tokens += 2 * (usage.get("prompt_tokens") or usage["input_tokens"])
+                output_tokens += 2 * (usage.get("completion_tokens") or usage["output_tokens"])
+            count = {"model": formats.model_id, "messages": messages}
+            counted = client.post("/v1/messages/count_tokens", json=count)
+            prompt_tokens += counted.json()["input_tokens"]
+        time.sleep(1)
+        row = tenants.usage().loc["formats"]
+        assert (row["prompt_tokens"], row["output_tokens"]) == (prompt_tokens, output_tokens)
 
     def test_the_openai_client_obeys_retry_after(self, tenants: Endpoint) -> None:
         one = tenants.as_tenant("one")
@@ -150,6 +177,12 @@ def test_the_engine_stops_when_clients_disconnect(endpoint: Endpoint) -> None:
     while any(running(endpoint, 1.5)[-1:]):
         assert time.monotonic() - disconnected < 20, "the engine still generates without clients"
     assert ask(endpoint).status_code == 200
+
+
+def test_a_preflight_reaches_the_gate_without_a_key(endpoint: Endpoint) -> None:
+    fields = {"origin": "https://a.example.org", "access-control-request-method": "POST"}
+    reply = httpx.options(f"{endpoint.base_url}/chat/completions", headers=fields)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "origin_not_allowed")
 
 
 ARGUMENTS: list[dict[str, Any]] = [
@@ -215,6 +248,43 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"model": "\u0000"},
     {"model": "../../etc/passwd"},
 ]
+OTHER_ROUTES: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/responses", {}),
+    ("/v1/responses", {"input": []}),
+    ("/v1/responses", {"input": [7, None, {}]}),
+    ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}),
+    ("/v1/responses", {"input": [{"type": "reasoning", "summary": 7}]}),
+    ("/v1/responses", {"input": "CANARY", "max_output_tokens": -1}),
+    ("/v1/responses", {"input": "CANARY", "include": ["message.output_text.logprobs"]}),
+    ("/v1/responses", {"input": "CANARY", "include": ["nothing"]}),
+    ("/v1/responses", {"input": "CANARY", "tools": [{"type": "web_search"}]}),
+    ("/v1/responses", {"input": "CANARY", "tools": [{"type": "mcp", "server_label": "x"}]}),
+    ("/v1/responses", {"input": "CANARY", "text": {"format": {"type": "json_schema"}}}),
+    ("/v1/responses", {"input": "CANARY", "truncation": "auto", "max_output_tokens": 2}),
+    ("/v1/responses", {"input": "CANARY", "reasoning": {"effort": "high"}}),
+    ("/v1/responses", {"input": "CANARY", "logit_bias": {"99999999": 5}}),
+    ("/v1/responses", {"input": "CANARY", "structured_outputs": {"regex": "(a+)+$"}}),
+    ("/v1/messages", {}),
+    ("/v1/messages", {"messages": [], "max_tokens": 2}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "CANARY"}], "max_tokens": 0}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{}]}], "max_tokens": 2}),
+    ("/v1/messages", {"messages": [{"role": "tool", "content": "CANARY"}], "max_tokens": 2}),
+    (
+        "/v1/messages",
+        {
+            "messages": [{"role": "user", "content": "CANARY"}],
+            "max_tokens": 2,
+            "tools": [{"name": "f", "input_schema": {}}],
+            "tool_choice": {"type": "tool", "name": "g"},
+        },
+    ),
+    ("/v1/messages/count_tokens", {"messages": "CANARY"}),
+    ("/v1/embeddings", {"input": ["CANARY"]}),
+    ("/v1/embeddings", {}),
+    ("/rerank", {"query": "CANARY", "documents": ["a"]}),
+    ("/score", {"queries": "CANARY", "documents": ["a"]}),
+]
+"""Bodies for the routes of other formats, and of models of another kind."""
 HEADERS = [
     {"serve_multiplexed_model_id": "evil"},
     {"serve-multiplexed-model-id": "evil"},
@@ -237,6 +307,13 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
         if (reply := ask(endpoint, **({"prompt": canary, "user": canary} | fields))).status_code
         >= 500
     ]
+    for path, fields in OTHER_ROUTES:
+        text = json.dumps({"model": endpoint.model_id} | fields).replace("CANARY", canary)
+        json_headers = bearer(endpoint) | {"content-type": "application/json"}
+        url = f"{root(endpoint)}{path}"
+        reply = httpx.post(url, content=text, headers=json_headers, timeout=60)
+        if reply.status_code >= 500:
+            broken.append((fields | {"path": path}, reply.status_code, reply.text[:200]))
     body = json.dumps({"model": endpoint.model_id, "prompt": canary, "max_tokens": 1})
     for extra in HEADERS:
         sent = [(n.encode(), v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]

@@ -129,7 +129,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("fields", "status", "message"),
         [
-            ({"model": "other"}, 404, "'other' does not exist"),
             ({"temperature": 0.7}, 400, "temperature must be left out"),
             ({"prompt": []}, 400, "prompt must not be empty"),
             ({"prompt": [2048]}, 400, "ids in 0..2047 only"),
@@ -153,12 +152,11 @@ class TestRefusals:
         assert "messages is required" in response.json()["error"]["message"]
 
 
-def test_models_stats_and_unknown_routes() -> None:
-    response, _ = send("GET", "/v1/models")
-    (card,) = response.json()["data"]
-    assert (card["id"], card["max_model_len"]) == (MODEL, 64)
+def test_stats_and_unsupported_routes() -> None:
     response, _ = send("GET", "/load")
     assert response.json() == {"requests": 7}
-    response, _ = send("GET", "/nothing")
-    assert response.status_code == 404
-    assert "no such route" in response.json()["error"]["message"]
+    for method, path in (("GET", "/nothing"), ("POST", "/v1/embeddings"), ("POST", "/v1/messages")):
+        response, _ = send(method, path)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (404, "unsupported_route")
+        assert f"{path}: there is no such route" in error["message"]

@@ -25,12 +25,15 @@ from serving.errors import ModelNotFoundError, SpecError
 from serving.gateway.config import GateConfig
 from serving.spec.limits import Limits
 from serving.spec.model import ModelSpec, deployment_name
+from serving.spec.pipeline import PipelineSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from serving.spec.tenants import Tenant
 
 KEY = "sk-the-key-that-must-not-travel"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
+TENANT = Tenant(name="one", key_hash=HASH)
+STORE = "VLLM_ENABLE_RESPONSES_API_STORE"
 
 DESCRIBE = """
 import json, sys
@@ -227,6 +230,17 @@ class TestDirectPath:
         access = apps["plain"]["user_config"]["access"]
         assert access | {"tenants": None} == {
             "tenants": None,
+            "models": [
+                {
+                    "id": "tiny-llama-glossary",
+                    "aliases": [],
+                    "adapters": [],
+                    "max_model_len": None,
+                }
+            ],
+            "auto": False,
+            "stores_responses": False,
+            "cors_origins": [],
             "limits": Limits().model_dump(),
             "max_ongoing_requests": 64,
             "max_queued_requests": 128,
@@ -283,6 +297,38 @@ class TestParts:
         config = json.loads(json.dumps(user_config(ServiceSpec(), (tenant,))))
         assert GateConfig(**config["access"]).authenticate(KEY) == tenant
         assert GateConfig(**config["access"]).authenticate(HASH) is None
+
+    def test_the_gate_knows_every_name_of_a_model(self) -> None:
+        model = {"source": "org/Model-7B", "max_model_len": 4096}
+        spec = ServiceSpec(model=model, cors_origins=["https://app.example.org"])
+        access = user_config(spec, (TENANT,))["access"]
+        names = {"id": "Model-7B", "aliases": ["org/Model-7B"], "adapters": []}
+        assert access["models"] == [names | {"max_model_len": 4096}]
+        assert access["cors_origins"] == ["https://app.example.org"]
+        pipeline = PipelineSpec(models=[{"id": "a"}, {"id": "b"}], router={})
+        access = user_config(pipeline, (TENANT,))["access"]
+        assert [model["id"] for model in access["models"]] == ["a", "b"]
+        assert access["auto"]
+
+    @pytest.mark.parametrize(
+        ("scaling", "env", "tenants", "stores"),
+        [
+            ({"max_replicas": 1}, {STORE: "1"}, 1, True),
+            ({"max_replicas": 1}, {STORE: "0"}, 1, False),
+            ({"max_replicas": 1}, {}, 1, False),
+            ({"max_replicas": 2}, {STORE: "1"}, 1, False),
+            ({"max_replicas": 1}, {STORE: "1"}, 2, False),
+            ({"max_replicas": 1, "min_replicas": 0}, {STORE: "1"}, 1, False),
+        ],
+    )
+    def test_responses_are_stored_where_one_replica_and_tenant_find_them(
+        self, scaling: dict[str, int], env: dict[str, str], tenants: int, stores: bool
+    ) -> None:
+        spec = ServiceSpec(model={"scaling": scaling, "env": env})
+        several = tuple(
+            Tenant(name=f"t{number}", key_hash=f"{number}" * 64) for number in range(tenants)
+        )
+        assert user_config(spec, several)["access"]["stores_responses"] is stores
 
     @pytest.mark.parametrize(
         ("model_id", "name"), [("a", "a"), ("org/Model-1.5", "org--Model-1_5")]

@@ -76,6 +76,25 @@ def test_only_streamed_answers_have_a_ttft(status: int, content_type: bytes, cou
     assert len(sent) == 4
 
 
+def test_a_comment_that_keeps_a_stream_open_is_no_token() -> None:
+    clock = ManualClock()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for body in (b": keep-alive\n\n", b": keep-alive\n\n", b"data: 1\n\n"):
+            clock.now_s += 10
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def send(message: Any) -> None:
+        pass
+
+    times = FirstTokens(now=clock)
+    measured: Any = with_ttft(app, times)
+    asyncio.run(measured({"type": "http", "method": "POST"}, None, send))
+    assert times.percentiles()[50] == 30
+
+
 class TestEngineStats:
     def stats(self, unfinished: int) -> tuple[EngineStats, FirstTokens]:
         first_tokens = FirstTokens()

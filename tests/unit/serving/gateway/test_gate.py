@@ -37,7 +37,11 @@ class TestAuthentication:
             {"authorization": f"Bearer {KEY.upper()}"},
             {"authorization": f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}"},
             {"authorization": f"Bearer {WRONG_KEY} {KEY}"},
-            {"x-api-key": KEY},
+            {"x-api-key": WRONG_KEY},
+            {"x-api-key": f"Bearer {KEY}"},
+            {"x-api-key": KEY, "authorization": f"Bearer {WRONG_KEY}"},
+            {"x-api-key": WRONG_KEY, "authorization": f"Bearer {KEY}"},
+            {"x-api-key": KEY, "authorization": f"Basic {KEY}"},
             {"cookie": f"authorization=Bearer {KEY}"},
         ],
     )
@@ -74,6 +78,14 @@ class TestAuthentication:
         answer = served.openai().chat.completions.create(**ask)
         assert answer.choices[0].message.content == "yes"
         assert json.loads(served.app.log[0].body)["messages"] == ask["messages"]
+
+    @pytest.mark.parametrize("headers", [{"x-api-key": KEY}, AUTHORIZED | {"x-api-key": KEY}])
+    def test_the_key_may_be_in_the_header_of_anthropics_clients(
+        self, served: ServedGate, headers: dict[str, str]
+    ) -> None:
+        with served.http(headers) as client:
+            assert client.get("/v1/models").status_code == 200
+            assert client.post("/v1/completions", json={}).status_code == 200
 
     @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
     def test_the_scheme_is_case_insensitive(self, served: ServedGate, scheme: str) -> None:
@@ -156,8 +168,9 @@ class TestRoutes:
             closed += ["/abc/health", "/v1x/health"]
             for path in closed:
                 assert client.get(path).status_code == 401, path
+            assert client.get("/llm/version", headers=AUTHORIZED).status_code == 200
+            assert [request.path for request in served.app.log] == ["/llm/health", "/llm/version"]
             assert client.get("/llm/v1/models", headers=AUTHORIZED).status_code == 200
-            assert [request.path for request in served.app.log] == ["/llm/health", "/llm/v1/models"]
 
     def test_websockets_are_closed_at_once(self) -> None:
         app = ScriptedApp()
@@ -239,7 +252,7 @@ class TestContext:
         async def call() -> None:
             gate = Gate(app, lambda: CONFIG)
             headers = [(b"authorization", f"Bearer {KEY}".encode())]
-            for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions")):
+            for method, path in (("GET", "/version"), ("POST", "/v1/completions")):
                 body = b'{"structured_outputs": {"regex": "a"}}' if method == "POST" else b""
                 scope = {"type": "http", "method": method, "root_path": "/llm"}
                 request = {"path": f"/llm{path}", "headers": headers}
@@ -247,8 +260,10 @@ class TestContext:
             gate.quotas.close()
 
         asyncio.run(call())
-        assert [context.path for context in contexts] == ["/v1/models", "/v1/completions"]
+        assert [context.path for context in contexts] == ["/version", "/v1/completions"]
         assert [context.constrained for context in contexts] == [False, True]
+        bodies = [context.body and context.body.fields for context in contexts]
+        assert bodies == [None, {"structured_outputs": {"regex": "a"}, "model": "m"}]
         for context in contexts:
             assert context.tenant == CONFIG.tenants[0]
             assert context.config is CONFIG

@@ -244,14 +244,15 @@ class TestBodies:
 
     def test_a_changed_limit_applies_to_the_next_request(self, served: ServedGate) -> None:
         with served.http(AUTHORIZED) as client:
-            served.config = replace_config(limits=Limits(max_body_mib=19 / 2**20))
-            assert client.post("/v1/completions", content=sized(20)).status_code == 413
+            served.config = replace_config(limits=Limits(max_body_mib=29 / 2**20))
+            assert client.post("/v1/completions", content=sized(30)).status_code == 413
             served.config = replace_config(limits=Limits(max_body_mib=5000 / 2**20))
             assert client.post("/v1/completions", content=sized(5000)).status_code == 200
 
 
 def sized(size: int) -> bytes:
     """A body of this many bytes."""
-    whole = json.dumps({"prompt": "x" * (size - 13)}, separators=(",", ":")).encode()
+    fields = {"model": "m", "prompt": "x" * (size - 25)}
+    whole = json.dumps(fields, separators=(",", ":")).encode()
     assert len(whole) == size
     return whole

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from serving.engine.http_call import ResponseStart
+from serving.gateway.config import GateConfig, ServedModel
+from serving.gateway.context import RequestContext
+from serving.gateway.stages import StageTimings
 from serving.guardrail.guard import RefusedError
 from serving.guardrail.texts import RequestTexts
 from serving.pipeline.config import PipelineConfig, pick_model
@@ -208,9 +211,18 @@ def pipeline_config(**router: Any) -> PipelineConfig:
 def chosen(
     handle: Handle, tenant: Tenant = ANYONE, **router: Any
 ) -> tuple[tuple[str, ...], str]:
-    headers = {"x-budget-usd": "1", "authorization": "Bearer secret"}
+    config = pipeline_config(**router)
+    access = GateConfig(
+        tenants=(tenant.model_copy(update={"key_hash": "0" * 64}),),
+        models=tuple(ServedModel(id=name) for name in config.capacity),
+        auto=True,
+        max_ongoing_requests=1,
+        max_queued_requests=0,
+        retry_after_s=1,
+    )
+    context = RequestContext("/v1/chat/completions", access, tenant, StageTimings())
     request = chat("one", "two", max_tokens=7)
-    return asyncio.run(pick_model(pipeline_config(**router), handle, request, headers, tenant))
+    return asyncio.run(pick_model(config, handle, request, context, "1"))
 
 
 class TestPickModel:

@@ -157,6 +157,33 @@ class TestValues:
             assert name in error_of(ScalingSpec, **{name: float("inf")})
             assert name in error_of(ScalingSpec, **{name: None})
 
+    @pytest.mark.parametrize(
+        "origin",
+        [
+            "app.example.org",
+            "https://app.example.org/",
+            "https://app.example.org/page",
+            "https://App.example.org",
+            "https://*.example.org",
+            "ftp://app.example.org",
+            "https://user@app.example.org",
+            "https://app.example.org:port",
+            "null",
+            "",
+            "https://a\r\nx-injected: 1",
+        ],
+    )
+    def test_an_origin_is_as_browsers_send_it(self, origin: str) -> None:
+        message = error_of(ServiceSpec, cors_origins=("https://app.example.org", origin))
+        assert "cors_origins must have origins" in message
+
+    def test_origins_need_no_new_replicas(self) -> None:
+        origins = ("*", "https://app.example.org", "http://127.0.0.1:8888", "http://[::1]:3000")
+        open_to_pages = ServiceSpec(cors_origins=origins)
+        assert open_to_pages.engine_fingerprint() == ServiceSpec().engine_fingerprint()
+        assert open_to_pages.ingress_fingerprint() == ServiceSpec().ingress_fingerprint()
+        assert open_to_pages.fingerprint() != ServiceSpec().fingerprint()
+
 
 class TestDependentFields:
     @pytest.mark.parametrize(
