@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Annotated, Any, Literal
 
 import anthropic
@@ -11,9 +12,9 @@ import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, VLLMValidationError
 
-from serving.engine.http_app import build_engine_app
+from serving.engine.http_app import build_engine_app, readable_error
 from serving.gateway.asgi import App
 from serving.gateway.context import SCOPE_KEY
 
@@ -175,6 +176,23 @@ def test_errors_of_messages_are_read_by_both_clients(
             raise_as(library, reply)
         assert fields["message"] in str(caught.value)
         assert kind in str(caught.value.body)
+
+
+@pytest.mark.parametrize("fields", [{"parameter": "bad_words"}, {}])
+def test_the_value_that_vllm_appends_to_a_message_is_removed(fields: dict[str, Any]) -> None:
+    message = str(VLLMValidationError("bad_words is empty (x)", **fields, value=[PRIVATE]))
+    assert PRIVATE in message
+    error = {"message": message, "type": "BadRequestError", "code": 400}
+    expected = {"message": "bad_words is empty (x)", "type": "BadRequestError"}
+    for messages in (False, True):
+        body = json.loads(readable_error(json.dumps({"error": error}).encode(), messages))
+        assert body["error"] == expected | {"param": None, "code": 400}
+        assert ("type" in body) == messages
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"error": "text"}', b'{"detail": 1}'])
+def test_what_is_no_error_in_json_is_passed_on(body: bytes) -> None:
+    assert readable_error(body, messages=False) == body
 
 
 def raise_as(library: Any, reply: httpx.Response) -> None:
