@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from serving.compat.vllm import (
     chat_template_names,
@@ -155,7 +155,7 @@ def _check_type(name: str, value: Any) -> None:
         raise _invalid(name, value, written.replace(" | ", " or "))
 
 
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "int": int,
     "float": (int, float),
@@ -227,7 +227,7 @@ def _template_environment() -> Environment:
     class GenerationBlock(Extension):
         """The block ``{% generation %}``, which marks the answers for training."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (Jinja's own class declares a set)
 
         def parse(self, parser: Parser) -> list[Node]:
             next(parser.stream)

@@ -50,27 +50,31 @@ def engine_app() -> fastapi.FastAPI:
     """An application with the shapes of error that vLLM's has."""
     app = fastapi.FastAPI()
 
-    @app.post("/v1/chat/completions")
     async def chat(body: Chat) -> dict[str, Any]:
         return body.model_dump()
 
-    @app.post("/v1/completions")
     async def completions() -> None:
         raise fastapi.HTTPException(503, "The engine sleeps.")
 
-    @app.post("/v1/responses")
     async def responses() -> None:
         raise GenerationError("KV cache load failure")
 
-    @app.post("/v1/messages")
     async def messages(body: Chat) -> Any:
         error = {"type": "NotFoundError", "message": "The model `x` does not exist."}
         return fastapi.responses.JSONResponse({"type": "error", "error": error}, 404)
 
-    @app.exception_handler(GenerationError)
     async def on_vllm_error(request: fastapi.Request, error: Exception) -> Any:
         raise AssertionError("replaced")
 
+    routes = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": completions,
+        "/v1/responses": responses,
+        "/v1/messages": messages,
+    }
+    for path, answer in routes.items():
+        app.add_api_route(path, answer, methods=["POST"])
+    app.add_exception_handler(GenerationError, on_vllm_error)
     return app
 
 
