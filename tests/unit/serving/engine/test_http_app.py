@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import anthropic
@@ -145,18 +146,21 @@ def test_an_http_exception_has_openais_shape() -> None:
 
 
 def test_a_request_that_the_engine_gave_up_is_the_clients_fault_only_with_a_grammar() -> None:
-    class Context:
-        constrained = True
+    def with_context(constrained: bool) -> Any:
+        context = SimpleNamespace(constrained=constrained)
 
-    def constrained(app: App) -> App:
-        async def with_context(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope | {SCOPE_KEY: Context}, receive, send)
+        def wrap(app: App) -> App:
+            async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+                await app(scope | {SCOPE_KEY: context}, receive, send)
 
-        return with_context
+            return wrapped
 
-    assert post("/v1/responses", {}).status_code == 500
-    assert "KV cache load failure" in post("/v1/responses", {}).json()["error"]["message"]
-    reply = post("/v1/responses", {}, constrained)
+        return wrap
+
+    for reply in (post("/v1/responses", {}), post("/v1/responses", {}, with_context(False))):
+        assert reply.status_code == 500
+        assert "KV cache load failure" in reply.json()["error"]["message"]
+    reply = post("/v1/responses", {}, with_context(True))
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "grammar_dead_end")
 
 
