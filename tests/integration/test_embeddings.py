@@ -23,7 +23,7 @@ TEXTS = [
     "A token bucket allows short bursts.",
     "Autoscaling changes the number of replicas.",
 ]
-NEAR = 0.02
+NEAR = 0.01
 """Allowed difference of a cosine; the engine may compute with bfloat16."""
 
 Embed = Callable[[str], list[float]]
@@ -76,7 +76,7 @@ def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> httpx.Response:
 
 
 def test_vectors_are_those_of_transformers(endpoint: Endpoint, embed: Embed) -> None:
-    for encoding in (openai.omit, "float", "base64"):
+    for encoding in (openai.omit, "float"):  # by default the client asks for base64
         answer = endpoint.client.embeddings.create(
             model="embedder", input=TEXTS, encoding_format=encoding
         )
