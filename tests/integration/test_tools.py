@@ -107,7 +107,7 @@ def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Any:
 class TestToolChoice:
     def test_named(self, endpoint: Endpoint, stream: bool) -> None:
         reason, text, calls = ask(endpoint, stream, tool_choice=NAMED)
-        assert (reason, text) == ("tool_calls", "")
+        assert (reason, text) == ("stop", "")  # as OpenAI's own API answers
         assert list(calls) == ["weather"]
         assert calls["weather"]["city"] in ("Oslo", "Rome")
 
@@ -151,7 +151,7 @@ def test_a_call_and_its_result_are_part_of_the_next_turn(endpoint: Endpoint) -> 
     body = {"model": "base", "messages": messages, "tools": [WEATHER]}
     tokens = post(endpoint, "/tokenize", body)["tokens"]
     prompt = post(endpoint, "/detokenize", {"model": "base", "tokens": tokens})["prompt"]
-    assert '"name": "weather", "parameters"' in prompt
+    assert '"enum": ["Oslo", "Rome"]' in prompt
     assert '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>' in prompt
     assert "It rains all day." in prompt
 
