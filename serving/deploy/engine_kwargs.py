@@ -113,6 +113,13 @@ MAX_LORA_RANK = 16
 """vLLM's default of ``max_lora_rank``."""
 
 
+BACKENDS = ("xgrammar", "guidance", "outlines", "lm-format-enforcer", "auto")
+"""The backends of vLLM's structured output."""
+
+COMPACT_BACKENDS = BACKENDS[:2]
+"""Those that can leave whitespace out of JSON."""
+
+
 def check_engine_kwargs(model: ModelSpec) -> None:
     """Check the names and values of ``engine_kwargs`` as far as this is possible without vLLM.
 
@@ -125,6 +132,7 @@ def check_engine_kwargs(model: ModelSpec) -> None:
         _check_name(name, value)
         _check_type(name, value)
     _check_parsers(kwargs)
+    _check_structured_outputs(kwargs.get("structured_outputs_config") or {})
     if (template := kwargs.get("chat_template")) and not is_path(template):
         check_chat_template(template)
     if model.adapters and kwargs.get("enable_lora") is False:
@@ -197,6 +205,21 @@ def _check_parsers(kwargs: dict[str, Any]) -> None:
         raise SpecError(
             f"{_item('enable_auto_tool_choice', True)} needs tool_call_parser, the format in which "
             f"the model writes a call. Choose one of {_listed(tool_call_parsers())}."
+        )
+
+
+def _check_structured_outputs(config: Any) -> None:
+    """Check the fields of vLLM's ``StructuredOutputsConfig`` that depend on each other."""
+    name = "structured_outputs_config"
+    if not isinstance(config, dict):
+        raise _invalid(name, config, "a mapping, such as {'backend': 'auto'}")
+    backend = config.get("backend", BACKENDS[0])
+    if backend not in BACKENDS:
+        raise _invalid(name, config, f"a mapping whose backend is one of {', '.join(BACKENDS)}")
+    if config.get("disable_any_whitespace") and backend not in COMPACT_BACKENDS:
+        raise SpecError(
+            f"{_item(name, config)}: disable_any_whitespace needs the backend "
+            f"{' or '.join(COMPACT_BACKENDS)}. Choose one of them, or leave it out."
         )
 
 

@@ -265,6 +265,52 @@ class TestFrontEndArguments:
         check_model(ModelSpec(engine_kwargs={"chat_template": "template_chatml.jinja"}))
 
 
+class TestStructuredOutputs:
+    @pytest.mark.parametrize(
+        ("config", "problem"),
+        [
+            ("auto", "must be a mapping, such as {'backend': 'auto'}"),
+            ({"backend": "xgramar"}, "backend is one of xgrammar, guidance"),
+            (
+                {"backend": "auto", "disable_any_whitespace": True},
+                "disable_any_whitespace needs the backend xgrammar or guidance",
+            ),
+        ],
+    )
+    def test_an_invalid_configuration(self, config: Any, problem: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={"structured_outputs_config": config}))
+        assert f"['structured_outputs_config'] = {config!r}" in str(caught.value)
+        assert problem in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("given", "passed"),
+        [
+            (None, {"backend": "xgrammar", "disable_any_whitespace": True}),
+            ({"backend": "auto"}, {"backend": "auto"}),
+            (
+                {"disable_any_whitespace": False},
+                {"backend": "xgrammar", "disable_any_whitespace": False},
+            ),
+            (
+                {"enable_in_reasoning": True},
+                {
+                    "backend": "xgrammar",
+                    "disable_any_whitespace": True,
+                    "enable_in_reasoning": True,
+                },
+            ),
+        ],
+    )
+    def test_it_overrides_the_default(
+        self, given: dict[str, Any] | None, passed: dict[str, Any]
+    ) -> None:
+        kwargs = {} if given is None else {"structured_outputs_config": given}
+        model = ModelSpec(engine_kwargs=kwargs)
+        check_model(model)
+        assert engine_kwargs(model)["structured_outputs_config"] == passed
+
+
 ROUTES = ("entrypoints", "renderers", "parser", "tool_parsers", "reasoning", "multimodal")
 """The parts of vLLM that answer requests."""
 NOT_FOR_CLIENTS = ("cli", "launchers", "grpc_server.py", "llm.py", "run_batch.py", "dev")
