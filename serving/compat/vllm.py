@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,6 +104,38 @@ def import_parser_plugins(tool_call: str | None, reasoning: str | None) -> None:
         from vllm.reasoning import ReasoningParserManager
 
         ReasoningParserManager.import_reasoning_parser(reasoning)
+
+
+def bound_whitespace_in_calls(limit: int) -> None:
+    """Allow at most ``limit`` whitespace characters in a row in the arguments of forced tool calls.
+
+    ``disable_any_whitespace`` has no effect on them. Replaces ``get_model_structural_tag`` of
+    ``vllm.tool_parsers.structural_tag_registry``. It returns a ``StructuralTag`` of xgrammar, or
+    None; the ``JSONSchemaFormat`` of each tool in it has a field ``max_whitespace_cnt``.
+    """
+    from vllm.tool_parsers import structural_tag_registry
+
+    original = structural_tag_registry.get_model_structural_tag
+
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        tag = original(*args, **kwargs)
+        for schema in _json_schemas(tag):
+            schema.max_whitespace_cnt = limit
+        return tag
+
+    structural_tag_registry.get_model_structural_tag = bounded
+
+
+def _json_schemas(node: Any) -> Iterator[Any]:
+    """Yield every ``JSONSchemaFormat`` in a structural tag."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _json_schemas(item)
+    elif hasattr(node, "max_whitespace_cnt"):
+        yield node
+    elif hasattr(node, "model_fields_set"):
+        for _, value in node:
+            yield from _json_schemas(value)
 
 
 def _package() -> Path:

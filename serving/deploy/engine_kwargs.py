@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from serving.compat.vllm import (
     chat_template_names,
@@ -113,6 +113,13 @@ MAX_LORA_RANK = 16
 """vLLM's default of ``max_lora_rank``."""
 
 
+BACKENDS = ("xgrammar", "guidance", "outlines", "lm-format-enforcer", "auto")
+"""The backends of vLLM's structured output."""
+
+COMPACT_BACKENDS = BACKENDS[:2]
+"""Those that can leave whitespace out of JSON."""
+
+
 def check_engine_kwargs(model: ModelSpec) -> None:
     """Check the names and values of ``engine_kwargs`` as far as this is possible without vLLM.
 
@@ -125,6 +132,7 @@ def check_engine_kwargs(model: ModelSpec) -> None:
         _check_name(name, value)
         _check_type(name, value)
     _check_parsers(kwargs)
+    _check_structured_outputs(kwargs.get("structured_outputs_config") or {})
     if (template := kwargs.get("chat_template")) and not is_path(template):
         check_chat_template(template)
     if model.adapters and kwargs.get("enable_lora") is False:
@@ -155,7 +163,7 @@ def _check_type(name: str, value: Any) -> None:
         raise _invalid(name, value, written.replace(" | ", " or "))
 
 
-_TYPES = {
+_TYPES: dict[str, type | tuple[type, ...]] = {
     "bool": bool,
     "int": int,
     "float": (int, float),
@@ -200,6 +208,21 @@ def _check_parsers(kwargs: dict[str, Any]) -> None:
         )
 
 
+def _check_structured_outputs(config: Any) -> None:
+    """Check the fields of vLLM's ``StructuredOutputsConfig`` that depend on each other."""
+    name = "structured_outputs_config"
+    if not isinstance(config, dict):
+        raise _invalid(name, config, "a mapping, such as {'backend': 'auto'}")
+    backend = config.get("backend", BACKENDS[0])
+    if backend not in BACKENDS:
+        raise _invalid(name, config, f"a mapping whose backend is one of {', '.join(BACKENDS)}")
+    if config.get("disable_any_whitespace") and backend not in COMPACT_BACKENDS:
+        raise SpecError(
+            f"{_item(name, config)}: disable_any_whitespace needs the backend "
+            f"{' or '.join(COMPACT_BACKENDS)}. Choose one of them, or leave it out."
+        )
+
+
 def _listed(names: frozenset[str]) -> str:
     return ", ".join(sorted(names))
 
@@ -227,7 +250,7 @@ def _template_environment() -> Environment:
     class GenerationBlock(Extension):
         """The block ``{% generation %}``, which marks the answers for training."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (Jinja's own class declares a set)
 
         def parse(self, parser: Parser) -> list[Node]:
             next(parser.stream)

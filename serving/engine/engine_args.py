@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.compat.vllm import import_parser_plugins
+from serving.compat.vllm import bound_whitespace_in_calls, import_parser_plugins
 from serving.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ COMPACT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
 A small model would otherwise write spaces until ``max_tokens``. docs/measurements.md compares the
 backends that can do this.
 """
+
+
+MAX_WHITESPACE = 2
+"""Whitespace characters in a row in the arguments of a forced tool call."""
 
 
 def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
@@ -77,12 +81,18 @@ def _thread_binding(workers: int) -> str:
     return "|".join(str(worker % cores) for worker in range(workers))
 
 
+def prepare_front_end(model: ModelSpec) -> None:
+    """Set up in this process what vLLM's own launcher would, or what it has no argument for."""
+    kwargs = engine_kwargs(model)
+    import_parser_plugins(kwargs.get("tool_parser_plugin"), kwargs.get("reasoning_parser_plugin"))
+    if kwargs["structured_outputs_config"].get("disable_any_whitespace"):
+        bound_whitespace_in_calls(MAX_WHITESPACE)
+
+
 def llm_config(model: ModelSpec) -> LLMConfig:
     """Return Ray Serve LLM's configuration. Imports vLLM: call it where the engine runs."""
     from ray.serve.llm import LLMConfig
 
-    plugins = model.engine_kwargs.get
-    import_parser_plugins(plugins("tool_parser_plugin"), plugins("reasoning_parser_plugin"))
     bundles = [dict(model.worker_resources) for _ in range(model.workers)]
     loads_by_itself = "://" not in model.source
     skip_download = {"callback_class": "serving.compat.ray_server.SkipNodeInit"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from serving.gateway.http_routes import path_below_prefix
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+_VALUE = re.compile(r" \((parameter|value)=.*\)$", re.DOTALL)
+"""What vLLM appends to the message of an error. OpenAI's ``param`` names the field too."""
 
 MESSAGES = "/v1/messages"
 """Anthropic's route, whose errors have ``{"type": "error"}`` around OpenAI's shape."""
@@ -36,7 +40,7 @@ def build_engine_app(app: fastapi.FastAPI, supported_tasks: Iterable[str]) -> Ap
     for error_class in (HTTPException, fastapi.HTTPException):
         app.add_exception_handler(error_class, on_http_exception)
     app.add_exception_handler(generation_error(), on_generation_error)
-    return with_messages_errors(app)
+    return with_readable_errors(app)
 
 
 def _unsupported_route(tasks: str) -> App:
@@ -111,26 +115,33 @@ async def on_generation_error(request: Request, error: Exception) -> Response:
     return JSONResponse(body, 400)
 
 
-def with_messages_errors(app: App) -> App:
-    """Return ``app`` with errors of Anthropic's routes that both kinds of client can read."""
+def with_readable_errors(app: App) -> App:
+    """Return ``app``, with errors that vLLM's handlers return themselves rewritten."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and path_below_prefix(scope).startswith(MESSAGES):
-            send = _MessagesErrors(send).send
+        if scope["type"] == "http":
+            messages = path_below_prefix(scope).startswith(MESSAGES)
+            send = _ErrorRewriter(send, messages).send
         await app(scope, receive, send)
 
     return wrapped
 
 
-class _MessagesErrors:
-    """Rewrites the JSON body of one response if it is an error."""
+class _ErrorRewriter:
+    """Rewrites the body of one response if it is an error.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Args:
+        send: Sends the response.
+        messages: Whether the route is one of Anthropic's.
+    """
+
+    def __init__(self, send: Send, messages: bool) -> None:
+        self._send, self._messages = send, messages
         self._start: Message | None = None
         self._body = b""
 
     async def send(self, message: Message) -> None:
+        """Pass on a message of the response, or keep it until the body is complete."""
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._start = message
         elif self._start is None:
@@ -141,17 +152,24 @@ class _MessagesErrors:
                 await self._finish(self._start)
 
     async def _finish(self, start: Message) -> None:
-        body = json.dumps(messages_error(json.loads(self._body))).encode()
+        body = readable_error(self._body, self._messages)
         headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
         await self._send({**start, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
-def messages_error(body: dict[str, Any]) -> dict[str, Any]:
-    """Return an error in Anthropic's shape, with OpenAI's keys too."""
-    error = body["error"]
-    return {
-        "type": "error",
-        "error": error_body(error["message"], error["type"], None)["error"] | error,
-    }
+def readable_error(body: bytes, messages: bool) -> bytes:
+    """Return the body of an error with all of OpenAI's keys and without the rejected value.
+
+    Args:
+        body: The body as vLLM's application sends it; what is no error in JSON is not changed.
+        messages: Whether to put Anthropic's ``{"type": "error"}`` around it.
+    """
+    try:
+        error = json.loads(body)["error"]
+        message = _VALUE.sub("", error["message"])
+    except (ValueError, KeyError, TypeError):
+        return body
+    fields = {"error": {"param": None, "code": None} | error | {"message": message}}
+    return json.dumps({"type": "error"} | fields if messages else fields).encode()

@@ -22,7 +22,7 @@ from serving.compat.vllm import (
 )
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
-from serving.engine.engine_args import llm_config
+from serving.engine.engine_args import llm_config, prepare_front_end
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, ResponseStart, call_app
 from serving.engine.stats import (
@@ -59,6 +59,7 @@ class EngineReplica(EngineServer):
         if self._compiles_sampler:
             choose_folder(spec.path)
         try:
+            prepare_front_end(spec)
             await super().__init__(llm_config(spec))
         except Exception as error:
             raise RuntimeError(engine_errors(error)) from None

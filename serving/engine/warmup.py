@@ -44,8 +44,11 @@ def choose_folder(model: str) -> None:
 async def warm_up(client: Any) -> None:
     """Sample one sequence, then two at once, with vLLM's ``AsyncLLM``.
 
-    If that fails, the first request will be slow. If the engine dies, an error is raised.
+    A model for embeddings does not sample. If sampling fails, the first request will be slow. If
+    the engine dies, an error is raised.
     """
+    if "generate" not in await client.get_supported_tasks():
+        return
     try:
         async with asyncio.timeout(TIMEOUT_S), _filling(Path(os.environ[FOLDER_VARIABLE])):
             for sequences in (1, 2):

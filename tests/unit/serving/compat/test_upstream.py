@@ -74,6 +74,13 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "generate": ("self", "prompt", "sampling_params", "request_id"),
         "collective_rpc": ("self", "method"),
         "errored": ("self",),
+        "get_supported_tasks": ("self",),
+    },
+    ("vllm/tool_parsers/abstract_tool_parser.py", "ToolParserManager"): {
+        "import_tool_parser": ("plugin_path",),
+    },
+    ("vllm/reasoning/abs_reasoning_parsers.py", "ReasoningParserManager"): {
+        "import_reasoning_parser": ("plugin_path",),
     },
     ("vllm/v1/engine/output_processor.py", "OutputProcessor"): {
         "get_num_unfinished_requests": ("self",),
@@ -104,6 +111,7 @@ TEXTS = {
     f"{LLM}/core/server/llm_server.py": ("self._start_engine()",),
     f"{LLM}/core/ingress/router.py": ("class LLMRouter",),
     f"{LLM}/engines/vllm/vllm_engine.py": ("self._engine_client",),
+    f"{LLM}/engines/vllm/vllm_models.py": ("dataclasses.fields(FrontendArgs)",),
     f"{LLM}/routing_policies/prefix_aware/prefix_aware_router.py": ("self._tree_actor.insert",),
     "ray/llm/_internal/common/callbacks/base.py": ("run_init_node: bool",),
     "ray/serve/llm/deployment.py": ("class LLMServer(",),
@@ -125,6 +133,12 @@ TEXTS = {
     "vllm/config/cache.py": ("num_gpu_blocks:", "block_size:"),
     "vllm/config/vllm.py": ("cache_config:",),
     "vllm/exceptions.py": ("class GenerationError(",),
+    # Imported when a request arrives, so that a replaced function has effect.
+    "vllm/tool_parsers/abstract_tool_parser.py": (
+        "        from vllm.tool_parsers.structural_tag_registry import get_model_structural_tag",
+    ),
+    "vllm/tool_parsers/structural_tag_registry.py": ("def get_model_structural_tag(",),
+    "xgrammar/structural_tag.py": ("max_whitespace_cnt: Optional[int]",),
     "vllm/entrypoints/serve/exception_handling/handlers/vllm_error.py": (
         "async def generation_error_handler(req: Request, exc: GenerationError",
     ),

@@ -16,9 +16,11 @@ from serving.compat.vllm import (
     reasoning_parsers,
     tool_call_parsers,
 )
+from serving.deploy.engine_kwargs import BACKENDS
 
 ASK_VLLM = """
 import dataclasses, json, typing
+from vllm.config.structured_outputs import StructuredOutputsBackend
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.chat_utils import ChatTemplateContentFormatOption
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
@@ -35,6 +37,7 @@ print(json.dumps({
     "tool_call": list(ToolParserManager.list_registered()),
     "reasoning": list(ReasoningParserManager.list_registered()),
     "templates": [path.name for path in CHAT_TEMPLATES_DIR.glob("*.jinja")],
+    "backends": typing.get_args(StructuredOutputsBackend),
     "format": typing.get_args(ChatTemplateContentFormatOption),
 }))
 """
@@ -51,6 +54,7 @@ def test_the_lists_are_those_of_vllm() -> None:
     assert tool_call_parsers() == set(vllm["tool_call"])
     assert reasoning_parsers() == set(vllm["reasoning"])
     assert chat_template_names() == set(vllm["templates"])
+    assert set(BACKENDS) == set(vllm["backends"])
     written = frontend_arguments()["chat_template_content_format"]
     assert ast.literal_eval(written.removeprefix("Literal")) == vllm["format"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed import folder
 
 from serving.compat import vllm
 from serving.compat.vllm import engine_arguments, frontend_arguments
@@ -260,6 +263,87 @@ class TestFrontEndArguments:
 
     def test_a_template_of_vllms_own_is_found_by_name(self) -> None:
         check_model(ModelSpec(engine_kwargs={"chat_template": "template_chatml.jinja"}))
+
+
+class TestStructuredOutputs:
+    @pytest.mark.parametrize(
+        ("config", "problem"),
+        [
+            ("auto", "must be a mapping, such as {'backend': 'auto'}"),
+            ({"backend": "xgramar"}, "backend is one of xgrammar, guidance"),
+            (
+                {"backend": "auto", "disable_any_whitespace": True},
+                "disable_any_whitespace needs the backend xgrammar or guidance",
+            ),
+        ],
+    )
+    def test_an_invalid_configuration(self, config: Any, problem: str) -> None:
+        with pytest.raises(SpecError) as caught:
+            check_model(ModelSpec(engine_kwargs={"structured_outputs_config": config}))
+        assert f"['structured_outputs_config'] = {config!r}" in str(caught.value)
+        assert problem in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("given", "passed"),
+        [
+            (None, {"backend": "xgrammar", "disable_any_whitespace": True}),
+            ({"backend": "auto"}, {"backend": "auto"}),
+            (
+                {"disable_any_whitespace": False},
+                {"backend": "xgrammar", "disable_any_whitespace": False},
+            ),
+            (
+                {"enable_in_reasoning": True},
+                {
+                    "backend": "xgrammar",
+                    "disable_any_whitespace": True,
+                    "enable_in_reasoning": True,
+                },
+            ),
+        ],
+    )
+    def test_it_overrides_the_default(
+        self, given: dict[str, Any] | None, passed: dict[str, Any]
+    ) -> None:
+        kwargs = {} if given is None else {"structured_outputs_config": given}
+        model = ModelSpec(engine_kwargs=kwargs)
+        check_model(model)
+        assert engine_kwargs(model)["structured_outputs_config"] == passed
+
+
+ROUTES = ("entrypoints", "renderers", "parser", "tool_parsers", "reasoning", "multimodal")
+"""The parts of vLLM that answer requests."""
+NOT_FOR_CLIENTS = ("cli", "launchers", "grpc_server.py", "llm.py", "run_batch.py", "dev")
+OTHER_FLAGS = {
+    "enable_log_requests",  # a warning in the log
+    "help",  # of the command line
+    "logits_processor_pattern",  # about a field of a request that the gate rejects
+    "trust_request_chat_template",  # likewise
+}
+
+
+class TestFlagsInErrors:
+    """What vLLM's errors tell a client to set must be possible."""
+
+    def flags(self) -> set[str]:
+        """The options in the texts of the modules that answer requests."""
+        package = folder("vllm")
+        found = set()
+        for path in (path for name in ROUTES for path in (package / name).rglob("*.py")):
+            if set(path.relative_to(package).parts) & set(NOT_FOR_CLIENTS):
+                continue
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            documentation = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and node not in documentation:
+                    found |= set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", str(node.value)))
+        return {name.replace("-", "_") for name in found}
+
+    def test_they_are_accepted(self) -> None:
+        flags = self.flags() - OTHER_FLAGS
+        assert {"enable_auto_tool_choice", "tool_call_parser"} <= flags
+        assert flags <= engine_arguments() | frontend_arguments().keys()
+        assert not flags & (REJECTED.keys() | OWN_FIELDS.keys())
 
 
 class TestAdapters:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import anthropic
@@ -11,9 +13,9 @@ import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, VLLMValidationError
 
-from serving.engine.http_app import build_engine_app
+from serving.engine.http_app import build_engine_app, readable_error
 from serving.gateway.asgi import App
 from serving.gateway.context import SCOPE_KEY
 
@@ -49,27 +51,31 @@ def engine_app() -> fastapi.FastAPI:
     """An application with the shapes of error that vLLM's has."""
     app = fastapi.FastAPI()
 
-    @app.post("/v1/chat/completions")
     async def chat(body: Chat) -> dict[str, Any]:
         return body.model_dump()
 
-    @app.post("/v1/completions")
     async def completions() -> None:
         raise fastapi.HTTPException(503, "The engine sleeps.")
 
-    @app.post("/v1/responses")
     async def responses() -> None:
         raise GenerationError("KV cache load failure")
 
-    @app.post("/v1/messages")
     async def messages(body: Chat) -> Any:
         error = {"type": "NotFoundError", "message": "The model `x` does not exist."}
         return fastapi.responses.JSONResponse({"type": "error", "error": error}, 404)
 
-    @app.exception_handler(GenerationError)
     async def on_vllm_error(request: fastapi.Request, error: Exception) -> Any:
         raise AssertionError("replaced")
 
+    routes = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": completions,
+        "/v1/responses": responses,
+        "/v1/messages": messages,
+    }
+    for path, answer in routes.items():
+        app.add_api_route(path, answer, methods=["POST"])
+    app.add_exception_handler(GenerationError, on_vllm_error)
     return app
 
 
@@ -140,18 +146,21 @@ def test_an_http_exception_has_openais_shape() -> None:
 
 
 def test_a_request_that_the_engine_gave_up_is_the_clients_fault_only_with_a_grammar() -> None:
-    class Context:
-        constrained = True
+    def with_context(constrained: bool) -> Any:
+        context = SimpleNamespace(constrained=constrained)
 
-    def constrained(app: App) -> App:
-        async def with_context(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope | {SCOPE_KEY: Context}, receive, send)
+        def wrap(app: App) -> App:
+            async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+                await app(scope | {SCOPE_KEY: context}, receive, send)
 
-        return with_context
+            return wrapped
 
-    assert post("/v1/responses", {}).status_code == 500
-    assert "KV cache load failure" in post("/v1/responses", {}).json()["error"]["message"]
-    reply = post("/v1/responses", {}, constrained)
+        return wrap
+
+    for reply in (post("/v1/responses", {}), post("/v1/responses", {}, with_context(False))):
+        assert reply.status_code == 500
+        assert "KV cache load failure" in reply.json()["error"]["message"]
+    reply = post("/v1/responses", {}, with_context(True))
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "grammar_dead_end")
 
 
@@ -175,6 +184,23 @@ def test_errors_of_messages_are_read_by_both_clients(
             raise_as(library, reply)
         assert fields["message"] in str(caught.value)
         assert kind in str(caught.value.body)
+
+
+@pytest.mark.parametrize("fields", [{"parameter": "bad_words"}, {}])
+def test_the_value_that_vllm_appends_to_a_message_is_removed(fields: dict[str, Any]) -> None:
+    message = str(VLLMValidationError("bad_words is empty (x)", **fields, value=[PRIVATE]))
+    assert PRIVATE in message
+    error = {"message": message, "type": "BadRequestError", "code": 400}
+    expected = {"message": "bad_words is empty (x)", "type": "BadRequestError"}
+    for messages in (False, True):
+        body = json.loads(readable_error(json.dumps({"error": error}).encode(), messages))
+        assert body["error"] == expected | {"param": None, "code": 400}
+        assert ("type" in body) == messages
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"error": "text"}', b'{"detail": 1}'])
+def test_what_is_no_error_in_json_is_passed_on(body: bytes) -> None:
+    assert readable_error(body, messages=False) == body
 
 
 def raise_as(library: Any, reply: httpx.Response) -> None:

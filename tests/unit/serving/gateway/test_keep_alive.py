@@ -107,6 +107,8 @@ def test_comments_fill_the_wait_for_the_first_event(
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["x-ignored-fields"] == "unknown"
     assert "authentication;dur=" in reply.headers["server-timing"]
+    # The client has the last byte before the gate has charged the request.
+    wait_until(lambda: usage_of(served).output_tokens > 0)
     usage = usage_of(served)
     assert (usage.prompt_tokens, usage.output_tokens, usage.errors) == (3, 2, 0)
 
@@ -194,9 +196,9 @@ class TestLateErrors:
         name, event = event_of(post(served, RESPONSES, input="a"))
         assert (name, event["type"], event["message"]) == ("error", "error", ERROR["message"])
         assert (event["param"], event["code"]) == ("messages", None)
+        wait_until(lambda: usage_of(served).errors == (3 if status == 503 else 0))
         usage = usage_of(served)
         assert (usage.prompt_tokens, usage.output_tokens) == (0, 0)
-        assert usage.errors == (3 if status == 503 else 0)
 
     def test_with_a_body_that_is_no_json(self, slow: Callable[..., ServedGate]) -> None:
         for body in ("Internal Server Error", '{"error": 7}', "[]", "x" * 200_000, ""):
