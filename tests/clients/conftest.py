@@ -13,6 +13,8 @@ from support.client_programs import ClientProgram
 from support.client_table import Results, write_table
 from support.paths import ROOT
 
+pytest.register_assert_rewrite("clients.judge")
+
 RESULTS = pytest.StashKey[Results]()
 TABLE = "CLIENTS_TABLE"
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from clients.judge import JUDGES, Observed
+from clients.judge import JUDGES, REQUESTS, Observed
 from support.client_endpoints import Served, engine_metric
 from support.client_programs import ClientProgram
 
@@ -50,7 +50,8 @@ CASES = [
     for path in PATHS
     for check in checks
 ]
-STOP_S = 10
+STOP_S = 20
+MIN_ABORTED_TOKENS = 5
 RETRY_AFTER_S = 1.0
 
 
@@ -93,19 +94,17 @@ def judge_metering(endpoint: Served, before: dict[str, int], observed: Observed)
 
 def judge_abort(program: ClientProgram, endpoint: Served) -> None:
     """The engine stops, by its own count of tokens, long before the end of the answer."""
-    from clients.judge import REQUESTS
-
     before = engine_metric("generation_tokens")
     JUDGES["abort"](run(program, "abort", endpoint))
-    time.sleep(1.5)  # the count is exported once per second
     deadline = time.monotonic() + STOP_S
-    tokens, running = -1.0, 1.0
-    while running:
-        assert time.monotonic() < deadline, "the engine still generates without its client"
+    tokens, running = 0.0, 1.0
+    # The nodes export both figures once per second, or later on a busy machine.
+    while running or tokens < MIN_ABORTED_TOKENS:
+        assert time.monotonic() < deadline, f"after {STOP_S} s the engine still runs the request"
         time.sleep(0.5)
         running = engine_metric("num_requests_running")
-    tokens = engine_metric("generation_tokens") - before
-    assert 5 <= tokens < REQUESTS["long_tokens"], "the engine generated the whole answer"
+        tokens = engine_metric("generation_tokens") - before
+    assert tokens < REQUESTS["long_tokens"], "the engine generated the whole answer"
 
 
 def judge_retry(program: ClientProgram, endpoint: Served, client: str) -> None:
