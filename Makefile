@@ -63,7 +63,7 @@ timing:
 	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 clients:
 	@$(BIN)/python scripts/clients.py
-	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) -m clients tests/clients
+	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
 
 test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
 	@$(MAKE) --no-print-directory clients

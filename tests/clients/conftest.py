@@ -44,6 +44,12 @@ def programs(request: pytest.FixtureRequest) -> Iterator[Callable[[str], ClientP
         yield program
 
 
+@pytest.fixture
+def versions(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The version of each client, for the table."""
+    return results(request.config).versions
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

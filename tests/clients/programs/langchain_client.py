@@ -58,9 +58,7 @@ def chat(target: Target, **options: Any) -> dict[str, Any]:
 
 def completions(target: Target) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": target.model, "api_key": target.api_key}
-    llm = OpenAI(
-        base_url=target.base_url, temperature=0, max_tokens=8, max_retries=0, **settings
-    )
+    llm = OpenAI(base_url=target.base_url, temperature=0, max_tokens=8, max_retries=0, **settings)
     result = llm.generate([REQUESTS["prompt"]])
     generation, used = result.generations[0][0], result.llm_output["token_usage"]
     return {
