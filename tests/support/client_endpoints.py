@@ -70,7 +70,8 @@ class Served:
         table = self.endpoint.usage()
         if TENANT not in table.index:
             return dict.fromkeys(table.columns, 0)
-        return {name: int(value) for name, value in table.loc[TENANT].items()}
+        row: dict[str, int] = table.loc[TENANT].astype(int).to_dict()
+        return row
 
     def wait_for_count(self, before: dict[str, int], **expected: int) -> dict[str, int]:
         """Return the increase of each expected count; wait until it is as expected, or LAG_S."""

@@ -65,7 +65,7 @@ def summary(error: BaseException) -> str:
 
 
 def render(results: Results) -> str:
-    """Return the page, with the clients in the order of TITLES and the checks in that of the run."""
+    """Return the page, with clients in the order of TITLES and checks in that of the run."""
     order = list(TITLES)
     rows = sorted(results.outcomes.items(), key=lambda item: order.index(item[0][0]))
     lines = []

@@ -84,6 +84,9 @@ class Generator:
         variables = environment() | {"OPENAI_API_KEY": target["api_key"]}
         if self.environment is None:
             variables |= {"OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+        if self.environment == "aiperf":
+            # With it, AIPerf looks for the folder of a tokenizer in the hub's cache.
+            del variables["HF_HUB_OFFLINE"]
         return variables
 
 

@@ -30,8 +30,8 @@ OWN_TOOLS: Any = [
 
 
 def client(target: Target, **options: Any) -> anthropic.Anthropic:
-    settings = {"api_key": target.api_key, "max_retries": 0, "timeout": 60} | options
-    return anthropic.Anthropic(base_url=target.root_url, **settings)
+    settings: dict[str, Any] = {"api_key": target.api_key, "max_retries": 0, "timeout": 60}
+    return anthropic.Anthropic(base_url=target.root_url, **(settings | options))
 
 
 def request(target: Target, **fields: Any) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def tool(choice: str) -> Any:
 
 
 def tool_result(target: Target) -> dict[str, Any]:
-    user, call, result = REQUESTS["tool_messages"]
+    user, _, result = REQUESTS["tool_messages"]
     arguments = {"city": "Oslo", "unit": "celsius"}
     messages: list[BaseMessage] = [
         HumanMessage(user["content"]),

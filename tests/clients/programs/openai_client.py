@@ -31,8 +31,8 @@ class Reply(BaseModel):
 
 
 def client(target: Target, **options: Any) -> openai.OpenAI:
-    settings = {"api_key": target.api_key, "max_retries": 0, "timeout": 60} | options
-    return openai.OpenAI(base_url=target.base_url, **settings)
+    settings: dict[str, Any] = {"api_key": target.api_key, "max_retries": 0, "timeout": 60}
+    return openai.OpenAI(base_url=target.base_url, **(settings | options))
 
 
 def request(target: Target, **fields: Any) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def abort(target: Target) -> dict[str, Any]:
 
 
 def parse(target: Target) -> dict[str, Any]:
-    completion = client(target).chat.completions.parse(
+    completion: Any = client(target).chat.completions.parse(
         **request(target, response_format=Reply, max_tokens=200)
     )
     return {"parsed": completion.choices[0].message.parsed.model_dump()}
@@ -146,7 +146,7 @@ def embeddings(target: Target) -> dict[str, Any]:
 
 
 def responses(target: Target) -> dict[str, Any]:
-    response = client(target).responses.create(
+    response: Any = client(target).responses.create(
         model=target.model,
         input=REQUESTS["question"],
         temperature=0,
@@ -166,7 +166,7 @@ def responses_stream(target: Target) -> dict[str, Any]:
     )
     with manager as events:
         deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-        final = events.get_final_response()
+        final: Any = events.get_final_response()
     counts = usage(final.usage.input_tokens, final.usage.output_tokens)
     return {
         "text": "".join(deltas),
