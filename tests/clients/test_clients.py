@@ -15,7 +15,8 @@ from clients.judge import JUDGES, REQUESTS, Observed
 from support.client_endpoints import Served, engine_metric
 from support.client_programs import ClientProgram
 
-pytestmark = [pytest.mark.engine, pytest.mark.clients]
+# The first test waits for both deployments.
+pytestmark = [pytest.mark.engine, pytest.mark.clients, pytest.mark.timeout(600)]
 
 ERRORS = ("wrong key", "wrong model", "wrong value", "full", "retry")
 TOOLS = ("tool named", "tool required", "tool auto", "tool result")

@@ -11,7 +11,8 @@ import pytest
 from support.client_endpoints import CAPACITY, Served
 from support.load_generators import GENERATORS, OUTPUT_TOKENS, Load
 
-pytestmark = [pytest.mark.engine, pytest.mark.clients]
+# The first test waits for both deployments.
+pytestmark = [pytest.mark.engine, pytest.mark.clients, pytest.mark.timeout(600)]
 
 CASES = [
     pytest.param(client, check, path, id=f"{client}-{check}-{path}")

@@ -69,9 +69,9 @@ class Served:
         """Return what the service has counted for the clients: requests, tokens, shed, ..."""
         table = self.endpoint.usage()
         if TENANT not in table.index:
-            return dict.fromkeys(table.columns, 0)
-        row: dict[str, int] = table.loc[TENANT].astype(int).to_dict()
-        return row
+            return {str(name): 0 for name in table.columns}
+        counts = table.loc[TENANT].tolist()
+        return {str(name): int(n) for name, n in zip(table.columns, counts, strict=True)}
 
     def wait_for_count(self, before: dict[str, int], **expected: int) -> dict[str, int]:
         """Return the increase of each expected count; wait until it is as expected, or LAG_S."""
