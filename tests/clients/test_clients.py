@@ -44,6 +44,8 @@ CHECKS: dict[str, tuple[str, ...]] = {
         *ERRORS,
     ),
 }
+METERED = ("chat", "completions", "stream", "responses", "responses stream")
+METERED += ("messages", "messages stream")
 PATHS = ("direct", "composed")
 CASES = [
     pytest.param(client, check, path, id=f"{client}-{check.replace(' ', '-')}-{path}")
@@ -72,11 +74,12 @@ def test_client(
             return JUDGES["full"](run(program, check, endpoint))
     if check == "retry":
         return judge_retry(program, endpoint, client)
-    before = endpoint.counted()
+    if check not in METERED:
+        return JUDGES[check](run(program, check, endpoint))
+    before = endpoint.settled()
     observed = run(program, check, endpoint)
     JUDGES[check](observed)
-    judge_metering(endpoint, before, observed)
-    return None
+    return judge_metering(endpoint, before, observed["usage"])
 
 
 def run(program: ClientProgram, check: str, endpoint: Served) -> Observed:
@@ -84,13 +87,11 @@ def run(program: ClientProgram, check: str, endpoint: Served) -> Observed:
     return program.answer()
 
 
-def judge_metering(endpoint: Served, before: dict[str, int], observed: Observed) -> None:
+def judge_metering(endpoint: Served, before: dict[str, int], used: dict[str, int]) -> None:
     """The service has counted for the client's key what the client was told."""
-    used = observed.get("usage")
-    if used:
-        expected = {"requests": 1, "prompt_tokens": used["prompt_tokens"]}
-        expected["output_tokens"] = used["completion_tokens"]
-        assert endpoint.wait_for_count(before, **expected) == expected
+    expected = {"requests": 1, "prompt_tokens": used["prompt_tokens"]}
+    expected["output_tokens"] = used["completion_tokens"]
+    assert endpoint.wait_for_count(before, **expected) == expected
 
 
 def judge_abort(program: ClientProgram, endpoint: Served) -> None:

@@ -33,7 +33,7 @@ def test_load_generator(
 ) -> None:
     endpoint, generator = served[path], GENERATORS[client]
     versions[client] = generator.version()
-    before = endpoint.counted()
+    before = endpoint.settled()
     load = Load(8, 2) if check == "load" else Load(16, 2 * CAPACITY)
     report = generator.run(endpoint.target, load, tmp_path)
     assert report.succeeded + report.failed == load.requests

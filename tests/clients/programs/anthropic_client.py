@@ -35,8 +35,10 @@ def client(target: Target, **options: Any) -> anthropic.Anthropic:
 
 
 def request(target: Target, **fields: Any) -> dict[str, Any]:
+    # The client itself has no argument for the temperature.
+    extra = {"temperature": 0} | fields.pop("extra_body", {})
     common = {"model": target.model, "messages": MESSAGES, "max_tokens": MAX_TOKENS}
-    return common | {"temperature": 0} | fields
+    return common | {"extra_body": extra} | fields
 
 
 def counts(message: Any) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def wrong_model(target: Target) -> dict[str, Any]:
 
 
 def wrong_value(target: Target) -> dict[str, Any]:
-    return answer(client(target).messages.create(**request(target, temperature=-1)))
+    return answer(client(target).messages.create(**request(target, extra_body={"temperature": -1})))
 
 
 def retry(target: Target) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import instructor
 import openai
+from instructor.core import InstructorRetryException
 from protocol import MESSAGES, NO_MODEL, WRONG_KEY, Target, serve
 from pydantic import BaseModel, Field
 
@@ -57,7 +58,7 @@ def cause(check: Any, **fields: Any) -> Any:
     def raising(target: Target) -> Any:
         try:
             return check(target, **fields)
-        except instructor.core.InstructorRetryException as error:
+        except InstructorRetryException as error:
             source: BaseException | None = error
             while source is not None and not isinstance(source, openai.APIError):
                 source = source.__cause__

@@ -70,6 +70,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     details = body.get("error", body) if isinstance(body, dict) else {}
     response = getattr(error, "response", None)
     headers = dict(getattr(response, "headers", None) or {})
+    headers |= dict(getattr(error, "litellm_response_headers", None) or {})
     return {
         "classes": [kind.__name__ for kind in type(error).__mro__],
         "status": getattr(error, "status_code", None),
