@@ -46,23 +46,31 @@ STAGES := --no-print-directory --keep-going fast engine timing
 test: setup  ## run the tests, including those that need an engine
 	@$(MAKE) $(STAGES)
 
-test-all: setup browser  ## run all tests, including the slow ones, the browser and whole notebooks
-	@$(MAKE) $(STAGES) EXTENT=
+test-all: setup browser  ## run all tests, also the slow ones, the browser, notebooks and clients
+	@$(MAKE) $(STAGES) clients EXTENT=
 
+# These run in stages of their own.
+ALONE := not gpu and not timing and not clients
 # Most of a test with an engine is the start of the engine, which leaves time for a second one.
 engine:
 	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
 SLOWEST := --durations=25 --durations-min=20
 shared:
-	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and not gpu and not timing$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
 own:
-	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and not gpu and not timing$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
 timing:
 	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
+clients:
+	@$(BIN)/python scripts/clients.py
+	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
+
+test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
+	@$(MAKE) --no-print-directory clients
 
 coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
 	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \
-		$(if $(ENGINE),-m "not gpu and not timing$(AND_EXTENT)",$(PARALLEL) -m "$(FAST)")
+		$(if $(ENGINE),-m "$(ALONE)$(AND_EXTENT)",$(PARALLEL) -m "$(FAST)")
 
 test-nodes: setup  ## test a cluster of three nodes on this machine, and its faults (13 minutes)
 	$(BIN)/pytest tests/integration/several_nodes.py
@@ -88,4 +96,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing coverage test-nodes test-browser bench claims browser lock clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser bench claims browser lock clean

@@ -7,10 +7,12 @@ import pytest
 from _pytest.mark.expression import Expression
 from support.paths import ROOT
 
-MARKERS = {"engine", "shared_cluster", "gpu", "timing", "slow", "browser"}
+MARKERS = {"engine", "shared_cluster", "gpu", "timing", "slow", "browser", "clients"}
 
 
-@pytest.mark.parametrize("target", ["fast", "test", "test-all", "coverage", "test-browser"])
+@pytest.mark.parametrize(
+    "target", ["fast", "test", "test-all", "coverage", "test-browser", "test-clients"]
+)
 def test_every_selection_of_a_target_is_an_expression_of_known_markers(target: str) -> None:
     printed = subprocess.run(
         ["make", "--dry-run", "--no-print-directory", target],
