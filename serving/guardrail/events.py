@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from serving.guardrail.answers import texts_below
 from serving.guardrail.texts import TextSlot
@@ -179,7 +179,7 @@ class MessagesEvents(EventFormat):
 
     has_names = True
 
-    _TEXTS = {
+    _TEXTS: ClassVar = {
         "text_delta": "text",
         "thinking_delta": "thinking",
         "input_json_delta": "partial_json",

@@ -28,8 +28,8 @@ _BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(?:\s*[\n\r\t\v\f]\s*|\s{2,})(?=[\d+(])
 _DASH_BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(\s*)[‒–—―−](\s*)(?=[\d(])")
 _DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9])[。｡·•・‧∙⋅](?=[A-Za-z0-9])")
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": "\f"}
-_HYPHENS = frozenset("‐‑⁃﹣－")  # noqa: RUF001
-_KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")  # noqa: RUF001
+_HYPHENS = frozenset("‐‑⁃﹣－")
+_KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")
 """Characters whose compatibility form would join or split words."""
 
 
@@ -199,7 +199,7 @@ def _backslash_decoded(escape: str, start: int) -> Iterator[tuple[int, int, str]
 
 
 def _utf16_decoded(escape: str, start: int) -> Iterator[tuple[int, int, str]]:
-    """Yield each character of a run of ``\\uXXXX``, two of which may be one character."""
+    """Yield each character of a run of UTF-16 escapes, two of which may be one character."""
     codes = [int(code, 16) for code in escape[2:].split("\\u")]
     position = 0
     while position < len(codes):

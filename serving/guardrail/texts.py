@@ -263,9 +263,8 @@ class _Walker:
     def _part(self, part: dict[str, Any], field: str) -> None:
         kind = part.get("type")
         media = next((key for key in part if key in MEDIA_KEYS and part[key] is not None), None)
-        if media or not (kind is None or isinstance(kind, str) and kind in PART_TYPES):
-            label = media or (kind if isinstance(kind, str) and kind in WORDS else "of this type")
-            self.unreadable.append(f"{field} ({label})")
+        if media or not (kind is None or (isinstance(kind, str) and kind in PART_TYPES)):
+            self._cannot_read(field, media or kind)
             return
         for name, value in part.items():
             place = _below(field, name)
@@ -284,12 +283,11 @@ class _Walker:
         if kind is None or kind == "message":
             self._message(item, field)
             return
-        if isinstance(kind, str) and kind in PART_TYPES:
+        if _is_one_of(kind, PART_TYPES):
             self._part(item, field)
             return
-        if not (isinstance(kind, str) and kind in ITEM_TYPES):
-            label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
-            self.unreadable.append(f"{field} ({label})")
+        if not _is_one_of(kind, ITEM_TYPES):
+            self._cannot_read(field, kind)
             return
         for name, value in item.items():
             place = _below(field, name)
@@ -318,6 +316,10 @@ class _Walker:
             else:
                 self._extra(call, name, place)
 
+    def _cannot_read(self, field: str, kind: Any) -> None:
+        label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
+        self.unreadable.append(f"{field} ({label})")
+
     def _extra(self, owner: dict[str, Any], name: str, field: str) -> None:
         """Walk a key that has no rule of its own."""
         self._key(name, field)
@@ -327,11 +329,10 @@ class _Walker:
 
     def _tool(self, tool: dict[str, Any], field: str) -> None:
         kind = tool.get("type")
-        if kind is None or isinstance(kind, str) and kind in TOOL_TYPES:
+        if kind is None or (isinstance(kind, str) and kind in TOOL_TYPES):
             self._schema_items(tool, field, prose=True)
         else:
-            label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
-            self.unreadable.append(f"{field} ({label})")
+            self._cannot_read(field, kind)
 
     def _schema(self, owner: Any, key: Any, field: str, *, prose: bool = True) -> None:
         value = owner[key]
@@ -423,6 +424,10 @@ def _is_numeric(value: Any) -> bool:
             re.fullmatch(r"\d{1,6}", name) and _is_numeric(inner) for name, inner in value.items()
         )
     return value is None or isinstance(value, int | float)
+
+
+def _is_one_of(kind: Any, known: frozenset[str]) -> bool:
+    return kind is None or (isinstance(kind, str) and kind in known)
 
 
 def _below(field: str, name: str) -> str:
