@@ -26,7 +26,7 @@ _ESCAPE = re.compile(
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(?:\s*[\n\r\t\v\f]\s*|\s{2,})(?=[\d+(])", re.ASCII)
 _DASH_BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(\s*)[‒–—―−](\s*)(?=[\d(])")
-_DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9])[。｡·•・‧∙⋅](?=[A-Za-z0-9])")
+_DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9)])[。｡·•・‧∙⋅](?=[A-Za-z0-9(])")
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": "\f"}
 _HYPHENS = frozenset("‐‑⁃﹣－")
 _KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")

@@ -12,6 +12,7 @@ import yaml
 
 from serving.errors import MissingPackageError, SpecError
 from serving.guardrail.findings import Finding, merge_overlaps
+from serving.guardrail.normalize import normalize
 from serving.spec.guardrail import PresidioGuardrail
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ DEFAULT_ENTITIES = (
 
 Presidio knows more, but it finds dates and license numbers in too much that is not personal data.
 """
+CONTEXT_WORDS_AFTER = 3
+"""Words after a number that may say what it is, besides Presidio's five before it."""
 NLP_ENTITIES = frozenset({"PERSON", "LOCATION", "NRP", "ORGANIZATION"})
 """Types that only an NLP model finds."""
 
@@ -51,12 +54,22 @@ class Detector:
         self._entities = {language: self._searched(language) for language in spec.languages}
 
     def find(self, text: str) -> list[Finding]:
-        """Return the findings to which the spec's rules apply, in all languages, merged."""
+        """Return the findings to which the spec's rules apply, in all languages, merged.
+
+        The text is normalized first; the findings' positions are those in ``text``.
+        """
+        plain = normalize(text)
         return merge_overlaps(
-            Finding(result.start, result.end, result.entity_type, result.score, rule.action)
+            Finding(
+                plain.start(result.start),
+                plain.end(result.end),
+                result.entity_type,
+                result.score,
+                rule.action,
+            )
             for language, entities in self._entities.items()
             if entities
-            for result in self._analyzer.analyze(text, language, entities=entities)
+            for result in self._analyzer.analyze(plain.text, language, entities=entities)
             if (rule := self._spec.rule(result.entity_type)).action != "allow"
             and result.score >= rule.min_score
         )
@@ -143,11 +156,23 @@ def _analyzer(spec: PresidioGuardrail) -> AnalyzerEngine:
     nlp_engine = _nlp_engine(spec)
     registry = presidio.RecognizerRegistry(supported_languages=languages)
     registry.load_predefined_recognizers(languages=languages, nlp_engine=nlp_engine)
+    recognizers = _import("serving.guardrail.recognizers")
+    registry.recognizers = [
+        replacement
+        for recognizer in registry.recognizers
+        for replacement in recognizers.replacements(recognizer, spec.phone_regions)
+    ]
     for language in languages:
         for recognizer in _custom_recognizers(spec, language):
             registry.add_recognizer(recognizer)
+    enhancer = _import("presidio_analyzer.context_aware_enhancers").LemmaContextAwareEnhancer(
+        context_suffix_count=CONTEXT_WORDS_AFTER, context_matching_mode="whole_word"
+    )
     analyzer: AnalyzerEngine = presidio.AnalyzerEngine(
-        registry=registry, nlp_engine=nlp_engine, supported_languages=languages
+        registry=registry,
+        nlp_engine=nlp_engine,
+        supported_languages=languages,
+        context_aware_enhancer=enhancer,
     )
     return analyzer
 
@@ -171,13 +196,34 @@ def _load_spacy(language: str, name: str | None) -> Any:
     import spacy
 
     try:
-        pipeline = spacy.load(name) if name else spacy.blank(language)
+        pipeline = spacy.load(name) if name else _blank(language)
         pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
         return pipeline
     except (ImportError, OSError) as error:
         field = f"nlp_models[{language!r}] = {name!r}" if name else f"languages: {language!r}"
         first_line = str(error).strip().splitlines()[0]
         raise SpecError(f"guardrail.{field} cannot be loaded by spaCy: {first_line}") from None
+
+
+def _blank(language: str) -> Any:
+    """Return a tokenizer whose lemmas are the words themselves.
+
+    Presidio's context enhancement compares lemmas, and a blank pipeline has none.
+    """
+    import spacy
+
+    pipeline = spacy.blank(language)
+
+    def write_lemmas(doc: Any) -> Any:
+        for token in doc:
+            token.lemma_ = token.lower_
+        return doc
+
+    spacy.Language.component("lemmas_from_words", func=write_lemmas)
+    pipeline.add_pipe("lemmas_from_words")
+    for word in _import("serving.guardrail.recognizers").PHONE_CONTEXT:
+        pipeline.vocab[word].is_stop = False  # "call" is a stop word, which has no effect
+    return pipeline
 
 
 def _stay_offline() -> None:

@@ -7,7 +7,7 @@ number and no disguise.
 The data is fictitious: addresses are at example.com, .org, .net and .edu (RFC 2606), phone numbers
 from the ranges for fiction (555-01xx in North America, Ofcom's in the United Kingdom), IP addresses
 from those for documentation (RFC 5737, RFC 3849), social security numbers from those for
-advertisements (987-65-432x). Card numbers and IBANs are random, with valid check digits. Half of
+advertisements (987-65-4321 to 4329). Card numbers and IBANs are random, with valid check digits. Half of
 the texts contain no personal data, but similar texts: versions with four parts, order and ticket
 numbers, timestamps, dates, prices.
 """
@@ -470,4 +470,4 @@ class _TuningTexts(_Texts):
                     f"2001:db8:{rng.randint(0x1000, 0xFFFF):x}::{rng.randint(1, 0xFFFF):x}",
                 )
             )
-        return f"987-65-43{rng.randint(20, 24)}"
+        return f"987-65-43{rng.randint(21, 24)}"
