@@ -16,8 +16,10 @@ from serving.guardrail.normalize import normalize
 from serving.spec.guardrail import PresidioGuardrail
 
 if TYPE_CHECKING:
-    from presidio_analyzer import AnalyzerEngine, EntityRecognizer
-    from presidio_analyzer.nlp_engine import NlpEngine
+    from collections.abc import Callable
+
+    from presidio_analyzer import AnalyzerEngine, EntityRecognizer, RecognizerResult
+    from presidio_analyzer.nlp_engine import NlpArtifacts, NlpEngine
 
 DEFAULT_ENTITIES = (
     "CREDIT_CARD",
@@ -69,10 +71,16 @@ class Detector:
             )
             for language, entities in self._entities.items()
             if entities
-            for result in self._analyzer.analyze(plain.text, language, entities=entities)
+            for result in self._analyze(plain.text, language, entities)
             if (rule := self._spec.rule(result.entity_type)).action != "allow"
             and result.score >= rule.min_score
         )
+
+    def _analyze(self, text: str, language: str, entities: list[str]) -> list[RecognizerResult]:
+        artifacts: Any = _LazyArtifacts(
+            lambda: self._analyzer.nlp_engine.process_text(text, language)
+        )
+        return self._analyzer.analyze(text, language, entities=entities, nlp_artifacts=artifacts)
 
     def _searched(self, language: str) -> list[str]:
         """Return the entity types to search for in a language."""
@@ -84,6 +92,18 @@ class Detector:
         if entities is None:
             entities = (*DEFAULT_ENTITIES, *(rule.entity for rule in self._spec.rules), *custom)
         return sorted(supported & set(entities))
+
+
+class _LazyArtifacts:
+    """Presidio's tokens and lemmas of a text, computed when a recognizer or context needs them."""
+
+    def __init__(self, compute: Callable[[], NlpArtifacts]) -> None:
+        self._compute = compute
+
+    def __getattr__(self, name: str) -> Any:
+        artifacts = self._compute()
+        self.__dict__.update(artifacts.__dict__)
+        return getattr(artifacts, name)
 
 
 def check_recognizers(spec: PresidioGuardrail) -> None:

@@ -86,9 +86,8 @@ def is_embedded(text: str, start: int, end: int) -> bool:
     """Return whether something continues a longer number, name or expression."""
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     return bool(
-        re.search(r"[\w][-_/.,]$|[\w$€£¥\[=~^]$", before) and not before.endswith(("=", " "))
-        or re.search(r"[=<>~]=$|\[$", before)
-        or re.match(r"[-_/.,:][\w]|[\w%\]]", after)
+        re.search(r"[\w$€£¥\[]\Z|\w[-_/]\Z|\d[.,]\Z|[=<>~!]=\Z", before)
+        or re.match(r"[\w%\]]|[-_/]\w|[.,]\d", after)
     )
 
 
@@ -173,11 +172,9 @@ class PhoneNumbers(_NumberRecognizer):
             score = self._score(text, start, end, span, match.number)
             best[start, end] = max(score, best.get((start, end), 0.0))
 
-    def _score(
-        self, text: str, start: int, end: int, run: tuple[int, int], number: Any
-    ) -> float:
+    def _score(self, text: str, start: int, end: int, run: tuple[int, int], number: Any) -> float:
         written = text[start:end]
-        if "+" in written:
+        if re.search(r"\+\(?\d", written):
             return STRONG
         if self._DATE.search(written) or self._DECIMAL.fullmatch(written):
             return 0.0
@@ -211,7 +208,8 @@ class CardNumbers(_NumberRecognizer):
     """Card numbers with an issuer's prefix and a valid check digit, however they are grouped."""
 
     entity = "CREDIT_CARD"
-    _RUN = re.compile(r"(?<![\w])\d(?:[ .\-]{0,2}\d){11,60}(?!\w)")
+    _RUN = re.compile(r"(?<!\w)\d(?:[ .\-]{0,2}\d){11,}+")
+    _GROUP = re.compile(r"\d+(?!\w)")
     _ISSUERS = (
         (re.compile(r"4"), (13, 16, 19)),
         (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),
@@ -231,7 +229,7 @@ class CardNumbers(_NumberRecognizer):
         for run in self._RUN.finditer(text):
             groups = [
                 _Digits(match.group(), match.start(), match.end())
-                for match in re.compile(r"\d+").finditer(text, *run.span())
+                for match in self._GROUP.finditer(text, *run.span())
             ]
             yield from self._in_run(groups)
 
@@ -299,11 +297,8 @@ class IpAddresses(_NumberRecognizer):
         """Yield the addresses."""
         for match in self._FOUR.finditer(text):
             start, end = match.span()
-            if (
-                _is_host(match.group())
-                and not is_labelled(text, start)
-                and not is_embedded(text, start, end)
-            ):
+            is_version = is_labelled(text, start) or _is_package_version(text, start, end)
+            if _is_host(match.group()) and not is_version:
                 yield start, end, STRONG
         if "::" in text or text.count(":") >= 7:
             yield from self._find_six(text)
@@ -315,6 +310,15 @@ class IpAddresses(_NumberRecognizer):
                 groups = [group for group in re.split(r"[:%/]", written) if group]
                 is_long = len(groups) >= 3 and any(len(group) >= 3 for group in groups)
                 yield match.start(), match.start() + len(written), STRONG if is_long else WEAK
+
+
+def _is_package_version(text: str, start: int, end: int) -> bool:
+    """Return whether four numbers are part of a name or requirement: ``x==1.2.3.4``."""
+    before, after = text[max(0, start - 2) : start], text[end : end + 2]
+    return bool(
+        re.search(r"[A-Za-z_][-_]\Z|[=<>~!]=\Z|\d[.,]\Z", before)
+        or re.match(r"[-_][A-Za-z]|\.[A-Za-z]", after)
+    )
 
 
 def _is_host(written: str) -> bool:
@@ -348,29 +352,33 @@ class SocialSecurityNumbers(UsSsnRecognizer):
 class SpelledEmails(PatternRecognizer):
     """E-mail addresses written as ``name at example dot com`` or ``name(at)example.com``."""
 
-    _AT = r"\s*[(\[{<]\s*at\s*[)\]}>]\s*"
-    _DOT = r"\s*[(\[{<]\s*dot\s*[)\]}>]\s*"
+    _AT = r"\s{0,3}[(\[{<]\s{0,3}at\s{0,3}[)\]}>]\s{0,3}"
+    _DOT = r"\s{0,3}[(\[{<]\s{0,3}dot\s{0,3}[)\]}>]\s{0,3}"
+    _HINT = re.compile(r"[(\[{<]\s{0,3}at\s{0,3}[)\]}>]|\bdot\b", re.IGNORECASE)
 
     def __init__(self, supported_language: str) -> None:
-        name, label = r"[A-Za-z0-9][\w.+'-]*", r"[A-Za-z0-9-]+"
-        name = rf"\b{name}(?:(?:{self._DOT}|\s+dot\s+)[\w+'-]+)*"
+        word, label = r"[A-Za-z0-9][\w.+'-]{0,63}", r"[A-Za-z0-9-]{1,63}"
+        dot = rf"(?:{self._DOT}|\s{{1,3}}dot\s{{1,3}})"
+        name = rf"\b{word}(?:{dot}{word}){{0,4}}"
+        patterns = {
+            "brackets": rf"{name}{self._AT}{label}(?:(?:{dot}|\.){label}){{1,6}}",
+            "words": rf"{name}(?:\s{{1,3}}at\s{{1,3}}|@)"
+            rf"{label}(?:(?:{dot}|\.){label}){{0,6}}{dot}{label}",
+        }
         super().__init__(
             supported_entity="EMAIL_ADDRESS",
             supported_language=supported_language,
-            patterns=[
-                Pattern(
-                    "brackets",
-                    rf"{name}{self._AT}{label}(?:(?:{self._DOT}|\s+dot\s+|\.){label})+",
-                    STRONG,
-                ),
-                Pattern(
-                    "words",
-                    rf"{name}(?:\s+at\s+|@){label}(?:(?:{self._DOT}|\s+dot\s+|\.){label})*"
-                    rf"(?:{self._DOT}|\s+dot\s+){label}",
-                    STRONG,
-                ),
-            ],
+            patterns=[Pattern(kind, regex, STRONG) for kind, regex in patterns.items()],
         )
+
+    def analyze(
+        self, text: str, entities: list[str], nlp_artifacts: Any = None, **options: Any
+    ) -> list[RecognizerResult]:
+        """Return the findings in a text."""
+        if not self._HINT.search(text):
+            return []
+        results: list[RecognizerResult] = super().analyze(text, entities, nlp_artifacts, **options)
+        return results
 
     def validate_result(self, pattern_text: str) -> bool:
         """Return whether the spelled address is in a public domain."""
