@@ -147,6 +147,8 @@ class RequestTexts:
         return walker
 
     def _is_conversation(self, name: str) -> bool:
+        if name == "documents":
+            return "messages" not in self.fields  # else they are an argument of the chat template
         # The Responses API's prompt is a reference to a stored template.
         return name in CONVERSATION_FIELDS and (name, self.path) != ("prompt", "/v1/responses")
 
@@ -390,7 +392,7 @@ class _Walker:
 
     def _key(self, name: str, field: str) -> None:
         if name not in WORDS:
-            self.details.append(TextSlot(name, f"a key in {field}", None))
+            self.details.append(TextSlot(name, f"a key in {field.removesuffix('.*')}", None))
 
     def _detail(self, text: str, field: str, store: Callable[[str], None] | None) -> None:
         if text in WORDS:

@@ -39,6 +39,7 @@ CONVERSATION_FIELDS = (
     "text_2",
     "data_2",
     "items",
+    "documents",
     "prompt",
     "suffix",
     "input",
