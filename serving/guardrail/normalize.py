@@ -73,7 +73,10 @@ class Normalized:
         Args:
             pieces: Start, end and replacement of each, in order.
         """
-        text, starts, ends, position = [], [], [], 0
+        text: list[str] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        position = 0
 
         def keep(until: int) -> None:
             text.append(self.text[position:until])

@@ -231,6 +231,7 @@ def _blank(language: str) -> Any:
     Presidio's context enhancement compares lemmas, and a blank pipeline has none.
     """
     import spacy
+    from spacy.language import Language
 
     pipeline = spacy.blank(language)
 
@@ -239,7 +240,7 @@ def _blank(language: str) -> Any:
             token.lemma_ = token.lower_
         return doc
 
-    spacy.Language.component("lemmas_from_words", func=write_lemmas)
+    Language.component("lemmas_from_words", func=write_lemmas)
     pipeline.add_pipe("lemmas_from_words")
     for word in _import("serving.guardrail.recognizers").PHONE_CONTEXT:
         pipeline.vocab[word].is_stop = False  # "call" is a stop word, which has no effect

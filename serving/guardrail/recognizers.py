@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import phonenumbers
@@ -33,6 +33,8 @@ from presidio_analyzer.predefined_recognizers import (
     UsSsnRecognizer,
 )
 
+from serving.guardrail.vocabulary import names
+
 STRONG = 0.6
 """Score of a form that hardly any other number has."""
 USUAL = 0.45
@@ -40,7 +42,7 @@ USUAL = 0.45
 WEAK = 0.2
 """Score of a form that counts next to a context word only."""
 
-LABELS = frozenset(
+LABELS = names(
     """
     account aisle article asin barcode batch bin bug build byte case catalog catalogue chapter claim
     clause code commit count counter customer docket document driver ean edition epoch equation
@@ -50,25 +52,27 @@ LABELS = frozenset(
     requirement rev revision row rule run score section seed serial shipment size sku standard step
     stock table tag task ticket timestamp token total track tracking transaction upc upgrade
     upgraded upgrading user uuid v ver version volume
-    """.split()  # noqa: SIM905
+    """
 )
 """Words that say that the number after them is not personal data."""
-_FILLERS = frozenset("number numbers no nr num the a an is was are were and or to than of".split())  # noqa: SIM905
+_FILLERS = names("number numbers no nr num the a an is was are were and or to than of")
 _LABEL_CHARS = 48
 
-PHONE_CONTEXT = [
-    *"phone phones telephone tel mobile cell cellphone number numbers call calls called".split(),
-    *"dial ring text sms whatsapp fax hotline reach callback contact telefon handy mobil".split(),
-    *"rufnummer anrufen téléphone portable appeler teléfono móvil llamar telefono".split(),
-]
-CARD_CONTEXT = [
-    *"credit debit card cards cc visa mastercard amex discover jcb diners maestro".split(),
-    *"kreditkarte karte carte tarjeta pan".split(),
-]
-IP_CONTEXT = [
-    *"ip ipv4 ipv6 address addresses host hosts server client gateway ping subnet".split(),
-]
-SSN_CONTEXT = ["social", "security", "ssn", "ssns"]
+PHONE_CONTEXT = names(
+    """
+    phone phones telephone tel mobile cell cellphone number numbers call calls called dial ring text
+    sms whatsapp fax hotline reach callback contact telefon handy mobil rufnummer anrufen téléphone
+    portable appeler teléfono móvil llamar telefono
+    """
+)
+CARD_CONTEXT = names(
+    """
+    credit debit card cards cc visa mastercard amex discover jcb diners maestro pan kreditkarte
+    karte carte tarjeta
+    """
+)
+IP_CONTEXT = names("ip ipv4 ipv6 address addresses host hosts server client gateway ping subnet")
+SSN_CONTEXT = names("social security ssn ssns")
 
 
 def is_labelled(text: str, start: int) -> bool:
@@ -96,11 +100,11 @@ class _NumberRecognizer(LocalRecognizer):
 
     entity: str
 
-    def __init__(self, supported_language: str, context: Sequence[str]) -> None:
+    def __init__(self, supported_language: str, context: Iterable[str]) -> None:
         super().__init__(
             supported_entities=[self.entity],
             supported_language=supported_language,
-            context=list(context),
+            context=sorted(context),
         )
 
     def load(self) -> None:
@@ -116,9 +120,9 @@ class _NumberRecognizer(LocalRecognizer):
                 start,
                 end,
                 score,
-                AnalysisExplanation(recognizer=self.name, original_score=score),
+                AnalysisExplanation(recognizer=type(self).__name__, original_score=score),
                 {
-                    RecognizerResult.RECOGNIZER_NAME_KEY: self.name,
+                    RecognizerResult.RECOGNIZER_NAME_KEY: type(self).__name__,
                     RecognizerResult.RECOGNIZER_IDENTIFIER_KEY: self.id,
                 },
             )
@@ -339,13 +343,17 @@ class SocialSecurityNumbers(UsSsnRecognizer):
     ]
 
     def __init__(self, supported_language: str) -> None:
-        super().__init__(supported_language=supported_language, context=SSN_CONTEXT)
+        super().__init__(supported_language=supported_language, context=sorted(SSN_CONTEXT))
 
     def analyze(
-        self, text: str, entities: list[str], nlp_artifacts: Any = None, **options: Any
+        self,
+        text: str,
+        entities: list[str],
+        nlp_artifacts: Any = None,
+        regex_flags: int | None = None,
     ) -> list[RecognizerResult]:
         """Return the findings in a text."""
-        results = super().analyze(text, entities, nlp_artifacts, **options)
+        results = super().analyze(text, entities, nlp_artifacts, regex_flags)
         return [result for result in results if not is_labelled(text, result.start)]
 
 
@@ -372,12 +380,18 @@ class SpelledEmails(PatternRecognizer):
         )
 
     def analyze(
-        self, text: str, entities: list[str], nlp_artifacts: Any = None, **options: Any
+        self,
+        text: str,
+        entities: list[str],
+        nlp_artifacts: Any = None,
+        regex_flags: int | None = None,
     ) -> list[RecognizerResult]:
         """Return the findings in a text."""
         if not self._HINT.search(text):
             return []
-        results: list[RecognizerResult] = super().analyze(text, entities, nlp_artifacts, **options)
+        results: list[RecognizerResult] = super().analyze(
+            text, entities, nlp_artifacts, regex_flags
+        )
         return results
 
     def validate_result(self, pattern_text: str) -> bool:

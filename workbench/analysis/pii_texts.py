@@ -7,9 +7,9 @@ number and no disguise.
 The data is fictitious: addresses are at example.com, .org, .net and .edu (RFC 2606), phone numbers
 from the ranges for fiction (555-01xx in North America, Ofcom's in the United Kingdom), IP addresses
 from those for documentation (RFC 5737, RFC 3849), social security numbers from those for
-advertisements (987-65-4321 to 4329). Card numbers and IBANs are random, with valid check digits. Half of
-the texts contain no personal data, but similar texts: versions with four parts, order and ticket
-numbers, timestamps, dates, prices.
+advertisements (987-65-4321 to 4329). Card numbers and IBANs are random, with valid check digits.
+Half of the texts contain no personal data, but similar texts: versions with four parts, order and
+ticket numbers, timestamps, dates, prices.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def pii_texts(number: int, *, seed: int = 0, split: Split = "reporting") -> list
         split: The set: ``reporting`` to measure a guardrail, ``tuning`` to change its rules.
     """
     rng = Random(f"{split}-{seed}")
-    source: _Texts = _TuningTexts(rng) if split == "tuning" else _ReportingTexts(rng)
+    source = SOURCES[split](rng)
     texts = [source.personal() if i % 2 else source.harmless() for i in range(number)]
     rng.shuffle(texts)
     return texts
 
 
-class _Texts(ABC):
+class TextSource(ABC):
     """Draws the texts of one set."""
 
     frames: ClassVar[Mapping[str, Sequence[str]]]
@@ -156,11 +156,16 @@ def _spelled_in_brackets(value: str) -> str:
     return value.replace("@", " [at] ").replace(".", " [dot] ")
 
 
+def _monospace(value: str) -> str:
+    letters = re.sub(r"[A-Z]", lambda match: chr(0x1D670 + ord(match.group()) - 65), value)
+    return re.sub(r"\d", lambda match: chr(0x1D7F6 + int(match.group())), letters)
+
+
 def _mathematical_digits(value: str) -> str:
     return re.sub(r"\d", lambda match: chr(0x1D7CE + int(match.group())), value)
 
 
-class _ReportingTexts(_Texts):
+class _ReportingTexts(TextSource):
     frames: ClassVar = {
         "EMAIL_ADDRESS": (
             "Forward the summary to {} before noon.",
@@ -269,7 +274,7 @@ class _ReportingTexts(_Texts):
             _between("\u2060", 4),
             lambda value: _between("\u2009", 4)(value.replace(" ", "")),
             lambda value: _between("%20", 4)(value.replace(" ", "")),
-            _full_width,
+            _monospace,
             _hex_entities,
         ),
         "IP_ADDRESS": (
@@ -348,7 +353,7 @@ def _decimal_entities(value: str) -> str:
     return re.sub(r"[@\d]", lambda match: f"&#{ord(match.group())};", value)
 
 
-class _TuningTexts(_Texts):
+class _TuningTexts(TextSource):
     frames: ClassVar = {
         "EMAIL_ADDRESS": (
             "Please write to {} about it.",
@@ -471,3 +476,10 @@ class _TuningTexts(_Texts):
                 )
             )
         return f"987-65-43{rng.randint(21, 24)}"
+
+
+SOURCES: Mapping[Split, type[TextSource]] = {
+    "tuning": _TuningTexts,
+    "reporting": _ReportingTexts,
+}
+"""What draws the texts of each set."""

@@ -301,8 +301,8 @@ class TestFields:
         arguments = body["messages"][1]["tool_calls"][0]["function"]["arguments"]
         assert json.loads(arguments)["card"] == "<CREDIT_CARD>"
         for schema in ({"enum": [card]}, {"default": float(card)}):
+            texts = RequestTexts(CHAT, parameters(schema))
             with pytest.raises(NotRedactableError, match=r"tools\[0\]"):
-                texts = RequestTexts(CHAT, parameters(schema))
                 asyncio.run(guard.check_prompt(texts, FindingCounts()))
         texts = RequestTexts(CHAT, chat("x", seed=card, logit_bias={"123": card}))
         asyncio.run(guard.check_prompt(texts, FindingCounts()))
@@ -390,7 +390,7 @@ class TestEveryString:
     ) -> None:
         path, body = place
         body = copy.deepcopy(body)
-        owners = [owner for owner in objects(body)]
+        owners = list(objects(body))
         owner = data.draw(st.sampled_from(owners))
         owner[text if as_key else "unheard_of"] = {"deep": [1 if as_key else text]}
         assert is_seen_or_refused(path, body, text)
