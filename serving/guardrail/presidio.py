@@ -180,7 +180,7 @@ def _analyzer(spec: PresidioGuardrail) -> AnalyzerEngine:
     registry.recognizers = [
         replacement
         for recognizer in registry.recognizers
-        for replacement in recognizers.replacements(recognizer, spec.phone_regions)
+        for replacement in recognizers.replacements(recognizer, spec)
     ]
     for language in languages:
         for recognizer in _custom_recognizers(spec, language):

@@ -30,10 +30,12 @@ from presidio_analyzer.predefined_recognizers import (
     EmailRecognizer,
     IpRecognizer,
     PhoneRecognizer,
+    SpacyRecognizer,
     UsSsnRecognizer,
 )
 
 from serving.guardrail.vocabulary import names
+from serving.spec.guardrail import PresidioGuardrail
 
 STRONG = 0.6
 """Score of a form that hardly any other number has."""
@@ -394,8 +396,18 @@ class SpelledEmails(PatternRecognizer):
         )
         return results
 
+    _NOT_NAMES = names(
+        """
+        look looks looked looking meet meets met arrive arrived stay stayed work works worked
+        working is are was were be been me him her us them it here there this that these those
+        """
+    )
+    """Words that stand before "at" in ordinary sentences."""
+
     def validate_result(self, pattern_text: str) -> bool:
         """Return whether the spelled address is in a public domain."""
+        if pattern_text.split()[0].lower() in self._NOT_NAMES:
+            return False
         dots = re.sub(rf"{self._DOT}|\s+dot\s+", ".", pattern_text, flags=re.IGNORECASE)
         host = re.split(rf"{self._AT}|\s+at\s+|@", dots, flags=re.IGNORECASE)[-1]
         return bool(tldextract.extract(host).fqdn)
@@ -417,11 +429,13 @@ class Emails(EmailRecognizer):
         super().__init__(supported_language=supported_language)
 
 
-def replacements(recognizer: EntityRecognizer, regions: Sequence[str]) -> list[EntityRecognizer]:
-    """Return what takes the place of one of Presidio's recognizers: itself, or better ones."""
+def replacements(recognizer: EntityRecognizer, spec: PresidioGuardrail) -> list[EntityRecognizer]:
+    """Return what takes the place of one of Presidio's recognizers."""
     language = recognizer.supported_language
+    if isinstance(recognizer, SpacyRecognizer) and language not in spec.nlp_models:
+        return []  # it finds nothing without a model, and would need the tokens of every text
     if isinstance(recognizer, PhoneRecognizer):
-        return [PhoneNumbers(language, regions)]
+        return [PhoneNumbers(language, spec.phone_regions)]
     if isinstance(recognizer, CreditCardRecognizer):
         return [CardNumbers(language)]
     if isinstance(recognizer, IpRecognizer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,96 @@ class TestPresidio:
     )
     def test_other_texts_have_no_findings(self, detector: Detector, text: str) -> None:
         assert matches(detector, text) == {}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "It happened at 1712345678 or 1712345678901, in 1712345678901234 microseconds",
+            "Product id 4155550199 and SKU 2125550199",
+            "Order 415-555-0199, ticket #415-555-0199, invoice number 212-555-0199",
+            "case no. 212-555-0199; Request 212-555-0199",
+            "version 1.2.3.4, release 10.20.30.40 and build 4.3.2.1, upgrade to 1.2.3.5",
+            "pip install engine==1.2.3.4 and engine-1.2.3.4.tar.gz",
+            "section 8.2.4.45",
+            "x[::2], x[1::3], a::b, ::, ::1 and 127.0.0.1, mask 255.255.255.0",
+            "3.14159265358979, 1234567.891 and 415.5550199",
+            "values[4155550199], values[212][555][1234]",
+            "$1,299.00, 4 155 550 EUR, €415.55",
+            "2024-01-15 10:30:45, 15.01.2024, 01/15/24",
+            "Sizes: 128 256 512 1024 2048 4096 8192",
+            "4012 5012 6012 4112 4212 5112 4312 5212 in a table",
+            "part 987-65-4321, lot 987-65-4321",
+            "987654321 tokens, 987 65 4321 rows",
+            "EAN 4006381333931, ISBN 978-3-16-148410-0",
+            "123e4567-e89b-12d3-a456-426614174000",
+            "npm install left-pad@1.3.0, node@18",
+            "np.arange(6) + 98172488",
+        ],
+    )
+    def test_ordinary_numbers_are_not_found(self, detector: Detector, text: str) -> None:
+        assert matches(detector, text) == {}
+
+    @pytest.mark.parametrize(
+        ("text", "entity", "match"),
+        [
+            ("call 4155550199", "PHONE_NUMBER", "4155550199"),
+            ("4155550199 is my phone", "PHONE_NUMBER", "4155550199"),
+            ('{"phone": 4155550199}', "PHONE_NUMBER", "4155550199"),
+            ("Jane,415-555-0199,NY", "PHONE_NUMBER", "415-555-0199"),
+            ("(415) 555-0199", "PHONE_NUMBER", "(415) 555-0199"),
+            ("at 020 7946 0123 now", "PHONE_NUMBER", "020 7946 0123"),
+            ("tel:+442079460123", "PHONE_NUMBER", "+442079460123"),
+            ("call 415\n555\n0199", "PHONE_NUMBER", "415\n555\n0199"),
+            ("call ４１５・５５５・０１９９", "PHONE_NUMBER", "４１５・５５５・０１９９"),
+            ("4111111111111111", "CREDIT_CARD", "4111111111111111"),
+            ("4111.1111.1111.1111", "CREDIT_CARD", "4111.1111.1111.1111"),
+            ("4111\u20111111\u20111111\u20111111", "CREDIT_CARD", "4111‑1111‑1111‑1111"),
+            ("3782 822463 10005", "CREDIT_CARD", "3782 822463 10005"),
+            ("4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "CREDIT_CARD", "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"),
+            ("card 41111 11111 111111", "CREDIT_CARD", "41111 11111 111111"),
+            ("http://192.0.2.1/a", "IP_ADDRESS", "192.0.2.1"),
+            ("192.0.2.1:8080", "IP_ADDRESS", "192.0.2.1"),
+            ("from 2001:db8::8a2e:370:7334.", "IP_ADDRESS", "2001:db8::8a2e:370:7334"),
+            ("ip ::abcd", "IP_ADDRESS", "::abcd"),
+            ("987-65-4321", "US_SSN", "987-65-4321"),
+            ("SSN 987654321", "US_SSN", "987654321"),
+            ("social security 987 65 4321", "US_SSN", "987 65 4321"),
+            ("jane.roe at example dot com", "EMAIL_ADDRESS", "jane.roe at example dot com"),
+            ("jane.roe[at]example.com", "EMAIL_ADDRESS", "jane.roe[at]example.com"),
+            ("jane.roe&#64;example.com", "EMAIL_ADDRESS", "jane.roe&#64;example.com"),
+            ("jane.roe%40example.com", "EMAIL_ADDRESS", "jane.roe%40example.com"),
+            ("请写信给jane.roe@example.com谢谢", "EMAIL_ADDRESS", "jane.roe@example.com"),
+            ("DE89\u00a03704\n0044 0532 0130 00", "IBAN_CODE", "DE89\u00a03704\n0044 0532 0130 00"),
+        ],
+    )
+    def test_forms_context_and_disguises(
+        self, detector: Detector, text: str, entity: str, match: str
+    ) -> None:
+        assert matches(detector, text) == {entity: match}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "look at this dot com bubble",
+            "meet me at example.com",
+            "v1.2.3.4",
+            "cancelled 4155550199",
+        ],
+    )
+    def test_words_that_only_look_like_context(self, detector: Detector, text: str) -> None:
+        assert matches(detector, text) == {}
+
+    def test_regions_decide_which_national_numbers_are_found(self) -> None:
+        text = "at 020 7946 0123 now"
+        assert matches(Detector(PresidioGuardrail(phone_regions=("US",))), text) == {}
+
+    @pytest.mark.parametrize("text", ["1 " * 5000, "9" * 10000, "a." * 5000 + "@", "x dot " * 2000])
+    def test_long_texts_take_linear_time(self, detector: Detector, text: str) -> None:
+        started = time.process_time()
+        detector.find(text)
+        half = time.process_time()
+        detector.find(text + text)
+        assert time.process_time() - half < 4 * (half - started) + 0.2
 
     def test_rules_apply_by_type_and_score(self) -> None:
         rules = (
