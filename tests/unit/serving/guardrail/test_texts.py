@@ -315,6 +315,19 @@ class TestFields:
         assert texts == ["<EMAIL_ADDRESS>"] * len(pieces)
         assert counts == {("EMAIL_ADDRESS", "redact"): 1}
 
+    @pytest.mark.parametrize("separator", ["", "\n"])
+    def test_parts_are_checked_joined_as_templates_join_them(self, separator: str) -> None:
+        seen: list[str] = []
+
+        async def watch(side: Side, texts: Sequence[str]) -> list[list[Finding]]:
+            seen.extend(texts)
+            return [[] for _ in texts]
+
+        body = chat([{"type": "text", "text": text} for text in ("one", "two", "three")])
+        guard = Guard(PresidioGuardrail(), watch)
+        asyncio.run(guard.check_prompt(RequestTexts(CHAT, body), FindingCounts()))
+        assert {"one", "two", "three", separator.join(("one", "two", "three"))} <= set(seen)
+
     def test_conversation_has_the_texts_of_messages_only_and_the_last_one_last(self) -> None:
         body = chat("a", [{"type": "text", "text": "b"}], "c", tools=[{"description": "d"}])
         assert [slot.text for slot in RequestTexts(CHAT, body).conversation] == ["a", "b", "c"]
