@@ -214,8 +214,8 @@ class CardNumbers(_NumberRecognizer):
     """Card numbers with an issuer's prefix and a valid check digit, however they are grouped."""
 
     entity = "CREDIT_CARD"
-    _RUN = re.compile(r"(?<!\w)\d(?:[ .\-]{0,2}\d){11,}+")
-    _GROUP = re.compile(r"\d+(?!\w)")
+    _RUN = re.compile(r"(?<!\w)\d(?:[ .\-/_]{0,3}\d){11,}+")
+    _GROUP = re.compile(r"\d++(?![^\W\d_])")
     _ISSUERS = (
         (re.compile(r"4"), (13, 16, 19)),
         (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),

@@ -45,6 +45,9 @@ DISGUISED = {
     "full width in percent": urllib.parse.quote(full_width(PLAIN)),
     "zero width in an entity": PLAIN.replace("@", "&#\u200b64;"),
     "entity of a percent sign": PLAIN.replace("@", "&#37;40"),
+    "long entities": PLAIN.replace("@", f"&#{64:030d};"),
+    "combining marks": "\u0336".join(PLAIN),
+    "escapes in escapes": PLAIN.replace("@", r"\\u0040"),
     "ideographic dot": PLAIN.replace(".", "。"),
     "middle dot": PLAIN.replace(".", "·"),
 }

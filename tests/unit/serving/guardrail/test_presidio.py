@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.email_guard import EMAIL
 
 from serving.errors import SpecError
 from serving.guardrail import presidio
+from serving.guardrail.findings import redacted
 from serving.guardrail.presidio import Detector
 from serving.spec.guardrail import EntityRule, PresidioGuardrail
 
@@ -24,6 +29,32 @@ recognizers:
     patterns:
       - {name: badge, regex: 'B-\\d{5}', score: 0.9}
 """
+
+
+ENTITIES = {
+    "EMAIL_ADDRESS": EMAIL,
+    "PHONE_NUMBER": "+1 212 555 0199",
+    "CREDIT_CARD": "4111 1111 1111 1111",
+    "IBAN_CODE": "DE89370400440532013000",
+    "IP_ADDRESS": "192.0.2.17",
+    "US_SSN": "987-65-4321",
+}
+
+
+def full_width(text: str) -> str:
+    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text)
+
+
+DISGUISES: dict[str, Callable[[str], str]] = {
+    "full width": full_width,
+    "zero width": lambda text: "\u200b".join(text),
+    "spaces": lambda text: text.replace(" ", "\u00a0"),
+    "hyphens": lambda text: text.replace("-", "\u2011"),
+    "newlines": lambda text: text.replace(" ", "\n"),
+    "percent": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "entities": lambda text: "".join(f"&#{ord(char)};" for char in text),
+    "escapes": lambda text: json.dumps(text.replace("a", "\u200ba"))[1:-1],
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +185,21 @@ class TestPresidio:
         half = time.process_time()
         detector.find(text + text)
         assert time.process_time() - half < 4 * (half - started) + 0.2
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        entity=st.sampled_from(sorted(ENTITIES)),
+        disguises=st.lists(st.sampled_from(sorted(DISGUISES)), min_size=1, max_size=3),
+    )
+    def test_disguises_and_combinations_of_them(
+        self, detector: Detector, entity: str, disguises: list[str]
+    ) -> None:
+        value = ENTITIES[entity]
+        for name in disguises:
+            value = DISGUISES[name](value)
+        text = f"Here it is, as you asked: {value} and so on"
+        findings = [finding for finding in detector.find(text) if finding.entity == entity]
+        assert redacted(text, findings) == f"Here it is, as you asked: <{entity}> and so on"
 
     def test_rules_apply_by_type_and_score(self) -> None:
         rules = (
