@@ -216,35 +216,34 @@ def _load_spacy(language: str, name: str | None) -> Any:
     import spacy
 
     try:
-        pipeline = spacy.load(name) if name else _blank(language)
-        pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
-        return pipeline
+        pipeline = spacy.load(name) if name else spacy.blank(language)
     except (ImportError, OSError) as error:
         field = f"nlp_models[{language!r}] = {name!r}" if name else f"languages: {language!r}"
         first_line = str(error).strip().splitlines()[0]
         raise SpecError(f"guardrail.{field} cannot be loaded by spaCy: {first_line}") from None
+    pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
+    _prepare_for_context(pipeline)
+    return pipeline
 
 
-def _blank(language: str) -> Any:
-    """Return a tokenizer whose lemmas are the words themselves.
+def _prepare_for_context(pipeline: Any) -> None:
+    """Let Presidio's context enhancement see every word.
 
-    Presidio's context enhancement compares lemmas, and a blank pipeline has none.
+    It compares lemmas, which a pipeline without a lemmatizer does not write, and ignores stop words
+    such as "call".
     """
-    import spacy
     from spacy.language import Language
 
-    pipeline = spacy.blank(language)
-
-    def write_lemmas(doc: Any) -> Any:
+    def write_missing_lemmas(doc: Any) -> Any:
         for token in doc:
-            token.lemma_ = token.lower_
+            if not token.lemma:
+                token.lemma_ = token.lower_
         return doc
 
-    Language.component("lemmas_from_words", func=write_lemmas)
-    pipeline.add_pipe("lemmas_from_words")
+    Language.component("missing_lemmas", func=write_missing_lemmas)
+    pipeline.add_pipe("missing_lemmas", last=True)
     for word in _import("serving.guardrail.recognizers").PHONE_CONTEXT:
-        pipeline.vocab[word].is_stop = False  # "call" is a stop word, which has no effect
-    return pipeline
+        pipeline.vocab[word].is_stop = False
 
 
 def _stay_offline() -> None:

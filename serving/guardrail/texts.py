@@ -108,7 +108,9 @@ class RequestTexts:
     @property
     def split_texts(self) -> list[list[TextSlot]]:
         """The parts of each text that the model reads as one."""
-        return [parts for parts in self._conversation.parts if len(parts) > 1]
+        walker = self._conversation
+        # The Messages API joins all system texts, wherever they are.
+        return [parts for parts in (*walker.parts, walker.system) if len(parts) > 1]
 
     @property
     def unreadable(self) -> list[str]:
@@ -165,6 +167,7 @@ class _Walker:
         self.texts: list[TextSlot] = []
         self.details: list[TextSlot] = []
         self.parts: list[list[TextSlot]] = []
+        self.system: list[TextSlot] = []
         self.unreadable: list[str] = []
         self.has_token_ids = False
 
@@ -175,6 +178,9 @@ class _Walker:
         value = fields[name]
         if name == "messages" and isinstance(value, list):
             self._each(value, name, self._message)
+        elif name == "system":
+            self._content(fields, name, name)
+            self.system += self.texts
         elif isinstance(value, list):
             self._inputs(value, name)
         elif isinstance(value, dict):
@@ -226,6 +232,12 @@ class _Walker:
                 self.has_token_ids = True
 
     def _message(self, message: dict[str, Any], field: str) -> None:
+        first = len(self.texts)
+        self._message_items(message, field)
+        if message.get("role") == "system":
+            self.system += self.texts[first:]
+
+    def _message_items(self, message: dict[str, Any], field: str) -> None:
         for name, value in message.items():
             place = _below(field, name)
             if value is None:

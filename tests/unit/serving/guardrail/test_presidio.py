@@ -235,7 +235,9 @@ class TestPresidio:
         text = "Jane Roe lives in Utopia."
         assert matches(Detector(PresidioGuardrail()), text) == {}
         spec = PresidioGuardrail(nlp_models={"en": str(tmp_path / "names")})
-        assert matches(Detector(spec), text) == {"PERSON": "Jane Roe", "LOCATION": "Utopia"}
+        named = Detector(spec)
+        assert matches(named, text) == {"PERSON": "Jane Roe", "LOCATION": "Utopia"}
+        assert matches(named, "call 4155550199") == {"PHONE_NUMBER": "4155550199"}, "context"
 
     def test_a_model_that_spacy_cannot_load_is_named(self) -> None:
         with pytest.raises(SpecError, match=r"nlp_models\['en'\] = 'no_such_model'"):

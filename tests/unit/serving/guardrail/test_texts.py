@@ -328,6 +328,19 @@ class TestFields:
         asyncio.run(guard.check_prompt(RequestTexts(CHAT, body), FindingCounts()))
         assert {"one", "two", "three", separator.join(("one", "two", "three"))} <= set(seen)
 
+    def test_system_texts_are_checked_joined_as_the_messages_api_joins_them(self) -> None:
+        body: dict[str, Any] = {
+            "system": [{"type": "text", "text": "jane."}, {"type": "text", "text": "roe@"}],
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "system", "content": "example.com"},
+            ],
+        }
+        check(MESSAGES, body)
+        assert EMAIL not in "".join(part["text"] for part in body["system"])
+        assert [part["text"] for part in body["system"]] == ["<EMAIL_ADDRESS>"] * 2
+        assert body["messages"][1]["content"] == "<EMAIL_ADDRESS>"
+
     def test_conversation_has_the_texts_of_messages_only_and_the_last_one_last(self) -> None:
         body = chat("a", [{"type": "text", "text": "b"}], "c", tools=[{"description": "d"}])
         assert [slot.text for slot in RequestTexts(CHAT, body).conversation] == ["a", "b", "c"]
