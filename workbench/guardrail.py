@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from serving.spec.guardrail import GuardModel as GuardModel
     from serving.spec.guardrail import PresidioGuardrail as PresidioGuardrail
     from workbench.analysis.pii import parse_guardrail_header as parse_guardrail_header
-    from workbench.analysis.pii import pii_texts as pii_texts
     from workbench.analysis.pii import precision_recall as precision_recall
+    from workbench.analysis.pii_texts import pii_texts as pii_texts
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

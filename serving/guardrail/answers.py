@@ -5,42 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from serving.guardrail.texts import TextSlot, number_text
+from serving.guardrail.vocabulary import names
 
-_STRUCTURAL_KEYS = frozenset(
-    [
-        "type",
-        "role",
-        "id",
-        "call_id",
-        "tool_call_id",
-        "item_id",
-        "response_id",
-        "object",
-        "model",
-        "status",
-        "signature",
-        "finish_reason",
-        "stop_reason",
-        "stop_sequence",
-        "container_id",
-        "server_label",
-        "created",
-        "created_at",
-        "index",
-        "output_index",
-        "content_index",
-        "summary_index",
-        "sequence_number",
-        "start_index",
-        "end_index",
-        "phase",
-        "system_fingerprint",
-        "usage",
-        "prompt_token_ids",
-        "token_ids",
-        "logprobs",
-        "prompt_logprobs",
-    ]
+_STRUCTURAL_KEYS = names(
+    """
+    type role id call_id tool_call_id item_id response_id object model status signature
+    finish_reason stop_reason stop_sequence container_id server_label created created_at index
+    output_index content_index summary_index sequence_number start_index end_index phase
+    system_fingerprint usage prompt_token_ids token_ids logprobs prompt_logprobs
+    """
 )
 """Keys whose values the engine sets, or repeats from the request."""
 

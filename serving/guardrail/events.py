@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from serving.guardrail.answers import texts_below
 from serving.guardrail.texts import TextSlot
@@ -79,7 +79,7 @@ class ChatEvents(EventFormat):
             yield from _chat_texts(choice, template)
             index, ends = choice["index"], choice.get("finish_reason") is not None
             if ends:
-                yield Flush(lambda key, index=index: key[0] == index)
+                yield Flush(_starts_with(index))
             if ends or _has_more(choice.get("delta")):
                 yield _send(event | {"choices": [choice]}, choice)
 
@@ -96,6 +96,10 @@ class ChatEvents(EventFormat):
                 delta = {name: [{"index": call, "function": {"arguments": text}}]}
             choice = {"index": index, "delta": delta, "finish_reason": None}
         return template | {"choices": [choice]}
+
+
+def _starts_with(index: Any) -> Callable[[TextKey], bool]:
+    return lambda key: key[0] == index
 
 
 _CHAT_TEXTS = ("content", "reasoning", "reasoning_content", "refusal")
@@ -166,7 +170,7 @@ class ResponsesEvents(EventFormat):
 
     def event(self, key: TextKey, text: str, template: dict[str, Any]) -> dict[str, Any]:
         """Return the event that carries ``text``."""
-        without_tokens = {"logprobs": []} if "logprobs" in template else {}
+        without_tokens: dict[str, Any] = {"logprobs": []} if "logprobs" in template else {}
         return template | {"delta": text} | without_tokens
 
 
@@ -179,7 +183,7 @@ class MessagesEvents(EventFormat):
 
     has_names = True
 
-    _TEXTS = {
+    _TEXTS: ClassVar = {
         "text_delta": "text",
         "thinking_delta": "thinking",
         "input_json_delta": "partial_json",
@@ -199,7 +203,7 @@ class MessagesEvents(EventFormat):
             yield Flush(lambda key: True)
             yield Send(event, *texts_below(event.get("message") or {}, ("content",)))
         else:
-            yield Flush(lambda key: key[0] == index)
+            yield Flush(_starts_with(index))
             yield _send(event)
 
     def event(self, key: TextKey, text: str, template: dict[str, Any]) -> dict[str, Any]:

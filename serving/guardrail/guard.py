@@ -74,7 +74,7 @@ class NotRedactableError(RefusedError):
             f"The guardrail cannot redact {field}, which contains {', '.join(entities)}. "
             "Remove it there.",
             "content_blocked",
-            param=field,
+            param=field.removeprefix("a key in "),
         )
         self.kind = "content_blocked"
 

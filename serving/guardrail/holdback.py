@@ -18,8 +18,8 @@ class HoldbackBuffer:
     """The text of one answer between the model and the client.
 
     At most ``hold + step`` characters wait for a check, and up to MAX_WORD_CHARS more while a word
-    continues. Characters are counted after normalization, so that an entity in disguise is held
-    back as long as a plain one.
+    continues. Characters are counted after normalization, and white space in a row once, so that
+    an entity in disguise is held back as long as a plain one.
 
     Args:
         hold: Characters held back until more text follows or the answer ends.
@@ -83,16 +83,23 @@ class HoldbackBuffer:
     def _safe_length(self, findings: Sequence[Finding]) -> int:
         """Return how many characters can be released without cutting a word or a finding."""
         normalized = normalize(self._held)
-        text = normalized.text
-        last = max(0, len(text) - self._hold)
-        word_start = _word_start(text, last)
-        cut = normalized.start(
-            word_start if len(text) - word_start <= self._hold + MAX_WORD_CHARS else last
-        )
+        last = _hold_start(normalized.text, self._hold)
+        word_start = _word_start(normalized.text, last)
+        cut = normalized.start(word_start if last - word_start <= MAX_WORD_CHARS else last)
         for finding in reversed(findings):
             if finding.start < cut < finding.end:
                 cut = finding.start
         return cut
+
+
+def _hold_start(text: str, hold: int) -> int:
+    """Return where the last ``hold`` characters begin, if white space in a row counts once."""
+    position = len(text)
+    while position and hold:
+        position -= 1
+        if not text[position : position + 2].isspace() or position + 1 == len(text):
+            hold -= 1
+    return position
 
 
 def _word_start(text: str, position: int) -> int:

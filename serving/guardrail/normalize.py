@@ -18,16 +18,18 @@ MAX_ROUNDS = 6
 
 _ESCAPE = re.compile(
     r"(?:%[0-9A-Fa-f]{2})+"
-    r"|&(?:\#\d{1,7}|\#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});?"
-    r"|(?:\\u[0-9A-Fa-f]{4})+|\\u\{[0-9A-Fa-f]{1,6}\}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}"
+    r"|&(?:\#\d{1,32}|\#[xX][0-9A-Fa-f]{1,32}|[A-Za-z][A-Za-z0-9]{1,31});?"
+    r"|(?:\\u[0-9A-Fa-f]{4})+|\\u\{[0-9A-Fa-f]{1,32}\}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}"
     r"|\\[nrtbf\"'/\\]",
     re.ASCII,
 )
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(?:\s*[\n\r\t\v\f]\s*|\s{2,})(?=[\d+(])", re.ASCII)
 _DASH_BETWEEN_DIGITS = re.compile(r"(?<=[\d)])(\s*)[‒–—―−](\s*)(?=[\d(])")
-_DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9])[。｡·•・‧∙⋅](?=[A-Za-z0-9])")
+_DOT_BETWEEN_LETTERS = re.compile(r"(?<=[A-Za-z0-9)])[。｡·•・‧∙⋅](?=[A-Za-z0-9(])")
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": " ", "f": "\f"}
+_UNSEEN = ("Cf", "Cc", "Mn", "Me")
+"""Categories of characters without an own appearance, and of marks on another character."""
 _HYPHENS = frozenset("‐‑⁃﹣－")
 _KEPT = frozenset("。｡·•・‧∙⋅‒–—―−…¨´¸˜")
 """Characters whose compatibility form would join or split words."""
@@ -73,7 +75,10 @@ class Normalized:
         Args:
             pieces: Start, end and replacement of each, in order.
         """
-        text, starts, ends, position = [], [], [], 0
+        text: list[str] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        position = 0
 
         def keep(until: int) -> None:
             text.append(self.text[position:until])
@@ -136,7 +141,7 @@ def _plain(char: str) -> str:
     category = unicodedata.category(char)
     if category in ("Zs", "Zl", "Zp"):
         return " " if category == "Zs" else "\n"
-    if category in ("Cf", "Cc") or _is_filler(char):
+    if category in _UNSEEN or _is_filler(char):
         return " " if char == "\x85" else ""
     digit = unicodedata.decimal(char, None)
     if digit is not None:
@@ -199,7 +204,7 @@ def _backslash_decoded(escape: str, start: int) -> Iterator[tuple[int, int, str]
 
 
 def _utf16_decoded(escape: str, start: int) -> Iterator[tuple[int, int, str]]:
-    """Yield each character of a run of ``\\uXXXX``, two of which may be one character."""
+    """Yield each character of a run of UTF-16 escapes, two of which may be one character."""
     codes = [int(code, 16) for code in escape[2:].split("\\u")]
     position = 0
     while position < len(codes):

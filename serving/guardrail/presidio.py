@@ -12,11 +12,14 @@ import yaml
 
 from serving.errors import MissingPackageError, SpecError
 from serving.guardrail.findings import Finding, merge_overlaps
+from serving.guardrail.normalize import normalize
 from serving.spec.guardrail import PresidioGuardrail
 
 if TYPE_CHECKING:
-    from presidio_analyzer import AnalyzerEngine, EntityRecognizer
-    from presidio_analyzer.nlp_engine import NlpEngine
+    from collections.abc import Callable
+
+    from presidio_analyzer import AnalyzerEngine, EntityRecognizer, RecognizerResult
+    from presidio_analyzer.nlp_engine import NlpArtifacts, NlpEngine
 
 DEFAULT_ENTITIES = (
     "CREDIT_CARD",
@@ -33,6 +36,8 @@ DEFAULT_ENTITIES = (
 
 Presidio knows more, but it finds dates and license numbers in too much that is not personal data.
 """
+CONTEXT_WORDS_AFTER = 3
+"""Words after a number that may say what it is, besides Presidio's five before it."""
 NLP_ENTITIES = frozenset({"PERSON", "LOCATION", "NRP", "ORGANIZATION"})
 """Types that only an NLP model finds."""
 
@@ -51,15 +56,31 @@ class Detector:
         self._entities = {language: self._searched(language) for language in spec.languages}
 
     def find(self, text: str) -> list[Finding]:
-        """Return the findings to which the spec's rules apply, in all languages, merged."""
+        """Return the findings to which the spec's rules apply, in all languages, merged.
+
+        The text is normalized first; the findings' positions are those in ``text``.
+        """
+        plain = normalize(text)
         return merge_overlaps(
-            Finding(result.start, result.end, result.entity_type, result.score, rule.action)
+            Finding(
+                plain.start(result.start),
+                plain.end(result.end),
+                result.entity_type,
+                result.score,
+                rule.action,
+            )
             for language, entities in self._entities.items()
             if entities
-            for result in self._analyzer.analyze(text, language, entities=entities)
+            for result in self._analyze(plain.text, language, entities)
             if (rule := self._spec.rule(result.entity_type)).action != "allow"
             and result.score >= rule.min_score
         )
+
+    def _analyze(self, text: str, language: str, entities: list[str]) -> list[RecognizerResult]:
+        artifacts: Any = _LazyArtifacts(
+            lambda: self._analyzer.nlp_engine.process_text(text, language)
+        )
+        return self._analyzer.analyze(text, language, entities=entities, nlp_artifacts=artifacts)
 
     def _searched(self, language: str) -> list[str]:
         """Return the entity types to search for in a language."""
@@ -71,6 +92,18 @@ class Detector:
         if entities is None:
             entities = (*DEFAULT_ENTITIES, *(rule.entity for rule in self._spec.rules), *custom)
         return sorted(supported & set(entities))
+
+
+class _LazyArtifacts:
+    """Presidio's tokens and lemmas of a text, computed when a recognizer or context needs them."""
+
+    def __init__(self, compute: Callable[[], NlpArtifacts]) -> None:
+        self._compute = compute
+
+    def __getattr__(self, name: str) -> Any:
+        artifacts = self._compute()
+        self.__dict__.update(artifacts.__dict__)
+        return getattr(artifacts, name)
 
 
 def check_recognizers(spec: PresidioGuardrail) -> None:
@@ -143,11 +176,23 @@ def _analyzer(spec: PresidioGuardrail) -> AnalyzerEngine:
     nlp_engine = _nlp_engine(spec)
     registry = presidio.RecognizerRegistry(supported_languages=languages)
     registry.load_predefined_recognizers(languages=languages, nlp_engine=nlp_engine)
+    recognizers = _import("serving.guardrail.recognizers")
+    registry.recognizers = [
+        replacement
+        for recognizer in registry.recognizers
+        for replacement in recognizers.replacements(recognizer, spec)
+    ]
     for language in languages:
         for recognizer in _custom_recognizers(spec, language):
             registry.add_recognizer(recognizer)
+    enhancer = _import("presidio_analyzer.context_aware_enhancers").LemmaContextAwareEnhancer(
+        context_suffix_count=CONTEXT_WORDS_AFTER, context_matching_mode="whole_word"
+    )
     analyzer: AnalyzerEngine = presidio.AnalyzerEngine(
-        registry=registry, nlp_engine=nlp_engine, supported_languages=languages
+        registry=registry,
+        nlp_engine=nlp_engine,
+        supported_languages=languages,
+        context_aware_enhancer=enhancer,
     )
     return analyzer
 
@@ -172,12 +217,33 @@ def _load_spacy(language: str, name: str | None) -> Any:
 
     try:
         pipeline = spacy.load(name) if name else spacy.blank(language)
-        pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
-        return pipeline
     except (ImportError, OSError) as error:
         field = f"nlp_models[{language!r}] = {name!r}" if name else f"languages: {language!r}"
         first_line = str(error).strip().splitlines()[0]
         raise SpecError(f"guardrail.{field} cannot be loaded by spaCy: {first_line}") from None
+    pipeline.max_length = 2**31  # the endpoint has its own limit on a prompt's length
+    _prepare_for_context(pipeline)
+    return pipeline
+
+
+def _prepare_for_context(pipeline: Any) -> None:
+    """Let Presidio's context enhancement see every word.
+
+    It compares lemmas, which a pipeline without a lemmatizer does not write, and ignores stop words
+    such as "call".
+    """
+    from spacy.language import Language
+
+    def write_missing_lemmas(doc: Any) -> Any:
+        for token in doc:
+            if not token.lemma:
+                token.lemma_ = token.lower_
+        return doc
+
+    Language.component("missing_lemmas", func=write_missing_lemmas)
+    pipeline.add_pipe("missing_lemmas", last=True)
+    for word in _import("serving.guardrail.recognizers").PHONE_CONTEXT:
+        pipeline.vocab[word].is_stop = False
 
 
 def _stay_offline() -> None:

@@ -192,6 +192,7 @@ def format_error(path: str, body: dict[str, Any], sequence_number: int = 0) -> s
         sequence_number: Number of the event, in formats that number their events.
     """
     error = body["error"]
+    event: dict[str, Any]
     if path == "/v1/messages":
         event = {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
     elif path == "/v1/responses":

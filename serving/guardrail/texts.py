@@ -108,7 +108,9 @@ class RequestTexts:
     @property
     def split_texts(self) -> list[list[TextSlot]]:
         """The parts of each text that the model reads as one."""
-        return [parts for parts in self._conversation.parts if len(parts) > 1]
+        walker = self._conversation
+        # The Messages API joins all system texts, wherever they are.
+        return [parts for parts in (*walker.parts, walker.system) if len(parts) > 1]
 
     @property
     def unreadable(self) -> list[str]:
@@ -147,6 +149,8 @@ class RequestTexts:
         return walker
 
     def _is_conversation(self, name: str) -> bool:
+        if name == "documents":
+            return "messages" not in self.fields  # else they are an argument of the chat template
         # The Responses API's prompt is a reference to a stored template.
         return name in CONVERSATION_FIELDS and (name, self.path) != ("prompt", "/v1/responses")
 
@@ -163,6 +167,7 @@ class _Walker:
         self.texts: list[TextSlot] = []
         self.details: list[TextSlot] = []
         self.parts: list[list[TextSlot]] = []
+        self.system: list[TextSlot] = []
         self.unreadable: list[str] = []
         self.has_token_ids = False
 
@@ -173,6 +178,9 @@ class _Walker:
         value = fields[name]
         if name == "messages" and isinstance(value, list):
             self._each(value, name, self._message)
+        elif name == "system":
+            self._content(fields, name, name)
+            self.system += self.texts
         elif isinstance(value, list):
             self._inputs(value, name)
         elif isinstance(value, dict):
@@ -224,6 +232,12 @@ class _Walker:
                 self.has_token_ids = True
 
     def _message(self, message: dict[str, Any], field: str) -> None:
+        first = len(self.texts)
+        self._message_items(message, field)
+        if message.get("role") == "system":
+            self.system += self.texts[first:]
+
+    def _message_items(self, message: dict[str, Any], field: str) -> None:
         for name, value in message.items():
             place = _below(field, name)
             if value is None:
@@ -264,8 +278,7 @@ class _Walker:
         kind = part.get("type")
         media = next((key for key in part if key in MEDIA_KEYS and part[key] is not None), None)
         if media or not (kind is None or (isinstance(kind, str) and kind in PART_TYPES)):
-            label = media or (kind if isinstance(kind, str) and kind in WORDS else "of this type")
-            self.unreadable.append(f"{field} ({label})")
+            self._cannot_read(field, media or kind)
             return
         for name, value in part.items():
             place = _below(field, name)
@@ -284,12 +297,11 @@ class _Walker:
         if kind is None or kind == "message":
             self._message(item, field)
             return
-        if isinstance(kind, str) and kind in PART_TYPES:
+        if _is_one_of(kind, PART_TYPES):
             self._part(item, field)
             return
-        if not (isinstance(kind, str) and kind in ITEM_TYPES):
-            label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
-            self.unreadable.append(f"{field} ({label})")
+        if not _is_one_of(kind, ITEM_TYPES):
+            self._cannot_read(field, kind)
             return
         for name, value in item.items():
             place = _below(field, name)
@@ -318,6 +330,10 @@ class _Walker:
             else:
                 self._extra(call, name, place)
 
+    def _cannot_read(self, field: str, kind: Any) -> None:
+        label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
+        self.unreadable.append(f"{field} ({label})")
+
     def _extra(self, owner: dict[str, Any], name: str, field: str) -> None:
         """Walk a key that has no rule of its own."""
         self._key(name, field)
@@ -330,8 +346,7 @@ class _Walker:
         if kind is None or (isinstance(kind, str) and kind in TOOL_TYPES):
             self._schema_items(tool, field, prose=True)
         else:
-            label = kind if isinstance(kind, str) and kind in WORDS else "of this type"
-            self.unreadable.append(f"{field} ({label})")
+            self._cannot_read(field, kind)
 
     def _schema(self, owner: Any, key: Any, field: str, *, prose: bool = True) -> None:
         value = owner[key]
@@ -389,7 +404,7 @@ class _Walker:
 
     def _key(self, name: str, field: str) -> None:
         if name not in WORDS:
-            self.details.append(TextSlot(name, f"a key in {field}", None))
+            self.details.append(TextSlot(name, f"a key in {field.removesuffix('.*')}", None))
 
     def _detail(self, text: str, field: str, store: Callable[[str], None] | None) -> None:
         if text in WORDS:
@@ -423,6 +438,10 @@ def _is_numeric(value: Any) -> bool:
             re.fullmatch(r"\d{1,6}", name) and _is_numeric(inner) for name, inner in value.items()
         )
     return value is None or isinstance(value, int | float)
+
+
+def _is_one_of(kind: Any, known: frozenset[str]) -> bool:
+    return kind is None or (isinstance(kind, str) and kind in known)
 
 
 def _below(field: str, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
@@ -21,7 +22,7 @@ LEAKING_ARGUMENTS = (
 )
 """Arguments that repeat the answer's or prompt's text where the guardrail does not check it."""
 
-OPAQUE_FIELDS = _names(
+OPAQUE_FIELDS = names(
     "prompt_embeds chat_template previous_response_id context_management container mcp_servers "
     "tokens conversation audio mm_processor_kwargs media_io_kwargs"
 )
@@ -38,6 +39,7 @@ CONVERSATION_FIELDS = (
     "text_2",
     "data_2",
     "items",
+    "documents",
     "prompt",
     "suffix",
     "input",
@@ -45,18 +47,18 @@ CONVERSATION_FIELDS = (
 )
 """Fields with what the model reads as messages, prompts or inputs, the last one last."""
 
-SCHEMA_FIELDS = _names(
+SCHEMA_FIELDS = names(
     "response_format structured_outputs text output_config tool_choice functions function_call "
     "guided_json guided_regex guided_choice guided_grammar stop stop_sequences bad_words"
 )
 """Fields that say exactly what the answer looks like, or where it ends."""
 
-FREE_TEXT_FIELDS = _names(
+FREE_TEXT_FIELDS = names(
     "documents chat_template_kwargs metadata user safety_identifier prediction"
 )
 """Further fields whose texts may be replaced."""
 
-NUMERIC_FIELDS = _names(
+NUMERIC_FIELDS = names(
     """
     frequency_penalty presence_penalty repetition_penalty length_penalty temperature top_p top_k
     min_p n best_of seed max_tokens max_completion_tokens max_output_tokens min_tokens
@@ -72,23 +74,23 @@ NUMERIC_FIELDS = _names(
 )
 """Fields that are numbers or booleans; anything else in them is checked as text."""
 
-ROLES = _names("system developer user assistant tool function")
+ROLES = names("system developer user assistant tool function")
 
-PART_TYPES = _names(
+PART_TYPES = names(
     "text input_text output_text refusal thinking reasoning_text summary_text tool_use tool_result "
     "tool_reference"
 )
 """Types of content parts that are text."""
 
-ITEM_TYPES = _names(
+ITEM_TYPES = names(
     "function_call function_call_output custom_tool_call custom_tool_call_output reasoning"
 )
 """Types of the Responses API's input items that are text, besides messages."""
 
-TOOL_TYPES = _names("function custom namespace")
+TOOL_TYPES = names("function custom namespace")
 """Types of tools that only the client runs; a server's tool would fetch text past the guardrail."""
 
-MEDIA_KEYS = _names(
+MEDIA_KEYS = names(
     """
     image_url image_pil image_embeds image audio_embeds audio_url input_audio audio video_embeds
     video_url video input_image prompt_embeds file file_id file_data file_url source data
@@ -97,7 +99,7 @@ MEDIA_KEYS = _names(
 )
 """Keys of content parts whose value is not text."""
 
-_UNREADABLE_TYPES = _names(
+_UNREADABLE_TYPES = names(
     """
     image image_url input_image image_pil image_embeds audio input_audio audio_url audio_embeds
     video video_url input_video video_embeds file input_file document search_result
@@ -109,7 +111,7 @@ _UNREADABLE_TYPES = _names(
     """
 )
 
-_SCHEMA_WORDS = _names(
+_SCHEMA_WORDS = names(
     """
     $schema $id $ref $defs $comment $anchor type properties required items enum const default
     examples example description title format pattern additionalProperties patternProperties
@@ -122,7 +124,7 @@ _SCHEMA_WORDS = _names(
     """
 )
 
-_VALUES = _names(
+_VALUES = names(
     """
     auto none required any tool low medium high minimal xhigh max default flex scale priority
     json json_object json_schema text grammar choice structural_tag lark gbnf ebnf float base64
@@ -131,7 +133,7 @@ _VALUES = _names(
     """
 )
 
-_KEYS = _names(
+_KEYS = names(
     """
     model role content name id call_id tool_call_id tool_use_id tool_calls function function_call
     arguments parameters input_schema input output summary status tools tool_choice strict schema

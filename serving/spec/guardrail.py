@@ -73,6 +73,11 @@ class PresidioGuardrail(_Guardrail):
     languages: tuple[str, ...] = Field(
         ("en",), min_length=1, description="Languages of the texts, as ISO 639-1 codes."
     )
+    phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
+        ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR"),
+        description="Countries whose phone numbers are recognized without an international "
+        "prefix, as ISO 3166 codes.",
+    )
     nlp_models: dict[str, str] = Field(
         default_factory=dict,
         description="spaCy package or folder by language, to detect names and places; a language "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ EMAIL = "jane.roe@example.com"
 
 def find_email(text: str) -> list[Finding]:
     """Find the one e-mail address, wherever it is."""
-    start = text.find(EMAIL)
-    return [] if start < 0 else [Finding(start, start + len(EMAIL), "EMAIL_ADDRESS", 1.0, "redact")]
+    starts = [match.start() for match in re.finditer(re.escape(EMAIL), text)]
+    return [Finding(at, at + len(EMAIL), "EMAIL_ADDRESS", 1.0, "redact") for at in starts]
 
 
 async def finds_emails(side: Side, texts: Sequence[str]) -> list[list[Finding]]:
