@@ -75,4 +75,5 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 async def _on_refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RefusedError)
-    return JSONResponse(error_body(str(error), error.kind, error.code), error.status, error.headers)
+    body = error_body(str(error), error.kind, error.code, error.param)
+    return JSONResponse(body, error.status, error.headers)

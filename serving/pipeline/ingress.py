@@ -163,6 +163,7 @@ class Ingress:
     ) -> AsyncIterator[str]:
         timings, end = context.timings, _StreamEnd()
         packets: Any = end.remove(answer, timings)
+        guarded = None
         if self._guard is not None:
             guarded = GuardedStream(self._guard, context.path, timings, counts)
             packets = guarded.rewrite(packets)
@@ -170,7 +171,9 @@ class Ingress:
             async for packet in packets:
                 yield packet
         except RefusedError as error:
-            yield format_error(context.path, error_body(str(error), error.kind, error.code))
+            number = guarded.sequence_number if guarded is not None else 0
+            body = error_body(str(error), error.kind, error.code, error.param)
+            yield format_error(context.path, body, number)
         finally:
             answer.rest.cancel()
             self._dispatcher.finish(answer.model)
