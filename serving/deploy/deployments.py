@@ -14,7 +14,14 @@ from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import LIVE_FIELDS, ModelSpec, capacity, deployment_name, short_hash
+from serving.spec.model import (
+    LIVE_FIELDS,
+    ModelSpec,
+    capacity,
+    deployment_name,
+    served_names,
+    short_hash,
+)
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
 from serving.spec.scaling import ScalingSpec
@@ -245,13 +252,13 @@ def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
 
     An ingress leaves the queue to Serve's handle, whose length the autoscaler sees.
     """
-    scaling = spec.models[0].scaling
+    scaling, names = spec.models[0].scaling, served_names(spec.models)
     ongoing, queued = scaling.max_ongoing_requests, scaling.max_queued_requests
     if spec.composed:
         ongoing, queued = sum(capacity(model) for model in spec.models), 0
     return GateConfig(
         tenants=tenants,
-        models=tuple(_served_model(model) for model in spec.models),
+        models=tuple(_served_model(model, names) for model in spec.models),
         auto=isinstance(spec, PipelineSpec) and spec.router is not None,
         stores_responses=_stores_responses(spec, tenants),
         cors_origins=spec.cors_origins,
@@ -262,10 +269,10 @@ def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
     )
 
 
-def _served_model(model: ModelSpec) -> ServedModel:
+def _served_model(model: ModelSpec, names: dict[str, str]) -> ServedModel:
     return ServedModel(
         id=model.model_id,
-        aliases=model.aliases,
+        aliases=tuple(name for name in model.aliases if names.get(name) == model.model_id),
         adapters=model.adapters,
         max_model_len=model.max_model_len,
     )

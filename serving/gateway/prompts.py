@@ -18,6 +18,9 @@ BATCHES: dict[Kind, tuple[str, ...]] = {
 }
 """Fields that may have several prompts, each of which the model computes on by itself."""
 
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+"""Types of input items of the Responses API that vLLM reads."""
+
 MEDIA_FIELDS = ("messages", "input", "system", "query", *BATCHES["score"])
 """Fields whose content may have images and other media."""
 
@@ -49,9 +52,25 @@ def check_prompts(kind: Kind, fields: dict[str, Any], limits: Limits) -> int:
                     "too_many_messages",
                     name,
                 )
+    if kind == "responses" and isinstance(fields.get("input"), list):
+        _check_items(fields["input"])
     for name in MEDIA_FIELDS:
         _check_media(fields.get(name))
     return prompts
+
+
+def _check_items(items: list[Any]) -> None:
+    """Reject input items for which vLLM has no message; it would fail with status 500."""
+    for number, item in enumerate(items):
+        item_type = item.get("type", "message") if isinstance(item, dict) else None
+        if item_type not in ITEMS:
+            field = f"input[{number}].type" if isinstance(item, dict) else f"input[{number}]"
+            raise invalid_request(
+                f"{field} must be the type of an item: {', '.join(ITEMS)}.", "invalid_value", field
+            )
+        if item_type == "message" and not isinstance(item.get("role"), str):
+            field = f"input[{number}].role"
+            raise invalid_request(f"{field} is required.", "missing_parameter", field)
 
 
 def repeated_chars(kind: Kind, fields: dict[str, Any], prompts: int) -> int:

@@ -168,3 +168,25 @@ def test_arguments_of_tools_may_have_addresses() -> None:
     call = {"type": "tool_use", "id": "1", "name": "show", "input": {"image_url": HTTP_URL}}
     messages = [{"role": "assistant", "content": [call]}]
     prompts("/v1/messages", {"tools": tools, "messages": messages})
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ({"type": "item_reference", "id": "x"}, "input[1].type"),
+        ({"type": "file_search_call", "queries": []}, "input[1].type"),
+        ({"type": None, "content": "x"}, "input[1].type"),
+        ("text", "input[1]"),
+        ({"content": "no role"}, "input[1].role"),
+        ({"type": "message", "role": 7, "content": "x"}, "input[1].role"),
+    ],
+)
+def test_an_item_that_no_model_reads_is_rejected(item: Any, field: str) -> None:
+    assert rejected("/v1/responses", {"input": [MESSAGE, item]}).param == field
+
+
+def test_items_of_a_conversation_with_tools_pass() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    reasoning = {"type": "reasoning", "id": "r", "summary": []}
+    assert prompts("/v1/responses", {"input": [reasoning, call, result]}) == 1

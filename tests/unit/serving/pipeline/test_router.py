@@ -208,9 +208,7 @@ def pipeline_config(**router: Any) -> PipelineConfig:
     )
 
 
-def chosen(
-    handle: Handle, tenant: Tenant = ANYONE, **router: Any
-) -> tuple[tuple[str, ...], str]:
+def chosen(handle: Handle, tenant: Tenant = ANYONE, **router: Any) -> tuple[tuple[str, ...], str]:
     config = pipeline_config(**router)
     access = GateConfig(
         tenants=(tenant.model_copy(update={"key_hash": "0" * 64}),),
