@@ -121,7 +121,6 @@ def with_media(url: str) -> list[tuple[str, dict[str, Any]]]:
     """Requests with one URL in every place where a route reads media."""
     input_image = {"type": "input_image", "image_url": url}
     output = {"type": "function_call_output", "call_id": "1", "output": [input_image]}
-    screenshot = {"type": "computer_call_output", "output": {"image_url": url}}
     source = {"type": "url", "url": url} if url == HTTP_URL else {"type": "base64", "data": "AA=="}
     picture = {"type": "image", "source": source}
     result = {"type": "tool_result", "tool_use_id": "1", "content": [picture]}
@@ -133,7 +132,6 @@ def with_media(url: str) -> list[tuple[str, dict[str, Any]]]:
         ("/v1/responses", {"input": [user | {"content": [input_image]}]}),
         ("/v1/responses", {"input": [user | {"content": [{"file_url": url}]}]}),
         ("/v1/responses", {"input": [output]}),
-        ("/v1/responses", {"input": [screenshot]}),
         ("/v1/messages", {"messages": [user | {"content": [picture]}]}),
         ("/v1/messages", {"messages": [user | {"content": [result]}]}),
         ("/v1/messages", {"system": [picture]}),
@@ -174,6 +172,7 @@ def test_arguments_of_tools_may_have_addresses() -> None:
     ("item", "field"),
     [
         ({"type": "item_reference", "id": "x"}, "input[1].type"),
+        ({"type": "computer_call_output", "output": {"image_url": HTTP_URL}}, "input[1].type"),
         ({"type": "file_search_call", "queries": []}, "input[1].type"),
         ({"type": None, "content": "x"}, "input[1].type"),
         ("text", "input[1]"),
