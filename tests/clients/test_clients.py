@@ -44,8 +44,15 @@ CHECKS: dict[str, tuple[str, ...]] = {
         *ERRORS,
     ),
 }
-METERED = ("chat", "completions", "stream", "responses", "responses stream")
-METERED += ("messages", "messages stream")
+METERED = (
+    "chat",
+    "completions",
+    "stream",
+    "responses",
+    "responses stream",
+    "messages",
+    "messages stream",
+)
 PATHS = ("direct", "composed")
 CASES = [
     pytest.param(client, check, path, id=f"{client}-{check.replace(' ', '-')}-{path}")
