@@ -44,7 +44,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
         *ERRORS,
     ),
 }
-METERED = {
+METERED = (
     "chat",
     "completions",
     "stream",
@@ -52,7 +52,7 @@ METERED = {
     "responses stream",
     "messages",
     "messages stream",
-}
+)
 PATHS = ("direct", "composed")
 CASES = [
     pytest.param(client, check, path, id=f"{client}-{check.replace(' ', '-')}-{path}")
