@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -116,7 +117,8 @@ def parsed(observed: Observed) -> None:
 def json_object(observed: Observed) -> None:
     """A whole object: JSON mode must not run on until max_tokens."""
     succeeded(observed)
-    assert observed["finish"] == "stop", f"finish_reason is {observed['finish']!r}"
+    end = observed["text"][-40:]
+    assert observed["finish"] == "stop", f"finish_reason is {observed['finish']!r} after {end!r}"
     assert isinstance(json.loads(observed["text"]), dict)
 
 
@@ -149,13 +151,21 @@ def continued(observed: Observed) -> None:
 
 
 def conversation_lengths() -> set[int]:
-    """Return the possible lengths: a client may leave a missing content out, or make it empty."""
-    conversation = json.loads(json.dumps(REQUESTS["tool_messages"]))
+    """Return the lengths of what clients make of the conversation.
+
+    Some send an empty content where it is null, and LiteLLM leaves a key out of the schemas.
+    """
+    conversation = copy.deepcopy(REQUESTS["tool_messages"])
     function = conversation[1]["tool_calls"][0]["function"]
     function["arguments"] = json.loads(function["arguments"])
-    lengths = {prompt_tokens(conversation, TOOLS)}
-    conversation[1]["content"] = ""
-    return lengths | {prompt_tokens(conversation, TOOLS)}
+    shorter = copy.deepcopy(TOOLS)
+    for tool in shorter:
+        del tool["function"]["parameters"]["additionalProperties"]
+    lengths = set()
+    for content in (None, ""):
+        conversation[1]["content"] = content
+        lengths |= {prompt_tokens(conversation, tools) for tools in (TOOLS, shorter)}
+    return lengths
 
 
 def counted(observed: Observed) -> None:

@@ -118,7 +118,7 @@ def judge_abort(program: ClientProgram, endpoint: Served) -> None:
 
 def judge_retry(program: ClientProgram, endpoint: Served, client: str) -> None:
     """The client is shed, waits as Retry-After says, tries again and is answered."""
-    before = endpoint.counted()
+    before = endpoint.settled()  # an earlier check was shed too
     with endpoint.full() as stop:
         started = time.monotonic()
         program.start("retry", endpoint.target)
