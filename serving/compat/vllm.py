@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,3 +256,29 @@ async def generation_error_response(request: Any, error: Exception) -> Any:
     from vllm.entrypoints.serve.exception_handling.handlers import vllm_error
 
     return await vllm_error.generation_error_handler(request, error)
+
+
+_OPENAI, _POOLING = "vllm.entrypoints.openai", "vllm.entrypoints.pooling"
+REQUEST_CLASSES = {
+    "chat": f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest",
+    "completion": f"{_OPENAI}.completion.protocol:CompletionRequest",
+    "responses": f"{_OPENAI}.responses.protocol:ResponsesRequest",
+    "messages": "vllm.entrypoints.anthropic.protocol:AnthropicMessagesRequest",
+    "count_tokens": "vllm.entrypoints.anthropic.protocol:AnthropicCountTokensRequest",
+    "embedding": f"{_POOLING}.embed.protocol:EmbeddingRequest",
+    "rerank": f"{_POOLING}.scoring.protocol:RerankRequest",
+    "score": f"{_POOLING}.scoring.protocol:ScoreRequest",
+    "tokenize": "vllm.entrypoints.serve.tokenize.protocol:TokenizeRequest",
+    "detokenize": "vllm.entrypoints.serve.tokenize.protocol:DetokenizeRequest",
+}
+"""The class of the body of each kind of request, as ``module:name``."""
+
+
+@cache
+def request_class(kind: str) -> Any:
+    """Return vLLM's class, or union of classes, for the body of a kind of request.
+
+    The first call imports vLLM, which takes some ten seconds.
+    """
+    module, _, name = REQUEST_CLASSES[kind].partition(":")
+    return getattr(import_module(module), name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _VALUE = re.compile(r" \((parameter|value)=.*\)$", re.DOTALL)
 """What vLLM appends to the message of an error. OpenAI's ``param`` names the field too."""
 
+INVALID_PARAMETER = "invalid_parameter"
 MESSAGES = "/v1/messages"
 """Anthropic's route, whose errors have ``{"type": "error"}`` around OpenAI's shape."""
 
@@ -64,15 +65,21 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_invalid_request(request: Request, error: Exception) -> Response:
     """Name the invalid field; vLLM's own handler repeats the values of the request."""
     assert isinstance(error, RequestValidationError)
-    problem = next(iter(error.errors()), None)
-    if isinstance(problem, dict):
-        field = _field(problem, error.body)
-        message = f"{field}: {_reason(problem)}" if field else _reason(problem)
-    else:
-        field, message = "", str(problem or "The request is invalid.")
-    body = error_body(message, "invalid_request_error", "invalid_parameter")
-    body["error"]["param"] = field or None
-    return JSONResponse(body, 400)
+    message, field = describe_problem(next(iter(error.errors()), None), error.body)
+    return JSONResponse(error_body(message, "invalid_request_error", INVALID_PARAMETER, field), 400)
+
+
+def describe_problem(problem: Any, body: Any) -> tuple[str, str | None]:
+    """Return what is wrong with a body, without its values, and the field at fault.
+
+    Args:
+        problem: One of FastAPI's or pydantic's errors; its ``loc`` begins with "body".
+        body: The request's body.
+    """
+    if not isinstance(problem, dict):
+        return str(problem or "The request is invalid."), None
+    field = _field(problem, body)
+    return (f"{field}: {_reason(problem)}", field) if field else (_reason(problem), None)
 
 
 def _field(problem: dict[str, Any], body: Any) -> str:

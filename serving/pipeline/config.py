@@ -36,6 +36,11 @@ class PipelineConfig(Strict):
     )
     always_on: tuple[str, ...] = Field((), description="Ids of the models that never sleep.")
 
+    @property
+    def sleepers(self) -> frozenset[str]:
+        """Ids of the models that may have no replica until a request comes."""
+        return frozenset(self.capacity) - frozenset(self.always_on)
+
     def is_adapter(self, name: str | None) -> bool:
         """Return whether a request's ``model`` names an adapter."""
         return name in self.adapters

@@ -32,6 +32,7 @@ from serving.guardrail.texts import RequestTexts
 from serving.pipeline.config import PipelineConfig, pick_model
 from serving.pipeline.dispatcher import Dispatcher, ModelHealth, StartCall, StartedAnswer
 from serving.pipeline.http_app import create_app
+from serving.pipeline.validation import RequestValidator
 from serving.spec.router import AUTO
 
 DONE = "data: [DONE]\n\n"
@@ -60,6 +61,7 @@ class Ingress:
         self._guardrail, self._router = guardrail, router
         self._gate_config: GateConfig | None = None
         self._guard: Guard | None = None
+        self._validator = RequestValidator()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply new keys, limits and rules without a restart."""
@@ -70,6 +72,8 @@ class Ingress:
             self._config.capacity, health, self._gate_config.retry_after_s
         )
         self._guard = self._make_guard()
+        if self._config.sleepers:
+            self._validator.start()
 
     def _make_guard(self) -> Guard | None:
         spec = self._config.guardrail
@@ -101,6 +105,8 @@ class Ingress:
                 await self._guard.check_prompt(texts, counts)
         with context.timings.measure("route"):
             candidates, reason = await self._candidates(texts, request, context)
+        if self._config.sleepers.intersection(candidates):
+            await self._validator.check(context.body.kind, texts.fields)
         answer = await self._dispatcher.send(candidates, self._make_start(texts, request))
         headers = _routing_headers(answer, reason)
         if answer.first.streams:

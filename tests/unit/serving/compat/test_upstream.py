@@ -249,6 +249,11 @@ def test_the_head_has_its_resource() -> None:
     assert compat_ray.HEAD_RESOURCE == HEAD_NODE_RESOURCE_NAME
 
 
+@pytest.mark.parametrize("kind", compat_vllm.REQUEST_CLASSES)
+def test_every_class_of_a_request_can_be_imported(kind: str) -> None:
+    assert compat_vllm.request_class(kind)
+
+
 def test_every_metric_of_vllm_has_its_name() -> None:
     text = source("vllm", "v1", "metrics", "loggers.py")
     for name in compat_vllm.ENGINE_METRICS:
