@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from serving.gateway.asgi import App, Message, Scope
-from serving.gateway.body import is_constrained
+from serving.gateway.bodies.body import is_constrained
 from serving.gateway.context import SCOPE_KEY
 
 

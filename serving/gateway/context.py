@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serving.gateway.asgi import Scope
-from serving.gateway.body import Body
+from serving.gateway.bodies.body import Body
 from serving.gateway.config import GateConfig
 from serving.gateway.stages import StageTimings
 from serving.spec.tenants import Tenant

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from serving.gateway.asgi import ApiError, error_body
-from serving.gateway.fields import Kind
+from serving.gateway.bodies.fields import Kind
 from serving.gateway.metering import Meter
 
 

@@ -15,14 +15,20 @@ from collections.abc import Callable
 
 from serving.gateway.asgi import ApiError, App, OverloadedError, Receive, Scope, Send, respond_json
 from serving.gateway.authentication import authenticated_tenant
-from serving.gateway.body import Body, BodyMemory, body_too_large, read_body
-from serving.gateway.body_checks import check_body
+from serving.gateway.bodies.body import Body, BodyMemory, body_too_large, read_body
+from serving.gateway.bodies.body_checks import check_body
+from serving.gateway.bodies.fields import POST_ROUTES
+from serving.gateway.bodies.known_fields import ignored_header
+from serving.gateway.bodies.stored_responses import (
+    check_store_fields,
+    check_store_route,
+    stored_response_method,
+)
 from serving.gateway.concurrency import ConcurrencyLimiter, FullError
 from serving.gateway.config import GateConfig
 from serving.gateway.context import SCOPE_KEY, RequestContext
 from serving.gateway.cors import CrossOrigin, is_preflight
 from serving.gateway.error_events import send_timeout
-from serving.gateway.fields import POST_ROUTES
 from serving.gateway.http_routes import (
     OPEN_ROUTES,
     check_headers,
@@ -36,16 +42,10 @@ from serving.gateway.http_routes import (
     sanitized_scope,
 )
 from serving.gateway.keep_alive import KeepAlive
-from serving.gateway.known_fields import ignored_header
 from serving.gateway.metering import Meter
 from serving.gateway.rate_limits import quota_error, rate_limit_headers
 from serving.gateway.served_models import ModelList, resolve_model
 from serving.gateway.stages import StageTimings, with_server_timing
-from serving.gateway.stored_responses import (
-    check_store_fields,
-    check_store_route,
-    stored_response_method,
-)
 from serving.quotas.accounts import QuotaLedger
 from serving.quotas.actor import ActorLedger
 from serving.quotas.client import Ledger, OverQuotaError, QuotaClient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope
-from serving.gateway.fields import POST_ROUTES
+from serving.gateway.bodies.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
 OPEN_ROUTES = frozenset({"/health"})

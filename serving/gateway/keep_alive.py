@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from serving.gateway.asgi import Message, Send
+from serving.gateway.bodies.fields import Kind
 from serving.gateway.error_events import error_event, error_fields
-from serving.gateway.fields import Kind
 
 COMMENT = b": keep-alive\n\n"
 MAX_ERROR_BYTES = 65_536

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from serving.gateway.asgi import Message, Send
-from serving.gateway.body import Body
-from serving.gateway.fields import Kind
+from serving.gateway.bodies.body import Body
+from serving.gateway.bodies.fields import Kind
 
 # Quotation marks and line ends are escaped inside a JSON string, so no generated text can match
 # these. A client's own object may have the key "usage" (a tool's schema, repeated in the response),

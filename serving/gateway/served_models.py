@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from serving.gateway.asgi import ApiError, invalid_request
-from serving.gateway.body import Body
+from serving.gateway.bodies.body import Body
+from serving.gateway.bodies.json_body import safe_name
 from serving.gateway.config import GateConfig
 from serving.gateway.http_routes import MODELS_ROUTE
-from serving.gateway.json_body import safe_name
 from serving.spec.router import AUTO
 from serving.spec.tenants import Tenant
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from serving.compat.vllm import REQUEST_CLASSES, request_class
 from serving.engine.http_app import INVALID_PARAMETER, describe_problem
-from serving.gateway.fields import Kind
+from serving.gateway.bodies.fields import Kind
 from serving.guardrail.guard import RefusedError
 
 Adapters = dict[str, TypeAdapter[Any]]

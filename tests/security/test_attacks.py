@@ -30,8 +30,8 @@ from support.gate_server import (
 )
 
 from serving.gateway.asgi import Receive, Scope, Send
+from serving.gateway.bodies.fields import POST_ROUTES
 from serving.gateway.config import GateConfig, ServedModel
-from serving.gateway.fields import POST_ROUTES
 from serving.spec.limits import Limits
 from serving.spec.tenants import Tenant, key_hash
 

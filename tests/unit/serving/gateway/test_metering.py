@@ -25,8 +25,8 @@ from vllm.entrypoints.pooling.scoring.protocol import (
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from serving.gateway.asgi import Message
-from serving.gateway.body import Body
-from serving.gateway.fields import Kind
+from serving.gateway.bodies.body import Body
+from serving.gateway.bodies.fields import Kind
 from serving.gateway.metering import Meter
 
 CHEAP = {"input_tokens": 0, "output_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}

@@ -10,8 +10,8 @@ import pytest
 from support.gate_clients import replace_config
 from support.gate_server import AUTHORIZED, CONFIG, KEY, ServedGate, Server
 
+from serving.gateway.bodies.fields import POST_ROUTES
 from serving.gateway.config import GateConfig, ServedModel
-from serving.gateway.fields import POST_ROUTES
 from serving.spec.tenants import Tenant, key_hash
 
 HUB_ID, SHORT = "org/Model-7B", "Model-7B"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.fields import Kind
+from serving.gateway.bodies.fields import Kind
 from serving.guardrail.guard import RefusedError
 from serving.pipeline.validation import RequestValidator
 

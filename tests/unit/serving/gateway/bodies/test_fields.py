@@ -18,7 +18,7 @@ from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
 from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 
-from serving.gateway.fields import INTEGERS, POST_ROUTES, REJECTED
+from serving.gateway.bodies.fields import INTEGERS, POST_ROUTES, REJECTED
 
 VLLM: dict[str, Any] = {
     "chat": ChatCompletionRequest,

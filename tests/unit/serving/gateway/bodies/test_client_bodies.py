@@ -15,8 +15,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
 
-from serving.gateway.body import Body
-from serving.gateway.body_checks import check_body
+from serving.gateway.bodies.body import Body
+from serving.gateway.bodies.body_checks import check_body
 from serving.spec.limits import Limits
 
 TOOL = {

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from serving.gateway.asgi import ApiError
-from serving.gateway.body import Body
-from serving.gateway.body_checks import check_body
-from serving.gateway.fields import POST_ROUTES
-from serving.gateway.known_fields import MAX_HEADER_CHARS, ignored_header
+from serving.gateway.bodies.body import Body
+from serving.gateway.bodies.body_checks import check_body
+from serving.gateway.bodies.fields import POST_ROUTES
+from serving.gateway.bodies.known_fields import MAX_HEADER_CHARS, ignored_header
 from serving.spec.limits import Limits
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.gateway.asgi import ApiError, Receive
+from serving.gateway.bodies.fields import Kind
 from serving.gateway.concurrency import FullError
-from serving.gateway.fields import Kind
 from serving.spec.limits import Limits
 
 HELD_BYTES = 64 * 2**20

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.gateway.asgi import ApiError, invalid_request
-from serving.gateway.fields import Kind
-from serving.gateway.json_body import count_chars
+from serving.gateway.bodies.fields import Kind
+from serving.gateway.bodies.json_body import count_chars
 from serving.spec.limits import Limits
 
 BATCHES: dict[Kind, tuple[str, ...]] = {

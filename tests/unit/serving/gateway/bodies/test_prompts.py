@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.gateway.asgi import ApiError
-from serving.gateway.body_checks import check_body
+from serving.gateway.bodies.body_checks import check_body
 from serving.spec.limits import Limits
 
 LIMITS = Limits(max_prompts=3, max_messages=3)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.asgi import ApiError
-from serving.gateway.body_checks import check_body
-from serving.gateway.fields import POST_ROUTES, REJECTED
-from serving.gateway.json_body import MAX_DEPTH
+from serving.gateway.bodies.body_checks import check_body
+from serving.gateway.bodies.fields import POST_ROUTES, REJECTED
+from serving.gateway.bodies.json_body import MAX_DEPTH
 from serving.spec.limits import Limits
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from serving.gateway.asgi import ApiError, invalid_request
-from serving.gateway.fields import INTEGERS, REJECTED, Route
-from serving.gateway.json_body import safe_name
+from serving.gateway.bodies.fields import INTEGERS, REJECTED, Route
+from serving.gateway.bodies.json_body import safe_name
 from serving.spec.limits import Limits
 
 NESTED = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from serving.gateway.asgi import ApiError, invalid_request
-from serving.gateway.body import Body
+from serving.gateway.bodies.body import Body
 from serving.gateway.config import GateConfig
 
 STORE_FIELDS = ("background", "previous_response_id", "store")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from serving.gateway.asgi import invalid_request
-from serving.gateway.body import OUTPUT_LIMITS, Body
-from serving.gateway.fields import POST_ROUTES
-from serving.gateway.json_body import count_chars, parse_object
-from serving.gateway.known_fields import select_fields
-from serving.gateway.prompts import check_prompts, repeated_chars
+from serving.gateway.bodies.body import OUTPUT_LIMITS, Body
+from serving.gateway.bodies.fields import POST_ROUTES
+from serving.gateway.bodies.json_body import count_chars, parse_object
+from serving.gateway.bodies.known_fields import select_fields
+from serving.gateway.bodies.prompts import check_prompts, repeated_chars
 from serving.spec.limits import Limits
 
 MAX_ENTRIES = 1024

@@ -1,0 +1,1 @@
+"""Read, check and re-encode the bodies of requests; imports nothing of the gate itself."""
