@@ -1,1 +1,1 @@
-"""Read, check and re-encode the bodies of requests; imports nothing of the gate itself."""
+"""The bodies of requests: read, checked against the known fields and limits, and re-encoded."""
