@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope
+from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope, Send
 from serving.gateway.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
@@ -110,3 +110,14 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
+
+
+def without_body(send: Send) -> Send:
+    """Wrap ``send`` for the response to HEAD, which has the headers of GET and no body."""
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_headers
