@@ -142,7 +142,8 @@ class GrammarChecker:
 async def _exchange(
     process: asyncio.subprocess.Process, message: dict[str, object]
 ) -> dict[str, str | None]:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(json.dumps(message).encode() + b"\n")
     await process.stdin.drain()
     answer: dict[str, str | None] = json.loads(await process.stdout.readline())
