@@ -202,6 +202,7 @@ def check_grammars_elsewhere(
         error: Returns the error that ``check`` found; raises ``KeyError`` if it did not run.
         check: Checks one call. It may raise :func:`validation_error` to reject the request.
     """
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.structured_output import backend_xgrammar as backend
 
     real = backend.xgr
@@ -213,7 +214,7 @@ def check_grammars_elsewhere(
         grammar.recorded = calls = []
         try:
             backend.validate_xgrammar_grammar(SimpleNamespace(structured_outputs=copy(params)))
-        except ValueError:
+        except (ValueError, VLLMValidationError):
             pass  # vLLM's own validation reports it
         finally:
             grammar.recorded = None

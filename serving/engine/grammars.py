@@ -114,7 +114,7 @@ class GrammarChecker:
             async with asyncio.timeout(self._wall_s):
                 return await _exchange(process, job)
         except (TimeoutError, OSError, ValueError):
-            self.close()
+            await self.close()
             return None
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -131,12 +131,13 @@ class GrammarChecker:
         await _exchange(process, {"tokenizer": info})
         return process
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Kill the worker; the next check starts another one."""
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
 
 
 async def _exchange(

@@ -27,7 +27,7 @@ def check_body(path: str, raw: bytes, limits: Limits) -> Body:
     route = POST_ROUTES[path]
     fields, ignored = select_fields(route, parse_object(raw), limits)
     chars = count_chars(fields)  # first: the other checks rely on its limit on nesting
-    check_grammars(fields, limits)
+    check_grammars(fields, limits, len(raw))
     prompts = check_prompts(route.kind, fields, limits)
     chars += repeated_chars(route.kind, fields, prompts)
     if chars > limits.max_prompt_chars:

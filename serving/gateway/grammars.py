@@ -65,17 +65,25 @@ _LIMITS = (
 )
 
 
-def check_grammars(fields: Mapping[str, Any], limits: Limits) -> None:
+def check_grammars(fields: Mapping[str, Any], limits: Limits, body_bytes: int) -> None:
     """Check the size of the grammars that a body sets, in all its fields together.
+
+    Args:
+        fields: The body.
+        limits: The limits.
+        body_bytes: Size of the body; the schemas of a small body need not be measured.
 
     Raises:
         ApiError: 400, names the field that exceeds a limit, and the limit.
     """
     size = GrammarSize()
+    is_small = body_bytes <= limits.max_schema_bytes
     for field in GRAMMARS:
         if field not in fields:
             continue
         _measure(field, fields[field], size)
+        if not is_small:
+            size.schema_bytes += _schema_bytes(field, fields[field])
         for name, limit_name, unit, code in _LIMITS:
             limit = getattr(limits, limit_name)
             if getattr(size, name) > limit:
@@ -89,14 +97,14 @@ def check_grammars(fields: Mapping[str, Any], limits: Limits) -> None:
 def _measure(field: str, value: Any, size: GrammarSize) -> None:
     if not isinstance(value, dict | list):
         return  # the engine rejects it, or it sets no grammar
-    if field == "structured_outputs":
-        for name, inner in value.items() if isinstance(value, dict) else ():
-            if name in _JSON_TEXT:
-                size.schema_bytes += _bytes(inner)
-    else:
-        size.schema_bytes += _bytes(value)
     for name, inner in _named_values(value, field):
         size.add(name, inner)
+
+
+def _schema_bytes(field: str, value: Any) -> int:
+    if field == "structured_outputs" and isinstance(value, dict):
+        return sum(_bytes(value[name]) for name in _JSON_TEXT & value.keys())
+    return _bytes(value)
 
 
 def _named_values(value: Any, field: str) -> Iterator[tuple[str, Any]]:
@@ -133,5 +141,9 @@ def _too_deep(field: str) -> ApiError:
 
 
 def _bytes(value: Any) -> int:
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    )
     return len(text.encode("utf-8", "surrogatepass"))
