@@ -211,7 +211,8 @@ def check_grammars_elsewhere(
     add_request = client.add_request
 
     def recorded_calls(params: Any) -> list[GrammarCall]:
-        grammar.recorded = calls = []
+        calls: list[GrammarCall] = []
+        grammar.recorded = calls
         try:
             backend.validate_xgrammar_grammar(SimpleNamespace(structured_outputs=copy(params)))
         except (ValueError, VLLMValidationError):
