@@ -7,11 +7,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextvars import ContextVar
+from copy import copy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from serving.errors import MissingPackageError
@@ -137,6 +141,160 @@ def _json_schemas(node: Any) -> Iterator[Any]:
     elif hasattr(node, "model_fields_set"):
         for _, value in node:
             yield from _json_schemas(value)
+
+
+GrammarCall = tuple[str, str]
+"""A constructor of ``xgrammar.Grammar`` and its argument; a schema as JSON."""
+
+
+class _CheckedGrammar:
+    """Stands for ``xgrammar.Grammar`` in vLLM's validation, whose results it does not use.
+
+    Args:
+        grammar: ``xgrammar.Grammar``.
+        error: Returns the error of a call that was checked elsewhere, or None; raises
+            ``KeyError`` for any other call.
+    """
+
+    def __init__(self, grammar: Any, error: Callable[[GrammarCall], str | None]) -> None:
+        self._grammar, self._error = grammar, error
+        self.recorded: list[GrammarCall] | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def build(*args: Any) -> Any:
+            call = _grammar_call(name, args)
+            if self.recorded is not None:
+                self.recorded.append(call)
+                return None
+            try:
+                error = self._error(call)
+            except KeyError:
+                return getattr(self._grammar, name)(*args)
+            if error is not None:
+                raise RuntimeError(error)
+            return None
+
+        return build
+
+
+def _grammar_call(name: str, args: tuple[Any, ...]) -> GrammarCall:
+    if name == "from_structural_tag" and len(args) == 2:
+        tags, triggers = args
+        items = [{"begin": t.begin, "schema": t.schema_, "end": t.end} for t in tags]
+        return name, json.dumps({"structures": items, "triggers": triggers})
+    (grammar,) = args
+    return name, grammar if isinstance(grammar, str) else json.dumps(grammar)
+
+
+def check_grammars_elsewhere(
+    client: Any,
+    error: Callable[[GrammarCall], str | None],
+    check: Callable[[GrammarCall], Awaitable[None]],
+) -> None:
+    """Await ``check`` for each grammar before vLLM validates a request in the event loop.
+
+    ``SamplingParams`` validates in ``client.add_request()`` through ``validate_xgrammar_grammar``
+    of ``vllm.v1.structured_output.backend_xgrammar``, which only calls the constructors of
+    ``xgr.Grammar``. This records the calls on a copy of ``params.structured_outputs``, and replaces
+    ``xgr`` there. Other backends than "auto" and "xgrammar" validate as before.
+
+    Args:
+        client: The engine.
+        error: Returns the error that ``check`` found; raises ``KeyError`` if it did not run.
+        check: Checks one call. It may raise :func:`validation_error` to reject the request.
+    """
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.structured_output import backend_xgrammar as backend
+
+    real = backend.xgr
+    grammar = _CheckedGrammar(real.Grammar, error)
+    backend.xgr = SimpleNamespace(Grammar=grammar, StructuralTagItem=real.StructuralTagItem)
+    add_request = client.add_request
+
+    def recorded_calls(params: Any) -> list[GrammarCall]:
+        calls: list[GrammarCall] = []
+        grammar.recorded = calls
+        try:
+            backend.validate_xgrammar_grammar(SimpleNamespace(structured_outputs=copy(params)))
+        except (ValueError, VLLMValidationError):
+            pass  # vLLM's own validation reports it
+        finally:
+            grammar.recorded = None
+        return calls
+
+    async def checked(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        constraints = getattr(params, "structured_outputs", None)
+        if constraints is not None:
+            for call in recorded_calls(constraints):
+                await check(call)
+        return await add_request(request_id, prompt, params, *args, **kwargs)
+
+    client.add_request = checked
+
+
+def validation_error(message: str) -> Exception:
+    """Return the exception that vLLM answers with 400: ``vllm.exceptions.VLLMValidationError``."""
+    from vllm.exceptions import VLLMValidationError
+
+    error: Exception = VLLMValidationError(message)
+    return error
+
+
+def tokenizer_info(client: Any) -> str | None:
+    """Return xgrammar's description of the engine's vocabulary, as JSON.
+
+    Calls ``client.get_tokenizer()`` and ``client.model_config.get_vocab_size()``, as
+    ``XgrammarBackend`` of ``vllm.v1.structured_output.backend_xgrammar`` does. None for a tokenizer
+    that xgrammar cannot read.
+    """
+    import xgrammar
+
+    try:
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            client.get_tokenizer(), vocab_size=client.model_config.get_vocab_size()
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return None
+    text: str = info.serialize_json()
+    return text
+
+
+class GeneratedTokens:
+    """The tokens of one HTTP request that the engine has read and generated so far."""
+
+    def __init__(self) -> None:
+        self.states: list[Any] = []
+
+    def count(self) -> tuple[int, int]:
+        """Return the tokens of the prompts and of the answers.
+
+        Reads ``prompt_len``, ``parent_req`` and ``stats.num_generation_tokens`` of each
+        ``vllm.v1.engine.output_processor.RequestState``.
+        """
+        prompts = {id(state.parent_req or state): state.prompt_len for state in self.states}
+        stats = (state.stats for state in self.states)
+        return sum(prompts.values()), sum(s.num_generation_tokens for s in stats if s is not None)
+
+
+generated_tokens: ContextVar[GeneratedTokens | None] = ContextVar("generated_tokens", default=None)
+"""Where the engine's requests of the HTTP request in progress are counted."""
+
+
+def count_generated_tokens(client: Any) -> None:
+    """Count the tokens of every request in :data:`generated_tokens`.
+
+    Wraps ``client.output_processor.add_request(request, ...)`` and then reads
+    ``client.output_processor.request_states``.
+    """
+    processor = client.output_processor
+    add_request = processor.add_request
+
+    def counted(request: Any, *args: Any, **kwargs: Any) -> None:
+        add_request(request, *args, **kwargs)
+        if (tokens := generated_tokens.get()) is not None:
+            tokens.states.append(processor.request_states[request.request_id])
+
+    processor.add_request = counted
 
 
 def _package() -> Path:

@@ -12,7 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from serving.compat.vllm import generation_error, generation_error_response
+from serving.compat.vllm import (
+    GeneratedTokens,
+    generated_tokens,
+    generation_error,
+    generation_error_response,
+)
+from serving.engine.grammars import TOO_COMPLEX
 from serving.gateway.asgi import App, Message, Receive, Scope, Send, error_body
 from serving.gateway.context import SCOPE_KEY
 from serving.gateway.http_routes import path_below_prefix
@@ -123,10 +129,17 @@ async def on_generation_error(request: Request, error: Exception) -> Response:
 
 
 def with_readable_errors(app: App) -> App:
-    """Return ``app``, with errors that vLLM's handlers return themselves rewritten."""
+    """Return ``app``, with errors that vLLM's handlers return themselves rewritten.
+
+    The context of each request can then tell how many tokens its answer has so far.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if (context := scope.get(SCOPE_KEY)) is not None:
+                tokens = GeneratedTokens()
+                generated_tokens.set(tokens)
+                context.generated = tokens.count
             messages = path_below_prefix(scope).startswith(MESSAGES)
             send = _ErrorRewriter(send, messages).send
         await app(scope, receive, send)
@@ -178,5 +191,6 @@ def readable_error(body: bytes, messages: bool) -> bytes:
         message = _VALUE.sub("", error["message"])
     except (ValueError, KeyError, TypeError):
         return body
-    fields = {"error": {"param": None, "code": None} | error | {"message": message}}
+    code = {"code": "grammar_too_complex"} if TOO_COMPLEX in message else {}
+    fields = {"error": {"param": None, "code": None} | error | code | {"message": message}}
     return json.dumps({"type": "error"} | fields if messages else fields).encode()

@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from serving.gateway.asgi import App, Message, Scope
 from serving.gateway.bodies.body import is_constrained
 from serving.gateway.context import SCOPE_KEY
+
+PROGRESS_S = 0.25
+"""Seconds between two counts of the tokens of an answer that has not started."""
+
+
+@dataclass(slots=True)
+class CallContext:
+    """What the engine's server reads and sets of a request, as in a gate's context.
+
+    Attributes:
+        constrained: Whether a grammar set by the client restricts the answer's tokens.
+        generated: Returns the tokens of the prompt and of the answer so far.
+    """
+
+    constrained: bool
+    generated: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +55,8 @@ class EngineRequest:
             None,
         )
 
-    @property
-    def constrained(self) -> bool:
-        """Whether a grammar set by the client restricts the answer's tokens."""
-        return is_constrained(self.fields)
-
     def scope(self, body: bytes) -> Scope:
-        """Return the ASGI scope; ``constrained`` is read from it as from a gate's context."""
+        """Return the ASGI scope, with a :class:`CallContext` in the place of a gate's context."""
         headers = {**self.headers, "content-type": "application/json"}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
         return {
@@ -61,8 +72,18 @@ class EngineRequest:
             "headers": [*raw, (b"content-length", str(len(body)).encode())],
             "client": None,
             "server": None,
-            SCOPE_KEY: self,
+            SCOPE_KEY: CallContext(is_constrained(self.fields)),
         }
+
+
+class Progress(NamedTuple):
+    """The tokens of an answer that has not started; a whole one starts when it is complete.
+
+    The caller charges them if the client disconnects.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
 
 
 class ResponseStart(NamedTuple):
@@ -86,13 +107,30 @@ class ResponseStart(NamedTuple):
         return self.content_type.startswith("text/event-stream")
 
 
-async def call_app(app: App, request: EngineRequest) -> AsyncIterator[ResponseStart | str]:
+Packet = Progress | ResponseStart | str
+"""A part of the answer to a request."""
+
+
+async def read_start(
+    packets: AsyncIterator[Packet], on_progress: Callable[[Progress], None]
+) -> ResponseStart:
+    """Return the start of a response; pass on what is reported before it."""
+    while isinstance(packet := await anext(packets), Progress):
+        on_progress(packet)
+    assert isinstance(packet, ResponseStart)
+    return packet
+
+
+async def call_app(
+    app: App, request: EngineRequest, progress_s: float = PROGRESS_S
+) -> AsyncIterator[Packet]:
     """Run a request through an ASGI application in this process.
 
     Closing the generator disconnects the client.
 
     Yields:
-        The start of the response together with the first part of its body, then the other parts.
+        The tokens so far every ``progress_s`` seconds until the response starts; then its start
+        together with the first part of its body, then the other parts.
 
     Raises:
         ConnectionResetError: The application ended without a response.
@@ -109,14 +147,26 @@ async def call_app(app: App, request: EngineRequest) -> AsyncIterator[ResponseSt
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            ticks.cancel()
         messages.put_nowait(message)
 
-    task = asyncio.ensure_future(app(request.scope(body), receive, send))
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(progress_s)
+            messages.put_nowait({"type": "progress"})
+
+    scope = request.scope(body)
+    context: CallContext = scope[SCOPE_KEY]
+    task = asyncio.ensure_future(app(scope, receive, send))
+    ticks = asyncio.ensure_future(tick())
     task.add_done_callback(lambda _: messages.put_nowait(None))
     try:
         start: Message | None = None
         while (message := await messages.get()) is not None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "progress":
+                yield Progress(*context.generated())
+            elif message["type"] == "http.response.start":
                 start = message
             elif message["type"] == "http.response.body":
                 text = message.get("body", b"").decode()
@@ -133,6 +183,7 @@ async def call_app(app: App, request: EngineRequest) -> AsyncIterator[ResponseSt
     finally:
         disconnected.set()
         task.cancel()
+        ticks.cancel()
 
 
 def _content_type(start: Message) -> str:

@@ -17,14 +17,18 @@ from ray import serve
 from serving.compat.ray_server import DPServer, EngineServer
 from serving.compat.vllm import (
     add_stat_logger,
+    check_grammars_elsewhere,
+    count_generated_tokens,
     kv_cache_blocks,
+    tokenizer_info,
     unfinished_requests,
 )
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config, prepare_front_end
+from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
-from serving.engine.http_call import EngineRequest, ResponseStart, call_app
+from serving.engine.http_call import EngineRequest, Packet, call_app
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -69,6 +73,9 @@ class EngineReplica(EngineServer):
         client = self.engine_client
         if self._compiles_sampler:
             await warm_up(client)
+        count_generated_tokens(client)
+        grammars = GrammarChecker(lambda: tokenizer_info(client))
+        check_grammars_elsewhere(client, grammars.error, grammars.check)
         self._app = build_engine_app(await self.engine_app(), await client.get_supported_tasks())
         self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
         add_stat_logger(client, self._stats)
@@ -82,12 +89,12 @@ class EngineReplica(EngineServer):
         """Return what Serve passes to an autoscaling policy (``serving.deploy.autoscaling``)."""
         return autoscaling_stats(self._stats.figures(), [self._first_tokens], None)
 
-    async def handle_http(self, request: EngineRequest) -> AsyncIterator[ResponseStart | str]:
+    async def handle_http(self, request: EngineRequest) -> AsyncIterator[Packet]:
         """Answer a request that came through a handle.
 
         Yields:
-            The start of the response, then the rest of its body, with the tokens of a stream joined
-            (:class:`~serving.engine.coalesce.StreamCoalescer`).
+            Its progress and the start of the response, then the rest of its body, with the tokens
+            of a stream joined (:class:`~serving.engine.coalesce.StreamCoalescer`).
         """
         async for packet in self._coalescer.coalesce(call_app(self._app, request)):
             yield packet

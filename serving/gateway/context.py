@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.gateway.asgi import Scope
@@ -27,6 +28,8 @@ class RequestContext:
         tenant: The caller.
         timings: Time spent per stage; the application adds its own stages.
         body: The checked body; None for a request without one.
+        generated: Returns the tokens of the prompt and of the answer so far, by the engine's count;
+            the application sets it.
     """
 
     path: str
@@ -34,6 +37,7 @@ class RequestContext:
     tenant: Tenant
     timings: StageTimings
     body: Body | None = None
+    generated: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     @property
     def constrained(self) -> bool:

@@ -40,6 +40,7 @@ from serving.gateway.http_routes import (
     path_below_prefix,
     replay_body,
     sanitized_scope,
+    without_body,
 )
 from serving.gateway.keep_alive import KeepAlive
 from serving.gateway.metering import Meter
@@ -98,7 +99,7 @@ class Gate:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_below_prefix(scope)
         if scope["type"] == "lifespan" or path in OPEN_ROUTES:
-            return await self._app(scope, receive, send)
+            return await self._open(path, scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         try:
@@ -114,6 +115,12 @@ class Gate:
             if not error.sent:
                 await error.send(send)
 
+    async def _open(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a request that needs no key; HEAD as GET, since the engine only knows that."""
+        if path in OPEN_ROUTES and scope["type"] == "http" and scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, without_body(send)
+        await self._app(scope, receive, send)
+
     async def _read(
         self, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
@@ -121,6 +128,8 @@ class Gate:
         check_read(context.path, scope["method"], context.tenant)
         if not is_models_route(context.path):
             return await self._app(sanitized_scope(scope, b""), receive, send)
+        if scope["method"] == "HEAD":
+            send = without_body(send)
         answer = self._models.answer(context.path, context.config, context.tenant)
         await respond_json(send, 200, answer)
 
@@ -189,14 +198,15 @@ class Gate:
             used = 0
             try:
                 await self._forward(context, lease, body, scope, receive, meter)
-                used = lease.charge(meter.tokens(), failed=(meter.status or 500) >= 500)
+                tokens = meter.tokens(context.generated)
+                used = lease.charge(tokens, failed=(meter.status or 500) >= 500)
             except ApiError as error:  # shed: nothing was served
                 if keep_alive.started:
                     await error.send(keep_alive.send)
                 raise
             except BaseException as error:
                 disconnected = isinstance(error, asyncio.CancelledError)
-                used = lease.charge(meter.tokens(), failed=not disconnected)
+                used = lease.charge(meter.tokens(context.generated), failed=not disconnected)
                 raise
             finally:
                 self.quotas.release(lease, reserved, used)

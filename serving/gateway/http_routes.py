@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope
+from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope, Send
 from serving.gateway.bodies.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
@@ -15,7 +15,7 @@ OWNER_ROUTES = frozenset({"/metrics", "/load", "/stats", "/docs", "/redoc"})
 """Open to the owner only: they report on all tenants together."""
 
 FORWARDED = frozenset(
-    b"host content-type accept accept-encoding user-agent traceparent tracestate".split()
+    b"host accept accept-encoding user-agent traceparent tracestate".split()
     + [BUDGET_HEADER.encode()]
 )
 """Headers that pass. Others steer the engine (priority, rank, adapter) or carry the key."""
@@ -92,10 +92,14 @@ def content_length(scope: Scope) -> int:
 
 
 def sanitized_scope(scope: Scope, body: bytes) -> Scope:
-    """Return a copy of the scope with the forwarded headers only, and the length of ``body``."""
+    """Return a copy of the scope with the forwarded headers only, and those of ``body``.
+
+    The body is JSON, whatever type the client declared, as on the way through an ingress.
+    """
     kept = [(name, value) for name, value in scope["headers"] if name.lower() in FORWARDED]
-    length = [(b"content-length", str(len(body)).encode())] if body else []
-    return {**scope, "headers": kept + length}
+    if body:
+        kept += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return {**scope, "headers": kept}
 
 
 def replay_body(body: bytes, receive: Receive) -> Receive:
@@ -110,3 +114,14 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
+
+
+def without_body(send: Send) -> Send:
+    """Wrap ``send`` for the response to HEAD, which has the headers of GET and no body."""
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_headers

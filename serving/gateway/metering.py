@@ -1,8 +1,8 @@
 """The tokens of a response by the server's own count, read from the bytes that pass.
 
 A whole answer has ``usage``. A stream ends with it, or was asked to (``Body.request_usage``). If
-that end never comes, because the client disconnected, each event counts as one token and the prompt
-by its characters: less exact, but never zero.
+that end never comes, because the client disconnected, the engine's count so far is used. Without
+one, each event counts as one token and the prompt by its characters: less exact, but never zero.
 """
 
 from __future__ import annotations
@@ -87,12 +87,17 @@ class Meter:
                 message = {**message, "body": _without_usage(data)}
         return message
 
-    def tokens(self) -> tuple[int, int]:
-        """Return the tokens of the prompt and of the answer."""
-        if self.status is None or self.status >= 400:
+    def tokens(self, generated: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        """Return the tokens of the prompt and of the answer.
+
+        Args:
+            generated: Returns the engine's count so far, for an answer that was not completed; zero
+                if the engine did not get the request.
+        """
+        if self.status is not None and self.status >= 400:
             return 0, 0
-        usage = self._usage()
-        if usage is not None:
+        usage = self._usage() or generated()
+        if self.status is None or any(usage):
             return usage
         return -(-self._body.prompt_chars // 4), self._events
 

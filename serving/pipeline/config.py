@@ -9,6 +9,7 @@ from pydantic import Field
 
 from serving.gateway.context import RequestContext
 from serving.guardrail.texts import RequestTexts
+from serving.pipeline.dispatcher import ModelState
 from serving.pipeline.router_rules import RoutingInput
 from serving.spec.base import Strict
 from serving.spec.guardrail import GuardrailSpec
@@ -51,19 +52,19 @@ class PipelineConfig(Strict):
             return next(iter(self.capacity))
         return self.adapters.get(name, name)
 
-    def down_reader(self, app: str) -> Callable[[], dict[str, bool]]:
-        """Return a blocking function that asks Serve which models are down.
+    def state_reader(self, app: str) -> Callable[[], dict[str, ModelState]]:
+        """Return a blocking function that asks Serve for the state of each model.
 
         Args:
             app: The Serve application's name.
         """
 
-        def read() -> dict[str, bool]:
+        def read() -> dict[str, ModelState]:
             from ray import serve
 
             deployments = serve.status().applications[app].deployments
             return {
-                model: _is_down(deployments[name], model in self.always_on)
+                model: _state(deployments[name], model in self.always_on)
                 for model, name in self.deployments.items()
                 if name in deployments
             }
@@ -71,10 +72,12 @@ class PipelineConfig(Strict):
         return read
 
 
-def _is_down(status: Any, always_on: bool) -> bool:
+def _state(status: Any, always_on: bool) -> ModelState:
     if any(str(state) == "RUNNING" and count for state, count in status.replica_states.items()):
-        return False
-    return always_on or status.status in ("UNHEALTHY", "DEPLOY_FAILED")
+        return ModelState.RUNNING
+    if always_on or status.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+        return ModelState.DOWN
+    return ModelState.STARTING
 
 
 def pipeline_config(

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from serving.compat.ray import session_id
-from serving.engine.http_call import EngineRequest, ResponseStart
+from serving.engine.http_call import EngineRequest, Progress, ResponseStart, read_start
 from serving.engine.stats import report_gate
 from serving.gateway.asgi import BUDGET_HEADER, MODEL_HEADER, App, error_body
 from serving.gateway.config import GateConfig
@@ -67,9 +67,12 @@ class Ingress:
         """Apply new keys, limits and rules without a restart."""
         self._gate_config = GateConfig(**user_config["access"])
         self._config = PipelineConfig(**user_config["composition"])
-        health = ModelHealth(self._config.down_reader(serve.get_replica_context().app_name))
+        health = ModelHealth(self._config.state_reader(serve.get_replica_context().app_name))
         self._dispatcher = Dispatcher(
-            self._config.capacity, health, self._gate_config.retry_after_s
+            self._config.capacity,
+            health,
+            self._gate_config.retry_after_s,
+            self._gate_config.limits.queue_timeout_s,
         )
         self._guard = self._make_guard()
         if self._config.sleepers:
@@ -107,9 +110,15 @@ class Ingress:
             candidates, reason = await self._candidates(texts, request, context)
         if self._config.sleepers.intersection(candidates):
             await self._validator.check(context.body.kind, texts.fields)
-        answer = await self._dispatcher.send(candidates, self._make_start(texts, request))
+
+        def on_progress(progress: Progress) -> None:
+            context.generated = lambda: (progress.prompt_tokens, progress.output_tokens)
+
+        start = self._make_start(texts, request)
+        answer = await self._dispatcher.send(candidates, start, on_progress)
         headers = _routing_headers(answer, reason)
         if answer.first.streams:
+            context.generated = lambda: (0, 0)  # from here on its events are counted
             if self._guard is not None:
                 headers["x-guardrail"] = str(counts)
             stream = self._stream(answer, context, counts)
@@ -239,7 +248,7 @@ def handle_client(handle: Any, model_id: str) -> Ask:
         response = streaming.handle_http.remote(
             EngineRequest(path, {"model": model_id} | fields, {})
         )
-        start: ResponseStart = await anext(response)
+        start = await read_start(response, lambda _: None)
         if start.status != 200:
             raise RuntimeError(f"the guard model answered with status {start.status}")
         text = await _whole_text(start, response)

@@ -41,6 +41,29 @@ class Limits(Strict):
     max_stop_chars: int = Field(
         256, ge=1, description="Maximum number of characters in a stop string."
     )
+    max_schema_bytes: int = Field(
+        262_144,
+        ge=1,
+        description="Largest size of all JSON schemas of a request together, with the definitions "
+        "of its tools, in bytes of JSON.",
+    )
+    max_enum_values: int = Field(
+        2_000,
+        ge=1,
+        description="Maximum number of values of all enums and choices of a request together.",
+    )
+    max_grammar_bytes: int = Field(
+        65_536,
+        ge=1,
+        description="Largest size of all regular expressions and grammars of a request together, "
+        "in bytes.",
+    )
+    max_alternatives: int = Field(
+        2_000,
+        ge=1,
+        description="Maximum number of alternatives of a request together: of anyOf, oneOf and "
+        "allOf in its schemas, and after '|' in its regular expressions and grammars.",
+    )
     body_timeout_s: float = Field(
         30,
         gt=0,
@@ -53,7 +76,13 @@ class Limits(Strict):
         le=86_400,
         description="Seconds within which a request must be answered, up to 86400; else HTTP 504.",
     )
-
+    queue_timeout_s: float = Field(
+        300,
+        gt=0,
+        le=86_400,
+        description="Seconds that a request waits while its model has no running replica, up to "
+        "86400; then HTTP 503. Longer than the model takes to start, if it may sleep.",
+    )
     keep_alive_s: float = Field(
         15,
         ge=0,

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.attack_bodies import MALICIOUS_BODIES
 from support.gate_server import (
     AUTHORIZED,
     CONFIG,
@@ -108,18 +109,7 @@ def assert_next_is_answered(served: ServedGate) -> None:
 class TestBodies:
     @pytest.mark.parametrize(
         "body",
-        [
-            b"not json",
-            b'{"prompt": "\xff\xfe"}',
-            b'{"temperature": NaN}',
-            b'{"n": 1e400}',
-            b'{"seed": ' + b"1" * 4999 + b"}",
-            b"[" * 200_000 + b"]" * 200_000,
-            b'{"logit_bias":' * 1000 + b"1" + b"}" * 1000,
-            b'{"messages": 7, "n": "many"}',
-            b'{"prompt": "a", "stop": [' + b'"a",' * 5000 + b'"a"]}',
-            json.dumps({"prompt": ["a"] * 5000}).encode(),
-        ],
+        MALICIOUS_BODIES,
         ids=range(10),
     )
     def test_a_malicious_body_is_400_and_never_reaches_the_application(

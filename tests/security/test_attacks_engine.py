@@ -72,6 +72,7 @@ def tenants(deployed: Deployed) -> Iterator[Endpoint]:
         Tenant(name="words", tokens_per_minute=300),
         Tenant(name="elsewhere", models=("another-model",)),
         Tenant(name="formats"),
+        Tenant(name="leaves"),
     ]
     before = replicas("shared")
     yield deploy(shared.spec, tenants=further, progress=lambda _: None)
@@ -105,6 +106,25 @@ class TestQuotas:
         assert row["prompt_tokens"] == 2 * whole["prompt_tokens"]
         assert row["usd"] == pytest.approx((row["prompt_tokens"] + 100) / 1e6)
         assert ask(words, max_tokens=280).status_code == 429
+
+    def test_a_client_that_leaves_a_whole_answer_pays_for_what_was_generated(
+        self, tenants: Endpoint
+    ) -> None:
+        leaves = tenants.as_tenant("leaves")
+        body = {
+            "model": leaves.model_id,
+            "messages": [{"role": "user", "content": "Count."}],
+            "max_tokens": 1500,
+            "ignore_eos": True,
+        }
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{leaves.base_url}/chat/completions", json=body, headers=bearer(leaves), timeout=1
+            )
+        time.sleep(2)
+        row = tenants.usage().loc["leaves"]
+        assert 0 < row["output_tokens"] < 1500
+        assert row["prompt_tokens"] > 0
 
     def test_usage_in_every_format_is_the_engines_own_count(self, tenants: Endpoint) -> None:
         formats = tenants.as_tenant("formats")

@@ -7,6 +7,7 @@ from typing import Any
 from serving.gateway.asgi import invalid_request
 from serving.gateway.bodies.body import OUTPUT_LIMITS, Body
 from serving.gateway.bodies.fields import POST_ROUTES
+from serving.gateway.bodies.grammars import check_grammars
 from serving.gateway.bodies.json_body import count_chars, parse_object
 from serving.gateway.bodies.known_fields import select_fields
 from serving.gateway.bodies.prompts import check_prompts, repeated_chars
@@ -26,6 +27,7 @@ def check_body(path: str, raw: bytes, limits: Limits) -> Body:
     route = POST_ROUTES[path]
     fields, ignored = select_fields(route, parse_object(raw), limits)
     chars = count_chars(fields)  # first: the other checks rely on its limit on nesting
+    check_grammars(fields, limits, len(raw))
     prompts = check_prompts(route.kind, fields, limits)
     chars += repeated_chars(route.kind, fields, prompts)
     if chars > limits.max_prompt_chars:

@@ -75,6 +75,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "collective_rpc": ("self", "method"),
         "errored": ("self",),
         "get_supported_tasks": ("self",),
+        "add_request": ("self", "request_id", "prompt", "params"),
     },
     ("vllm/tool_parsers/abstract_tool_parser.py", "ToolParserManager"): {
         "import_tool_parser": ("plugin_path",),
@@ -84,6 +85,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     },
     ("vllm/v1/engine/output_processor.py", "OutputProcessor"): {
         "get_num_unfinished_requests": ("self",),
+        "add_request": ("self", "request"),
     },
     ("vllm/v1/metrics/loggers.py", "StatLoggerBase"): {
         "record": ("self", "scheduler_stats", "iteration_stats"),
@@ -129,10 +131,27 @@ TEXTS = {
         "num_skipped_waiting_reqs:",
         "kv_cache_usage:",
         "time_to_first_tokens_iter:",
+        "num_generation_tokens:",
     ),
     "vllm/config/cache.py": ("num_gpu_blocks:", "block_size:"),
     "vllm/config/vllm.py": ("cache_config:",),
-    "vllm/exceptions.py": ("class GenerationError(",),
+    "vllm/exceptions.py": ("class GenerationError(", "class VLLMValidationError("),
+    "vllm/v1/engine/output_processor.py": (
+        "self.request_states[request_id] = req_state",
+        "self.prompt_len =",
+        "self.parent_req =",
+        "self.stats = RequestStateStats(",
+    ),
+    # Its results are not used, so that a call may return nothing.
+    "vllm/v1/structured_output/backend_xgrammar.py": (
+        "def validate_xgrammar_grammar(sampling_params: SamplingParams)",
+        "                xgr.Grammar.from_regex,",
+        "            xgr.Grammar.from_ebnf(choice_grammar)",
+        "            xgr.Grammar.from_json_schema(schema)",
+        "            xgr.Grammar.from_ebnf(so_params.grammar)",
+        "                xgr.Grammar.from_structural_tag(tags,",
+        "                xgr.Grammar.from_structural_tag(so_params.structural_tag)",
+    ),
     # Imported when a request arrives, so that a replaced function has effect.
     "vllm/tool_parsers/abstract_tool_parser.py": (
         "        from vllm.tool_parsers.structural_tag_registry import get_model_structural_tag",

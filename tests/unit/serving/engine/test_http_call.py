@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from serving.engine.http_call import EngineRequest, ResponseStart, call_app
+from serving.engine.http_call import EngineRequest, Progress, ResponseStart, call_app, read_start
+from serving.gateway.context import SCOPE_KEY
 
 log: list[str] = []
 
@@ -119,5 +120,26 @@ def test_the_prompt_is_what_prefix_aware_routing_reads(fields: Any, prompt: Any)
 
 
 def test_a_request_knows_whether_a_grammar_constrains_it() -> None:
-    assert EngineRequest("/", {"response_format": {"type": "json_object"}}, {}).constrained
-    assert not EngineRequest("/", {"tools": []}, {}).constrained
+    constrained = EngineRequest("/", {"response_format": {"type": "json_object"}}, {})
+    assert constrained.scope(b"")[SCOPE_KEY].constrained
+    assert not EngineRequest("/", {"tools": []}, {}).scope(b"")[SCOPE_KEY].constrained
+
+
+def test_the_tokens_so_far_are_reported_until_the_response_starts() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        tokens = iter(range(100))
+        scope[SCOPE_KEY].generated = lambda: (7, next(tokens))
+        await asyncio.sleep(0.2)
+        await JSONResponse({})(scope, receive, send)
+        await asyncio.sleep(0.1)
+
+    async def run() -> tuple[list[Progress], ResponseStart, list[Any]]:
+        packets = call_app(slow, EngineRequest("/", {}, {}), progress_s=0.05)
+        reported: list[Progress] = []
+        start = await read_start(packets, reported.append)
+        return reported, start, [packet async for packet in packets]
+
+    reported, start, rest = asyncio.run(run())
+    assert reported == [(7, number) for number in range(len(reported))]
+    assert 1 <= len(reported) <= 4
+    assert (start.status, start.text, rest) == (200, "{}", [])

@@ -33,7 +33,14 @@ CHEAP = {"input_tokens": 0, "output_tokens": 0, "prompt_tokens": 0, "completion_
 PROMPT_CHARS = 400
 
 
-def metered(kind: Kind, parts: list[str], *, streams: bool, status: int = 200) -> tuple[int, int]:
+def metered(
+    kind: Kind,
+    parts: list[str],
+    *,
+    streams: bool,
+    status: int = 200,
+    generated: tuple[int, int] = (0, 0),
+) -> tuple[int, int]:
     """The tokens that a meter reads from an answer in these parts."""
 
     async def ignore(message: Message) -> None:
@@ -47,7 +54,7 @@ def metered(kind: Kind, parts: list[str], *, streams: bool, status: int = 200) -
         for part in parts:
             body = part.encode()
             await meter.send({"type": "http.response.body", "body": body, "more_body": True})
-        return meter.tokens()
+        return meter.tokens(lambda: generated)
 
     return asyncio.run(run())
 
@@ -171,3 +178,22 @@ class TestPooling:
 def test_an_error_costs_nothing(kind: Kind) -> None:
     body = json.dumps({"error": {}, "usage": {"prompt_tokens": 5}, "input_tokens": 5})
     assert metered(kind, [body], streams=False, status=400) == (0, 0)
+
+
+class TestAnswersThatEndEarly:
+    """The client disconnects; the engine had read 90 tokens and generated 30."""
+
+    def test_a_whole_answer_is_charged_by_the_engines_count(self) -> None:
+        assert metered("chat", [], streams=False, generated=(90, 30)) == (90, 30)
+
+    def test_a_stream_is_charged_by_the_engines_count_rather_than_its_events(self) -> None:
+        parts = ["data: {}\n\n"] * 4
+        assert metered("chat", parts, streams=True, generated=(90, 30)) == (90, 30)
+        assert metered("chat", parts, streams=True) == (PROMPT_CHARS // 4, 4)
+
+    def test_a_complete_answer_is_charged_by_its_usage(self) -> None:
+        usage = json.dumps({"usage": {"prompt_tokens": 5, "completion_tokens": 6}})
+        assert metered("chat", [usage], streams=False, generated=(90, 30)) == (5, 6)
+
+    def test_a_refused_request_costs_nothing(self) -> None:
+        assert metered("chat", [], streams=False, status=400, generated=(90, 30)) == (0, 0)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from serving.engine.http_call import ResponseStart
+from serving.engine.http_call import Progress, ResponseStart
 from serving.gateway.config import GateConfig, ServedModel
 from serving.gateway.context import RequestContext
 from serving.gateway.stages import StageTimings
 from serving.guardrail.guard import RefusedError
 from serving.guardrail.texts import RequestTexts
 from serving.pipeline.config import PipelineConfig, pick_model
-from serving.pipeline.dispatcher import HEALTH_MAX_AGE_S, Dispatcher, ModelHealth
+from serving.pipeline.dispatcher import HEALTH_MAX_AGE_S, Dispatcher, ModelHealth, ModelState
 from serving.pipeline.router_rules import Decision, RoutingInput, contains_code, decide, language
 from serving.spec.router import (
     BudgetRule,
@@ -253,6 +254,8 @@ class Response:
         self.first, self.cancelled = first, False
 
     async def __anext__(self) -> Any:
+        if isinstance(self.first, list):
+            return self.first.pop(0)
         if self.first is None:
             await asyncio.sleep(60)
         if isinstance(self.first, Exception):
@@ -268,14 +271,19 @@ def start(text: str, status: int = 200) -> ResponseStart:
 
 
 def dispatcher(down: set[str] | None = None, **capacity: int) -> Dispatcher:
-    states = {name: name in (down or set()) for name in ("a", "b")}
-    return Dispatcher({"a": 1, "b": 1} | capacity, ModelHealth(lambda: states), retry_after_s=3)
+    return with_health(ModelHealth(lambda: dict.fromkeys(down or (), ModelState.DOWN)), **capacity)
+
+
+def with_health(health: ModelHealth, queue_timeout_s: float = 60, **capacity: int) -> Dispatcher:
+    return Dispatcher({"a": 1, "b": 1} | capacity, health, 3, queue_timeout_s)
 
 
 class TestFallback:
     def sent(self, to: Dispatcher, *candidates: str, **firsts: Any) -> Any:
         self.responses = {name: Response(first) for name, first in firsts.items()}
-        return asyncio.run(to.send(candidates, lambda model: self.responses[model]))
+        self.progress: list[Progress] = []
+        start_call = self.responses.__getitem__
+        return asyncio.run(to.send(candidates, start_call, self.progress.append))
 
     def test_the_first_candidate_answers(self) -> None:
         answer = self.sent(dispatcher(), "a", "b", a=start("hello"))
@@ -301,8 +309,8 @@ class TestFallback:
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
 
     def test_a_model_that_goes_down_meanwhile_is_skipped(self) -> None:
-        states = iter([{"a": False}, {"a": True}])
-        to = Dispatcher({"a": 1, "b": 1}, ModelHealth(lambda: next(states)), 1)
+        states = iter([{"a": ModelState.RUNNING}, {"a": ModelState.DOWN}])
+        to = with_health(ModelHealth(lambda: next(states)))
         answer = self.sent(to, "a", "b", a=None, b=start("x"))
         assert (answer.model, answer.skipped) == ("b", ["a: down"])
         assert self.responses["a"].cancelled
@@ -342,10 +350,38 @@ class TestFallback:
         with pytest.raises(RayTaskError):
             self.sent(dispatcher(), "a", a=RayTaskError("f", "trace", ValueError("x")))
 
+    @pytest.mark.parametrize("state", [ModelState.DOWN, ModelState.STARTING])
+    def test_a_request_waits_for_a_replica_of_the_last_model_only_so_long(
+        self, state: ModelState
+    ) -> None:
+        to = with_health(ModelHealth(lambda: {"a": state}), queue_timeout_s=0.3)
+        began = time.monotonic()
+        with pytest.raises(RefusedError, match=r"a: no replica ran for 0\.3 s") as caught:
+            self.sent(to, "a", a=None)
+        assert 0.3 <= time.monotonic() - began < 5
+        assert (caught.value.status, caught.value.headers) == (503, {"retry-after": "3"})
+        assert self.responses["a"].cancelled
+        assert to.running == {"a": 0}
+
+    def test_a_request_in_progress_at_a_replica_may_take_longer(self) -> None:
+        to = with_health(ModelHealth(lambda: {"a": ModelState.RUNNING}), queue_timeout_s=0.1)
+
+        async def run() -> None:
+            async with asyncio.timeout(1):
+                await to.send(("a",), lambda _: Response(None), lambda _: None)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(run())
+
+    def test_progress_is_reported_before_the_answer(self) -> None:
+        answer = self.sent(dispatcher(), "a", a=[Progress(5, 1), Progress(5, 9), start("x")])
+        assert answer.first.text == "x"
+        assert self.progress == [(5, 1), (5, 9)]
+
     def test_health_is_cached(self) -> None:
         asked = []
 
-        def states() -> dict[str, bool]:
+        def states() -> dict[str, ModelState]:
             asked.append(1)
             raise ConnectionError
 
