@@ -29,18 +29,29 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def sharded(model: Path) -> Path:
     """The same model with its weights in two files and an index."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(model / "model.safetensors")
-    names = sorted(weights)
-    halves = names[::2], names[1::2]
-    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    for file, half in zip(files, halves, strict=True):
-        save_file({name: weights[name] for name in half}, model / file)
-    weight_map = {n: file for file, half in zip(files, halves, strict=True) for n in half}
+    whole = (model / "model.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8:start])
+    header.pop("__metadata__", None)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate((sorted(header)[::2], sorted(header)[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        parts = [whole[slice(*(start + o for o in header[n]["data_offsets"]))] for n in names]
+        write_safetensors(model / file, {n: header[n] for n in names}, parts)
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (model / "model.safetensors").unlink()
     return model
+
+
+def write_safetensors(file: Path, tensors: dict[str, Any], parts: list[bytes]) -> None:
+    ends = [sum(map(len, parts[: count + 1])) for count in range(len(parts))]
+    header = {
+        name: fields | {"data_offsets": [end - len(part), end]}
+        for (name, fields), part, end in zip(tensors.items(), parts, ends, strict=True)
+    }
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
 def error_of(folder: Path, **engine_kwargs: Any) -> str:

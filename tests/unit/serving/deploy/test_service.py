@@ -8,12 +8,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from serving.cluster.connection import Cluster
-from serving.deploy import record, service
+from serving.deploy import record, service, status
 from serving.deploy.deployments import user_config
 from serving.errors import DeployError, ModelNotFoundError, ResourcesError
+from serving.quotas import actor as ledger
 from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec, ServiceSpec
@@ -33,7 +35,7 @@ class ScriptedServe:
         self.current: tuple[EndpointSpec, tuple[Tenant, ...]] | None = None
 
     # What Ray Serve offers to the service.
-    def RunTarget(self, **target: Any) -> SimpleNamespace:  # noqa: N802 (Ray's own name)
+    def RunTarget(self, **target: Any) -> SimpleNamespace:
         return SimpleNamespace(**target)
 
     def run_many(self, targets: list[Any], wait_for_applications_running: bool) -> None:
@@ -86,11 +88,11 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 def scripted(monkeypatch: pytest.MonkeyPatch, store: dict[str, bytes]) -> ScriptedServe:
     serve = ScriptedServe()
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
-    monkeypatch.setattr(service.status, "details", serve.details)
+    monkeypatch.setattr(status, "details", serve.details)
     monkeypatch.setattr(service, "check_resources", lambda spec: None)
     monkeypatch.setattr(service, "_start_serve", lambda *arguments: 8000)
     monkeypatch.setattr(service, "application", lambda *arguments: arguments)
-    monkeypatch.setattr(service.ledger, "start_ledger", lambda name: None)
+    monkeypatch.setattr(ledger, "start_ledger", lambda name: None)
     monkeypatch.setattr(service, "free_resources", lambda: [{"CPU": 8.0}])
     return serve
 
@@ -251,7 +253,7 @@ def test_on_a_local_cluster_both_must_fit_into_memory(
 ) -> None:
     local = Cluster("127.0.0.1:6379", supervisor=SimpleNamespace())  # type: ignore[arg-type]
     available = SimpleNamespace(available=3 * 2**30)
-    monkeypatch.setattr(service.psutil, "virtual_memory", lambda: available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
     service.deploy(spec_of("good"), local, OWNER, lambda line: None)
     for free_gib, model_len in ((3, 256), (30, 512)):
         available.available = free_gib * 2**30
