@@ -89,16 +89,21 @@ def endpoint(deployed: Deployed) -> Endpoint:
 
 
 @pytest.fixture(scope="session")
-def truncated_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with its weights cut off: the engine dies while it loads them."""
+def mismatched_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are not of the shapes that its config.json describes.
+
+    All of its files are whole, so only the engine finds the fault when it loads the weights.
+    """
+    import json
     import shutil
 
     from serving.models.embedded import tiny_model_path
 
-    folder = tmp_path_factory.mktemp("models") / "truncated"
-    shutil.copytree(tiny_model_path(), folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    folder = tmp_path_factory.mktemp("models") / "mismatched"
+    shutil.copytree(tiny_model_path(name="nano"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

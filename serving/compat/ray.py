@@ -193,6 +193,21 @@ def _call_in_actor(name: str, function: Callable[[Any], Any]) -> Any:
     return ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(function))
 
 
+def free_resources() -> list[dict[str, float]]:
+    """Return the resources of each live node that nothing has reserved.
+
+    Calls ``ray._private.state.available_resources_per_node()``.
+    """
+    return list(_on_cluster(_available_resources).values())
+
+
+def _available_resources() -> dict[str, dict[str, float]]:
+    from ray._private import state
+
+    resources: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return resources
+
+
 def load_value(key: str) -> bytes | None:
     """Return what the cluster's key-value store holds for ``key``, or None.
 

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import DPServer as DPServer
-from ray.serve.llm.deployment import LLMServer
+from serving.compat.kv_connectors import register_kv_connectors
+
+# The imports below fail if two replicas start together and register the connectors themselves.
+register_kv_connectors()
+
+from ray.llm._internal.common.callbacks.base import CallbackBase  # noqa: E402
+from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  # noqa: E402
+    DPServer as DPServer,
+)
+from ray.serve.llm.deployment import LLMServer  # noqa: E402
 
 
 class SkipNodeInit(CallbackBase):  # type: ignore[misc]

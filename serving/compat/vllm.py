@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from copy import copy
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,66 @@ def reasoning_parsers() -> frozenset[str]:
     Reads ``_REASONING_PARSERS_TO_REGISTER`` of ``vllm.reasoning``.
     """
     return _keys("reasoning/__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+
+
+def supports_architecture(name: str) -> bool:
+    """Return whether vLLM, or transformers for it, can load a model of this architecture.
+
+    Reads the tables of ``vllm.model_executor.models.registry`` and ``_SUFFIX_TO_DEFAULTS`` of
+    ``vllm.config.model``: vLLM also converts the architecture of another task. A plugin (the entry
+    points ``vllm.general_plugins``, of which vLLM has two itself) may add any architecture.
+    """
+    known, suffixes = _architectures(), _architecture_suffixes()
+    converted = {
+        name.replace(suffix, other)
+        for suffix in suffixes
+        if name.endswith(suffix)
+        for other in suffixes
+    }
+    plugins = entry_points(group="vllm.general_plugins")
+    return bool(
+        known & {name, *converted}
+        or f'"{name}"' in _transformers_models()
+        or any(not plugin.value.startswith("vllm.") for plugin in plugins)
+    )
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    """Return the architectures of vLLM itself."""
+    tables = {
+        ast.unparse(node.targets[0]): node.value
+        for node in _statements("model_executor/models/registry.py")
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    parts = [ast.unparse(part) for part in tables["_VLLM_MODELS"].values]
+    return frozenset(
+        key.value
+        for part in parts
+        for key in tables[part].keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    )
+
+
+@cache
+def _architecture_suffixes() -> tuple[str, ...]:
+    values = (
+        node.value
+        for node in _statements("config/model.py")
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_SUFFIX_TO_DEFAULTS"
+    )
+    defaults = ast.literal_eval(ast.unparse(next(value for value in values if value)))
+    return tuple(suffix for suffix, _ in defaults)
+
+
+@cache
+def _transformers_models() -> str:
+    """Return the source that names every model class of transformers (``models.auto``)."""
+    package = find_spec("transformers")
+    if package is None or package.origin is None:
+        return ""
+    file = Path(package.origin).parent / "models" / "auto" / "modeling_auto.py"
+    return file.read_text(encoding="utf-8")
 
 
 def chat_template_names() -> frozenset[str]:

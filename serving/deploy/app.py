@@ -43,29 +43,39 @@ def build(args: dict[str, Any]) -> Application:
     return application(spec, tenants)
 
 
-def application(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
-    """Return the direct path for one model that always runs, else the composed path."""
-    return _composed(spec, tenants) if spec.composed else _direct(spec, tenants)
+def application(
+    spec: EndpointSpec, tenants: tuple[Tenant, ...], surge_percent: int = 0
+) -> Application:
+    """Return the direct path for one model that always runs, else the composed path.
+
+    Args:
+        spec: The specification.
+        tenants: Who may call.
+        surge_percent: Serve's ``max_surge_percent`` of the engines: with 0, an update stops old
+            replicas before it starts new ones, which need no free resources then.
+    """
+    build_path = _composed if spec.composed else _direct
+    return build_path(spec, tenants, surge_percent)
 
 
-def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
+def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...], surge_percent: int) -> Application:
     (model,) = spec.models
-    replicas = direct_deployment(spec, model, tenants)
+    replicas = direct_deployment(spec, model, tenants, surge_percent)
     return with_ingress_router(replicas, llm_router_deployment(model, replicas))
 
 
-def _composed(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> Application:
-    models = {model.model_id: engine_deployment(spec, model) for model in spec.models}
-    auxiliary = _auxiliary(spec) if isinstance(spec, PipelineSpec) else {}
+def _composed(spec: EndpointSpec, tenants: tuple[Tenant, ...], surge_percent: int) -> Application:
+    models = {m.model_id: engine_deployment(spec, m, surge_percent) for m in spec.models}
+    auxiliary = _auxiliary(spec, surge_percent) if isinstance(spec, PipelineSpec) else {}
     return ingress_deployment(spec, tenants, models=models, **auxiliary)
 
 
-def _auxiliary(spec: PipelineSpec) -> dict[str, Any]:
+def _auxiliary(spec: PipelineSpec, surge_percent: int) -> dict[str, Any]:
     """The deployments of a pipeline that check or route requests, as the ingress takes them."""
     guardrail, router = spec.guardrail, spec.router
     arguments: dict[str, Any] = {}
     if isinstance(guardrail, GuardModel):
-        arguments["guardrail"] = engine_deployment(spec, guardrail.model)
+        arguments["guardrail"] = engine_deployment(spec, guardrail.model, surge_percent)
     elif isinstance(guardrail, PresidioGuardrail):
         arguments["guardrail"] = presidio_deployment(guardrail)
     if router is not None:

@@ -51,13 +51,17 @@ HANDLE_ROUTERS = {
     "prefix_aware": "serving.deploy.replica_routers.PrefixAware",
 }
 
+ONE_MORE_PERCENT = 1
+"""Serve's ``max_surge_percent`` for one additional replica, or group of them, during an update:
+Serve rounds up. Old replicas then serve until the new ones are ready."""
+
 BACKSTOP = 1024
 """Requests that Serve's own limits allow beyond the gate's. A flood of wrong keys, each answered
 in less than a millisecond, must not use up the slots that valid requests wait in."""
 
 
 def direct_deployment(
-    spec: EndpointSpec, model: ModelSpec, tenants: tuple[Tenant, ...]
+    spec: EndpointSpec, model: ModelSpec, tenants: tuple[Tenant, ...], surge_percent: int
 ) -> Application:
     """Return the bound deployment of a model, or of a baseline, that answers clients itself."""
     scaling = model.scaling
@@ -66,6 +70,7 @@ def direct_deployment(
         "user_config": user_config(spec, tenants),
         "max_ongoing_requests": gate_capacity + BACKSTOP,
         "max_queued_requests": BACKSTOP,
+        "max_surge_percent": surge_percent,
     }
     if isinstance(spec, BaselineSpec):
         return _baseline_deployment(spec, **options)
@@ -73,7 +78,7 @@ def direct_deployment(
     return model_deployment(path, spec, model, **options).bind(engine_fields(spec, model))
 
 
-def engine_deployment(spec: EndpointSpec, model: ModelSpec) -> Application:
+def engine_deployment(spec: EndpointSpec, model: ModelSpec, surge_percent: int) -> Application:
     """Return the bound deployment of a model behind a handle."""
     return model_deployment(
         ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
@@ -81,6 +86,7 @@ def engine_deployment(spec: EndpointSpec, model: ModelSpec) -> Application:
         model,
         max_ongoing_requests=model.scaling.max_ongoing_requests,
         max_queued_requests=BACKSTOP,
+        max_surge_percent=surge_percent,
     ).bind(engine_fields(spec, model))
 
 
@@ -101,7 +107,9 @@ def llm_router_deployment(model: ModelSpec, replicas: Application) -> Applicatio
     router = serve.deployment(
         name="router", max_ongoing_requests=BACKSTOP, ray_actor_options={"num_cpus": 0}
     )(LLM_ROUTER)
-    return with_version(router, model.routing or "1").bind(server=replicas)
+    # Its handle names the model's deployment, so another model needs another router.
+    version = short_hash([model.routing, deployment_name(model)])
+    return with_version(router, version).bind(server=replicas)
 
 
 def ingress_deployment(
@@ -115,6 +123,7 @@ def ingress_deployment(
         num_replicas=spec.ingress_replicas if isinstance(spec, PipelineSpec) else 1,
         max_ongoing_requests=4 * BACKSTOP,
         max_queued_requests=BACKSTOP,
+        max_surge_percent=ONE_MORE_PERCENT,
         ray_actor_options={"num_cpus": 0},
         user_config=user_config(spec, tenants),
     )(INGRESS)

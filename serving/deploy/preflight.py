@@ -8,21 +8,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies
 from serving.compat.variables import FORWARD_BODY, HA_PROXY
 from serving.deploy.arguments import tenants_from
 from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
-from serving.errors import ClusterError, ModelNotFoundError, ResourcesError, SpecError
+from serving.deploy.model_files import check_model_files
+from serving.errors import ClusterError, ResourcesError, SpecError
 from serving.sizing import checks
+from serving.sizing.memory import weight_bytes
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import ModelSpec, is_local
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec
+
+PROCESSES_GIB = 3.5
+"""Memory of a CPU replica's three processes, without weights and KV cache."""
 
 
 def check_spec(spec: EndpointSpec) -> None:
@@ -30,7 +34,7 @@ def check_spec(spec: EndpointSpec) -> None:
 
     Raises:
         SpecError: An engine argument, a parallel size, the KV cache or a recognizer is invalid.
-        ModelNotFoundError: A local path holds no model.
+        ModelNotFoundError: A local path holds no model, or a damaged one.
         MissingPackageError: vLLM is not installed here.
     """
     for model in spec.engines:
@@ -46,23 +50,9 @@ def check_model(model: ModelSpec) -> None:
     """Check one model of a specification; raises as :func:`check_spec` does."""
     check_engine_kwargs(model)
     check_files(model)
-    check_model_path(model)
+    check_model_files(model)
     checks.check_parallel(model)
     checks.check_cache(model)
-
-
-def check_model_path(model: ModelSpec) -> None:
-    """Raise :class:`ModelNotFoundError` for a local path that holds no model."""
-    source = model.source
-    if model.embedded or not is_local(source):
-        return
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
-        problem = "has no config.json" if folder.is_dir() else "does not exist"
-        raise ModelNotFoundError(
-            f"model.source = {source!r} {problem}. Give the folder of a model in Hugging Face "
-            "format, a Hugging Face id, 'tiny' or 'nano'."
-        )
 
 
 def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
@@ -193,6 +183,62 @@ def _placement_problem(model: ModelSpec, copies: list[int]) -> str | None:
     if model.placement_strategy == "STRICT_SPREAD" and usable < workers:
         return f" (placement = 'STRICT_SPREAD' needs a node for each; {usable} node(s) take one)"
     return "" if sum(copies) < workers * model.data_parallel_size else None
+
+
+def fits_beside(models: Iterable[ModelSpec], free: Iterable[Mapping[str, float]]) -> bool:
+    """Return whether one more replica, or group of them, of each model fits on free resources.
+
+    Args:
+        models: The models.
+        free: What no replica of a node has reserved, as Ray reports it.
+    """
+    nodes = [dict(node) for node in free]
+    return all(
+        _reserve(nodes, bundle)
+        for model in models
+        for bundle in _bundles(model)
+        for _ in range(model.data_parallel_size)
+    )
+
+
+def fits_in_memory(models: Iterable[ModelSpec], free_gib: float) -> bool:
+    """Return whether one more CPU replica of each model fits into this machine's free memory."""
+    return sum(map(_replica_gib, models)) <= free_gib
+
+
+def _replica_gib(model: ModelSpec) -> float:
+    """Estimate the memory of a CPU replica; a GPU replica needs little of it."""
+    if model.accelerator != "cpu":
+        return 0.0
+    if model.memory_gib:
+        return model.memory_gib
+    architecture = checks.architecture_of(model)
+    weights = 0.0
+    if architecture is not None:
+        layout, types = checks.layout_of(model), checks.data_types_of(model)
+        weights = weight_bytes(architecture, layout, types) / 2**30
+    return PROCESSES_GIB + model.workers * (weights + model.kv_cache_gib)
+
+
+def _bundles(model: ModelSpec) -> list[dict[str, float]]:
+    """Return what one replica needs: of one node, or of a node for each worker."""
+    workers = [dict(model.worker_resources) for _ in range(model.workers)]
+    if model.memory_gib:
+        workers[0]["memory"] = model.memory_gib * 2**30
+    if model.placement_strategy != "STRICT_PACK":
+        return workers
+    names = {name for worker in workers for name in worker}
+    return [{name: sum(worker.get(name, 0.0) for worker in workers) for name in names}]
+
+
+def _reserve(nodes: list[dict[str, float]], bundle: Mapping[str, float]) -> bool:
+    """Subtract a bundle from the first node that has room for it."""
+    for node in nodes:
+        if _copies(node, bundle):
+            for name, need in bundle.items():
+                node[name] -= need
+            return True
+    return False
 
 
 def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:

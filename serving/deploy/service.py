@@ -8,17 +8,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from serving.cluster import connection
 from serving.cluster.connection import Cluster
 from serving.cluster.ports import check_port, free_port
+from serving.compat.ray import free_resources
 from serving.compat.variables import FORWARD_BODY_FLAGS, METRICS_ENV, SERVE_FLAGS, SERVE_TUNING
-from serving.deploy import status
+from serving.deploy import record, status
 from serving.deploy.app import application
-from serving.deploy.deployments import user_config
-from serving.deploy.preflight import check_resources, check_running_serve, reads_prompts
+from serving.deploy.deployments import ONE_MORE_PERCENT, user_config
+from serving.deploy.model_files import check_hub
+from serving.deploy.preflight import (
+    check_resources,
+    check_running_serve,
+    fits_beside,
+    fits_in_memory,
+    reads_prompts,
+)
+from serving.deploy.record import Deployed
 from serving.errors import ENGINE_ERROR_MARK, ClusterError, DeployError
 from serving.quotas import actor as ledger
-from serving.spec.model import deployment_name
+from serving.spec.model import ModelSpec, deployment_name
 from serving.spec.service import EndpointSpec
 from serving.spec.tenants import Tenant
 
@@ -35,27 +46,108 @@ def deploy(
     """Bring the service up as specified and return the endpoint's port.
 
     The same spec and keys again return at once. Changed limits, keys and scaling reach running
-    replicas; any other change replaces them.
+    replicas; any other change replaces them. Old replicas serve until the new ones are ready if
+    the deployments have the same names and the cluster has room for both. If the new service does
+    not start, the one that ran before is restored. Without such a service, everything that was
+    started is deleted.
 
     Raises:
+        ModelNotFoundError: The hub has no such model; checked only before a service is replaced.
         ResourcesError: A replica can never be placed.
         ClusterError: The cluster's Serve runs without the options that the spec needs.
-        DeployError: A replica did not start; the message has the engine's own errors.
+        DeployError: A replica did not start; the message has the engine's own errors, and says
+            whether another service answers.
     """
-    check_resources(spec)
-    port = _start_serve(spec, cluster, progress)
-    if _is_unchanged(spec, tenants):
-        progress(f"{spec.name}: already running as specified")
-        return port
+    replaces = spec.name in status.details()["applications"]
+    try:
+        check_resources(spec)
+        port = _start_serve(spec, cluster, progress)
+        if _is_unchanged(spec, tenants):
+            progress(f"{spec.name}: already running as specified")
+        elif replaces:
+            _replace(Deployed(spec, tenants), cluster, progress)
+        else:
+            _start(Deployed(spec, tenants), progress)
+    except BaseException:
+        if not replaces:
+            delete(spec.name, cluster)
+        raise
+    return port
+
+
+def _start(service: Deployed, progress: ProgressCallback, surge_percent: int = 0) -> None:
+    _submit(service, surge_percent)
+    _wait_until_running(service.spec, progress)
+    record.save(*service)
+
+
+def _submit(service: Deployed, surge_percent: int = 0) -> None:
+    """Hand the application to Serve without waiting for it."""
     from ray import serve
 
+    spec, tenants = service
     ledger.start_ledger(spec.name)  # It starts in parallel with the engine.
-    target = serve.RunTarget(
-        target=application(spec, tenants), name=spec.name, route_prefix=spec.route_prefix
-    )
-    serve.run_many([target], wait_for_applications_running=False)
-    _wait_until_running(spec, progress)
-    return port
+    target = application(spec, tenants, surge_percent)
+    run = serve.RunTarget(target=target, name=spec.name, route_prefix=spec.route_prefix)
+    serve.run_many([run], wait_for_applications_running=False)
+
+
+def _replace(service: Deployed, cluster: Cluster, progress: ProgressCallback) -> None:
+    """Replace the service of the same name, and restore that one if the new one fails."""
+    name = service.spec.name
+    previous = _running_service(name)
+    new_models = _new_models(service.spec, previous)
+    for model in new_models:
+        check_hub(model)
+    surge_percent = ONE_MORE_PERCENT if _fit_beside(new_models, cluster) else 0
+    if new_models and not surge_percent:
+        progress(f"{name}: no room for old and new replicas at once; the old ones stop first")
+    try:
+        _start(service, progress, surge_percent)
+    except DeployError as error:
+        raise DeployError(f"{error}\n{_restore(name, previous, progress)}") from None
+    except BaseException:
+        if previous is not None:
+            _submit(previous)  # An interrupt does not wait for it.
+        raise
+
+
+def _running_service(name: str) -> Deployed | None:
+    """Return the service that runs under this name, or None if it is not known or does not run."""
+    recorded = record.load(name)
+    return recorded if recorded and _is_unchanged(*recorded) else None
+
+
+def _new_models(spec: EndpointSpec, previous: Deployed | None) -> list[ModelSpec]:
+    """Return the models whose engines have to start."""
+    running = set()
+    if previous is not None:
+        old = previous.spec
+        running = {(model.model_id, old.engine_fingerprint(model)) for model in old.engines}
+    return [m for m in spec.engines if (m.model_id, spec.engine_fingerprint(m)) not in running]
+
+
+def _fit_beside(models: list[ModelSpec], cluster: Cluster) -> bool:
+    """Return whether the cluster has room for another replica of each model."""
+    if cluster.ours and not fits_in_memory(models, psutil.virtual_memory().available / 2**30):
+        return False
+    return fits_beside(models, free_resources())
+
+
+def _restore(name: str, previous: Deployed | None, progress: ProgressCallback) -> str:
+    """Deploy the previous service again; return a sentence on which service answers."""
+    if previous is None:
+        return (
+            f"What ran as {name!r} before is not known here and was not restored. Deploy it again, "
+            "or delete it."
+        )
+    progress(f"{name}: did not start; restoring the previous service")
+    models = ", ".join(model.model_id for model in previous.spec.models)
+    try:
+        _start(previous, progress)
+    except DeployError as error:
+        return f"No service answers: the previous one ({models}) did not start again. {error}"
+    return f"The previous service {name!r} ({models}) is restored and answers."
 
 
 def delete(name: str, cluster: Cluster) -> None:
@@ -72,6 +164,7 @@ def delete(name: str, cluster: Cluster) -> None:
     elif name in applications:
         end_application(name)
         ledger.end_ledger(name)
+        record.forget(name)
 
 
 def end_application(name: str) -> None:

@@ -232,9 +232,9 @@ class TestEngine:
         assert events[-1].error == message == "the engine's process has ended"
         assert ModelSpec(**model).tokenizer == str(tiny_model_path())
 
-    def test_error_of_a_model_that_does_not_load_is_reported(self, truncated_model: Path) -> None:
+    def test_error_of_a_model_that_does_not_load_is_reported(self, mismatched_model: Path) -> None:
         async def go() -> None:
-            async with running(make_spec(OneAtATime(), source=str(truncated_model))):
+            async with running(make_spec(OneAtATime(), source=str(mismatched_model))):
                 pass
 
         with pytest.raises(RuntimeError, match=r"engine reported:\n\w*Error"):

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import subprocess
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -305,16 +306,70 @@ def test_the_endpoint_and_the_replicas_listen_only_on_loopback(endpoint: Endpoin
 
 
 def test_a_model_that_cannot_load_fails_the_deployment_with_the_engines_errors(
-    endpoint: Endpoint, truncated_model: Path
+    endpoint: Endpoint, mismatched_model: Path
 ) -> None:
-    model = ModelSpec(source=str(truncated_model), id="truncated", max_model_len=256)
+    model = ModelSpec(source=str(mismatched_model), id="mismatched", max_model_len=256)
     spec = ServiceSpec(name="broken", route_prefix="/broken", port=0, model=model)
-    with pytest.raises(DeployError, match="SafetensorError") as caught:
+    with pytest.raises(DeployError, match="Error: ") as caught:
         deploy(spec)
     assert "broken" in str(caught.value)
-    assert "truncated" in str(caught.value)
+    assert "mismatched" in str(caught.value)
     assert "site-packages" not in str(caught.value)
     assert "broken" not in status.details()["applications"]
+    assert endpoint.client.models.list().data
+
+
+class Probe:
+    """Asks a service for a completion again and again, in a thread."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._ended = threading.Event()
+        self.statuses: list[int] = []
+
+    def __enter__(self) -> Probe:
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        body = {"model": self._endpoint.model_id, "prompt": "a", "max_tokens": 2}
+        url, fields = f"{self._endpoint.base_url}/completions", headers(self._endpoint)
+        while not self._ended.wait(0.2):
+            reply = httpx.post(url, json=body, headers=fields, timeout=60)
+            self.statuses.append(reply.status_code)
+
+
+@pytest.mark.timeout(600)
+def test_a_service_answers_while_it_is_replaced_and_after_a_replacement_that_fails(
+    endpoint: Endpoint, mismatched_model: Path
+) -> None:
+    def spec(**model: Any) -> ServiceSpec:
+        fields = {"source": "nano", "id": "small", "max_model_len": 256} | model
+        return ServiceSpec(
+            name="changed", route_prefix="/changed", port=0, model=ModelSpec(**fields)
+        )
+
+    with deploy(spec()) as changed:
+        before = replica_ids("changed")
+        with Probe(changed) as probe, pytest.raises(DeployError, match="is restored and answers"):
+            deploy(spec(source=str(mismatched_model)))
+        assert set(probe.statuses) == {200}
+        assert len(probe.statuses) > 20
+        assert replica_ids("changed") & before  # the engine's; it was never stopped
+        with Probe(changed) as probe:
+            deploy(spec(max_model_len=512))
+        assert set(probe.statuses) == {200}
+        # Another id is another deployment, so Serve stops the old one first.
+        with pytest.raises(DeployError, match=r"\(small\) is restored and answers"):
+            deploy(spec(source=str(mismatched_model), id="renamed"))
+        reply = changed.client.completions.create(model="small", prompt="a", max_tokens=2)
+        assert reply.usage
+        assert reply.usage.completion_tokens == 2
     assert endpoint.client.models.list().data
 
 

@@ -182,7 +182,8 @@ def deploy(
 ) -> Endpoint:
     """Deploy a spec, and return its endpoint once it answers.
 
-    If the deployment fails, everything that was started is deleted.
+    If the deployment fails, a service that ran before under the same name answers again, and
+    otherwise everything that was started is deleted.
 
     Args:
         spec: A ServiceSpec, PipelineSpec or BaselineSpec; default: a ServiceSpec.
@@ -216,26 +217,12 @@ def deploy(
     keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
     if owner_key:
         keys[OWNER] = SecretStr(owner_key)
-    port = _start(spec, cluster, keyed, notify)
+    port = service.deploy(spec, cluster, keyed, notify)
     _keys[cluster.address, spec.name] = keys
     tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
     endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed)
     _report_ready(endpoint, cluster, port, notify)
     return endpoint
-
-
-def _start(
-    spec: EndpointSpec,
-    cluster: connection.Cluster,
-    tenants: tuple[Tenant, ...],
-    notify: ProgressCallback,
-) -> int:
-    """Deploy the spec and return its port; delete what has started if that fails."""
-    try:
-        return service.deploy(spec, cluster, tenants, notify)
-    except BaseException:
-        service.delete(spec.name, cluster)
-        raise
 
 
 def _report_ready(

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from support.installed import find_attribute, folder, source
 
+from serving.compat import kv_connectors, variables
 from serving.compat import ray as compat_ray
-from serving.compat import variables
 from serving.compat import vllm as compat_vllm
 from serving.engine.engine_args import environment
 from serving.spec.model import ModelSpec
@@ -31,6 +31,7 @@ SIGNATURES = {
     "ray.experimental.internal_kv:_internal_kv_get": ("key",),
     "ray.experimental.internal_kv:_internal_kv_put": ("key", "value", "overwrite"),
     "ray.experimental.internal_kv:_internal_kv_del": ("key",),
+    "ray._private.state:available_resources_per_node": (),
     "ray.serve.context:_get_global_client": ("raise_if_no_controller_running",),
     "ray.serve.context:_disconnect": (),
     "ray.serve.deployment:Deployment.options": ("self", "version", "_internal"),
@@ -67,6 +68,10 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "__serve_build_asgi_app__": ("self",),
     },
     (f"{LLM}/engines/vllm/vllm_engine.py", "VLLMEngine"): {"start": ("self",)},
+    (f"{LLM}/utils/registry.py", "ComponentRegistry"): {
+        "register": ("self", "name", "value"),
+        "contains": ("self", "name"),
+    },
     (f"{LLM}/serving_patterns/data_parallel/dp_server.py", "DPServer"): {
         "__init__": ("self", "llm_config"),
     },
@@ -113,6 +118,12 @@ TEXTS = {
     f"{LLM}/core/server/llm_server.py": ("self._start_engine()",),
     f"{LLM}/core/ingress/router.py": ("class LLMRouter",),
     f"{LLM}/engines/vllm/vllm_engine.py": ("self._engine_client",),
+    f"{LLM}/engines/vllm/kv_transfer/factory.py": (
+        "if not KVConnectorBackendFactory.is_registered(name):\n"
+        "            KVConnectorBackendFactory.register_backend(name, backend_path)",
+        "_initialize_registry()",
+    ),
+    f"{LLM}/utils/registry.py": ("raise ValueError(", f"' {kv_connectors.REGISTERED}."),
     f"{LLM}/engines/vllm/vllm_models.py": ("dataclasses.fields(FrontendArgs)",),
     f"{LLM}/routing_policies/prefix_aware/prefix_aware_router.py": ("self._tree_actor.insert",),
     "ray/llm/_internal/common/callbacks/base.py": ("run_init_node: bool",),
@@ -133,6 +144,9 @@ TEXTS = {
         "time_to_first_tokens_iter:",
         "num_generation_tokens:",
     ),
+    "vllm/config/model.py": ("_SUFFIX_TO_DEFAULTS: list[tuple[str, tuple[",),
+    "vllm/model_executor/models/registry.py": ("_VLLM_MODELS = {\n    **_",),
+    "transformers/models/auto/modeling_auto.py": ('"LlamaForCausalLM"',),
     "vllm/config/cache.py": ("num_gpu_blocks:", "block_size:"),
     "vllm/config/vllm.py": ("cache_config:",),
     "vllm/exceptions.py": ("class GenerationError(", "class VLLMValidationError("),
@@ -180,7 +194,7 @@ def test_the_versions_are_those_that_the_compatibility_modules_name() -> None:
     assert installed == {VLLM}
     assert RAY in (compat_ray.__doc__ or "")
     assert VLLM in (compat_vllm.__doc__ or "")
-    for name in ("ray_server", "variables"):
+    for name in ("kv_connectors", "ray_server", "variables"):
         assert RAY in (folder("serving") / "compat" / f"{name}.py").read_text()
 
 
@@ -301,7 +315,8 @@ def test_every_metric_of_ray_has_its_name() -> None:
 
 def test_the_light_modules_import_neither_ray_nor_vllm() -> None:
     code = (
-        "import sys, serving.compat.ray, serving.compat.vllm, serving.compat.variables;"
+        "import sys, serving.compat.ray, serving.compat.vllm, serving.compat.variables,"
+        " serving.compat.kv_connectors;"
         "print(sorted({name.partition('.')[0] for name in sys.modules}"
         " - set(sys.stdlib_module_names) - {'__main__'}))"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from serving.deploy.preflight import (
     check_model,
     check_resources,
     check_running_serve,
+    fits_beside,
+    fits_in_memory,
     reads_prompts,
 )
 from serving.engine.engine_args import engine_kwargs
@@ -413,9 +416,54 @@ class TestModelPath:
             check_model(ModelSpec(source="org/empty"))
 
     def test_a_model_a_hub_id_and_the_embedded_model_pass(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text("{}")
-        for source in (str(tmp_path), str(tiny_model_path()), "tiny", "org/model-7B"):
+        shutil.copytree(tiny_model_path(), tmp_path / "mine")
+        for source in (str(tmp_path / "mine"), str(tiny_model_path()), "tiny", "org/model-7B"):
             check_model(ModelSpec(source=source))
+
+
+class TestRoomForTwo:
+    @pytest.mark.parametrize(
+        ("model", "free", "fits"),
+        [
+            ({}, [{"CPU": 1.0}], True),
+            ({}, [{"CPU": 0.9}, {"CPU": 0.9}], False),
+            ({"memory_gib": 2}, [{"CPU": 4.0, "memory": 1.0 * GIB}], False),
+            ({"memory_gib": 2}, [{"CPU": 4.0}, {"CPU": 4.0, "memory": 2.0 * GIB}], True),
+            ({"tensor_parallel_size": 2}, [{"CPU": 1.0}, {"CPU": 1.0}], False),
+            ({"tensor_parallel_size": 2}, [{"CPU": 2.0}], True),
+            ({"accelerator": "gpu"}, [{"CPU": 8.0}], False),
+            ({"accelerator": "gpu", "num_gpus": 0.5}, [{"CPU": 8.0, "GPU": 0.5}], True),
+            (
+                {"accelerator": "gpu", "pipeline_parallel_size": 2},
+                [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}],
+                True,
+            ),
+            (
+                {"accelerator": "gpu", "data_parallel_size": 2},
+                [{"CPU": 8.0, "GPU": 1.0}],
+                False,
+            ),
+        ],
+    )
+    def test_one_more_replica_needs_free_resources(
+        self, model: dict[str, Any], free: list[dict[str, float]], fits: bool
+    ) -> None:
+        assert fits_beside([ModelSpec(**model)], free) is fits
+
+    def test_all_models_need_room_at_once(self) -> None:
+        models = [ModelSpec(id="a"), ModelSpec(id="b")]
+        assert not fits_beside(models, [{"CPU": 1.0}])
+        free = [{"CPU": 2.0}]
+        assert fits_beside(models, free)
+        assert free == [{"CPU": 2.0}]
+
+    def test_a_cpu_replica_needs_memory_for_its_processes_weights_and_cache(self) -> None:
+        model = ModelSpec(kv_cache_gib=2)
+        assert fits_in_memory([model], 5.6)
+        assert not fits_in_memory([model], 5.4)
+        assert not fits_in_memory([model, model], 8)
+        assert fits_in_memory([ModelSpec(memory_gib=1)], 1)
+        assert fits_in_memory([ModelSpec(accelerator="gpu")], 0)
 
 
 class TestResources:
