@@ -93,7 +93,7 @@ def structured(target: Target) -> dict[str, Any]:
 
 
 def json_mode(target: Target) -> dict[str, Any]:
-    return answer(complete(target, response_format={"type": "json_object"}, max_tokens=400))
+    return answer(complete(target, **REQUESTS["json_mode"]))
 
 
 def tool(choice: Any) -> Any:

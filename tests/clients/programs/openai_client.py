@@ -113,8 +113,8 @@ def parse(target: Target) -> dict[str, Any]:
 
 
 def json_mode(target: Target) -> dict[str, Any]:
-    fields = {"response_format": {"type": "json_object"}, "max_tokens": 400}
-    return answer(client(target).chat.completions.create(**request(target, **fields)))
+    fields = request(target, **REQUESTS["json_mode"])
+    return answer(client(target).chat.completions.create(**fields))
 
 
 def tool(choice: Any, **fields: Any) -> Any:
