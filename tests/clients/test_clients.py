@@ -61,7 +61,7 @@ CASES = [
     for check in checks
 ]
 STOP_S = 20
-MIN_ABORTED_TOKENS = 5
+MIN_ABORTED_TOKENS = 1
 RETRY_AFTER_S = 1.0
 
 
