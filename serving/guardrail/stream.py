@@ -99,7 +99,7 @@ class GuardedStream:
         return buffer
 
     async def _redact(self, step: Send) -> None:
-        """Redact the texts in an event; a text that was streamed before, as it was then."""
+        """Redact the texts of an event; those already streamed are repeated as sent."""
         texts = [slot for slot in step.texts if not self._repeat(slot)]
         if texts or step.details:
             with self._timings.measure("guardrail_out"):

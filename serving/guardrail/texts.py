@@ -1,7 +1,7 @@
 """The texts of a request, wherever they are in its JSON, to be checked and replaced.
 
-Every string is a text unless its position or its value is known to be structural, so that a field
-that nobody thought of is checked as well. Keys of objects and numbers are texts too: the model
+Every string is a text unless its position or its value is known to be structural, so unknown fields
+are checked as well. Keys of objects and numbers are texts too: the model
 reads them. What cannot be read at all (images, token ids, encrypted content, unknown kinds of
 content) is listed by name.
 """

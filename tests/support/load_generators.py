@@ -147,7 +147,8 @@ def _guidellm_report(folder: Path) -> Report:
     metrics = json.loads((folder / "report.json").read_text())["benchmarks"][0]["metrics"]
     totals = metrics["request_totals"]
     tokens = metrics["output_token_count"]["successful"]["total_sum"]
-    return Report(totals["successful"], totals["errored"], round(tokens))
+    failed = totals["errored"] + totals["incomplete"]
+    return Report(totals["successful"], failed, round(tokens))
 
 
 def _aiperf_command(target: dict[str, str], load: Load, folder: Path) -> list[str]:

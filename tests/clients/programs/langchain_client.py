@@ -93,8 +93,7 @@ def structured(method: Any) -> Any:
 
 
 def json_mode(target: Target) -> dict[str, Any]:
-    bound = model(target, max_tokens=400).bind(response_format={"type": "json_object"})
-    return answer(bound.invoke(QUESTION))
+    return answer(model(target).bind(**REQUESTS["json_mode"]).invoke(QUESTION))
 
 
 def calls(message: Any) -> dict[str, Any]:

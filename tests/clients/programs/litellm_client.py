@@ -15,6 +15,8 @@ from protocol import (
     TOOLS,
     WRONG_KEY,
     Target,
+    answer,
+    calls,
     serve,
     usage,
 )
@@ -44,19 +46,6 @@ def options(target: Target, provider: str = "hosted_vllm", **fields: Any) -> dic
 def complete(target: Target, **fields: Any) -> Any:
     defaults = {"messages": MESSAGES, "max_tokens": MAX_TOKENS, "temperature": 0}
     return litellm.completion(**options(target, **(defaults | fields)))
-
-
-def answer(completion: Any) -> dict[str, Any]:
-    choice, used = completion.choices[0], completion.usage
-    text = choice.message.content if hasattr(choice, "message") else choice.text
-    counts = usage(used.prompt_tokens, used.completion_tokens)
-    return {"text": text, "finish": choice.finish_reason, "usage": counts}
-
-
-def calls(completion: Any) -> dict[str, Any]:
-    message = completion.choices[0].message
-    functions = [call.function for call in message.tool_calls or []]
-    return {"calls": [[f.name, f.arguments] for f in functions], "text": message.content}
 
 
 def chat(target: Target) -> dict[str, Any]:
@@ -93,7 +82,7 @@ def structured(target: Target) -> dict[str, Any]:
 
 
 def json_mode(target: Target) -> dict[str, Any]:
-    return answer(complete(target, response_format={"type": "json_object"}, max_tokens=400))
+    return answer(complete(target, **REQUESTS["json_mode"]))
 
 
 def tool(choice: Any) -> Any:

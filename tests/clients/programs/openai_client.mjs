@@ -109,7 +109,7 @@ const CHECKS = {
     return { parsed: completion.choices[0].message.parsed };
   },
   "JSON mode": async (target) =>
-    answer(await create(target, { response_format: { type: "json_object" }, max_tokens: 400 })),
+    answer(await create(target, REQUESTS.json_mode)),
   "tool named": tool(NAMED),
   "tool required": tool("required"),
   "tool auto": tool("auto"),

@@ -16,6 +16,8 @@ from protocol import (
     TOOLS,
     WRONG_KEY,
     Target,
+    answer,
+    calls,
     serve,
     usage,
 )
@@ -38,19 +40,6 @@ def client(target: Target, **options: Any) -> openai.OpenAI:
 def request(target: Target, **fields: Any) -> dict[str, Any]:
     common = {"model": target.model, "messages": MESSAGES, "max_tokens": MAX_TOKENS}
     return common | {"temperature": 0} | fields
-
-
-def answer(completion: Any) -> dict[str, Any]:
-    choice, used = completion.choices[0], completion.usage
-    text = choice.message.content if hasattr(choice, "message") else choice.text
-    counts = usage(used.prompt_tokens, used.completion_tokens)
-    return {"text": text, "finish": choice.finish_reason, "usage": counts}
-
-
-def calls(completion: Any) -> dict[str, Any]:
-    message = completion.choices[0].message
-    functions = [call.function for call in message.tool_calls or []]
-    return {"calls": [[f.name, f.arguments] for f in functions], "text": message.content}
 
 
 def models(target: Target) -> dict[str, Any]:
@@ -113,8 +102,8 @@ def parse(target: Target) -> dict[str, Any]:
 
 
 def json_mode(target: Target) -> dict[str, Any]:
-    fields = {"response_format": {"type": "json_object"}, "max_tokens": 400}
-    return answer(client(target).chat.completions.create(**request(target, **fields)))
+    fields = request(target, **REQUESTS["json_mode"])
+    return answer(client(target).chat.completions.create(**fields))
 
 
 def tool(choice: Any, **fields: Any) -> Any:

@@ -78,3 +78,18 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": str(error)[:2000],
         "retry_after": headers.get("retry-after"),
     }
+
+
+def answer(completion: Any) -> dict[str, Any]:
+    """Return the text, the end and the usage of a chat completion or completion."""
+    choice, used = completion.choices[0], completion.usage
+    text = choice.message.content if hasattr(choice, "message") else choice.text
+    counts = usage(used.prompt_tokens, used.completion_tokens)
+    return {"text": text, "finish": choice.finish_reason, "usage": counts}
+
+
+def calls(completion: Any) -> dict[str, Any]:
+    """Return the tool calls and the text of a chat completion."""
+    message = completion.choices[0].message
+    functions = [call.function for call in message.tool_calls or []]
+    return {"calls": [[f.name, f.arguments] for f in functions], "text": message.content}

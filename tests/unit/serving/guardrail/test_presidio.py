@@ -178,13 +178,15 @@ class TestPresidio:
         text = "at 020 7946 0123 now"
         assert matches(Detector(PresidioGuardrail(phone_regions=("US",))), text) == {}
 
-    @pytest.mark.parametrize("text", ["1 " * 5000, "9" * 10000, "a." * 5000 + "@", "x dot " * 2000])
+    @pytest.mark.parametrize(
+        "text", ["1 " * 5000, "9" * 10000, "a." * 5000 + "@", "@a.a" * 2500, "x dot " * 2000]
+    )
     def test_long_texts_take_linear_time(self, detector: Detector, text: str) -> None:
         started = time.process_time()
         detector.find(text)
         half = time.process_time()
         detector.find(text + text)
-        assert time.process_time() - half < 4 * (half - started) + 0.2
+        assert time.process_time() - half < 3 * (half - started) + 0.2
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
