@@ -147,9 +147,10 @@ def _attach(address: str) -> Cluster:
     if address == "auto" and started_by_init():
         _leave()
         raise ClusterError(
-            f"address = 'auto', but the only Ray cluster on this machine, {gcs_address}, is private "
-            "to the process that called ray.init, and ends with it. Leave address and RAY_ADDRESS "
-            "out to start a cluster, or start one for several processes (ray start --head)."
+            f"address = 'auto', but the only Ray cluster on this machine, {gcs_address}, is "
+            "private to the process that called ray.init, and ends with it. Leave address and "
+            "RAY_ADDRESS out to start a cluster, or start one for several processes (ray start "
+            "--head)."
         )
     return Cluster(address=gcs_address, attached_by=address)
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,7 +44,7 @@ def start_head(spec: EndpointSpec | None) -> LocalHead:
     Raises:
         ClusterError: Ray did not start, no block of ports is free, or no folder can be written.
     """
-    folder = user_folder.user_folder()
+    folder = user_folder.user_folder(user_folder.RAY_SOCKET)
     use_token(create=True)
     for _ in range(START_ATTEMPTS):
         ports = Ports()
@@ -83,7 +82,7 @@ def _start_supervisor(
     spec: EndpointSpec | None, ports: Ports, folder: Path
 ) -> tuple[subprocess.Popen[str] | None, str]:
     """Return the supervisor of a new head, which holds its ports, or the end of Ray's log."""
-    state = Path(tempfile.mkdtemp(dir=folder))
+    state = user_folder.cluster_folder()
     # Ray opens its own folder to every user, so it is not the user's folder itself.
     folders = [str(state), str(folder / "ray")]
     environment = inherited_environment() | user_folder.home_environment(folder)

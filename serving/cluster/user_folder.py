@@ -18,18 +18,27 @@ from pathlib import Path
 
 from serving.errors import ClusterError
 
-MAX_LENGTH = 36
-"""Bytes of the folder's path. The path of a Unix socket has at most 107, and a socket of Ray adds
-up to 71 (``/ray/session_DATE_TIME_PID/sockets/plasma_store`` and a number)."""
+HAPROXY_SOCKET = 97 - len("/ab12cd/") - 56 - len("/metrics.sock")
+"""Bytes of the folder's path so that HAProxy's sockets fit: they are in a cluster's folder, in one
+with the id of the node, and HAProxy allows 97 bytes."""
+RAY_SOCKET = 107 - len("/ray/session_2026-11-27_22-54-24_723499_4194304/sockets/plasma_store_99")
+"""Bytes of the folder's path so that Ray's sockets fit."""
 REQUIRED_BYTES = 32 * 2**20
 """Free space without which Ray does not start."""
 
 
-def user_folder() -> Path:
+_substitutes: dict[Path, Path] = {}
+"""Folders of this process instead of those whose names other users took."""
+
+
+def user_folder(max_bytes: int = HAPROXY_SOCKET) -> Path:
     """Return this user's folder, which no other user can read, and create it if necessary.
 
     Its parent is ``RAY_TMPDIR``, ``TMPDIR`` or ``/tmp``: the first in which the folder's path is
     short enough for sockets and the folder can be written.
+
+    Args:
+        max_bytes: The length that its path may have.
 
     Raises:
         ClusterError: There is no such place, for example because the disk is full.
@@ -37,8 +46,8 @@ def user_folder() -> Path:
     parents = dict.fromkeys([os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"])
     problems = []
     for parent in filter(None, parents):
-        folder = Path(parent) / f"llm-workbench-{os.getuid()}"
-        if len(os.fsencode(folder)) > MAX_LENGTH:
+        folder = Path(parent) / f"llm-{os.getuid()}"
+        if len(os.fsencode(folder)) > max_bytes:
             problems.append(f"{parent} (the path is too long for sockets)")
             continue
         try:
@@ -55,8 +64,19 @@ def user_folder() -> Path:
     )
 
 
+def cluster_folder() -> Path:
+    """Create a folder for one cluster in this user's folder.
+
+    Raises:
+        ClusterError: It cannot be created.
+    """
+    folder = user_folder() / secrets.token_hex(3)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
 def _private(folder: Path) -> Path:
-    """Create the folder with mode 0700; return a new one beside it if another user took its name.
+    """Create the folder with mode 0700; return one beside it if another user took its name.
 
     Raises:
         OSError: The folder cannot be created.
@@ -65,7 +85,10 @@ def _private(folder: Path) -> Path:
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix="llm-", dir=folder.parent))
+        if folder not in _substitutes:
+            _substitutes[folder] = folder.with_name(secrets.token_hex(2))
+            _substitutes[folder].mkdir(mode=0o700)
+        return _substitutes[folder]
     if stat.S_IMODE(status.st_mode) != 0o700:
         folder.chmod(0o700)
     return folder

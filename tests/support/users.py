@@ -57,7 +57,7 @@ def with_mounts(
     """
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("only root may mount file systems, and not in every container")
-    script = f"set -e\n{mounts}\nexec {sys.executable} -c \"$PROGRAM\""
+    script = f'set -e\n{mounts}\nexec {sys.executable} -c "$PROGRAM"'
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script],
         env=os.environ | {"PROGRAM": program, "PYTHONPATH": str(ROOT)} | variables,

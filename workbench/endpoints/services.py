@@ -28,9 +28,7 @@ class Target:
 
     def open(self, *, replace: bool) -> Remote:
         """Deploy the service, or connect to the endpoint at `address`."""
-        return open_endpoint(
-            self.spec, address=self.address, tenants=self.tenants, replace=replace
-        )
+        return open_endpoint(self.spec, address=self.address, tenants=self.tenants, replace=replace)
 
 
 @dataclass

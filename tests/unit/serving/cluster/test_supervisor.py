@@ -30,8 +30,8 @@ from pathlib import Path
 # As Ray 2.60.0 wrote it when its agent could not be imported.
 RAYLET_ERROR = """Traceback (most recent call last):
 ModuleNotFoundError: No module named 'aiohttp'
-[2026-11-27 22:54:31,451 E 41 68] (raylet) agent_manager.cc:87: The raylet exited immediately because \
-one Ray agent failed, agent_name = dashboard_agent.
+[2026-11-27 22:54:31,451 E 41 68] (raylet) agent_manager.cc:87: The raylet exited immediately \
+because one Ray agent failed, agent_name = dashboard_agent.
 The raylet fate shares with the agent. This can happen because
 """
 folder = Path(os.environ["STAND_IN"])
@@ -196,7 +196,9 @@ def test_closing_the_pipe_ends_every_process_and_removes_the_folder(sandbox: San
 
 
 def test_the_death_of_the_parent_ends_every_process(sandbox: Sandbox) -> None:
-    with sandbox.child([sys.executable, "-c", PARENT, str(sandbox.state), str(sandbox.ray)]) as parent:
+    with sandbox.child(
+        [sys.executable, "-c", PARENT, str(sandbox.state), str(sandbox.ray)]
+    ) as parent:
         supervisor, word = read_line(parent).split()
         assert word == "started"
         assert int(supervisor) in sandbox.processes()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from support.users import OTHER, THIRD, as_user, mode, needs_root, with_mounts
@@ -15,8 +16,9 @@ from support.users import OTHER, THIRD, as_user, mode, needs_root, with_mounts
 from serving.cluster import user_folder
 from serving.errors import ClusterError
 
-# The longest name that Ray gives a socket below its temporary folder.
-SOCKET = "ray/session_2026-11-27_22-54-24_723499_4194304/sockets/plasma_store_99"
+# The longest names of sockets below the folder: Ray's, and HAProxy's in a folder with a node's id.
+RAY_SOCKET = "ray/session_2026-11-27_22-54-24_723499_4194304/sockets/plasma_store_99"
+HAPROXY_SOCKET = f"{'a' * 56}/metrics.sock"
 
 START = """
 import sys
@@ -33,9 +35,11 @@ print("ray" in sys.modules)
 @pytest.fixture
 def shared() -> Iterator[Path]:
     """A folder like /tmp: everybody can write, and delete only what is theirs."""
-    with TemporaryDirectory(prefix="t", dir="/tmp") as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
+    folder = Path("/tmp") / secrets.token_hex(2)  # short enough for sockets below it
+    folder.mkdir()
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +49,44 @@ def _own_parent(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_folder_is_private_and_short_enough_for_rays_sockets(shared: Path) -> None:
+def test_the_folder_is_private(shared: Path) -> None:
     folder = user_folder.user_folder()
     assert folder.parent == shared
     assert mode(folder) == 0o700
-    path = folder / SOCKET
+    assert user_folder.user_folder() == folder
+
+
+@pytest.mark.parametrize("uid", [0, 1000, 2**32 - 2])
+def test_the_path_leaves_room_for_sockets(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setattr(user_folder, "_private", lambda folder: folder)
+    monkeypatch.setattr(user_folder, "_check_space", lambda folder: None)
+    folder = user_folder.user_folder()
+    assert str(folder).startswith("/tmp/llm-")
+    assert len(f"{folder}/ab12cd/{HAPROXY_SOCKET}") <= 97
+    assert len(f"{folder}/{RAY_SOCKET}") <= 107
+
+
+def test_a_longer_path_is_enough_for_ray(monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
+    longer = shared / ("x" * (31 - len(str(shared)) - len(f"/llm-{os.getuid()}")))
+    longer.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(longer))
+    monkeypatch.setenv("TMPDIR", str(shared))
+    folder = user_folder.user_folder(user_folder.RAY_SOCKET)
+    assert folder.parent == longer
+    path = folder / RAY_SOCKET
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-    assert user_folder.user_folder() == folder
+    assert user_folder.user_folder().parent == shared
+
+
+def test_each_cluster_has_a_private_folder_of_its_own() -> None:
+    first, second = user_folder.cluster_folder(), user_folder.cluster_folder()
+    assert first != second
+    assert {first.parent, second.parent} == {user_folder.user_folder()}
+    assert mode(first) == mode(second) == 0o700
 
 
 def test_a_long_path_is_passed_over(
@@ -117,7 +150,7 @@ def test_a_name_that_another_user_took_is_not_used(shared: Path, kind: str) -> N
     as_user(THIRD, take)
     folder = as_user(OTHER, user_folder.user_folder)
     assert folder != own
-    assert len(str(folder)) <= len(str(own))
+    assert len(str(folder)) <= user_folder.HAPROXY_SOCKET
     assert (folder.stat().st_uid, mode(folder)) == (OTHER, 0o700)
     assert stat.S_ISDIR(folder.lstat().st_mode)
 
@@ -141,7 +174,7 @@ def test_without_a_home_the_token_and_caches_are_in_the_folder(
         return token, user_folder.home_environment(user_folder.user_folder())
 
     token, variables = as_user(OTHER, prepare, HOME=home, **nobody)
-    folder = shared / f"llm-workbench-{OTHER}"
+    folder = shared / f"llm-{OTHER}"
     assert token == folder / "auth_token"
     assert mode(token) == 0o600
     assert len(token.read_text()) == 64
