@@ -150,6 +150,7 @@ def test_a_name_that_another_user_took_is_not_used(shared: Path, kind: str) -> N
     as_user(THIRD, take)
     folder = as_user(OTHER, user_folder.user_folder)
     assert folder != own
+    assert folder.parent == shared
     assert len(str(folder)) <= user_folder.HAPROXY_SOCKET
     assert (folder.stat().st_uid, mode(folder)) == (OTHER, 0o700)
     assert stat.S_ISDIR(folder.lstat().st_mode)
