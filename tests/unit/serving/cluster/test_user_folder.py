@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,9 @@ def test_two_users_have_folders_that_the_other_cannot_read(shared: Path) -> None
             server.bind(str(admin))
             admin.chmod(0o777)
             server.listen()
-            assert as_user(owner, lambda path=admin: connects(path))
-            assert not as_user(stranger, lambda path=admin: connects(path))
-        assert not as_user(stranger, lambda path=folder: is_listed(path))
+            assert as_user(owner, partial(connects, admin))
+            assert not as_user(stranger, partial(connects, admin))
+        assert not as_user(stranger, partial(is_listed, folder))
 
 
 def connects(path: Path) -> bool:

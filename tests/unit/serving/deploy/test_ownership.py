@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -174,5 +175,5 @@ def test_who_may_delete_an_application(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_hosts_with_the_same_user_are_two_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     applications = {"llm": running(ServiceSpec())}
-    monkeypatch.setattr(ownership.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     assert not ownership.owns(ServiceSpec(), CLUSTER, applications)
