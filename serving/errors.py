@@ -30,6 +30,10 @@ class PortTakenError(WorkbenchError):
     """The endpoint's port already has a listener."""
 
 
+class NameTakenError(WorkbenchError):
+    """An application's name or route belongs to somebody else on the cluster."""
+
+
 class ClusterError(WorkbenchError):
     """A Ray cluster that cannot be reached, or whose Ray or Serve runs with other options."""
 

@@ -226,7 +226,8 @@ class Seat:
         own = {"name": self.lease.application, "route_prefix": self.lease.route}
         spec = ServiceSpec(model=model, **{"port": 0} | service | own)
         self._admit(model)
-        endpoint = deploy(spec, tenants=[self.lease.tenant])
+        # The lease gives the application of this name to the student, from any process.
+        endpoint = deploy(spec, tenants=[self.lease.tenant], replace=True)
         endpoint.api_key = self._key
         threading.Thread(target=self._watch, args=(endpoint,), daemon=True).start()
         return endpoint

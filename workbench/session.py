@@ -114,14 +114,19 @@ class Session:
             raise SettingError("this session has no open endpoint; call open(spec) first")
         return self._service.endpoint
 
-    def open(self, spec: EndpointSpec, *, tenants: Iterable[Tenant] = ()) -> Remote:
+    def open(
+        self, spec: EndpointSpec, *, tenants: Iterable[Tenant] = (), replace: bool = False
+    ) -> Remote:
         """Return an endpoint that runs `spec`, at the parameter `address`.
 
         The service that this process runs under the name of `spec` is returned if it runs as
-        specified, else replaced. Raises what `workbench.open_endpoint` does.
+        specified, else replaced. With `replace`, an application of somebody else is replaced too.
+        Raises what `workbench.open_endpoint` does.
         """
         address = str(self.parameters.get("address") or "")
-        self._service = open_service(Target(spec, address, tuple(tenants)), owner=self)
+        self._service = open_service(
+            Target(spec, address, tuple(tenants)), owner=self, replace=replace
+        )
         return self._service.endpoint
 
     async def warm_up(self, load: LoadSpec, *, requests: int = 12, concurrency: int = 4) -> None:

@@ -111,13 +111,18 @@ def connect_error(address: str, error: BaseException) -> str:
             "needs equal versions. Use an environment with the cluster's versions, or another "
             "cluster."
         )
+    return (
+        f"address = {address!r} is not a Ray cluster that this process can join "
+        f"({one_line(error)}). Check the address and its token (RAY_AUTH_TOKEN)."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error of Ray in one line of at most some 400 characters."""
     # The server of Ray Client answers with a whole traceback, whose last line has the cause.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     cause = " ".join(dict.fromkeys([lines[0], lines[-1]]))[:400]
-    return (
-        f"address = {address!r} is not a Ray cluster that this process can join "
-        f"({type(error).__name__}: {cause}). Check the address and its token (RAY_AUTH_TOKEN)."
-    )
+    return f"{type(error).__name__}: {cause}"
 
 
 def packages() -> list[str]:

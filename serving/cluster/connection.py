@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from serving.cluster import attach
-from serving.cluster.local_head import start_head, use_token
+from serving.cluster.attach import one_line
+from serving.cluster.discovery import resolve_auto
+from serving.cluster.local_head import end_head, start_head, use_token
 from serving.cluster.ports import check_port
-from serving.compat.ray import forget_serve_client, imported_without_haproxy
+from serving.compat.ray import forget_serve_client, imported_without_haproxy, started_by_init
 from serving.compat.variables import HA_PROXY, METRICS_ENV, QUIET, SERVE_TUNING
 from serving.errors import ClusterError, MissingPackageError
 
@@ -69,7 +71,8 @@ def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Clu
     A local cluster is started if none runs. It has enough CPUs for ``spec``, if given.
 
     Raises:
-        ClusterError: The address does not answer, or Ray Serve was imported without its flags.
+        ClusterError: The address does not answer, `auto` is not the address of one cluster for
+            several processes, Ray does not start, or Ray Serve was imported without its flags.
         PortTakenError: A port that the cluster needs has a listener.
         MissingPackageError: Ray is not installed.
     """
@@ -107,14 +110,18 @@ def disconnect() -> None:
     """Leave the cluster; one that this project started ends, with all of its processes."""
     global _current
     cluster, _current = _current, None
+    try:
+        _leave()
+    finally:  # Also after a second interrupt.
+        if cluster is not None and cluster.supervisor is not None:
+            end_head(cluster.supervisor)
+
+
+def _leave() -> None:
     import ray
 
     ray.shutdown()
     forget_serve_client()
-    if cluster is not None and cluster.supervisor is not None:
-        assert cluster.supervisor.stdin is not None
-        cluster.supervisor.stdin.close()
-        cluster.supervisor.wait(timeout=30)
 
 
 def _require_ray() -> None:
@@ -135,19 +142,39 @@ def _require_flags() -> None:
 def _attach(address: str) -> Cluster:
     # A cluster with token authentication rejects a driver that does not announce its token.
     use_token(create=False)
-    gcs_address = attach.attach_to(address, QUIET | METRICS_ENV)
+    target = resolve_auto() if address == "auto" else address
+    gcs_address = attach.attach_to(target, QUIET | METRICS_ENV)
+    if address == "auto" and started_by_init():
+        _leave()
+        raise ClusterError(
+            f"address = 'auto', but the only Ray cluster on this machine, {gcs_address}, is "
+            "private to the process that called ray.init, and ends with it. Leave address and "
+            "RAY_ADDRESS out to start a cluster, or start one for several processes (ray start "
+            "--head)."
+        )
     return Cluster(address=gcs_address, attached_by=address)
 
 
 def _start(spec: EndpointSpec | None) -> Cluster:
-    import ray
-
     head = start_head(spec)
-    context = ray.init(
-        address=f"127.0.0.1:{head.port}",
-        namespace="llm-workbench",
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    try:
+        import ray
+
+        context = ray.init(
+            address=f"127.0.0.1:{head.port}",
+            namespace="llm-workbench",
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except BaseException as error:
+        try:
+            _leave()
+        finally:
+            end_head(head.supervisor)
+        if not isinstance(error, Exception):
+            raise
+        raise ClusterError(
+            f"Ray started on this machine, but ended at once or does not answer: {one_line(error)}"
+        ) from None
     address = context.address_info["gcs_address"]
     return Cluster(address, supervisor=head.supervisor, endpoint=head.endpoint)

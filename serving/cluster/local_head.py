@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.cluster import user_folder
 from serving.cluster.ports import Ports
-from serving.compat.ray import START_TIMED_OUT, create_auth_token, enable_token_auth
+from serving.compat.ray import AGENT_FAILED, START_TIMED_OUT, enable_token_auth
 from serving.compat.variables import METRICS_INTERVAL_MS, haproxy_files
 from serving.cpu import WORKER_NICENESS
 from serving.errors import ClusterError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 START_ATTEMPTS = 3
 """Ray gives a node 30 s to start, which is sometimes too short on a busy machine."""
+LINE = 300
+"""Characters of a line of a log that are reported."""
 
 
 class LocalHead(NamedTuple):
@@ -39,33 +42,53 @@ def start_head(spec: EndpointSpec | None) -> LocalHead:
     """Start a head that ends when this process ends, with enough CPUs for ``spec``.
 
     Raises:
-        ClusterError: Ray did not start, or no block of ports is free.
+        ClusterError: Ray did not start, no block of ports is free, or no folder can be written.
     """
+    folder = user_folder.user_folder(user_folder.RAY_SOCKET)
     use_token(create=True)
     for _ in range(START_ATTEMPTS):
         ports = Ports()
-        supervisor, log = _start_supervisor(spec, ports)
+        supervisor, log = _start_supervisor(spec, ports, folder)
         if supervisor is not None:
             return LocalHead(supervisor, ports.head, ports.endpoint)
-        if START_TIMED_OUT not in log:
-            raise ClusterError(
-                f"Ray did not start on this machine. The end of its log says why:\n{log}"
-            )
+        if problem := start_problem(log):
+            raise ClusterError(f"Ray did not start on this machine: {problem}")
     raise ClusterError(
         f"Ray did not start within 30 s in {START_ATTEMPTS} attempts: the machine is busy with "
         "other work. End that work, or try again later."
     )
 
 
+def start_problem(log: str) -> str | None:
+    """Return why ``ray start`` failed, in one line, or None if it only took too long."""
+    output, agent_failed, agent = log.partition(AGENT_FAILED)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if (text := os.strerror(number)) in output:
+            return f"{text} ({next(line for line in lines if text in line)[:LINE]})."
+    if agent_failed:
+        # The raylet's own line, which ends with the mark, follows the last words of the agent.
+        cause = lines[-2][:LINE] if len(lines) > 1 else "without a message"
+        return (
+            f"its {agent.split('.')[0].strip()} ended early ({cause}). Check the installation of "
+            "Ray (make setup), and that the machine has free memory."
+        )
+    if START_TIMED_OUT in output:
+        return None
+    return f"{lines[-1][:LINE]}" if lines else "it ended without a message."
+
+
 def _start_supervisor(
-    spec: EndpointSpec | None, ports: Ports
+    spec: EndpointSpec | None, ports: Ports, folder: Path
 ) -> tuple[subprocess.Popen[str] | None, str]:
     """Return the supervisor of a new head, which holds its ports, or the end of Ray's log."""
-    state = Path(tempfile.mkdtemp(prefix="llm-workbench-"))
-    command = [sys.executable, "-m", "serving.cluster.supervisor", str(state)]
+    state = user_folder.cluster_folder()
+    # Ray opens its own folder to every user, so it is not the user's folder itself.
+    folders = [str(state), str(folder / "ray")]
+    environment = inherited_environment() | user_folder.home_environment(folder)
     supervisor = subprocess.Popen(
-        command + _head_options(spec, ports),
-        env=inherited_environment() | own_environment(state, ports) | _python_path(),
+        [sys.executable, "-m", "serving.cluster.supervisor", *folders, *_head_options(spec, ports)],
+        env=environment | own_environment(state, ports) | _python_path(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -73,14 +96,26 @@ def _start_supervisor(
         start_new_session=True,
         pass_fds=[ports.fileno()],
     )
-    ports.close()
-    assert supervisor.stdout is not None
-    if supervisor.stdout.readline().strip() != "started":
-        log = state / "ray-start.log"
-        end = log.read_text()[-1500:] if log.exists() else ""
-        supervisor.communicate()
-        return None, end
-    return supervisor, ""
+    try:
+        ports.close()
+        assert supervisor.stdout is not None
+        if supervisor.stdout.readline().strip() == "started":
+            return supervisor, ""
+        assert supervisor.stdin is not None
+        supervisor.stdin.close()
+        log = supervisor.stdout.read()
+    except BaseException:
+        end_head(supervisor)
+        raise
+    supervisor.wait()
+    return None, log
+
+
+def end_head(supervisor: subprocess.Popen[str]) -> None:
+    """End a head, also one that is starting, and wait until no process of it is left."""
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    supervisor.wait(timeout=30)
 
 
 def _head_options(spec: EndpointSpec | None, ports: Ports) -> list[str]:
@@ -110,17 +145,14 @@ def use_token(*, create: bool) -> None:
     Args:
         create: Whether to create a token if this user does not have one.
     """
-    if create and not _has_token():
-        create_auth_token()
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
-    if _has_token() and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+    if not user_folder.names_token(os.environ):
+        file = user_folder.create_token() if create else user_folder.token_file()
+        if file is None:
+            return
+        if file.parent.name != ".ray":  # Ray itself only looks in the home.
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
         enable_token_auth()
-
-
-def _has_token() -> bool:
-    default = Path.home() / ".ray" / "auth_token"
-    variables = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return any(os.environ.get(name) for name in variables) or default.exists()
 
 
 def logical_cpus(spec: EndpointSpec | None) -> int:

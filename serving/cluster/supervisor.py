@@ -1,8 +1,9 @@
 """Keeps a local Ray head running for exactly as long as the process that asked for it.
 
 It is run as a child with a pipe on standard input. It starts ``ray start --head`` with the given
-arguments, writes one line to standard output (``started`` or ``failed``), and ends everything when
-the pipe closes: intentionally, or because the parent died in any way. As a child subreaper it
+arguments, and writes one line to standard output: ``started``, or ``failed`` and the reason in the
+lines after it. It ends everything when the pipe closes, also while Ray starts: intentionally, or
+because the parent died in any way. As a child subreaper it
 inherits every orphan of the tree (raylet, replicas, engine processes, HAProxy), so its descendants
 are all of them. It imports the standard library only, so that it starts at once.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,14 @@ import sys
 import time
 from pathlib import Path
 
+from serving.compat.ray import AGENT_FAILED
 from serving.cpu import lower_session_priority
 
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_S = 1.5
+GRACE_S = 1.25
+POLL_S = 0.1
+LOG_END = 1500
+"""Characters of a log that are reported."""
 
 
 def become_subreaper() -> None:
@@ -89,28 +95,67 @@ def end_all(grace_s: float = GRACE_S) -> None:
         time.sleep(0.05 if signal_number == signal.SIGKILL else 0.25)
 
 
-def main(argv: list[str]) -> int:
-    """Run ``supervisor STATE_DIR RAY_START_ARGUMENT...``.
+def start_ray(arguments: list[str], folder: Path) -> tuple[int, str]:
+    """Run ``ray start --head``, unless the parent closes the pipe first.
 
-    The folder is deleted when the cluster ends.
+    Args:
+        arguments: The options of the command.
+        folder: Ray's temporary folder, where the new session's logs are.
+
+    Returns:
+        The exit status, and the end of the output. If an agent of Ray ends while the command waits
+        for it, the status is 1, and the text is the raylet's report.
+
+    Raises:
+        SystemExit: The pipe was closed.
+    """
+    # Not a file, because the disk may be full.
+    log = os.memfd_create("ray-start")
+    ray = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
+    while (code := ray.poll()) is None:
+        if select.select([sys.stdin], [], [], POLL_S)[0]:
+            sys.exit(0)
+        if report := agent_report(folder, ray.pid):
+            return 1, report
+    size = os.fstat(log).st_size
+    output = os.pread(log, LOG_END, max(0, size - LOG_END)).decode(errors="replace")
+    return code, output if code == 0 else f"{output}\n{agent_report(folder, ray.pid)}"
+
+
+def agent_report(folder: Path, pid: int) -> str:
+    """Return what the raylet of the session that ``pid`` started wrote about an agent that ended.
+
+    Ray waits for such a raylet until its time is over. The text is empty if no agent has ended.
+    """
+    for errors in folder.glob(f"session_*_{pid}/logs/raylet.err"):
+        text, mark, rest = errors.read_text(errors="replace").partition(AGENT_FAILED)
+        if mark:
+            return f"{text[-LOG_END:]}{mark}{rest.splitlines()[0]}\n"
+    return ""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``supervisor STATE_DIR RAY_DIR RAY_START_ARGUMENT...``.
+
+    STATE_DIR is deleted when the cluster ends. RAY_DIR is Ray's temporary folder.
 
     Returns:
         The exit status of ``ray start``.
     """
-    state, arguments = Path(argv[0]), argv[1:]
+    state, ray, arguments = Path(argv[0]), Path(argv[1]), argv[2:]
     # Interrupting a cell of the notebook must not end the cluster.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lower_session_priority()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     become_subreaper()
     try:
-        with (state / "ray-start.log").open("wb") as log:
-            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *arguments]
-            code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
-            ).returncode
-        print("started" if code == 0 else "failed", flush=True)
-        # Also after a failure: the parent reads the log before the folder is deleted.
+        code, output = start_ray([*arguments, f"--temp-dir={ray}"], ray)
+        print("started" if code == 0 else f"failed\n{output}", flush=True)
         sys.stdin.buffer.read()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one must not interrupt this.

@@ -6,6 +6,7 @@ Ray Serve LLM, are in ``ray_server``.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,13 @@ from typing import Any
 
 START_TIMED_OUT = "timed out during startup"
 """In the log of ``ray start`` if a head did not come up within 30 s (``ray._private.node``)."""
+
+AGENT_FAILED = "one Ray agent failed, agent_name = "
+"""In the standard error of a raylet that ends because its agent did (Ray's C++ core)."""
+
+RAYLET = "raylet"
+GCS_FLAG = "--gcs-address="
+"""The process of a node, and the argument that names its cluster (``ray._private.services``)."""
 
 HEAD_RESOURCE = "node:__internal_head__"
 """A resource that only the head has (``ray._common.constants.HEAD_NODE_RESOURCE_NAME``)."""
@@ -46,16 +54,6 @@ GPU_METRICS = {
 }
 """Ray's metrics of a GPU (``ray.dashboard.modules.reporter.reporter_agent``), in percent, MiB and
 milliwatts, and the field of a ``GpuSample`` that each fills."""
-
-
-def create_auth_token() -> None:
-    """Generate a token and save it in ``~/.ray/auth_token``.
-
-    Calls ``ray._private.authentication.authentication_token_setup.generate_and_save_token()``.
-    """
-    from ray._private.authentication import authentication_token_setup
-
-    authentication_token_setup.generate_and_save_token()
 
 
 def enable_token_auth() -> None:
@@ -217,6 +215,17 @@ def load_value(key: str) -> bytes | None:
 
     value: bytes | None = _internal_kv_get(key)
     return value
+
+
+def started_by_init() -> bool:
+    """Return whether the connected cluster was started by ``ray.init()``, and ends with its caller.
+
+    Reads the field ``ray_init_cluster`` of what ``ray._common.usage.usage_lib`` stores.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    metadata = _internal_kv_get("CLUSTER_METADATA", namespace="cluster")
+    return bool(metadata and json.loads(metadata)["ray_init_cluster"])
 
 
 def store_value(key: str, value: bytes) -> None:

@@ -477,6 +477,21 @@ async def generation_error_response(request: Any, error: Exception) -> Any:
     return await vllm_error.generation_error_handler(request, error)
 
 
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return the fields of the body that vLLM's own server answers an exception with.
+
+    Calls ``create_error_response(message)`` of
+    ``vllm.entrypoints.serve.exception_handling.error_response``.
+
+    Returns:
+        ``message``, ``type``, ``param`` and ``code``, which is the HTTP status.
+    """
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+    fields: dict[str, Any] = create_error_response(error).error.model_dump()
+    return fields
+
+
 _OPENAI, _POOLING = "vllm.entrypoints.openai", "vllm.entrypoints.pooling"
 REQUEST_CLASSES = {
     "chat": f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.compat.ray import LLM_ROUTER, POWER_OF_TWO_ROUTER, ROUND_ROBIN_ROUTER, with_version
 from serving.compat.variables import METRICS_ENV
+from serving.deploy.ownership import current_owner
 from serving.engine.engine_args import environment
 from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
@@ -246,9 +247,12 @@ def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
 
 
 def user_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> dict[str, Any]:
-    """Return what running replicas take over without a restart, and the spec's fingerprint."""
+    """Return what running replicas take over without a restart.
+
+    The spec's fingerprint and the owner are there for later deployments.
+    """
     access = _gate_config(spec, tenants).model_dump(mode="json")
-    config = {"access": access, "fingerprint": spec.fingerprint()}
+    config = {"access": access, "fingerprint": spec.fingerprint(), "owner": current_owner()}
     if not spec.composed:
         return config
     capacities = {model.model_id: capacity(model) for model in spec.models}

@@ -1,4 +1,4 @@
-"""vLLM's own HTTP application, with errors that OpenAI's and Anthropic's clients can read."""
+"""vLLM's own HTTP application, with errors that OpenAI's clients can read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from serving.compat.vllm import (
     generation_error_response,
 )
 from serving.engine.grammars import TOO_COMPLEX
-from serving.gateway.asgi import App, Message, Receive, Scope, Send, error_body
+from serving.gateway.asgi import App, Receive, Scope, Send, error_body
 from serving.gateway.context import SCOPE_KEY
+from serving.gateway.error_bodies import ErrorRewriter
 from serving.gateway.http_routes import path_below_prefix
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ _VALUE = re.compile(r" \((parameter|value)=.*\)$", re.DOTALL)
 """What vLLM appends to the message of an error. OpenAI's ``param`` names the field too."""
 
 INVALID_PARAMETER = "invalid_parameter"
-MESSAGES = "/v1/messages"
-"""Anthropic's route, whose errors have ``{"type": "error"}`` around OpenAI's shape."""
 
 
 def build_engine_app(app: fastapi.FastAPI, supported_tasks: Iterable[str]) -> App:
@@ -140,57 +139,28 @@ def with_readable_errors(app: App) -> App:
                 tokens = GeneratedTokens()
                 generated_tokens.set(tokens)
                 context.generated = tokens.count
-            messages = path_below_prefix(scope).startswith(MESSAGES)
-            send = _ErrorRewriter(send, messages).send
+            send = ErrorRewriter(send, readable_error).send
         await app(scope, receive, send)
 
     return wrapped
 
 
-class _ErrorRewriter:
-    """Rewrites the body of one response if it is an error.
-
-    Args:
-        send: Sends the response.
-        messages: Whether the route is one of Anthropic's.
-    """
-
-    def __init__(self, send: Send, messages: bool) -> None:
-        self._send, self._messages = send, messages
-        self._start: Message | None = None
-        self._body = b""
-
-    async def send(self, message: Message) -> None:
-        """Pass on a message of the response, or keep it until the body is complete."""
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            self._start = message
-        elif self._start is None:
-            await self._send(message)
-        else:
-            self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._finish(self._start)
-
-    async def _finish(self, start: Message) -> None:
-        body = readable_error(self._body, self._messages)
-        headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
-        await self._send({**start, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+def without_value(message: str) -> str:
+    """Return vLLM's message of an error without the rejected value."""
+    return _VALUE.sub("", message)
 
 
-def readable_error(body: bytes, messages: bool) -> bytes:
+def readable_error(body: bytes) -> bytes:
     """Return the body of an error with all of OpenAI's keys and without the rejected value.
 
     Args:
         body: The body as vLLM's application sends it; what is no error in JSON is not changed.
-        messages: Whether to put Anthropic's ``{"type": "error"}`` around it.
     """
     try:
         error = json.loads(body)["error"]
-        message = _VALUE.sub("", error["message"])
+        message = without_value(error["message"])
     except (ValueError, KeyError, TypeError):
         return body
     code = {"code": "grammar_too_complex"} if TOO_COMPLEX in message else {}
     fields = {"error": {"param": None, "code": None} | error | code | {"message": message}}
-    return json.dumps({"type": "error"} | fields if messages else fields).encode()
+    return json.dumps(fields).encode()

@@ -106,7 +106,7 @@ async def respond_json(
 
 
 def error_body(
-    message: str, kind: str, code: str | None, param: str | None = None
+    message: str, kind: str, code: str | int | None, param: str | None = None
 ) -> dict[str, Any]:
     """Return an error as OpenAI's API formats it; ``param`` is the field at fault."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -28,6 +28,7 @@ from serving.gateway.concurrency import ConcurrencyLimiter, FullError
 from serving.gateway.config import GateConfig
 from serving.gateway.context import SCOPE_KEY, RequestContext
 from serving.gateway.cors import CrossOrigin, is_preflight
+from serving.gateway.error_bodies import MESSAGES, ErrorRewriter, anthropic_error
 from serving.gateway.error_events import send_timeout
 from serving.gateway.http_routes import (
     OPEN_ROUTES,
@@ -102,6 +103,8 @@ class Gate:
             return await self._open(path, scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
+        if path.startswith(MESSAGES):
+            send = ErrorRewriter(send, anthropic_error).send
         try:
             context = scope[SCOPE_KEY] = self._authenticate(path, scope)
             if method := stored_response_method(path):

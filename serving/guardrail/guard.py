@@ -35,24 +35,25 @@ class RefusedError(WorkbenchError):
         status: HTTP status.
         headers: Further response headers.
         param: OpenAI's ``param``, the field that is wrong.
+        kind: OpenAI's ``type``; default: the usual one for the status.
     """
 
     def __init__(
         self,
         message: str,
-        code: str,
+        code: str | int,
         status: int = 400,
         headers: dict[str, str] | None = None,
         param: str | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
         self.headers = headers or {}
         self.param = param
-        self.kind = {400: "invalid_request_error", 429: "rate_limit_error"}.get(
-            status, "server_error"
-        )
+        usual = {400: "invalid_request_error", 429: "rate_limit_error"}
+        self.kind = kind or usual.get(status, "server_error")
 
 
 class BlockedError(RefusedError):

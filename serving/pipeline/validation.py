@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from serving.compat.vllm import REQUEST_CLASSES, request_class
-from serving.engine.http_app import INVALID_PARAMETER, describe_problem
+from serving.compat.vllm import REQUEST_CLASSES, error_fields, request_class
+from serving.engine.http_app import INVALID_PARAMETER, describe_problem, without_value
 from serving.gateway.bodies.fields import Kind
 from serving.guardrail.guard import RefusedError
 
@@ -50,6 +50,16 @@ class RequestValidator:
             problem["loc"] = ("body", *problem["loc"])
             message, field = describe_problem(problem, fields)
             raise RefusedError(message, INVALID_PARAMETER, param=field) from None
+        except Exception as error:  # vLLM's own, and what its validators do not expect.
+            raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> RefusedError:
+    """Return the answer of vLLM's own server to an exception of a validator."""
+    fields = error_fields(error)
+    message = without_value(fields["message"])
+    status = int(fields["code"])
+    return RefusedError(message, status, status, param=fields["param"], kind=fields["type"])
 
 
 def _load() -> Adapters:

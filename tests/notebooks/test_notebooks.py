@@ -40,8 +40,8 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     records = list(run.records())
     assert len(records) == 8
     assert {(r.status, r.output_tokens) for r in records} == {("ok", 32)}
-    # A token that is half a character is sent with the next one.
-    assert all(16 <= len(r.token_times_s) <= 32 for r in records)
+    # Tokens share an event if they complete one character, or if the reader is slow.
+    assert all(2 <= len(r.token_times_s) <= 32 for r in records)
     summary = run.summary()
     assert summary is not None
     assert summary.completed == 8

@@ -5,21 +5,24 @@ The engine's application is scripted; everything of the project between it and t
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import fastapi
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from support.attack_bodies import MALICIOUS_BODIES
 from support.gate_server import AUTHORIZED, CONFIG
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import GenerationError
 
+from serving.compat.vllm import request_class
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, call_app
 from serving.gateway.asgi import App
@@ -34,35 +37,30 @@ from serving.spec.limits import Limits
 ROUTES = [route for route in POST_ROUTES if not route.endswith(("embeddings", "rerank", "score"))]
 
 
-class Message(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Chat(BaseModel):
-    """A request as strict as vLLM's, and a status that its field ``seed`` asks for."""
-
-    messages: list[Message] = []
-    temperature: float = Field(1, ge=0, le=2)
-    stop: str | list[str] = []
-    seed: int = 0
-    logit_bias: dict[str, float] = {}
-    response_format: dict[str, Any] | None = None
-
-
 def engine() -> App:
-    app = fastapi.FastAPI()
+    """An engine's application that validates bodies with vLLM's classes.
 
-    async def answer(body: Chat) -> Any:
-        if body.seed in (400, 404, 422, 501):
-            raise fastapi.HTTPException(body.seed, "The engine refuses.")
-        if body.seed == 13:
+    The status of its answer is the body's field ``seed``.
+    """
+    app = fastapi.FastAPI()
+    app.state.args = argparse.Namespace(log_error_stack=False)
+    init_exception_handler(app)
+    for route in ROUTES:
+        app.post(route)(_handler(request_class(POST_ROUTES[route].kind)))
+    return build_engine_app(app, ["generate"])
+
+
+def _handler(body_class: type[BaseModel]) -> Callable[..., Any]:
+    async def answer(body: body_class) -> Any:  # type: ignore[valid-type]
+        status = getattr(body, "seed", 0)
+        if status in (400, 404, 422, 501):
+            raise fastapi.HTTPException(status, "The engine refuses.")
+        if status == 13:
             raise GenerationError("The engine gave up.")
         return {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
 
-    for route in ROUTES:
-        app.post(route)(answer)
-    return build_engine_app(app, ["generate"])
+    answer.__annotations__["body"] = body_class
+    return answer
 
 
 class Packets:

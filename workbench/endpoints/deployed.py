@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from serving.cluster import connection
-from serving.deploy import service, status
+from serving.deploy import ownership, service, status
 from serving.deploy.preflight import check_spec
 from serving.errors import EndpointGoneError, SpecError
 from serving.spec.model import deployment_name
@@ -57,14 +57,25 @@ class Endpoint(Remote):
         api_key: SecretStr,
         tenant_keys: Mapping[str, SecretStr] | None = None,
         tenants: tuple[Tenant, ...] = (),
+        requested: EndpointSpec | None = None,
     ) -> None:
         ids = [model.model_id for model in spec.models]
         ids += [AUTO] if isinstance(spec, PipelineSpec) and spec.router else []
         base_url = _base_url(spec, cluster, port)
         super().__init__(base_url, api_key, ids, spec.models[0].tokenizer)
         self.spec = spec
+        self._requested = requested or spec
         self.tenant_keys = dict(tenant_keys or {})
         self._cluster, self._tenants = cluster, tenants
+
+    @property
+    def requested_spec(self) -> EndpointSpec:
+        """The spec with the name and the route that `deploy` was called with.
+
+        ``spec`` differs where a default name belongs to another application.
+        """
+        names = {"name": self._requested.name, "route_prefix": self._requested.route_prefix}
+        return self.spec.model_copy(update=names)
 
     @property
     def deployment(self) -> str:
@@ -153,16 +164,26 @@ class Endpoint(Remote):
 
         Raises:
             SpecError: A field or value is invalid, or the change needs a new deployment.
+            NameTakenError: Another process has replaced the service.
         """
         self.status()
         spec = rescaled(self.spec, scaling)
+        ownership.check_owner(spec, self._cluster.address, status.details()["applications"])
+        ownership.remember(spec, self._cluster.address)
         service.deploy(spec, self._cluster, self._tenants, progress or _print)
         self.spec = spec
 
     def delete(self) -> None:
-        """Delete the service, and end the cluster if this process started it."""
+        """Delete the service, and end the cluster if this process started it.
+
+        A service that another process has replaced stays.
+        """
         _keys.pop((self._cluster.address, self.spec.name), None)
-        if connection.current() is self._cluster:
+        if connection.current() is not self._cluster:
+            return
+        if self._cluster.ours or ownership.owns(
+            self.spec, self._cluster.address, status.details()["applications"]
+        ):
             service.delete(self.spec.name, self._cluster)
 
 
@@ -178,6 +199,7 @@ def deploy(
     api_key: str | None = None,
     tenants: Iterable[Tenant] = (),
     address: str | None = None,
+    replace: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Endpoint:
     """Deploy a spec, and return its endpoint once it answers.
@@ -193,14 +215,18 @@ def deploy(
             while the service runs.
         address: Address of a Ray cluster; default: ``RAY_ADDRESS``, else a cluster is started that
             ends with this process.
+        replace: Whether to replace an application of the same name that neither this process nor
+            its user with the same spec deployed. Without it, a spec with the default name gets
+            another one, such as ``llm-ada`` at the route ``/llm-ada``.
         progress: Receives messages about what is happening; default: they are printed.
 
     Raises:
-        SpecError: The spec cannot be served. Like the next four, it is raised before anything
+        SpecError: The spec cannot be served. Like the next five, it is raised before anything
             starts.
         ResourcesError: The cluster can never satisfy the spec's resources.
         MissingPackageError: A package that the spec needs is not installed.
         PortTakenError: Something else listens on the endpoint's port.
+        NameTakenError: The name or route belongs to an application of somebody else.
         ClusterError: The cluster cannot be reached, or runs with other options.
         DeployError: A replica did not start; the message has the engine's own error.
     """
@@ -214,15 +240,34 @@ def deploy(
     if connection.current() is None:
         notify(connection.describe_connection(spec, address))
     cluster = connection.connect(spec, address)
+    requested_spec = spec
+    spec = _own_name(spec, cluster, replace, notify)
     keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
     if owner_key:
         keys[OWNER] = SecretStr(owner_key)
     port = service.deploy(spec, cluster, keyed, notify)
+    # Another process may have deployed under the same name at the same time.
+    ownership.check_owner(spec, cluster.address, status.details()["applications"])
     _keys[cluster.address, spec.name] = keys
     tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
-    endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed)
+    endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed, requested_spec)
     _report_ready(endpoint, cluster, port, notify)
     return endpoint
+
+
+def _own_name(
+    spec: EndpointSpec, cluster: connection.Cluster, replace: bool, notify: ProgressCallback
+) -> EndpointSpec:
+    """Return the spec under a name that this process may deploy, and record it."""
+    applications = status.details()["applications"]
+    own = ownership.named(spec, cluster.address, applications, replace=replace)
+    if own.name != spec.name:
+        notify(
+            f"{spec.name} is an application that this process did not deploy; this one is "
+            f"{own.name} at {own.route_prefix}"
+        )
+    ownership.remember(own, cluster.address)
+    return own
 
 
 def _report_ready(

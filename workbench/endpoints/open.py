@@ -23,6 +23,7 @@ def open_endpoint(
     address: str | None = None,
     api_key: str | None = None,
     tenants: Iterable[Tenant] = (),
+    replace: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Remote:
     """Return an endpoint for ``spec``, deployed or called as ``address`` says.
@@ -47,6 +48,7 @@ def open_endpoint(
         api_key: The owner's key, or the key of the running endpoint; default: the environment
             variable ``LLM_WORKBENCH_API_KEY``.
         tenants: Tenants with their own keys and quotas, if the spec is deployed.
+        replace: Whether to replace an application of somebody else, as for `workbench.deploy`.
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:
@@ -66,7 +68,12 @@ def open_endpoint(
     from workbench.endpoints.deployed import deploy
 
     return deploy(
-        spec, address=address or None, api_key=api_key, tenants=tenants, progress=progress
+        spec,
+        address=address or None,
+        api_key=api_key,
+        tenants=tenants,
+        replace=replace,
+        progress=progress,
     )
 
 

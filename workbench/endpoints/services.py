@@ -26,9 +26,9 @@ class Target:
     address: str
     tenants: tuple[Tenant, ...]
 
-    def open(self) -> Remote:
+    def open(self, *, replace: bool) -> Remote:
         """Deploy the service, or connect to the endpoint at `address`."""
-        return open_endpoint(self.spec, address=self.address, tenants=self.tenants)
+        return open_endpoint(self.spec, address=self.address, tenants=self.tenants, replace=replace)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Service:
     def runs(self, target: Target) -> bool:
         """Whether the service still runs, and exactly as `target` asks."""
         # `Endpoint.rescale` changes the endpoint's specification.
-        spec = getattr(self.endpoint, "spec", self.target.spec)
+        spec = getattr(self.endpoint, "requested_spec", self.target.spec)
         if Target(spec, self.target.address, self.target.tenants) != target:
             return False
         try:
@@ -56,10 +56,11 @@ class Service:
 _services: dict[str, Service] = {}
 
 
-def open_service(target: Target, owner: object) -> Service:
+def open_service(target: Target, owner: object, *, replace: bool = False) -> Service:
     """Return the service that runs as `target` asks; `owner` is responsible for it from now on.
 
-    A service of the same name that runs otherwise is replaced. Raises what `open_endpoint` does.
+    A service of the same name that runs otherwise is replaced; with `replace`, also one of another
+    process. Raises what `open_endpoint` does.
     """
     name = target.spec.name
     running = _services.get(name)
@@ -67,19 +68,19 @@ def open_service(target: Target, owner: object) -> Service:
         running.owner = owner
         if running.runs(target):
             return running
-    _services[name] = Service(target, _replace(running, target), owner)
+    _services[name] = Service(target, _replace(running, target, replace), owner)
     return _services[name]
 
 
-def _replace(running: Service | None, target: Target) -> Remote:
+def _replace(running: Service | None, target: Target, replace: bool) -> Remote:
     try:
-        return target.open()
+        return target.open(replace=replace)
     except ClusterError:
         if running is None:
             raise
         # The cluster cannot change to this specification while it runs, for example its port.
         running.endpoint.delete()
-        return target.open()
+        return target.open(replace=replace)
 
 
 def close_services(owner: object) -> None:

@@ -105,7 +105,13 @@ class Deployed:
     deployment = "scripted"
 
     def __init__(self, spec: ServiceSpec) -> None:
-        self.spec, self.gone, self.deleted = spec, False, 0
+        # The cluster has another application of the default name, so this one has a suffix.
+        self.requested, self.gone, self.deleted = spec, False, 0
+        self.spec = spec.model_copy(update={"name": f"{spec.name}-ada"})
+
+    @property
+    def requested_spec(self) -> ServiceSpec:
+        return self.spec.model_copy(update={"name": self.requested.name})
 
     def status(self) -> None:
         if self.gone:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
 from serving.cluster import local_head
 from serving.cluster.local_head import (
@@ -15,8 +20,10 @@ from serving.cluster.local_head import (
     logical_cpus,
     own_environment,
     start_head,
+    start_problem,
 )
 from serving.cluster.ports import Ports
+from serving.cluster.supervisor import descendants
 from serving.errors import ClusterError
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
@@ -61,7 +68,7 @@ class TestFailedStart:
         """The logs of the attempts that have been made, each of which fails."""
         made: list[str] = []
 
-        def start_supervisor(spec: Any, ports: Ports) -> tuple[None, str]:
+        def start_supervisor(spec: Any, ports: Ports, folder: Path) -> tuple[None, str]:
             made.append(log)
             ports.close()
             return None, log
@@ -83,3 +90,112 @@ class TestFailedStart:
         with pytest.raises(ClusterError, match="no such option"):
             start_head(None)
         assert len(made) == 1
+
+
+TIMED_OUT = """Traceback (most recent call last):
+Exception: The current node timed out during startup. This could happen because ...
+"""
+AGENT = """
+[2026-11-27 22:54:31,451 E 41 68] (raylet) agent_manager.cc:87: The raylet exited immediately \
+because one Ray agent failed, agent_name = dashboard_agent.
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "parts"),
+    [
+        ("Error: No such option: --prot\n", ["Error: No such option: --prot"]),
+        ("  File x\nOSError: [Errno 28] No space left on device: '/a'\n", ["No space left", "/a"]),
+        ("OSError: [Errno 30] Read-only file system: '/a'\nx\n", ["Read-only file system", "/a"]),
+        (f"{TIMED_OUT}\nImportError: no x{AGENT}", ["dashboard_agent ended early", "no x"]),
+        (f"OSError: [Errno 28] No space left on device{AGENT}", ["No space left on device"]),
+        (AGENT, ["dashboard_agent ended early", "without a message", "memory"]),
+        ("", ["without a message"]),
+    ],
+)
+def test_the_cause_of_a_failed_start_is_one_line(log: str, parts: list[str]) -> None:
+    problem = start_problem(log)
+    assert problem is not None
+    assert "\n" not in problem
+    for part in parts:
+        assert part in problem
+
+
+def test_only_a_timeout_without_a_cause_is_the_machines_load() -> None:
+    assert start_problem(TIMED_OUT) is None
+
+
+# A stand-in for `ray start` that hangs, so that the process that asked for it can be interrupted.
+HANG = """
+import os, subprocess, sys, time
+from pathlib import Path
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+Path(os.environ["STAND_IN"]).touch()
+time.sleep(600)
+"""
+START = """
+import sys
+from serving.cluster.local_head import start_head
+try:
+    start_head(None)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.stdin.read()  # The kernel lives on, and the traceback keeps the frames.
+"""
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_while_ray_starts_leaves_nothing(tmp_path: Path, times: int) -> None:
+    interrupt_start(tmp_path, times)
+
+
+@pytest.mark.timing
+def test_an_interrupted_start_ends_within_two_seconds(tmp_path: Path) -> None:
+    assert interrupt_start(tmp_path, 1) < 2
+
+
+def has_command(pid: int) -> bool:
+    """Whether the process runs: one that has ended, and that nobody has waited for, has none."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def interrupt_start(tmp_path: Path, times: int) -> float:
+    """Interrupt a process that starts Ray; the seconds until every process of Ray has ended."""
+    package = tmp_path / "stand-in" / "ray" / "scripts"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "scripts.py").write_text(HANG)
+    mark = tmp_path / "started"
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)]),
+        "STAND_IN": str(mark),
+        "RAY_AUTH_MODE": "disabled",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", START],
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as kernel:
+        while not mark.exists():
+            assert kernel.poll() is None
+            time.sleep(0.02)
+        pids = descendants(kernel.pid)
+        assert len(pids) == 3
+        for _ in range(times):
+            kernel.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        start = time.monotonic()
+        while alive := [pid for pid in pids if has_command(pid)]:
+            assert time.monotonic() - start < 30, alive
+            time.sleep(0.02)
+        elapsed_s = time.monotonic() - start
+        # The kernel lives on: the processes ended by the interrupt, not with it.
+        assert times > 1 or kernel.poll() is None
+        kernel.kill()
+    return elapsed_s

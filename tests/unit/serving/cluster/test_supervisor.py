@@ -23,10 +23,17 @@ from serving.cluster.supervisor import descendants, parents
 TIMEOUT_S = 20
 
 # A stand-in for Ray: it records its arguments, leaves a tree of processes and ends as requested.
-STAND_IN = """
+STAND_IN = '''
 import os, signal, subprocess, sys, time
 from pathlib import Path
 
+# As Ray 2.60.0 wrote it when its agent could not be imported.
+RAYLET_ERROR = """Traceback (most recent call last):
+ModuleNotFoundError: No module named 'aiohttp'
+[2026-11-27 22:54:31,451 E 41 68] (raylet) agent_manager.cc:87: The raylet exited immediately \
+because one Ray agent failed, agent_name = dashboard_agent.
+The raylet fate shares with the agent. This can happen because
+"""
 folder = Path(os.environ["STAND_IN"])
 (folder / "arguments").write_text("\\n".join(sys.argv[1:]))
 (folder / "input").write_text(repr(sys.stdin.read()))
@@ -59,8 +66,15 @@ for name in leaving:
 wanted = leaving + (["is-ignoring"] if "ignoring" in leaving else [])
 while not all((folder / name).exists() for name in wanted):
     time.sleep(0.01)
+if "--agent-ends" in sys.argv:
+    logs = Path(sys.argv[-1].removeprefix("--temp-dir=")) / f"session_1_{os.getpid()}" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.err").write_text(RAYLET_ERROR)
+if "--hang" in sys.argv or "--agent-ends" in sys.argv:
+    (folder / "hangs").touch()
+    time.sleep(600)
 sys.exit(3 if "--fail" in sys.argv else 0)
-"""
+'''
 
 # A parent that asks for a cluster and waits, as a kernel does.
 PARENT = """
@@ -76,14 +90,16 @@ sys.stdin.read()
 
 @dataclass
 class Sandbox:
-    """The supervisor's folder, what the stand-in recorded, and the environment of both."""
+    """The supervisor's folder, Ray's, what the stand-in recorded, and the environment of both."""
 
     state: Path
+    ray: Path
     notes: Path
     env: dict[str, str]
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "serving.cluster.supervisor", str(self.state), *arguments]
+        folders = [str(self.state), str(self.ray)]
+        return [sys.executable, "-m", "serving.cluster.supervisor", *folders, *arguments]
 
     @contextlib.contextmanager
     def supervisor(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -159,11 +175,11 @@ def sandbox(tmp_path: Path) -> Sandbox:
     for folder in (package.parent, package):
         (folder / "__init__.py").touch()
     (package / "scripts.py").write_text(STAND_IN)
-    state, notes = tmp_path / "state", tmp_path / "notes"
-    state.mkdir()
-    notes.mkdir()
+    state, ray, notes = (tmp_path / name for name in ("state", "ray", "notes"))
+    for folder in (state, ray, notes):
+        folder.mkdir()
     path = os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)])
-    return Sandbox(state, notes, os.environ | {"PYTHONPATH": path, "STAND_IN": str(notes)})
+    return Sandbox(state, ray, notes, os.environ | {"PYTHONPATH": path, "STAND_IN": str(notes)})
 
 
 def test_closing_the_pipe_ends_every_process_and_removes_the_folder(sandbox: Sandbox) -> None:
@@ -180,7 +196,9 @@ def test_closing_the_pipe_ends_every_process_and_removes_the_folder(sandbox: San
 
 
 def test_the_death_of_the_parent_ends_every_process(sandbox: Sandbox) -> None:
-    with sandbox.child([sys.executable, "-c", PARENT, str(sandbox.state)]) as parent:
+    with sandbox.child(
+        [sys.executable, "-c", PARENT, str(sandbox.state), str(sandbox.ray)]
+    ) as parent:
         supervisor, word = read_line(parent).split()
         assert word == "started"
         assert int(supervisor) in sandbox.processes()
@@ -234,25 +252,70 @@ def test_ray_is_started_as_a_head_with_the_arguments_given(sandbox: Sandbox) -> 
     with sandbox.supervisor(*options) as child:
         assert read_line(child) == "started"
         arguments = (sandbox.notes / "arguments").read_text().split("\n")
-        assert arguments == ["start", "--head", *options]
+        assert arguments == ["start", "--head", *options, f"--temp-dir={sandbox.ray}"]
         # Ray must not hold the pipe, whose end means that the parent is gone.
         assert (sandbox.notes / "input").read_text() == "''"
-        log = (sandbox.state / "ray-start.log").read_text()
-        assert log.splitlines() == ["text on stdout", "text on stderr"]
 
 
 @pytest.mark.parametrize("option", ["--leave-nothing", "--leave-a-tree"])
 def test_a_failed_start_is_reported_and_leaves_nothing(sandbox: Sandbox, option: str) -> None:
     with sandbox.supervisor("--fail", option) as child:
         assert read_line(child) == "failed"
-        # The parent reads the log before it closes the pipe.
-        time.sleep(0.2)
-        assert "text on stderr" in (sandbox.state / "ray-start.log").read_text()
+        assert [read_line(child) for _ in range(2)] == ["text on stdout", "text on stderr"]
         assert child.stdin is not None
         child.stdin.close()
         assert child.wait(timeout=TIMEOUT_S) == 3
         assert not sandbox.processes()
     assert not sandbox.state.exists()
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_nothing_is_left_after_the_parent_ends_while_ray_starts(sandbox: Sandbox, end: str) -> None:
+    end_while_starting(sandbox, end)
+
+
+@pytest.mark.timing
+def test_it_takes_two_seconds_at_most(sandbox: Sandbox) -> None:
+    assert end_while_starting(sandbox, "kill") < 2
+
+
+def end_while_starting(sandbox: Sandbox, end: str) -> float:
+    """End the supervisor's parent while Ray starts; the seconds until no process is left."""
+    command = [sys.executable, "-c", PARENT, str(sandbox.state), str(sandbox.ray)]
+    command += ["--hang", "--leave-ignoring"]
+    if end == "close":
+        command = sandbox.command("--hang", "--leave-ignoring")
+    with sandbox.child(command) as child:
+        wait_for(sandbox.notes / "hangs")
+        if end == "close":
+            assert child.stdin is not None
+            child.stdin.close()
+        else:
+            os.kill(child.pid, signal.SIGKILL)
+        start = time.monotonic()
+        sandbox.wait_until_none_is_left()
+        elapsed_s = time.monotonic() - start
+    assert not sandbox.state.exists()
+    return elapsed_s
+
+
+def test_an_agent_that_ends_early_is_reported_while_ray_still_waits(sandbox: Sandbox) -> None:
+    with sandbox.supervisor("--agent-ends", "--leave-nothing") as child:
+        assert read_line(child) == "failed"
+        report = [read_line(child) for _ in range(3)]
+        assert report[1] == "ModuleNotFoundError: No module named 'aiohttp'"
+        assert report[2].endswith("one Ray agent failed, agent_name = dashboard_agent.")
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(timeout=TIMEOUT_S) == 1
+        assert not sandbox.processes()
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} does not appear"
+        time.sleep(0.02)
 
 
 def test_the_supervisor_imports_only_the_standard_library() -> None:

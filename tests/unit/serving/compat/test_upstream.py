@@ -25,10 +25,9 @@ RAY, VLLM = "2.60.0", "0.29.0"
 
 # Callables of Ray, and the parameters that are passed by position or by name.
 SIGNATURES = {
-    "ray._private.authentication.authentication_token_setup:generate_and_save_token": (),
     "ray._private.authentication.authentication_token_setup:_enable_token_auth": (),
     "ray._private.utils:check_version_info": ("cluster_metadata",),
-    "ray.experimental.internal_kv:_internal_kv_get": ("key",),
+    "ray.experimental.internal_kv:_internal_kv_get": ("key", "namespace"),
     "ray.experimental.internal_kv:_internal_kv_put": ("key", "value", "overwrite"),
     "ray.experimental.internal_kv:_internal_kv_del": ("key",),
     "ray._private.state:available_resources_per_node": (),
@@ -106,6 +105,13 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
 # What the sources must contain: attributes and texts that are read or written by name.
 TEXTS = {
     "ray/_private/node.py": (compat_ray.START_TIMED_OUT,),
+    "ray/_private/services.py": (f'f"{compat_ray.GCS_FLAG}{{gcs_address}}"', "RAYLET_EXECUTABLE"),
+    "ray/_private/ray_constants.py": ('KV_NAMESPACE_CLUSTER = b"cluster"',),
+    "ray/_common/usage/usage_constants.py": ('CLUSTER_METADATA_KEY = b"CLUSTER_METADATA"',),
+    "ray/_common/usage/usage_lib.py": (
+        '"ray_init_cluster": ray_init_cluster',
+        "namespace=ray_constants.KV_NAMESPACE_CLUSTER",
+    ),
     "ray/_private/utils.py": ('f"    Ray: {', 'f"    Python: {'),
     "ray/actor.py": ("_ray_actor_creation_function_descriptor", "__ray_call__"),
     "ray/core/generated/gcs_service_pb2_grpc.py": (compat_ray.GCS_PROBE,),
@@ -174,6 +180,9 @@ TEXTS = {
     "xgrammar/structural_tag.py": ("max_whitespace_cnt: Optional[int]",),
     "vllm/entrypoints/serve/exception_handling/handlers/vllm_error.py": (
         "async def generation_error_handler(req: Request, exc: GenerationError",
+    ),
+    "vllm/entrypoints/serve/exception_handling/error_response.py": (
+        "def create_error_response(\n    message: str | Exception,",
     ),
 }
 
@@ -274,6 +283,19 @@ def test_the_options_of_rays_core_are_known_to_it() -> None:
     (interval,) = variables.METRICS_ENV
     for name in (interval.removeprefix("RAY_"), "worker_niceness"):
         assert name.encode() in core, name
+
+
+def test_a_raylet_names_the_agent_that_failed() -> None:
+    raylet = (folder("ray") / "core" / "src" / "ray" / "raylet" / compat_ray.RAYLET).read_bytes()
+    assert compat_ray.AGENT_FAILED.partition(",")[0].encode() in raylet
+
+
+def test_ray_reads_its_token_where_it_is_written() -> None:
+    core = (folder("ray") / "_raylet.so").read_bytes()
+    assert b"RAY_AUTH_TOKEN_PATH" in core
+    assert 'Path.home() / ".ray" / "auth_token"' in source(
+        "ray", "_private", "authentication", "authentication_token_setup.py"
+    )
 
 
 def test_the_head_has_its_resource() -> None:

@@ -93,6 +93,17 @@ class TestEndpoint:
             service.status()
         service.delete()
 
+    def test_the_requested_spec_has_the_requested_name_and_the_current_scaling(self) -> None:
+        requested = ServiceSpec()
+        own = requested.model_copy(update={"name": "llm-ada", "route_prefix": "/llm-ada"})
+        service = Endpoint(
+            own, Cluster("127.0.0.1:6379"), 8123, SecretStr(KEY), requested=requested
+        )
+        assert service.base_url == "http://127.0.0.1:8123/llm-ada/v1"
+        assert service.requested_spec == requested
+        service.spec = rescaled(own, {"max_replicas": 3})
+        assert service.requested_spec == rescaled(requested, {"max_replicas": 3})
+
     def test_deleting_it_forgets_its_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deployed, "_keys", {})
         service = endpoint(name="one")

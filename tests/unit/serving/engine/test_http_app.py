@@ -7,10 +7,8 @@ import json
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-import anthropic
 import fastapi
 import httpx
-import openai
 import pytest
 from pydantic import BaseModel, Field
 from vllm.exceptions import GenerationError, VLLMValidationError
@@ -60,10 +58,6 @@ def engine_app() -> fastapi.FastAPI:
     async def responses() -> None:
         raise GenerationError("KV cache load failure")
 
-    async def messages(body: Chat) -> Any:
-        error = {"type": "NotFoundError", "message": "The model `x` does not exist."}
-        return fastapi.responses.JSONResponse({"type": "error", "error": error}, 404)
-
     async def on_vllm_error(request: fastapi.Request, error: Exception) -> Any:
         raise AssertionError("replaced")
 
@@ -71,7 +65,6 @@ def engine_app() -> fastapi.FastAPI:
         "/v1/chat/completions": chat,
         "/v1/completions": completions,
         "/v1/responses": responses,
-        "/v1/messages": messages,
     }
     for path, answer in routes.items():
         app.add_api_route(path, answer, methods=["POST"])
@@ -164,47 +157,16 @@ def test_a_request_that_the_engine_gave_up_is_the_clients_fault_only_with_a_gram
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "grammar_dead_end")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "kind"),
-    [
-        ("/v1/messages", {"n": PRIVATE}, 400, "invalid_request_error"),
-        ("/v1/messages", {}, 404, "NotFoundError"),
-        ("/v1/messages/count_tokens", {}, 404, "invalid_request_error"),
-    ],
-)
-def test_errors_of_messages_are_read_by_both_clients(
-    path: str, body: dict[str, Any], status: int, kind: str
-) -> None:
-    fields = error(path, body, status)
-    reply = post(path, body)
-    assert reply.json()["type"] == "error"
-    assert int(reply.headers["content-length"]) == len(reply.content)
-    for library in (anthropic, openai):
-        with pytest.raises(library.APIStatusError) as caught:
-            raise_as(library, reply)
-        assert fields["message"] in str(caught.value)
-        assert kind in str(caught.value.body)
-
-
 @pytest.mark.parametrize("fields", [{"parameter": "bad_words"}, {}])
 def test_the_value_that_vllm_appends_to_a_message_is_removed(fields: dict[str, Any]) -> None:
     message = str(VLLMValidationError("bad_words is empty (x)", **fields, value=[PRIVATE]))
     assert PRIVATE in message
     error = {"message": message, "type": "BadRequestError", "code": 400}
     expected = {"message": "bad_words is empty (x)", "type": "BadRequestError"}
-    for messages in (False, True):
-        body = json.loads(readable_error(json.dumps({"error": error}).encode(), messages))
-        assert body["error"] == expected | {"param": None, "code": 400}
-        assert ("type" in body) == messages
+    body = json.loads(readable_error(json.dumps({"error": error}).encode()))
+    assert body == {"error": expected | {"param": None, "code": 400}}
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"error": "text"}', b'{"detail": 1}'])
 def test_what_is_no_error_in_json_is_passed_on(body: bytes) -> None:
-    assert readable_error(body, messages=False) == body
-
-
-def raise_as(library: Any, reply: httpx.Response) -> None:
-    """Let a client's own code turn a response into an exception."""
-    client = library.AsyncOpenAI if library is openai else library.AsyncAnthropic
-    reply = httpx.Response(reply.status_code, content=reply.content, request=reply.request)
-    raise client(api_key="k")._make_status_error_from_response(reply)
+    assert readable_error(body) == body
