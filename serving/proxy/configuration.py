@@ -33,7 +33,7 @@ UNAVAILABLE = (
 RETRY = f'content-type application/json string "{UNAVAILABLE}" hdr Retry-After 1'
 
 _SOCKET = r"^    stats socket (\S+) "
-_MAXCONN = r"^    maxconn (\d+)$"
+_MAXCONN = r"^    maxconn \d+$"
 _TIMEOUT = r"^    timeout client .*$"
 _ERROR_FILE = r"^    errorfile 503 .*$"
 _BIND = r"^frontend http_frontend\n    bind .*$"
@@ -47,20 +47,20 @@ class TemplateError(ValueError):
     """The configuration is not what Ray Serve's template renders."""
 
 
-def amend(text: str, per_address: int, max_files: int) -> str:
+def amend(text: str, connections: int, per_address: int, max_files: int) -> str:
     """Return the configuration with this project's settings.
 
     Args:
         text: The configuration as Ray Serve wrote it.
+        connections: The connections that HAProxy may have at a time, if it may open enough files.
         per_address: The connections that one address may have at a time, except over loopback.
         max_files: The open files that HAProxy may have.
 
     Raises:
         TemplateError: A line that is amended does not exist, or exists more than once.
     """
-    wanted = int(_only(_MAXCONN, text).group(1))
     possible = int((max_files - OTHER_FILES) / FILES_PER_CONNECTION)
-    connections = max(min(wanted, possible), 64)
+    connections = max(min(connections, possible), 64)
     text = _replace(_MAXCONN, f"    maxconn {connections}", text)
     timeout = _only(_TIMEOUT, text).group(0)
     text = _replace(_TIMEOUT, f"{timeout}\n    timeout http-request {HEADER_TIMEOUT_S}s", text)

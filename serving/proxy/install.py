@@ -14,6 +14,7 @@ from serving.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
 NAME = "haproxy"
+INSTALL_S = 60.0
 
 
 def install(folder: Path) -> Path:
@@ -54,25 +55,28 @@ def install_in_private_folder() -> str:
     return str(install(folder))
 
 
-def install_on_nodes(nodes: list[dict[str, Any]]) -> str | None:
-    """Install the program on these nodes of the connected cluster.
+def install_on_nodes() -> str:
+    """Install the program on every node of the connected cluster and return its path.
 
-    Returns:
-        Its path, or None if it is not the same everywhere: Ray Serve then runs HAProxy itself.
+    Raises:
+        ClusterError: The path is not the same on every node.
+        ray.exceptions.RayError: A node cannot install it.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task: Any = ray.remote(num_cpus=0)(install_in_private_folder)
+    pinned = [
+        NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
     paths = ray.get(
-        [
-            task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote()
-            for node in nodes
-        ]
+        [task.options(scheduling_strategy=node).remote() for node in pinned], timeout=INSTALL_S
     )
-    return paths[0] if len(set(paths)) == 1 else None
+    if len(set(paths)) != 1:
+        raise ClusterError(f"the nodes have different folders for temporary files: {paths}")
+    return str(paths[0])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ import sys
 
 from serving.proxy import admin, configuration
 
+CONNECTIONS_VARIABLE = "LLM_WORKBENCH_PROXY_CONNECTIONS"
+CONNECTIONS = 8192
+"""Connections of a proxy at a time, if it may open enough files; Ray Serve's default is 4096."""
 PER_ADDRESS_VARIABLE = "LLM_WORKBENCH_CONNECTIONS_PER_ADDRESS"
 PER_ADDRESS = 2048
 
@@ -45,7 +48,7 @@ def prepare(haproxy: str, options: list[str]) -> list[str]:
     standby = standby_path(path)
     predecessor = None
     if "-sf" not in options:
-        predecessor = admin.owner(socket) or admin.owner(standby + ".sock")
+        predecessor = admin.owner(socket) or admin.owner(standby_socket(socket))
     text = amended(written)
     if predecessor and not configuration.knows_routes(written) and os.path.exists(standby):
         # The manager is new and learns the routes in a moment. Until then they are as they were.
@@ -54,7 +57,7 @@ def prepare(haproxy: str, options: list[str]) -> list[str]:
     draft = path + ".new"
     write(text, draft)
     check(haproxy, draft)
-    write(configuration.with_admin_socket(text, standby + ".sock"), standby)
+    write(configuration.with_admin_socket(text, standby_socket(socket)), standby)
     os.replace(draft, path)
     start_guard(haproxy, path, socket)
     if predecessor is None:
@@ -63,18 +66,32 @@ def prepare(haproxy: str, options: list[str]) -> list[str]:
     return [*options, "-sf", str(pid), "-x", place]
 
 
+def proxy_settings(max_connections_per_address: int) -> dict[str, str]:
+    """Return the variables of the processes that start HAProxy."""
+    return {PER_ADDRESS_VARIABLE: str(max_connections_per_address)}
+
+
 def standby_path(path: str) -> str:
     """Return the configuration of the process that serves while HAProxy is being replaced."""
     return path + ".standby"
 
 
+def standby_socket(socket: str) -> str:
+    """Return the admin socket of that process.
+
+    It is as long as Ray Serve's: HAProxy allows 97 bytes, and Ray's path has the id of the node.
+    """
+    return os.path.join(os.path.dirname(socket), "spare.sock")
+
+
 def amended(text: str) -> str:
     """Return the configuration with this project's settings."""
+    connections = int(os.environ.get(CONNECTIONS_VARIABLE, CONNECTIONS))
     per_address = int(os.environ.get(PER_ADDRESS_VARIABLE, PER_ADDRESS))
     _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if max_files == resource.RLIM_INFINITY:
         max_files = 2**20
-    return configuration.amend(text, per_address, max_files)
+    return configuration.amend(text, connections, per_address, max_files)
 
 
 def write(text: str, path: str) -> None:

@@ -133,7 +133,7 @@ class Proxy:
             if process is not None:
                 process.kill()
                 process.wait()
-        standby = admin.owner(str(self.folder / "haproxy.cfg.standby.sock"))
+        standby = admin.owner(str(self.folder / "spare.sock"))
         if standby is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(standby[0], signal.SIGTERM)

@@ -41,6 +41,10 @@ def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return render(tmp_path, 8000, ports=(8001, 8002), **STATES[request.param]).read_text()
 
 
+def moved_and_amended(text: str) -> str:
+    return amend(with_admin_socket(text, "/elsewhere.sock"), 4096, 2048, FILES)
+
+
 def errors(text: str, folder: Path) -> str:
     path = folder / "checked.cfg"
     path.write_text(text)
@@ -59,13 +63,13 @@ def warnings(text: str, folder: Path) -> set[str]:
 
 
 def test_haproxy_accepts_it_without_new_warnings(rendered: str, tmp_path: Path) -> None:
-    text = amend(rendered, 2048, FILES)
+    text = amend(rendered, 4096, 2048, FILES)
     assert errors(text, tmp_path) == ""
     assert warnings(text, tmp_path) <= warnings(rendered, tmp_path)
 
 
 def test_only_the_intended_lines_change(rendered: str) -> None:
-    before, after = rendered.splitlines(), amend(rendered, 2048, FILES).splitlines()
+    before, after = rendered.splitlines(), amend(rendered, 4096, 2048, FILES).splitlines()
     removed = [line.split()[:2] for line in before if line not in after]
     assert ["errorfile", "503"] in removed
     allowed = (["errorfile", "503"], ["http-request", "return"])
@@ -77,7 +81,7 @@ def test_the_404_changes_only_until_routes_are_known(tmp_path: Path) -> None:
     for name, state in STATES.items():
         text = render(tmp_path, 8000, **state).read_text()
         assert knows_routes(text) is (name != "no application yet"), name
-        kept = "status 404" in amend(text, 2048, FILES)
+        kept = "status 404" in amend(text, 4096, 2048, FILES)
         assert kept is (name != "no application yet"), name
 
 
@@ -87,12 +91,12 @@ def test_the_404_changes_only_until_routes_are_known(tmp_path: Path) -> None:
 def test_the_connections_fit_the_limit_of_open_files(
     tmp_path: Path, max_files: int, connections: int
 ) -> None:
-    text = amend(render(tmp_path, 8000).read_text(), 2048, max_files)
+    text = amend(render(tmp_path, 8000).read_text(), 4096, 2048, max_files)
     assert f"\n    maxconn {connections}\n" in text
 
 
 def test_the_admin_socket_can_be_moved(rendered: str, tmp_path: Path) -> None:
-    moved = with_admin_socket(amend(rendered, 2048, FILES), "/elsewhere.sock")
+    moved = with_admin_socket(amend(rendered, 4096, 2048, FILES), "/elsewhere.sock")
     assert admin_socket(moved) == "/elsewhere.sock"
     assert str(tmp_path / "admin.sock") not in moved
 
@@ -111,7 +115,6 @@ def test_the_admin_socket_can_be_moved(rendered: str, tmp_path: Path) -> None:
 def test_another_template_is_rejected(tmp_path: Path, line: str) -> None:
     text = render(tmp_path, 8000, {"one": 1}).read_text()
     assert text.count(line) == 1
+    changed = text.replace(line, line.replace(line.split()[0], "renamed"))
     with pytest.raises(TemplateError, match="0 lines match"):
-        changed = text.replace(line, line.replace(line.split()[0], "renamed"))
-        admin_socket(changed)
-        amend(changed, 2048, FILES)
+        moved_and_amended(changed)

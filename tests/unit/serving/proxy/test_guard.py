@@ -32,7 +32,7 @@ def start_under_manager(proxy: Proxy) -> int:
 
 
 def standby(proxy: Proxy) -> int | None:
-    owner = admin.owner(str(proxy.folder / "haproxy.cfg.standby.sock"))
+    owner = admin.owner(str(proxy.folder / "spare.sock"))
     return owner[0] if owner else None
 
 

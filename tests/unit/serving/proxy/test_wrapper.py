@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support.haproxy import Proxy, read_all, wait_for
 
 from serving.proxy import admin
-
-from support.haproxy import Proxy, read_all, wait_for
+from serving.proxy.configuration import admin_socket
+from serving.proxy.wrapper import CONNECTIONS_VARIABLE, PER_ADDRESS_VARIABLE
 
 HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Le"
 ATTACK = 4100
@@ -78,11 +79,9 @@ class TestSlowHeaders:
             assert read_all(silent).startswith(b"HTTP/1.1 408 ")
 
     @pytest.mark.parametrize("local", [True, False])
-    def test_a_flood_of_them_delays_nobody(
-        self, proxy: Proxy, backend: int, local: bool
-    ) -> None:
+    def test_a_flood_of_them_delays_nobody(self, proxy: Proxy, backend: int, local: bool) -> None:
         address = "127.0.0.1" if local else own_address()
-        proxy.configure({"one": backend}, maxconn=8192)
+        proxy.configure({"one": backend})
         proxy.start()
         with proxy.connect() as established:
             proxy.request(connection=established)
@@ -100,7 +99,8 @@ class TestSlowHeaders:
         self, proxy: Proxy, backend: int
     ) -> None:
         address = own_address()
-        proxy.configure({"one": backend}, maxconn=256)
+        proxy.variables[CONNECTIONS_VARIABLE] = "256"
+        proxy.configure({"one": backend})
         proxy.start()
         flood = half_headers(proxy, "127.0.0.2", 224)  # All but 256 / 8.
         try:
@@ -121,8 +121,8 @@ class TestSlowHeaders:
 
 
 def test_many_connections_over_loopback_are_accepted(proxy: Proxy, backend: int) -> None:
-    proxy.configure({"one": backend}, maxconn=8192)
-    proxy.variables["LLM_WORKBENCH_CONNECTIONS_PER_ADDRESS"] = "16"
+    proxy.configure({"one": backend})
+    proxy.variables[PER_ADDRESS_VARIABLE] = "16"
     proxy.start()
     connections = [proxy.connect() for _ in range(800)]
     for connection in connections:
@@ -207,3 +207,12 @@ def test_it_becomes_haproxy_and_starts_fast(proxy: Proxy, backend: int) -> None:
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert str(proxy.folder / "haproxy.cfg").encode() in arguments
     assert admin.owner(proxy.socket) == (pid, proxy.socket)
+
+
+def test_no_socket_has_a_longer_path_than_ray_serves_own(proxy: Proxy, backend: int) -> None:
+    """The path of Ray Serve's socket nearly has the length that HAProxy allows."""
+    proxy.configure({"one": backend})
+    proxy.start()
+    standby = (proxy.folder / "haproxy.cfg.standby").read_text()
+    assert len(admin_socket(standby)) <= len(proxy.socket)
+    assert admin_socket(standby) != proxy.socket
