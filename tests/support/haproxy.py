@@ -106,6 +106,15 @@ class Proxy:
         assert self.process is not None
         return self.start("-sf", str(self.process.pid), "-x", self.socket)
 
+    def connections(self) -> int:
+        """Return the open connections to the endpoint, by HAProxy's own statistics."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.socket)
+            connection.sendall(b"show stat http_frontend 1 -1\n")
+            lines = read_all(connection).decode().splitlines()
+        names = lines[0].removeprefix("# ").split(",")
+        return int(lines[1].split(",")[names.index("scur")])
+
     def connect(self, source: str = "127.0.0.1", host: str = "127.0.0.1") -> socket.socket:
         return socket.create_connection((host, self.port), 30, source_address=(source, 0))
 
@@ -124,7 +133,8 @@ class Proxy:
         answer = b""
         while not answer.endswith(b"\r\n\r\nok"):
             chunk = used.recv(65536)
-            assert chunk, f"closed after {answer!r}"
+            if not chunk:
+                raise ConnectionAbortedError(f"closed after {answer!r}")
             answer += chunk
         return answer
 

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -54,7 +55,7 @@ def main() -> None:
     from ray import serve  # After the package, which sets the flags that it reads.
 
     spec = ServiceSpec(port=0)
-    port = _start_serve(spec, connection.connect(), lambda _: None)
+    port = _start_serve(spec, connection.connect(), lambda line: print(line, file=sys.stderr))
 
     @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0})
     class Plain:
