@@ -14,13 +14,11 @@ import signal
 import sys
 import time
 
-from serving.proxy import admin, configuration
+from serving.proxy import admin, configuration, wrapper
 
 POLL_S = 0.2
 ORPHAN_S = 30.0
 """Seconds within which a process whose manager has ended must have a successor."""
-SHUTDOWN_S = 3.0
-"""A manager that ends so soon after its HAProxy has shut it down."""
 ATTEMPTS = 5
 
 
@@ -62,7 +60,7 @@ def main(arguments: list[str]) -> None:
     while proxy.alive and manager.alive:
         _wait_for_any(proxy, manager)
     if proxy.alive:
-        end_orphan(proxy, socket)
+        end_orphan(proxy, socket, socket)
         return
     if not _has_routes(standby):
         return
@@ -70,6 +68,7 @@ def main(arguments: list[str]) -> None:
         if admin.owner(socket) is not None or not manager.alive:
             return
         serve_until_replaced(start(haproxy, standby), manager, socket)
+        time.sleep(POLL_S)
 
 
 def _wait_for_any(*processes: Process) -> None:
@@ -95,26 +94,26 @@ def start(haproxy: str, standby: str) -> Process:
 
 
 def serve_until_replaced(standby: Process, manager: Process, socket: str) -> None:
-    """Return when the standby process has ended; end it if its manager shuts Ray Serve down."""
-    started = time.monotonic()
+    """Return when the standby process has ended, or has a successor that lets it drain."""
     while not standby.wait(POLL_S):
         if not manager.alive:
-            if time.monotonic() - started < SHUTDOWN_S:
-                standby.terminate()
-            else:
-                end_orphan(standby, socket)
+            end_orphan(standby, socket, wrapper.standby_socket(socket))
             break
-    standby.wait(ORPHAN_S)
     os.waitpid(standby.pid, os.WNOHANG)
 
 
-def end_orphan(proxy: Process, socket: str) -> None:
-    """End a process of HAProxy without a manager, unless a successor lets it drain."""
+def end_orphan(proxy: Process, socket: str, own_socket: str) -> None:
+    """End a process of HAProxy without a manager, unless a successor lets it drain.
+
+    Without a server that it can reach, Ray Serve has shut down, and it ends at once.
+    """
     deadline = time.monotonic() + ORPHAN_S
     while time.monotonic() < deadline and not proxy.wait(POLL_S):
         owner = admin.owner(socket)
         if owner is not None and owner[0] != proxy.pid:
             return
+        if not admin.has_servers(own_socket):
+            break
     proxy.terminate()
 
 

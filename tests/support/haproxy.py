@@ -77,7 +77,7 @@ class Proxy:
         self.manager: subprocess.Popen[bytes] | None = None
 
     @property
-    def socket(self) -> str:
+    def admin_socket(self) -> str:
         return str(self.folder / "admin.sock")
 
     @property
@@ -97,19 +97,19 @@ class Proxy:
         if self.process is not None:
             self.old.append(self.process)
         self.process = process
-        while (admin.owner(self.socket) or (0,))[0] != process.pid:
+        while (admin.owner(self.admin_socket) or (0,))[0] != process.pid:
             assert process.poll() is None, self.log
             time.sleep(0.02)
         return process.pid
 
     def reload(self) -> int:
         assert self.process is not None
-        return self.start("-sf", str(self.process.pid), "-x", self.socket)
+        return self.start("-sf", str(self.process.pid), "-x", self.admin_socket)
 
     def connections(self) -> int:
         """Return the open connections to the endpoint, by HAProxy's own statistics."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self.socket)
+            connection.connect(self.admin_socket)
             connection.sendall(b"show stat http_frontend 1 -1\n")
             lines = read_all(connection).decode().splitlines()
         names = lines[0].removeprefix("# ").split(",")

@@ -47,22 +47,26 @@ def is_standby(process: psutil.Process) -> bool:
     return process.cmdline()[-1].endswith(".standby")
 
 
+def deploy() -> None:
+    """Run an application of plain Python."""
+    from ray import serve
+
+    class Plain:
+        async def __call__(self) -> str:
+            return "ok"
+
+    options = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0}}
+    serve.run(serve.deployment(**options)(Plain).bind(), name="plain", route_prefix="/")
+
+
 def main() -> None:
     from serving.cluster import connection
     from serving.deploy.service import _start_serve
     from serving.spec.service import ServiceSpec
 
-    from ray import serve  # After the package, which sets the flags that it reads.
-
     spec = ServiceSpec(port=0)
     port = _start_serve(spec, connection.connect(), lambda line: print(line, file=sys.stderr))
-
-    @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0})
-    class Plain:
-        async def __call__(self) -> str:
-            return "ok"
-
-    serve.run(Plain.bind(), name="plain", route_prefix="/")
+    deploy()
     while send(port) != "200":
         time.sleep(0.1)
     records: list[tuple[float, float, str]] = []

@@ -10,7 +10,8 @@ import threading
 import time
 from pathlib import Path
 
-from support.haproxy import Proxy, wait_for
+import pytest
+from support.haproxy import Backend, Proxy, Server, wait_for
 
 from serving.proxy import admin
 
@@ -23,10 +24,10 @@ time.sleep(1000)
 
 def start_under_manager(proxy: Proxy) -> int:
     """Start HAProxy as the child of another process; return HAProxy's process id."""
-    command = [proxy.program, "-db", "-f", proxy.folder / "haproxy.cfg", "-dR"]
+    command = [str(proxy.program), "-db", "-f", str(proxy.folder / "haproxy.cfg"), "-dR"]
     proxy.manager = subprocess.Popen([sys.executable, "-c", MANAGER, *command])
-    wait_for(lambda: admin.owner(proxy.socket) is not None, 60)
-    owner = admin.owner(proxy.socket)
+    wait_for(lambda: admin.owner(proxy.admin_socket) is not None, 60)
+    owner = admin.owner(proxy.admin_socket)
     assert owner is not None
     return owner[0]
 
@@ -57,7 +58,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_the_new_manager_takes_over(
     os.kill(start_under_manager(proxy), signal.SIGKILL)
     assert wait_for(lambda: serves(proxy), 10) < 3
     # The admin socket does not answer, so Ray Serve starts another manager, which has no routes.
-    assert admin.owner(proxy.socket) is None
+    assert admin.owner(proxy.admin_socket) is None
     replacement = standby(proxy)
     assert replacement is not None
     proxy.configure()
@@ -83,16 +84,23 @@ def test_a_killed_proxy_is_replaced_at_once_and_the_new_manager_takes_over(
     assert failures == []
 
 
-def test_a_proxy_that_is_shut_down_stays_down(proxy: Proxy, backend: int) -> None:
-    proxy.configure({"one": backend})
-    pid = start_under_manager(proxy)
-    assert proxy.manager is not None
-    os.kill(pid, signal.SIGKILL)
-    proxy.manager.kill()
-    proxy.manager.wait()
-    time.sleep(3)
+@pytest.mark.parametrize("proxy_first", [True, False])
+def test_nothing_is_left_when_ray_serve_shuts_down(proxy: Proxy, proxy_first: bool) -> None:
+    with Server(("127.0.0.1", 0), Backend) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        proxy.configure({"one": server.server_address[1]})
+        pid = start_under_manager(proxy)
+        assert serves(proxy)
+        if proxy_first:
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: standby(proxy) is not None, 30)
+        assert proxy.manager is not None
+        proxy.manager.kill()
+        proxy.manager.wait()
+        server.shutdown()
+    wait_for(lambda: not running(pid) and standby(proxy) is None, 25)
     assert not serves(proxy)
-    assert standby(proxy) is None
 
 
 def test_a_reload_starts_no_standby(proxy: Proxy, backend: int) -> None:

@@ -213,7 +213,7 @@ def test_it_becomes_haproxy_and_starts_fast(proxy: Proxy, backend: int) -> None:
     assert Path(f"/proc/{pid}/comm").read_text() == "haproxy\n"
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert str(proxy.folder / "haproxy.cfg").encode() in arguments
-    assert admin.owner(proxy.socket) == (pid, proxy.socket)
+    assert admin.owner(proxy.admin_socket) == (pid, proxy.admin_socket)
 
 
 def test_no_socket_has_a_longer_path_than_ray_serves_own(proxy: Proxy, backend: int) -> None:
@@ -221,5 +221,5 @@ def test_no_socket_has_a_longer_path_than_ray_serves_own(proxy: Proxy, backend: 
     proxy.configure({"one": backend})
     proxy.start()
     standby = (proxy.folder / "haproxy.cfg.standby").read_text()
-    assert len(admin_socket(standby)) <= len(proxy.socket)
-    assert admin_socket(standby) != proxy.socket
+    assert len(admin_socket(standby)) <= len(proxy.admin_socket)
+    assert admin_socket(standby) != proxy.admin_socket
