@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from serving.cluster import user_folder
 from serving.cluster.ports import Ports
 from serving.compat.ray import AGENT_FAILED, START_TIMED_OUT, enable_token_auth
-from serving.compat.variables import METRICS_INTERVAL_MS, haproxy_files
+from serving.compat.variables import HAPROXY_PROGRAM, METRICS_INTERVAL_MS, haproxy_files
 from serving.cpu import WORKER_NICENESS
 from serving.errors import ClusterError
+from serving.proxy.install import install
 from serving.spec.tenants import KEY_VARIABLE
 
 if TYPE_CHECKING:
@@ -182,4 +183,5 @@ def own_environment(state: Path, ports: Ports) -> dict[str, str]:
 
     By default these are the same for every cluster of a host.
     """
-    return haproxy_files(state) | ports.variables()
+    program = {HAPROXY_PROGRAM: str(install(state / "proxy"))}
+    return haproxy_files(state) | ports.variables() | program

@@ -164,6 +164,22 @@ def forwards_bodies(proxy: str) -> bool:
     return bool(_on_cluster(_call_in_actor, proxy, read_flag))
 
 
+def proxy_variable(proxy: str, name: str) -> str | None:
+    """Return an environment variable of the proxy with this actor name, or None.
+
+    Runs a function there by ``__ray_call__`` of ``ray.actor.ActorHandle``.
+    """
+
+    # See forwards_bodies.
+    def read_variable(actor: Any) -> str | None:
+        import os
+
+        return os.environ.get(name)
+
+    value: str | None = _on_cluster(_call_in_actor, proxy, read_variable)
+    return value
+
+
 def _on_cluster(call: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function here, or under Ray Client in a task on the cluster.
 

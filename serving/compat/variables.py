@@ -12,6 +12,8 @@ from pathlib import Path
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 FORWARD_BODY = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
+HAPROXY_PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""The program that Ray Serve runs as HAProxy (``serving.proxy``)."""
 
 SERVE_FLAGS = {HA_PROXY: "1"}
 """For direct streaming: HAProxy passes each request on to the replica's own HTTP server."""
@@ -29,6 +31,14 @@ SERVE_TUNING = {
     # On a busy machine a starting proxy is not ready within 5 s, and Serve would kill it.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # A client that neither sends nor reads for so long is gone. Waiting for an answer is no idling.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    # A reload lets the old process finish its streams. Longer than any max_seconds.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(86_400 + 60),
+    # Clients of an old process may reach a replica's port until then. By default as long as the
+    # value above, in which a service that scales often would run out of ports. This is the default
+    # of max_seconds, and the time that an unused connection stays open (90 s), with a margin.
+    "RAY_SERVE_PORT_QUARANTINE_S": "750",
     # A replica that is stopped may finish its requests; one that hangs never would.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",

@@ -13,6 +13,7 @@ from serving.deploy import kuberay
 from serving.deploy.arguments import spec_from
 from serving.deploy.preflight import check_manifest
 from serving.errors import SpecError
+from serving.proxy.wrapper import proxy_settings
 from serving.spec.service import EndpointSpec
 
 Kind = Literal["serve", "kuberay"]
@@ -80,7 +81,8 @@ def serve_config(spec: EndpointSpec, callers: Mapping[str, Any]) -> dict[str, An
 def serve_environment(spec: EndpointSpec) -> dict[str, str]:
     """Return the variables that Ray Serve reads when it starts."""
     prefix_aware = any(model.routing == "prefix_aware" for model in spec.models)
-    return SERVE_FLAGS | (FORWARD_BODY_FLAGS if prefix_aware else {}) | SERVE_TUNING | QUIET
+    variables = SERVE_FLAGS | (FORWARD_BODY_FLAGS if prefix_aware else {}) | SERVE_TUNING | QUIET
+    return variables | proxy_settings(spec.max_connections_per_address)
 
 
 def ray_service(spec: EndpointSpec, image: str, callers: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def ray_service(spec: EndpointSpec, image: str, callers: Mapping[str, Any]) -> d
         SpecError: The specification cannot be deployed from a file.
     """
     inside = spec.model_copy(update={"host": "0.0.0.0", "port": PORT})
-    config = serve_config(inside, callers)
+    # Each pod is a host of its own.
+    config = serve_config(inside, callers) | {"proxy_location": "EveryNode"}
     return kuberay.ray_service(spec, config, image, serve_environment(spec), not callers)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies
+from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies, proxy_variable
 from serving.compat.variables import FORWARD_BODY, HA_PROXY
 from serving.deploy.arguments import tenants_from
 from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
 from serving.deploy.model_files import check_model_files
 from serving.errors import ClusterError, ResourcesError, SpecError
+from serving.proxy.wrapper import PER_ADDRESS_VARIABLE
 from serving.sizing import checks
 from serving.sizing.memory import weight_bytes
 from serving.spec.baseline import BaselineSpec
@@ -278,9 +279,22 @@ def _check_proxies(spec: EndpointSpec, proxies: list[str]) -> None:
             "and which cannot be turned on while it runs. Shut Serve down (serve shutdown) and "
             f"deploy again, or start it with {HA_PROXY}=1."
         )
+    if "max_connections_per_address" in spec.model_fields_set:
+        _check_connections(spec.max_connections_per_address, proxies)
     if reads_prompts(spec) and not all(forwards_bodies(proxy) for proxy in proxies):
         raise ClusterError(
             "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster without "
             f"{FORWARD_BODY}=1, which cannot change while it runs. Choose another routing, or "
             "shut Serve down first."
         )
+
+
+def _check_connections(wanted: int, proxies: list[str]) -> None:
+    for actual in {proxy_variable(proxy, PER_ADDRESS_VARIABLE) for proxy in proxies}:
+        if actual != str(wanted):
+            limit = "without this limit" if actual is None else f"with {actual}"
+            raise ClusterError(
+                f"max_connections_per_address = {wanted}, but Ray Serve already runs on this "
+                f"cluster {limit}, which cannot change while it runs. Leave the field out, or shut "
+                "Serve down first."
+            )

@@ -14,7 +14,13 @@ from serving.cluster import connection
 from serving.cluster.connection import Cluster
 from serving.cluster.ports import check_port, free_port
 from serving.compat.ray import free_resources
-from serving.compat.variables import FORWARD_BODY_FLAGS, METRICS_ENV, SERVE_FLAGS, SERVE_TUNING
+from serving.compat.variables import (
+    FORWARD_BODY_FLAGS,
+    HAPROXY_PROGRAM,
+    METRICS_ENV,
+    SERVE_FLAGS,
+    SERVE_TUNING,
+)
 from serving.deploy import record, status
 from serving.deploy.app import application
 from serving.deploy.deployments import ONE_MORE_PERCENT, user_config
@@ -28,6 +34,8 @@ from serving.deploy.preflight import (
 )
 from serving.deploy.record import Deployed
 from serving.errors import ENGINE_ERROR_MARK, ClusterError, DeployError
+from serving.proxy.install import install_on_nodes
+from serving.proxy.wrapper import proxy_settings
 from serving.quotas import actor as ledger
 from serving.spec.model import ModelSpec, deployment_name
 from serving.spec.service import EndpointSpec
@@ -214,6 +222,7 @@ def _kill(actors: list[str]) -> None:
 
 def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallback) -> int:
     """Start Serve with our options, or check the options it runs with; return its port."""
+    import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
@@ -226,18 +235,44 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallbac
     if cluster.ours:
         check_port(spec.host, port)
     progress(f"starting Ray Serve on {spec.host}:{port}")
+    variables = serve_variables(spec) | METRICS_ENV
+    if not cluster.ours:
+        variables |= _proxy_program(progress)
     serve.start(
-        proxy_location="HeadOnly",
+        proxy_location=proxy_location(spec, ray.nodes()),
         http_options=HTTPOptions(host=spec.host, port=port),
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        controller_options={"runtime_env": {"env_vars": serve_variables(spec) | METRICS_ENV}},
+        controller_options={"runtime_env": {"env_vars": variables}},
     )
     return port
 
 
+def proxy_location(spec: EndpointSpec, nodes: list[dict[str, Any]]) -> str:
+    """Return where Ray Serve runs proxies: on every host, or only on the head.
+
+    Two proxies on one host would need the same port. On loopback nobody reaches another host's.
+    """
+    hosts = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
+    alone = len(hosts) == sum(node["Alive"] for node in nodes)
+    reachable = spec.host not in ("127.0.0.1", "localhost", "::1")
+    return "EveryNode" if alone and reachable and len(hosts) > 1 else "HeadOnly"
+
+
+def _proxy_program(progress: ProgressCallback) -> dict[str, str]:
+    """Return the variable that names our HAProxy, after installing it on an attached cluster."""
+    try:
+        program = install_on_nodes()
+    except Exception as error:
+        cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        progress(f"HAProxy runs without limits for connections: {cause[0]}")
+        return {}
+    return {HAPROXY_PROGRAM: program}
+
+
 def serve_variables(spec: EndpointSpec) -> dict[str, str]:
     """Return the environment variables of Ray Serve's own actors for this spec."""
-    return SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY_FLAGS if reads_prompts(spec) else {})
+    variables = SERVE_FLAGS | SERVE_TUNING | (FORWARD_BODY_FLAGS if reads_prompts(spec) else {})
+    return variables | proxy_settings(spec.max_connections_per_address)
 
 
 def _is_unchanged(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> bool:

@@ -32,6 +32,13 @@ class EndpointSpec(Strict):
     port: int = Field(
         8000, ge=0, le=65535, description="Port of the endpoint; 0 chooses a free port."
     )
+    max_connections_per_address: int = Field(
+        2048,
+        ge=16,
+        le=65_536,
+        description="Connections that one address may have open, except over loopback. A class "
+        "behind one router is one address. Fixed, like host and port, while Ray Serve runs.",
+    )
     limits: Limits = Field(
         default_factory=Limits, description="Limits of a single request, for every tenant."
     )

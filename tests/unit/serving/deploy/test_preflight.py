@@ -684,6 +684,19 @@ class TestRunningServe:
             check_running_serve(ServiceSpec(), self.details("haproxy", "python"))
         assert check_running_serve(service(scaling=SLEEPS), self.details("python")) == 8000
 
+    @pytest.mark.parametrize(("actual", "described"), [("2048", "with 2048"), (None, "without")])
+    def test_another_limit_of_connections_is_rejected(
+        self, monkeypatch: pytest.MonkeyPatch, actual: str | None, described: str
+    ) -> None:
+        monkeypatch.setattr(preflight, "proxy_variable", lambda *_: actual)
+        assert check_running_serve(ServiceSpec(), self.details("haproxy")) == 8000
+        spec = ServiceSpec(max_connections_per_address=64)
+        message = f"max_connections_per_address = 64, but .* {described}"
+        with pytest.raises(ClusterError, match=message):
+            check_running_serve(spec, self.details("haproxy"))
+        monkeypatch.setattr(preflight, "proxy_variable", lambda *_: "64")
+        assert check_running_serve(spec, self.details("haproxy")) == 8000
+
     def test_prefix_aware_routing_needs_a_proxy_that_forwards_bodies(self) -> None:
         spec = service(routing="prefix_aware")
         assert check_running_serve(spec, self.details("forwarding")) == 8000
