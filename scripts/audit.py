@@ -1,7 +1,8 @@
 """Look for known vulnerabilities in what the lock files pin; `make audit` runs it.
 
-pip-audit, in an environment of its own (build/audit), asks the vulnerability service of the package
-index. Without such a service pip-audit reports success, so this script first asks about one package.
+pip-audit, in an environment of its own (build/audit), asks the vulnerability service of the
+package index. Without such a service pip-audit reports success, so this script first asks about one
+package.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ LOCK = REQUIREMENTS / "audit.txt"
 ENVIRONMENT = ROOT / "build" / "audit"
 STAMP = ENVIRONMENT / "installed"
 NO_SERVICE = (
-    "the vulnerability service cannot be used: {reason}. Nothing was audited. It needs an index with "
-    "PyPI's JSON API (/pypi/NAME/VERSION/json) or api.osv.dev. Run `make audit` where one of them can "
-    "be reached, with AUDIT='--vulnerability-service osv' for the second"
+    "the vulnerability service cannot be used: {reason}. Nothing was audited. It needs an index "
+    "with the JSON API of PyPI (/pypi/NAME/VERSION/json) or the OSV database. Run `make audit` where "
+    "one of them can be reached; AUDIT='--vulnerability-service osv' selects the second"
 )
 
 

@@ -27,10 +27,10 @@ HEADER = """\
 # Licenses of the dependencies
 
 The packages of the CPU environment (`requirements/cpu.txt`) and the licenses that their metadata
-declares, as SPDX expressions. `make audit` writes this page and fails if a license is unknown or not
-permitted by `requirements/licenses.toml`. That file also gives the reason for each package marked with
-an asterisk. On a GPU, vLLM and torch also need NVIDIA's CUDA packages, which are proprietary and may be
-redistributed under NVIDIA's terms.
+declares, as SPDX expressions. `make audit` writes this page. It fails if a license is unknown or
+not permitted by `requirements/licenses.toml`, which also has the reason for each package that is
+marked with an asterisk. On a GPU, vLLM and torch also need NVIDIA's CUDA packages, which are
+proprietary; NVIDIA's terms permit to redistribute them.
 
 | package | license |
 | --- | --- |
