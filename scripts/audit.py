@@ -24,8 +24,8 @@ ENVIRONMENT = ROOT / "build" / "audit"
 STAMP = ENVIRONMENT / "installed"
 NO_SERVICE = (
     "the vulnerability service cannot be used: {reason}. Nothing was audited. It needs an index "
-    "with the JSON API of PyPI (/pypi/NAME/VERSION/json) or the OSV database. Run `make audit` where "
-    "one of them can be reached; AUDIT='--vulnerability-service osv' selects the second"
+    "with the JSON API of PyPI (/pypi/NAME/VERSION/json), or the OSV database. Run `make audit` "
+    "where one of them can be reached; AUDIT='--vulnerability-service osv' selects the second"
 )
 
 
@@ -71,7 +71,7 @@ def audit(pins: list[str], options: list[str]) -> list[dict[str, Any]]:
         AuditError: pip-audit has made no report.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(pins))
+        file.write("\n".join(pins) + "\n")
         file.flush()
         command = [str(ENVIRONMENT / "bin" / "pip-audit"), "--format", "json", "--no-deps"]
         command += ["--disable-pip", "--progress-spinner", "off", "-r", file.name, *options]

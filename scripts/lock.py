@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 from packaging.markers import Marker
-from torch_index import INDEX_FILE, pin_of, read_entries
+from torch_index import INDEX_FILE, find_entry, pin_of, read_entries
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
@@ -163,11 +163,10 @@ def keep_cpu_build(pin: str, reason: str) -> str:
     Raises:
         LockError: It has none.
     """
-    lock = REQUIREMENTS / "cpu.txt"
-    for entry in read_entries(lock) if lock.exists() else []:
-        if pin_of(entry) == pin and HASH in entry:
-            print(f"{reason}; the lock keeps the hashes that it has for {pin}")
-            return entry
+    entry = find_entry(REQUIREMENTS / "cpu.txt", "torch")
+    if pin_of(entry) == pin and HASH in entry:
+        print(f"{reason}; the lock keeps the hashes that it has for {pin}")
+        return entry
     raise LockError(
         f"no hashes for {pin}: {reason}, and requirements/cpu.txt has none. Run `make lock` where "
         "this index can be reached"
