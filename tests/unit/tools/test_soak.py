@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
+from support.paths import BENCHMARKS
 
-from benchmarks._soak import (
+sys.path.append(str(BENCHMARKS))
+
+from _soak import (
     Fault,
     Request,
     Sample,
