@@ -252,3 +252,25 @@ class TestLock:
             self.lock.LockError, match=r"no hashes for torch==2\.14\.0\+cpu.*reached"
         ):
             self.lock.lock_cpu_build("torch==2.14.0+cpu")
+
+
+class TestImageTest:
+    image_test = load("image_test")
+
+    def test_missing_tools_are_named_with_the_command_that_installs_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            self.image_test.shutil, "which", lambda tool: "debootstrap" not in tool or None
+        )
+        with pytest.raises(self.image_test.ImageTestError, match=r"apt-get install debootstrap$"):
+            self.image_test.check_host()
+
+    def test_another_python_than_the_bases_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.image_test.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+        monkeypatch.setattr(self.image_test.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(self.image_test.sys, "version_info", (3, 12, 1))
+        with pytest.raises(self.image_test.ImageTestError, match=r"PYTHON=python3\.11"):
+            self.image_test.check_host()
