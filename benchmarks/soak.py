@@ -58,13 +58,14 @@ PLOT = Path(__file__).resolve().parent.parent / "docs" / "soak.svg"
 TENANTS = (wb.Tenant(name="ada"), wb.Tenant(name="bob", max_concurrent_requests=32))
 MODEL = wb.ModelSpec(max_model_len=512, kv_cache_gib=0.25, health_check_period_s=2)
 SPECS = {
-    "direct": wb.ServiceSpec(name="direct", port=0, model=MODEL),
+    "direct": wb.ServiceSpec(name="direct", port=0, model=MODEL, start_timeout_s=1200),
     "composed": wb.PipelineSpec(
         name="composed",
         route_prefix="/composed",
         port=0,
         models=(MODEL,),
         guardrail=wb.guardrail.PresidioGuardrail(),
+        start_timeout_s=1200,
     ),
 }
 STREAMS = wb.LoadSpec(
