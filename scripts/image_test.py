@@ -100,7 +100,8 @@ def build_image() -> None:
     report("buildah build -f deploy/Dockerfile")
     mounts = [f"{WHEELHOUSE}:/wheelhouse:ro", f"{configuration}:/etc/pip.conf:ro"]
     buildah(
-        *("build", "--isolation", "chroot", "-f", str(ROOT / "deploy" / "Dockerfile"), "-t", IMAGE),
+        *("build", "--layers", "--isolation", "chroot", "-t", IMAGE),
+        *("-f", str(ROOT / "deploy" / "Dockerfile")),
         *("--build-arg", f"BASE={BASE}", "--build-arg", "ACCELERATOR=cpu"),
         *(word for mount in mounts for word in ("--volume", mount)),
         str(ROOT),
@@ -197,12 +198,22 @@ def with_service(command: list[str], environment: dict[str, str]) -> None:
     """Run a command that starts the service, and check the service."""
     process = subprocess.Popen(command, env=environment)
     try:
-        wait_for(" ".join(command), lambda: process.poll() not in (None, 0) or completion() == 200)
-        expect("completion with the key", completion(), 200)
+        wait_for(" ".join(command), lambda: is_ready(process))
         expect("models without a key", request("http://127.0.0.1:8000/v1/models")[0], 401)
     finally:
         process.terminate()
         process.wait(60)
+
+
+def is_ready(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether the service answers a request with the key.
+
+    Raises:
+        ImageTestError: The command that starts the service has failed.
+    """
+    if process.poll():
+        raise ImageTestError(f"it ended with status {process.returncode}; its output is above")
+    return completion() == 200
 
 
 def completion() -> int:
