@@ -81,12 +81,12 @@ def check_host() -> None:
 
 
 def make_base() -> None:
-    """Make a base image like Docker's for Python, unless there is one: `python` and `pip`."""
+    """Make a base image like Docker's for Python, unless there is one: `python`, `pip`, headers."""
     if output("images", "--quiet", "--filter", f"reference={BASE}"):
         return
     report(f"debootstrap {SUITE}")
     if not (ROOTFS / "usr/bin/python3").exists():
-        packages = "--include=python3,python3-venv"
+        packages = "--include=python3,python3-dev,python3-venv"
         run("debootstrap", "--variant=minbase", packages, SUITE, str(ROOTFS))
     run("chroot", str(ROOTFS), "python3", "-m", "venv", "/usr/local")
     dockerfile = FOLDER / "Dockerfile"
