@@ -92,8 +92,15 @@ lock:  ## update the lock files from pyproject.toml (UPGRADE=1 takes the newest 
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 packaging==26.3
 	PATH=build/lock/bin:$$PATH python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
+audit: setup  ## look for known vulnerabilities (AUDIT=options of pip-audit); write docs/licenses.md
+	$(BIN)/python scripts/licenses.py
+	$(BIN)/python scripts/audit.py $(AUDIT)
+
+image-test:  ## build deploy/Dockerfile with Buildah on a base of debootstrap, and use it (root; 10 minutes)
+	$(PYTHON) scripts/image_test.py
+
 clean:  ## remove .venv, runs and caches; keep notebooks and results
-	rm -rf .venv build runs *.egg-info requirements/conda/*/build requirements/conda/*/*.egg-info .*_cache .hypothesis
+	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser bench claims browser lock clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser bench claims browser lock audit image-test clean

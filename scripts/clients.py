@@ -103,7 +103,9 @@ def install(name: str, folder: Path) -> None:
     python = str(folder / "bin" / "python")
     run([str(UV), "venv", "--python", sys.executable, str(folder)])
     pins = str(PINS / f"{name}.txt")
-    run([str(UV), "pip", "install", "--no-deps", "--python", python, "--requirement", pins])
+    run(
+        [str(UV), "pip", "install", "--no-deps", "--require-hashes", "--python", python, "-r", pins]
+    )
     if name in NEEDS_TORCH:
         pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
         run_pip_for_torch(TORCH_LOCK, lambda arguments: run_pip([*pip, *arguments]))

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from torch_index import PipError, find_pin, read_pins, run_pip_for_torch
+from torch_index import PipError, find_entry, hashed, read_pins, run_pip_for_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -160,9 +160,10 @@ def remove_incomplete_packages() -> None:
 
 def install(lock: Path) -> None:
     """Install pip, torch, the rest of the lock, and our own packages in development mode."""
-    pip([find_pin(lock, "pip")], "pip")
+    with hashed([find_entry(lock, "pip")]) as options:
+        pip(options, "pip")
     run_pip_for_torch(lock, lambda arguments: pip(arguments, "torch"))
-    pip(["--requirement", str(lock)], lock.name, len(read_pins(lock)))
+    pip(["--require-hashes", "--requirement", str(lock)], lock.name, len(read_pins(lock)))
     pip(["--no-build-isolation", "--editable", str(ROOT)], "serving and workbench")
 
 

@@ -20,9 +20,12 @@ As a script, it installs the torch of a lock file into the Python that runs it:
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +40,37 @@ class PipError(Exception):
     """pip failed; the message holds its errors."""
 
 
+def read_entries(lock: Path) -> list[str]:
+    """Return the entries of a lock file: each requirement with the lines of its hashes."""
+    text = re.sub(r"^#.*\n", "", lock.read_text(), flags=re.MULTILINE)
+    return re.findall(r"^\S(?:.*\\\n)*.*", text, re.MULTILINE)
+
+
+def pin_of(entry: str) -> str:
+    """Return the requirement of an entry, without its hashes."""
+    return entry.partition(" \\\n")[0]
+
+
 def read_pins(lock: Path) -> list[str]:
-    """Return the requirements of a lock file, without its comments."""
-    return [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    """Return the requirements of a lock file, without their hashes."""
+    return [pin_of(entry) for entry in read_entries(lock)]
 
 
-def find_pin(lock: Path, package: str) -> str:
-    """Return the requirement of a lock file that pins a package, such as `torch==2.13.0+cpu`."""
-    return next(pin for pin in read_pins(lock) if pin.startswith(f"{package}=="))
+def find_entry(lock: Path, package: str) -> str:
+    """Return the entry of a lock file that pins a package."""
+    return next(entry for entry in read_entries(lock) if entry.startswith(f"{package}=="))
+
+
+@contextmanager
+def hashed(entries: list[str]) -> Iterator[list[str]]:
+    """Yield pip's options that install entries of a lock file and check their hashes.
+
+    pip takes hashes only from a file, so this writes a temporary one.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(entries))
+        file.flush()
+        yield ["--require-hashes", "--requirement", file.name]
 
 
 def run_pip_for_torch(lock: Path, run_pip: Callable[[list[str]], None]) -> None:
@@ -52,16 +78,23 @@ def run_pip_for_torch(lock: Path, run_pip: Callable[[list[str]], None]) -> None:
 
     Args:
         lock: The lock file.
-        run_pip: Runs a pip command on a requirement and its options; raises PipError if pip fails.
+        run_pip: Runs a pip command with the given options; raises PipError if pip fails.
 
     Raises:
         PipError: pip failed, or no index offers the build.
     """
-    pin = find_pin(lock, "torch")
+    entry = find_entry(lock, "torch")
+    with hashed([entry]) as options:
+        _run_pip_for_pin(pin_of(entry), lambda more: run_pip([*options, *more]))
+
+
+def _run_pip_for_pin(pin: str, run_pip: Callable[[list[str]], None]) -> None:
+    """Run pip for a pin of torch, with the options that name an index."""
     index = os.environ.get("TORCH_INDEX")
     if index:
         _run_or_explain(
-            [pin, "--extra-index-url", index],
+            pin,
+            ["--extra-index-url", index],
             run_pip,
             f"{pin} was not found: neither TORCH_INDEX ({index}) nor the indexes that pip is "
             "configured with offer it, or they cannot be reached.\nCheck the URL, or unset "
@@ -69,14 +102,15 @@ def run_pip_for_torch(lock: Path, run_pip: Callable[[list[str]], None]) -> None:
         )
         return
     try:
-        run_pip([pin])
+        run_pip([])
         return
     except PipError as error:
         if not _is_missing(pin, error) or not _may_use_index_file(pin):
             raise
     print(f"pip's indexes do not offer {pin}; using PyTorch's index of CPU wheels", flush=True)
     _run_or_explain(
-        [pin, "--requirement", str(INDEX_FILE)],
+        pin,
+        ["--requirement", str(INDEX_FILE)],
         run_pip,
         f"{pin} was not found: the indexes that pip is configured with do not offer it, and "
         f"PyTorch's index of CPU wheels (requirements/{INDEX_FILE.name}) does not either or cannot "
@@ -85,13 +119,13 @@ def run_pip_for_torch(lock: Path, run_pip: Callable[[list[str]], None]) -> None:
 
 
 def _run_or_explain(
-    arguments: list[str], run_pip: Callable[[list[str]], None], explanation: str
+    pin: str, options: list[str], run_pip: Callable[[list[str]], None], explanation: str
 ) -> None:
     """Run pip; if it finds no such version, add an explanation to its errors."""
     try:
-        run_pip(arguments)
+        run_pip(options)
     except PipError as error:
-        if not _is_missing(arguments[0], error):
+        if not _is_missing(pin, error):
             raise
         raise PipError(f"{error}\n{explanation}") from None
 

@@ -23,7 +23,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     report(f"downloading the wheels of requirements/{lock.name} into {FOLDER}")
     run_pip_for_torch(lock, fetch)
-    fetch(["--requirement", str(lock)])
+    fetch(["--require-hashes", "--requirement", str(lock)])
     wheels = list(FOLDER.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 2**30
     report(

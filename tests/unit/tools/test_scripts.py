@@ -217,3 +217,60 @@ class TestLock:
 
     def test_a_line_for_other_systems_holds_nowhere(self) -> None:
         assert self.lock.scope("a==1 ; sys_platform == 'win32'") == "nowhere"
+
+    def test_an_entry_keeps_its_hashes(self) -> None:
+        hashes = "".join(f" \\\n    --hash=sha256:{digit * 64}" for digit in "ab")
+        entry = f"a==1 ; sys_platform == 'linux'{hashes}"
+        assert self.lock.simplify(entry) == f"a==1{hashes}"
+
+    PAGE = """
+    <a href="/torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl#sha256={a}"
+       >torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl</a>
+    <a href="/x#sha256={b}">torch-2.13.0+cpu-cp313-cp313-manylinux_2_28_aarch64.whl</a>
+    <a href="/x#sha256={c}">torch-2.13.0+cpu-cp314-cp314-manylinux_2_28_x86_64.whl</a>
+    <a href="/x#sha256={c}">torch-2.13.0+cpu-cp313-cp313t-manylinux_2_28_x86_64.whl</a>
+    <a href="/x#sha256={c}">torch-2.13.0+cpu-cp312-cp312-win_amd64.whl</a>
+    <a href="/x#sha256={c}">torch-2.12.0+cpu-cp312-cp312-manylinux_2_28_x86_64.whl</a>
+    """
+
+    def test_hashes_of_torchs_cpu_build_are_those_of_supported_targets(self) -> None:
+        a, b, c = (digit * 64 for digit in "abc")
+        page = self.PAGE.format(a=a, b=b, c=c)
+        assert self.lock.find_hashes(page, "2.13.0+cpu") == [a, b]
+
+    def test_without_pytorchs_index_the_lock_keeps_its_hashes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        index = tmp_path / "torch-index.txt"
+        index.write_text("--extra-index-url https://127.0.0.1:9/whl\n")
+        monkeypatch.setattr(self.lock, "INDEX_FILE", index)
+        monkeypatch.setattr(self.lock, "REQUIREMENTS", tmp_path)
+        entry = f"torch==2.13.0+cpu \\\n    --hash=sha256:{'a' * 64}"
+        (tmp_path / "cpu.txt").write_text(f"{entry}\n")
+        assert self.lock.lock_cpu_build("torch==2.13.0+cpu") == entry
+        with pytest.raises(
+            self.lock.LockError, match=r"no hashes for torch==2\.14\.0\+cpu.*reached"
+        ):
+            self.lock.lock_cpu_build("torch==2.14.0+cpu")
+
+
+class TestImageTest:
+    image_test = load("image_test")
+
+    def test_missing_tools_are_named_with_the_command_that_installs_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            self.image_test.shutil, "which", lambda tool: "debootstrap" not in tool or None
+        )
+        with pytest.raises(self.image_test.ImageTestError, match=r"apt-get install debootstrap$"):
+            self.image_test.check_host()
+
+    def test_another_python_than_the_bases_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(self.image_test.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+        monkeypatch.setattr(self.image_test.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(self.image_test.sys, "version_info", (3, 12, 1))
+        with pytest.raises(self.image_test.ImageTestError, match=r"PYTHON=python3\.11"):
+            self.image_test.check_host()

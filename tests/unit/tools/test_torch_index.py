@@ -6,6 +6,7 @@ wheels. Their logs show what pip requested from them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -26,7 +27,13 @@ from support.scripts import load
 
 INSTALL = load("install")
 TORCH_INDEX = load("torch_index")
-CPU_LOCK = "# A lock\nattrs==26.1.0\npip==26.3\ntorch==2.13.0+cpu\n"
+PACKAGES = ("attrs-26.1.0", "pip-26.3", "torch-2.13.0+cpu")
+BACKEND = """
+import shutil
+
+def build_editable(folder, settings=None, metadata=None):
+    return shutil.copy("project-1-py3-none-any.whl", folder).rpartition("/")[2]
+"""
 CLOSED_PORT = "http://127.0.0.1:9/"  # the discard service, which nothing runs
 
 
@@ -34,7 +41,7 @@ class Index:
     """A package index on loopback (PEP 503) that logs the packages requested from it."""
 
     def __init__(self, folder: Path, *wheels: str) -> None:
-        self.requested: list[str] = []
+        self.folder, self.requested = folder, list[str]()
         for wheel in wheels:
             write_wheel(folder / wheel.partition("-")[0] / wheel)
         handler = partial(Handler, self.requested, directory=str(folder))
@@ -64,19 +71,30 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-def write_wheel(path: Path) -> None:
-    """Write a wheel that holds its metadata only."""
+def write_wheel(path: Path, summary: str = "") -> None:
+    """Write a wheel that holds its metadata only; the same arguments yield the same bytes."""
     name, version = path.name.split("-")[:2]
-    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n"
+    files = {
+        "METADATA": metadata,
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
+        for file, text in files.items():  # a ZipInfo has a fixed date
+            wheel.writestr(zipfile.ZipInfo(f"{name}-{version}.dist-info/{file}"), text)
+
+
+def write_lock(path: Path, *packages: str) -> None:
+    """Write a lock file with the hashes of the wheels that an index of these tests has."""
+    entries = ["# A lock"]
+    for package in packages:
+        wheel = path.parent / "wheels" / f"{package}-py3-none-any.whl"
+        write_wheel(wheel)
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        entries.append(f"{package.replace('-', '==')} \\\n    --hash=sha256:{digest}")
+    path.write_text("\n".join(entries) + "\n")
 
 
 @pytest.fixture
@@ -114,13 +132,21 @@ def with_build(serve: Callable[..., Index]) -> Index:
 
 
 class Project:
-    """A copy of the installation files, with a small lock and a local index for PyTorch's."""
+    """A copy of the installation files, with a small lock and a local index for PyTorch's.
+
+    Its own package has no modules, and a build backend that needs no other package.
+    """
 
     def __init__(self, root: Path, pytorch_url: str) -> None:
         self.root, self.target = root, root / "target"
         shutil.copytree(ROOT / "scripts", root / "scripts")
         shutil.copytree(ROOT / "requirements", root / "requirements")
-        (root / "requirements" / "cpu.txt").write_text(CPU_LOCK)
+        write_lock(root / "requirements" / "cpu.txt", *PACKAGES)
+        write_wheel(root / "project-1-py3-none-any.whl")
+        (root / "backend.py").write_text(BACKEND)
+        (root / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        )
         (root / "requirements" / "torch-index.txt").write_text(f"--extra-index-url {pytorch_url}\n")
         venv.create(self.target, with_pip=False)
 
@@ -136,9 +162,13 @@ class Project:
         )
 
     def installed(self) -> set[str]:
-        """The names and versions of what was installed, or downloaded as wheels."""
+        """The names and versions of what was installed or downloaded, less pip and our own.
+
+        conda's environment has a pip of its own.
+        """
         files = [*self.target.rglob("*.dist-info"), *self.target.glob("*.whl")]
-        return {re.sub(r"(-py3-none-any.whl|\.dist-info)$", "", file.name) for file in files}
+        names = {re.sub(r"(-py3-none-any.whl|\.dist-info)$", "", file.name) for file in files}
+        return {name for name in names if name.startswith(("torch", "attrs"))}
 
 
 def make_setup(project: Project) -> subprocess.CompletedProcess[str]:
@@ -172,17 +202,14 @@ def docker_build(project: Project) -> subprocess.CompletedProcess[str]:
 
 
 def conda_create(project: Project) -> subprocess.CompletedProcess[str]:
-    """Run pip as conda does for environment.yml, without our own packages and the placeholders."""
-    requirements = project.root / "requirements" / "conda" / "cpu.txt"
-    lines = requirements.read_text().splitlines()
-    kept = [line for line in lines if not line.startswith("./") or line.endswith("/torch")]
-    requirements.write_text("\n".join(kept))
+    """Run pip as conda does for environment.yml."""
+    venv.create(project.target, with_pip=True)
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (lines,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     file = project.root / "condaenv.0.requirements.txt"
-    file.write_text("\n".join(line for line in lines if not line.startswith("-e")))
-    pip = [sys.executable, "-m", "pip", "install", "-U", "-r", str(file), "--exists-action=b"]
-    return project.run(*pip, PIP_TARGET="target")
+    file.write_text("\n".join(lines))
+    pip = ["target/bin/python", "-m", "pip", "install", "-U", "-r", str(file), "--exists-action=b"]
+    return project.run(*pip, ACCELERATOR="cpu")
 
 
 @pytest.fixture(params=[make_setup, make_wheelhouse, docker_build, conda_create])
@@ -217,9 +244,9 @@ def test_pytorchs_index_is_used_for_torch_alone_if_pips_own_has_no_build(
     project = Project(tmp_path / "project", pytorch.url)
     ended = install(project)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert project.installed() == {"torch-2.13.0+cpu", "attrs-26.1.0", "pip-26.3"}
+    assert project.installed() == {"torch-2.13.0+cpu", "attrs-26.1.0"}
     assert set(pytorch.requested) == {"torch"}
-    assert set(without_build.requested) == {"torch", "attrs", "pip"}
+    assert set(without_build.requested) - {"pip"} == {"torch", "attrs"}
 
 
 def test_pytorchs_index_is_never_used_if_pips_own_has_the_build(
@@ -233,7 +260,7 @@ def test_pytorchs_index_is_never_used_if_pips_own_has_the_build(
     project = Project(tmp_path / "project", pytorch.url)
     ended = install(project)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert project.installed() == {"torch-2.13.0+cpu", "attrs-26.1.0", "pip-26.3"}
+    assert project.installed() == {"torch-2.13.0+cpu", "attrs-26.1.0"}
     assert pytorch.requested == []
 
 
@@ -273,6 +300,28 @@ def test_an_unreachable_index_is_reported_with_the_fix(
     assert "make setup TORCH_INDEX=URL" in ended.stderr
 
 
+@pytest.mark.parametrize("package", ["torch-2.13.0+cpu", "attrs-26.1.0"])
+def test_a_file_with_another_hash_is_refused(
+    install: Callable[[Project], subprocess.CompletedProcess[str]],
+    configure: Callable[[str], None],
+    with_build: Index,
+    pytorch: Index,
+    package: str,
+    tmp_path: Path,
+) -> None:
+    configure(with_build.url)
+    wheel = with_build.folder / package.partition("-")[0] / f"{package}-py3-none-any.whl"
+    write_wheel(wheel, summary="changed")
+    project = Project(tmp_path / "project", pytorch.url)
+    ended = install(project)
+    assert ended.returncode != 0
+    log = project.root / "log"
+    output = ended.stdout + ended.stderr + (log.read_text() if log.exists() else "")
+    assert "DO NOT MATCH THE HASHES" in output
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() in output
+    assert package not in project.installed()
+
+
 def test_a_wrong_torch_index_is_reported_with_its_value(
     configure: Callable[[str], None],
     without_build: Index,
@@ -301,7 +350,9 @@ class TestRule:
         lock.write_text(f"# A lock\n{pin}\n")
 
         def fail(arguments: list[str]) -> None:
-            self.calls.append(arguments)
+            self.calls.append(arguments[3:])
+            assert arguments[:2] == ["--require-hashes", "--requirement"]
+            assert Path(arguments[2]).read_text() == pin
             raise TORCH_INDEX.PipError(f"ERROR: {message} {pin}")
 
         with pytest.raises(TORCH_INDEX.PipError):
@@ -309,18 +360,18 @@ class TestRule:
 
     def test_a_gpu_environment_never_gets_the_cpu_build(self, tmp_path: Path) -> None:
         self.run("torch==2.13.0", tmp_path)
-        assert self.calls == [["torch==2.13.0"]]
+        assert self.calls == [[]]
 
     def test_another_failure_does_not_lead_to_another_index(self, tmp_path: Path) -> None:
         self.run("torch==2.13.0+cpu", tmp_path, "No space left on device for")
-        assert self.calls == [["torch==2.13.0+cpu"]]
+        assert self.calls == [[]]
 
     def test_a_wheelhouse_uses_no_index(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         self.run("torch==2.13.0+cpu", tmp_path)
-        assert self.calls == [["torch==2.13.0+cpu"]]
+        assert self.calls == [[]]
 
 
 def test_one_file_names_pytorchs_index() -> None:

@@ -281,8 +281,8 @@ class TestImage:
         return [(name, rest.strip()) for name, _, rest in parts]
 
     def test_its_base_is_pinned_and_has_a_supported_python(self) -> None:
-        (base,) = [rest for name, rest in self.instructions() if name == "FROM"]
-        version = re.fullmatch(r"python:(3\.\d+)\.\d+-slim-\w+", base)
+        assert self.instructions()[1] == ("FROM", "${BASE}")
+        version = re.fullmatch(r"BASE=python:(3\.\d+)\.\d+-slim-\w+", self.instructions()[0][1])
         assert version is not None
         assert version[1] in {"3.11", "3.12", "3.13"}
 
@@ -297,6 +297,7 @@ class TestImage:
         commands = [install for install in installs if not install.startswith("#")]
         assert len(commands) == 2
         assert all("--no-deps" in command for command in commands)
+        assert all("--require-hashes" in c for c in commands if "requirements" in c)
         assert 'scripts/torch_index.py "requirements/${ACCELERATOR}.txt"' in self.text
         assert '"--no-deps"' in (DEPLOY.parent / "scripts" / "torch_index.py").read_text()
 
