@@ -44,7 +44,7 @@ def advance(model: Model, gate: Gate, fleet: Fleet, until_s: float, zero: bool) 
         at_s = min(fleet.replicas[slot].end_s, arrival_s)
         if at_s > until_s or at_s == float("inf"):
             return until_s
-        if fleet.replicas[slot].end_s <= arrival_s:
+        if fleet.replicas[slot].end_s < arrival_s:  # requests of one time share a step
             _end_step(model, fleet, slot, at_s)
             continue
         later = counts[LATER_SIZE] > 0 and fleet.requests[0].later_s <= _planned_s(fleet)
