@@ -29,7 +29,7 @@ from _report import report
 import workbench as wb
 from workbench.whatif.calibration import Calibration
 from workbench.whatif.result import Simulation
-from workbench.whatif.simulate import simulate
+from workbench.whatif.simulator import simulate
 from workbench.whatif.workload import Workload, single_requests
 
 REPLICA = {"step_s": 8e-3, "prefill_token_s": 2e-5, "running_s": 1e-4, "kv_token_s": 1e-8}

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
+from serving.errors import SpecError
 from serving.spec.base import Strict, explain
 from serving.spec.model import ModelSpec
 from workbench.errors import SettingError
@@ -61,12 +62,11 @@ class Calibration(Strict):
     kv_blocks: int = Field(ge=1, description="Blocks of the KV cache.")
     max_model_len: int | None = Field(None, ge=1, description="Tokens that a request may have.")
     start_s: tuple[float, ...] = Field(
-        (0.0,), min_length=1, description="Measured seconds from a decision to a running replica."
+        (), description="Measured seconds from a decision to a running replica; empty: none."
     )
     stop_s: tuple[float, ...] = Field(
-        (0.0,),
-        min_length=1,
-        description="Measured seconds from a replica's last request to its end",
+        (),
+        description="Measured seconds from a replica's last request to its end; empty: none.",
     )
     fit: Fit | None = Field(None, description="The goodness of the fit; None if none was made.")
     seen: dict[str, Span] = Field(
@@ -94,9 +94,10 @@ class Calibration(Strict):
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except OSError as problem:
             raise SettingError(f"{path} cannot be read: {problem.strerror}") from None
-        except ValidationError as problem:
+        except (SpecError, ValidationError) as problem:
+            reason = problem if isinstance(problem, SpecError) else explain(problem, cls)
             raise SettingError(
-                f"{path} is not a calibration: {explain(problem, cls)}; write one with "
+                f"{path} is not a calibration: {reason}; write one with "
                 "wb.whatif.calibrate(runs).save(path)"
             ) from None
 
@@ -130,6 +131,9 @@ class Calibration(Strict):
             found.append(f"the calibration is of {self.device}, not {wanted}")
         if (model.accelerator == "gpu") != bool(self.hardware.get("gpus")) and self.hardware:
             found.append(f"the calibration is of {self.device}, not of a {model.accelerator}")
+        scaling = model.scaling
+        if scaling.min_replicas < scaling.max_replicas and not self.start_s:
+            found.append("the calibration has no start of a replica, so replicas start at once")
         installed = versions()
         for package in VERSIONS_THAT_MATTER:
             there, here = self.versions.get(package), installed.get(package)

@@ -18,8 +18,8 @@ from workbench.whatif.autoscaler import (
     SINCE_S,
     TICK_S,
     delay_of,
-    direction_of,
     desired_for,
+    direction_of,
 )
 from workbench.whatif.dispatch import next_arrival_s
 from workbench.whatif.lifecycle import slots_in

@@ -289,4 +289,13 @@ def _beyond(calibration: Calibration, requests: Any) -> list[str]:
     return calibration.beyond(
         prompt_tokens=(requests["prompt"][ok].min(), requests["prompt"][ok].max()),
         output_tokens=(requests["output"][ok].min(), requests["output"][ok].max()),
+        running=(0, _largest_batch(requests[ok])),
     )
+
+
+def _largest_batch(requests: Any) -> int:
+    """Return how many requests a replica generated for at once, at most."""
+    at_s = np.concatenate([requests["first_s"], requests["end_s"]])
+    change = np.repeat([1, -1], len(requests))
+    order = np.lexsort((change, at_s, np.tile(requests["replica"], 2)))
+    return int(np.cumsum(change[order]).max())

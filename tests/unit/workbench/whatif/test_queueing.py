@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 from support.whatif import calibration, service
 
-from workbench.whatif.simulate import simulate
+from workbench.whatif.simulator import simulate
 from workbench.whatif.workload import single_requests
 
 REQUESTS = 40_000

@@ -8,7 +8,7 @@ from support.whatif import calibration, requests, service
 
 import workbench as wb
 from workbench.whatif.autoscaler import TICK_S
-from workbench.whatif.simulate import simulate
+from workbench.whatif.simulator import simulate
 
 STEADY = [(0.5 * number, 8, 1000) for number in range(4)]
 """Four requests that run for a thousand seconds."""

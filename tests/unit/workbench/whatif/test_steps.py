@@ -7,7 +7,7 @@ import pytest
 from support.whatif import calibration, requests, service
 
 import workbench as wb
-from workbench.whatif.simulate import simulate
+from workbench.whatif.simulator import simulate
 
 
 def times(simulation: wb.whatif.Simulation) -> list[tuple[float, float]]:
