@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from workbench.metrics.health import LoopWatch
     from workbench.records import RequestRecord
 
-__all__ = ["SLO", "STATISTICS", "ClientHealth", "HealthBounds", "Summary", "summarize", "summarize_columns"]
+__all__ = [
+    "SLO",
+    "STATISTICS",
+    "ClientHealth",
+    "HealthBounds",
+    "Summary",
+    "summarize",
+    "summarize_columns",
+]
 
 
 _FIGURES: dict[str, Any] = {

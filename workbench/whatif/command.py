@@ -39,7 +39,7 @@ def run_whatif(arguments: argparse.Namespace) -> int:
     )
     table.to_csv(arguments.out, index=False)
     shown = table.drop(columns="marks").to_string(index=False, float_format="{:.4g}".format)
-    print(f"{shown}\n\n{_marks_text(table.marks)}table       {arguments.out}")
+    print(f"{shown}\n\n{_marks_text(table.marks.tolist())}table       {arguments.out}")
     return 0
 
 

@@ -26,6 +26,7 @@ from workbench.whatif.state import (
     STEPS,
 )
 from workbench.whatif.steps import append_waiting, replan, start_step
+from workbench.whatif.tokens import generate, read_prompts
 
 if TYPE_CHECKING:
     from workbench.whatif.state import Fleet, Gate, Model
@@ -56,7 +57,7 @@ def advance(model: Model, gate: Gate, fleet: Fleet, until_s: float, zero: bool) 
         requests[request].sent_s = at_s
         _arrive(model, gate, fleet, request, at_s)
         if zero and counts[HANDLE_SIZE] > 0:
-            return at_s
+            return float(at_s)
 
 
 @inner
@@ -121,7 +122,7 @@ def _admit(model: Model, fleet: Fleet, slot: int, request: int, now: float) -> f
     requests[request].replica = replicas[slot].number
     ready_s = now + model.request_s + model.prompt_token_s * requests[request].prompt
     append_waiting(fleet, slot, request, ready_s)
-    return ready_s
+    return float(ready_s)
 
 
 @inner
@@ -132,74 +133,11 @@ def _end_step(model: Model, fleet: Fleet, slot: int, now: float) -> None:
     fleet.counts[STEPS] += steps
     if steps > 0:
         if replicas[slot].decoding:
-            _generate(model, fleet, slot, steps)
+            generate(model, fleet, slot, steps)
         else:
-            _read_prompts(model, fleet, slot, now)
+            read_prompts(model, fleet, slot, now)
         _remove_ended(model, fleet, slot, now, batch)
     set_end(fleet, slot, start_step(model, fleet, slot, now))
-
-
-@inner
-def _generate(model: Model, fleet: Fleet, slot: int, steps: int) -> None:
-    """Add `steps` tokens to every request of the batch."""
-    requests, replicas = fleet.requests, fleet.replicas
-    batch = replicas[slot].batch
-    if len(fleet.token_times) > 0:
-        _note_tokens(model, fleet, slot, steps)
-    for at in range(batch):
-        request = fleet.seats[slot, at].request
-        requests[request].computed += steps
-        requests[request].generated += steps
-        blocks = (requests[request].computed + model.block_size - 1) // model.block_size
-        replicas[slot].free -= blocks - requests[request].blocks
-        requests[request].blocks = blocks
-    replicas[slot].kv += batch * steps
-
-
-@inner
-def _note_tokens(model: Model, fleet: Fleet, slot: int, steps: int) -> None:
-    requests, replicas = fleet.requests, fleet.replicas
-    batch, at_s = replicas[slot].batch, replicas[slot].step_from_s
-    seconds = model.step_s + model.running_s * batch + model.kv_token_s * replicas[slot].kv
-    for step in range(steps):
-        at_s += seconds
-        seconds += model.kv_token_s * batch
-        for at in range(batch):
-            request = fleet.seats[slot, at].request
-            place = requests[request].token_at + requests[request].generated + step
-            fleet.token_times[place] = at_s + model.token_s * batch
-
-
-@inner
-def _read_prompts(model: Model, fleet: Fleet, slot: int, now: float) -> None:
-    """Add the tokens that were scheduled; a request that has been read gets its next token."""
-    requests, replicas = fleet.requests, fleet.replicas
-    shown_s = now + model.token_s * replicas[slot].batch
-    for at in range(replicas[slot].batch):
-        request, tokens = fleet.seats[slot, at].request, fleet.seats[slot, at].tokens
-        requests[request].computed += tokens
-        replicas[slot].kv += tokens
-        known = requests[request].prompt + requests[request].generated
-        if requests[request].computed < known:
-            continue
-        if requests[request].generated == 0:
-            _note_first(fleet, slot, request, shown_s)
-        if len(fleet.token_times) > 0:
-            place = requests[request].token_at + requests[request].generated
-            fleet.token_times[place] = shown_s
-        requests[request].generated += 1
-
-
-@inner
-def _note_first(fleet: Fleet, slot: int, request: int, shown_s: float) -> None:
-    requests, replicas = fleet.requests, fleet.replicas
-    requests[request].first_s = shown_s
-    room = fleet.firsts.shape[1]
-    if room > 0:
-        place = replicas[slot].firsts % room
-        fleet.firsts[slot, place].at_s = shown_s
-        fleet.firsts[slot, place].took_s = shown_s - requests[request].sent_s
-        replicas[slot].firsts += 1
 
 
 @inner

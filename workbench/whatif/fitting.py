@@ -11,7 +11,7 @@ import numpy as np
 from workbench.errors import SettingError
 from workbench.records import ReplicaSample, RequestRecord
 from workbench.whatif.calibration import VERSIONS_THAT_MATTER, Calibration, Fit, Span
-from workbench.whatif.observations import CONSTANTS, Observations, observe
+from workbench.whatif.observations import CONSTANTS, Observations, observe, starts_and_stops
 
 if TYPE_CHECKING:
     from workbench.runs.run import Run
@@ -72,7 +72,7 @@ def calibrate(
     )
     constants, fit = _fit(observed)
     everything = [record for found in records for record in found]
-    start_s, stop_s = _starts_and_stops(given)
+    start_s, stop_s = starts_and_stops(given)
     return Calibration(
         **facts,
         **engine,
@@ -239,19 +239,3 @@ def _most_at_once(records: Sequence[RequestRecord]) -> int:
         changes += [(record.token_times_s[-1], -1) for record in own]
         most = max(most, int(np.cumsum([step for _, step in sorted(changes)]).max()))
     return max(most, 1)
-
-
-def _starts_and_stops(runs: Sequence[Run]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return how long replicas were seen starting and stopping, to the interval of telemetry."""
-    starts, stops = [], []
-    for run in runs:
-        seen: dict[str, dict[str | None, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for sample in run.samples():
-            if isinstance(sample, ReplicaSample):
-                seen[sample.replica][sample.state].append(sample.time_s)
-        for states in seen.values():
-            if states["starting"] and states["running"]:
-                starts.append(min(states["running"]) - min(states["starting"]))
-            if states["stopping"]:
-                stops.append(max(states["stopping"]) - min(states["stopping"]))
-    return tuple(starts), tuple(stops)

@@ -12,14 +12,18 @@ on average half of the step in progress, and the steps that read the prompt.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.records import ReplicaSample
+
 if TYPE_CHECKING:
     from workbench.records import RequestRecord
+    from workbench.runs.run import Run
     from workbench.whatif.state import Floats
 
 CONSTANTS = (
@@ -151,9 +155,24 @@ def _first_tokens(replica: _Replica, budget: int) -> Observations:
     return Observations(rows[useful], (first - sent)[useful], weights[useful])
 
 
-def _alone(sent: Floats, first: Floats) -> Floats:
+def _alone(sent: Floats, first: Floats) -> Any:
     """Return whether no other request waited for its first token at the same time."""
     others = np.searchsorted(np.sort(sent), first, side="right")
     answered = np.searchsorted(np.sort(first), sent, side="left")
-    alone: Floats = others - answered == 1
-    return alone
+    return others - answered == 1
+
+
+def starts_and_stops(runs: Sequence[Run]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return how long replicas were seen starting and stopping, to the interval of telemetry."""
+    starts, stops = [], []
+    for run in runs:
+        seen: dict[str, dict[str | None, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for sample in run.samples():
+            if isinstance(sample, ReplicaSample):
+                seen[sample.replica][sample.state].append(sample.time_s)
+        for states in seen.values():
+            if states["starting"] and states["running"]:
+                starts.append(min(states["running"]) - min(states["starting"]))
+            if states["stopping"]:
+                stops.append(max(states["stopping"]) - min(states["stopping"]))
+    return tuple(starts), tuple(stops)

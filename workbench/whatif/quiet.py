@@ -74,7 +74,7 @@ def _is_quiet(fleet: Fleet, control: Control, first_s: float, last_s: float) -> 
         return False
     delay_s = delay_of(control.bounds, direction, target)
     waited_s = last_s - control.delays[SINCE_S] + DELAY_TOLERANCE_S
-    return direction == 0 or waited_s < delay_s
+    return bool(direction == 0 or waited_s < delay_s)
 
 
 @inner

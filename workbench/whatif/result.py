@@ -16,14 +16,21 @@ from workbench.metrics.columns import STATUSES, Columns
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.slo import SLO
 from workbench.metrics.summary import Summary, summarize_columns
-from workbench.records import DecisionSample, DeploymentSample, RequestRecord, Status
+from workbench.records import DecisionSample, DeploymentSample, RequestRecord
 from workbench.whatif.calibration import Calibration
+from workbench.whatif.request_records import (
+    beyond_range,
+    replica_names,
+    request_record,
+    status_of,
+    token_gaps,
+)
 from workbench.whatif.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.whatif.state import Fleet, Floats, Ints
+    from workbench.whatif.state import Fleet, Floats
     from workbench.whatif.tables import Control
 
 SECONDS_PER_DAY = 86_400.0
@@ -74,7 +81,7 @@ class Simulation:
         samples = control.samples[: sizes[SAMPLES]]
         marks = [
             *calibration.mismatches(spec.model),
-            *_beyond(calibration, fleet.requests),
+            *beyond_range(calibration, fleet.requests),
             *([workload.skipped_text()] if workload.skipped else []),
         ]
         return cls(
@@ -101,7 +108,7 @@ class Simulation:
         requests = self._requests
         count = len(requests)
         ok = requests["status"] == 1
-        gaps, gap_counts = _gaps(requests, self._token_times, ok)
+        gaps, gap_counts = token_gaps(requests, self._token_times, ok)
         none = np.zeros(count, np.int32)
         return Columns(
             [
@@ -134,9 +141,11 @@ class Simulation:
     def records(self) -> Iterator[RequestRecord]:
         """Yield the requests in the order in which they were due, as a run does."""
         requests = self._requests
-        names = _replica_names(self.deployment)
+        names = replica_names(self.deployment)
         for number in range(len(requests)):
-            yield _record(requests, self._token_times, number, self.spec.model.model_id, names)
+            yield request_record(
+                requests, self._token_times, number, self.spec.model.model_id, names
+            )
 
     def requests_frame(self) -> pd.DataFrame:
         """Return a row per request: due, sent, first token, end, lengths, latencies in ms."""
@@ -145,8 +154,8 @@ class Simulation:
         from workbench.metrics.registry import PER_REQUEST
 
         columns, requests = self.columns(), self._requests
-        names = _replica_names(self.deployment)
-        status = np.array([_status(code) for code in requests["status"]])
+        names = replica_names(self.deployment)
+        status = np.array([status_of(code) for code in requests["status"]])
         frame = pd.DataFrame(dict(zip(Columns.FIELDS, columns.fields, strict=True)))
         frame.insert(0, "status", status)
         frame.insert(1, "replica", [names(number) for number in requests["replica"]])
@@ -157,8 +166,12 @@ class Simulation:
 
     def samples(self) -> Iterator[DeploymentSample | DecisionSample]:
         """Yield a sample of the deployment per second and one per decision, by their times."""
-        found = [*self._deployment_samples(), *self.decisions()]
-        yield from sorted(found, key=lambda sample: sample.time_s)
+        found: list[DeploymentSample | DecisionSample] = [
+            *self._deployment_samples(),
+            *self.decisions(),
+        ]
+        found.sort(key=lambda sample: sample.time_s)
+        yield from found
 
     def samples_frame(self, kind: str = "deployment") -> pd.DataFrame:
         """Return a row per sample of a kind, `"deployment"` or `"decision"`, as a run does."""
@@ -235,67 +248,3 @@ class Simulation:
                 queued_requests=float(queued),
                 shed=int(shed),
             )
-
-
-def _status(code: int) -> Status:
-    return "ok" if code == 1 else "shed"
-
-
-def _replica_names(deployment: str) -> Any:
-    return lambda number: None if number < 0 else f"{deployment}#{number}"
-
-
-def _record(
-    requests: Any, token_times: Floats, number: int, model: str, names: Any
-) -> RequestRecord:
-    ok = requests["status"][number] == 1
-    times: tuple[float, ...] = ()
-    if ok and len(token_times):
-        start = requests["token_at"][number]
-        times = tuple(token_times[start : start + requests["output"][number]].tolist())
-    return RequestRecord(
-        request_id=f"{number:032x}",
-        scheduled_s=float(requests["due_s"][number]),
-        sent_s=float(requests["sent_s"][number]),
-        first_token_s=float(requests["first_s"][number]) if ok else None,
-        end_s=float(requests["end_s"][number]),
-        token_times_s=times,
-        prompt_tokens=int(requests["prompt"][number]) if ok else None,
-        output_tokens=int(requests["output"][number]) if ok else None,
-        status=_status(requests["status"][number]),
-        error=None if ok else "shed with HTTP 429",
-        model=model,
-        tenant=None,
-        replica=names(requests["replica"][number]),
-    )
-
-
-def _gaps(requests: Any, token_times: Floats, ok: Ints) -> tuple[Floats, Ints]:
-    """Return the gaps between the tokens of completed requests, and their number per request."""
-    counts = np.where(ok, requests["output"] - 1, 0).astype(np.int32)
-    if not len(token_times):
-        return np.zeros(0), np.zeros(len(counts), np.int32)
-    gaps = np.diff(token_times)
-    last = (requests["token_at"] + requests["output"] - 1)[:-1]
-    kept = np.repeat(ok, requests["output"])[:-1]
-    kept[last] = False
-    return gaps[kept], counts
-
-
-def _beyond(calibration: Calibration, requests: Any) -> list[str]:
-    ok = requests["status"] == 1
-    if not ok.any():
-        return []
-    return calibration.beyond(
-        prompt_tokens=(requests["prompt"][ok].min(), requests["prompt"][ok].max()),
-        output_tokens=(requests["output"][ok].min(), requests["output"][ok].max()),
-        running=(0, _largest_batch(requests[ok])),
-    )
-
-
-def _largest_batch(requests: Any) -> int:
-    """Return how many requests a replica generated for at once, at most."""
-    at_s = np.concatenate([requests["first_s"], requests["end_s"]])
-    change = np.repeat([1, -1], len(requests))
-    order = np.lexsort((change, at_s, np.tile(requests["replica"], 2)))
-    return int(np.cumsum(change[order]).max())

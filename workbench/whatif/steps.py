@@ -159,7 +159,7 @@ def _plan(model: Model, fleet: Fleet, slot: int, now: float) -> float:
     replicas[slot].decoding, replicas[slot].steps = 0, 1
     kv = replicas[slot].kv
     seconds = model.step_s + model.prefill_token_s * prefill + model.running_s * active
-    return now + seconds + model.kv_token_s * kv
+    return float(now + seconds + model.kv_token_s * kv)
 
 
 @inner
@@ -184,4 +184,4 @@ def replan(model: Model, fleet: Fleet, slot: int) -> float:
         seconds += more
         steps += 1
     replicas[slot].steps = steps
-    return end_s
+    return float(end_s)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.errors import SettingError
@@ -103,11 +101,8 @@ def with_scaling(spec: ServiceSpec, fields: Mapping[str, Any]) -> ServiceSpec:
     current = spec.model.scaling
     values = {name: getattr(current, name) for name in current.model_fields_set}
     scaling = ScalingSpec(**(values | dict(fields)))
-    return _replaced(spec, model=_replaced(spec.model, scaling=scaling))
-
-
-def _replaced(spec: Any, **fields: BaseModel) -> Any:
-    return spec.model_copy(update=fields)
+    model = spec.model.model_copy(update={"scaling": scaling})
+    return spec.model_copy(update={"model": model})
 
 
 def _figures(simulation: Simulation, slo: SLO | None, prices: Prices | None) -> dict[str, Any]:

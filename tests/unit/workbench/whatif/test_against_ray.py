@@ -44,7 +44,7 @@ class Upstream:
             target_capacity=None,
             target_capacity_direction=None,
         )
-        self.target = self.state.register(info, scaling.min_replicas)  # type: ignore[arg-type]
+        self.target = self.state.register(info, scaling.min_replicas)
         self.look_back_s = scaling.look_back_period_s
         self.stores = [metrics_utils.InMemoryMetricsStore() for _ in range(SLOTS + 1)]
         self.starts = [0] * SLOTS

@@ -148,11 +148,11 @@ def test_too_few_points_are_named(tmp_path: Path) -> None:
 
 def test_a_poor_fit_is_named(runs: list[Run], tmp_path: Path) -> None:
     noisy = Run.create(tmp_path, {"engine": ENGINE}, run_id="noisy")
-    for number, record in enumerate(runs[1].records()):
-        # Every second answer stalls for ten seconds before its last token.
-        last = record.token_times_s[-1] + (10.0 if number % 2 else 0.0)
-        times = (*record.token_times_s[:-1], last)
-        noisy.append_request(replace(record, token_times_s=times, end_s=last))
+    for number, record in enumerate(runs[0].records()):
+        # Every second request of the one stream is answered ten times as fast.
+        sent, share = record.sent_s or 0.0, 0.1 if number % 2 else 1.0
+        times = tuple(sent + share * (at_s - sent) for at_s in record.token_times_s)
+        noisy.append_request(replace(record, token_times_s=times, end_s=times[-1]))
     assert any("fit is poor" in mark for mark in calibrate([noisy]).marks)
 
 

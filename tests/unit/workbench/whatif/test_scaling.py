@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from support.whatif import calibration, requests, service
@@ -13,7 +15,7 @@ from workbench.whatif.simulator import simulate
 STEADY = [(0.5 * number, 8, 1000) for number in range(4)]
 """Four requests that run for a thousand seconds."""
 
-QUICK = {"metrics_interval_s": 0.1, "look_back_period_s": 0.5}
+QUICK: dict[str, Any] = {"metrics_interval_s": 0.1, "look_back_period_s": 0.5}
 
 
 def test_replicas_are_added_when_the_delay_has_just_expired() -> None:
