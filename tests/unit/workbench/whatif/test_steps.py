@@ -42,12 +42,12 @@ def test_a_step_takes_the_time_of_the_formula() -> None:
 
 
 def test_a_long_prompt_is_read_in_parts_while_another_request_generates() -> None:
-    # 8 tokens per step: the second request's 20 tokens take 7, 7 and 6 beside the first's token.
-    load = requests((0.0, 8, 6), (0.5, 20, 1))
+    # 8 tokens per step: the second request's 22 tokens take 7, 7, 7 and 1 beside the first's token.
+    load = requests((0.0, 8, 6), (0.5, 22, 1))
     simulation = simulate(service(engine={"max_num_batched_tokens": 8}), load, calibration())
-    assert times(simulation) == [(1, 6), (4, 4)]
+    assert times(simulation) == [(1, 6), (5, 5)]
     tokens = [record.token_times_s for record in simulation.records()]
-    assert tokens == [(1, 2, 3, 4, 5, 6), (4,)]
+    assert tokens == [(1, 2, 3, 4, 5, 6), (5,)]
 
 
 def test_a_batch_takes_no_more_requests_than_max_num_seqs() -> None:
@@ -59,14 +59,15 @@ def test_a_batch_takes_no_more_requests_than_max_num_seqs() -> None:
 def test_a_preempted_request_is_read_again() -> None:
     # 4 blocks of 4 tokens. After the first step both hold 2 blocks with 8 tokens, and the cache is
     # full. In the second the older one needs a third block, so the newer one loses its own two. It
-    # is admitted when its 9 tokens fit, after the end of the other at 5, is read in the step to 6,
-    # and generates 3 more.
+    # is admitted when its 9 tokens fit, after the end of the other, is read in one step, and
+    # generates 3 more. A step takes a second and 0.01 s per token in the cache before it.
     load = requests((0.0, 8, 5), (0.0, 8, 5))
-    given = calibration(kv_blocks=4, block_size=4)
+    given = calibration(kv_blocks=4, block_size=4, kv_token_s=0.01)
     simulation = simulate(service(), load, given)
     assert simulation.preemptions == 1
-    tokens = [record.token_times_s for record in simulation.records()]
-    assert tokens == [(1, 2, 3, 4, 5), (1, 6, 7, 8, 9)]
+    older, newer = (record.token_times_s for record in simulation.records())
+    assert older == pytest.approx((1, 2.08, 3.17, 4.27, 5.38))
+    assert newer == pytest.approx((1, 6.38, 7.47, 8.57, 9.68))
 
 
 def test_a_prompt_waits_until_the_cache_has_room_for_all_of_it() -> None:
