@@ -1,12 +1,13 @@
-"""Simulated requests in the forms of a run."""
+"""Simulated requests and samples in the forms of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.records import RequestRecord, Status
+from workbench.records import DeploymentSample, RequestRecord, Status
 
 if TYPE_CHECKING:
     from workbench.whatif.calibration import Calibration
@@ -79,3 +80,20 @@ def _largest_batch(requests: Any) -> int:
     change = np.repeat([1, -1], len(requests))
     order = np.lexsort((change, at_s, np.tile(requests["replica"], 2)))
     return int(np.cumsum(change[order]).max())
+
+
+def deployment_samples(rows: Floats, deployment: str) -> Iterator[DeploymentSample]:
+    """Yield the rows of the simulator's table of samples as the samples of a run."""
+    for now, target, running, starting, stopping, desired, total, queued, shed in rows:
+        yield DeploymentSample(
+            time_s=float(now),
+            deployment=deployment,
+            target=int(target),
+            running=int(running),
+            starting=int(starting),
+            stopping=int(stopping),
+            desired=int(np.ceil(desired - 1e-9)),
+            total_requests=float(total),
+            queued_requests=float(queued),
+            shed=int(shed),
+        )

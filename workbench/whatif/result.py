@@ -20,6 +20,7 @@ from workbench.records import DecisionSample, DeploymentSample, RequestRecord
 from workbench.whatif.calibration import Calibration
 from workbench.whatif.request_records import (
     beyond_range,
+    deployment_samples,
     replica_names,
     request_record,
     status_of,
@@ -138,6 +139,11 @@ class Simulation:
             columns, duration_s=None, slo=slo, warmup_s=self.warmup_s, health=health
         )
 
+    def headline(self, slo: SLO | None = None) -> str:
+        """Return the simulation in one line, with what makes its figures doubtful."""
+        doubts = f" (doubtful: {'; '.join(self.marks)})" if self.marks else ""
+        return f"simulated: {self.summary(slo).headline()}{doubts}"
+
     def records(self) -> Iterator[RequestRecord]:
         """Yield the requests in the order in which they were due, as a run does."""
         requests = self._requests
@@ -167,7 +173,7 @@ class Simulation:
     def samples(self) -> Iterator[DeploymentSample | DecisionSample]:
         """Yield a sample of the deployment per second and one per decision, by their times."""
         found: list[DeploymentSample | DecisionSample] = [
-            *self._deployment_samples(),
+            *deployment_samples(self._samples, self.deployment),
             *self.decisions(),
         ]
         found.sort(key=lambda sample: sample.time_s)
@@ -233,18 +239,3 @@ class Simulation:
         hours = self.replica_seconds().total / 3600
         scale = SECONDS_PER_DAY / self.duration_s if self.duration_s else 0.0
         return hours * scale * prices.replica_hour(self.spec.model)
-
-    def _deployment_samples(self) -> Iterator[DeploymentSample]:
-        for now, target, running, starting, stopping, desired, total, queued, shed in self._samples:
-            yield DeploymentSample(
-                time_s=float(now),
-                deployment=self.deployment,
-                target=int(target),
-                running=int(running),
-                starting=int(starting),
-                stopping=int(stopping),
-                desired=int(np.ceil(desired - 1e-9)),
-                total_requests=float(total),
-                queued_requests=float(queued),
-                shed=int(shed),
-            )

@@ -96,6 +96,8 @@ def test_a_prediction_outside_the_range_is_marked(runs: list[Run]) -> None:
     beyond = simulate(SPEC, requests((0.0, 5000, 20)), found)
     assert len(beyond.marks) == 1
     assert "prompt_tokens from 5000 to 5000 is outside the calibrated range" in beyond.marks[0]
+    assert beyond.marks[0] in beyond.headline()
+    assert "doubtful" not in inside.headline()
 
 
 def test_a_calibration_of_something_else_is_marked(runs: list[Run]) -> None:
