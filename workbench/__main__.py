@@ -1,4 +1,4 @@
-"""Run notebooks with papermill: once, over a grid of parameters, or again."""
+"""Run notebooks with papermill, write claims and manifests, and simulate a service."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _add_notebook_commands(commands)
     _add_claim_commands(commands)
     _add_manifest_command(commands)
+    _add_whatif_command(commands)
     return whole
 
 
@@ -116,6 +117,33 @@ def _add_manifest_command(commands: Any) -> None:
     )
     manifest.add_argument("--out", type=Path, metavar="FILE", help="file (standard output)")
     manifest.set_defaults(call=write_manifest)
+
+
+def _add_whatif_command(commands: Any) -> None:
+    whatif = commands.add_parser("whatif", help="simulate a trace under many autoscaler settings")
+    whatif.add_argument("trace", type=Path, metavar="TRACE", help="trace file, or a run folder")
+    whatif.add_argument(
+        "--calibration", type=Path, required=True, metavar="FILE", help="constants of a replica"
+    )
+    whatif.add_argument(
+        "--grid",
+        action="append",
+        required=True,
+        metavar="NAME=V1,V2",
+        help="values of a field of ScalingSpec; repeat the option for the product of several",
+    )
+    whatif.add_argument(
+        "--spec", type=Path, metavar="SPEC.yaml", help="the service (one with default settings)"
+    )
+    whatif.add_argument(
+        "--slo", action="append", metavar="NAME=MS", help="a bound of the SLO, such as ttft_ms=500"
+    )
+    whatif.add_argument("--speed", type=float, default=1.0, help="replay the trace faster (1)")
+    whatif.add_argument("--seed", type=int, default=0, help="seed of the simulations (0)")
+    whatif.add_argument(
+        "--out", type=Path, default=Path("whatif.csv"), metavar="FILE", help="table (whatif.csv)"
+    )
+    whatif.set_defaults(call=simulate_trace)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
@@ -259,6 +287,13 @@ def write_manifest(arguments: argparse.Namespace) -> int:
     else:
         arguments.out.write_text(text, encoding="utf-8")
     return 0
+
+
+def simulate_trace(arguments: argparse.Namespace) -> int:
+    """Simulate a trace under every setting of a grid."""
+    from workbench.whatif.command import run_whatif
+
+    return run_whatif(arguments)
 
 
 def read_arguments(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:

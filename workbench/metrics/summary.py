@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from workbench.metrics.health import LoopWatch
     from workbench.records import RequestRecord
 
-__all__ = ["SLO", "STATISTICS", "ClientHealth", "HealthBounds", "Summary", "summarize"]
+__all__ = [
+    "SLO",
+    "STATISTICS",
+    "ClientHealth",
+    "HealthBounds",
+    "Summary",
+    "summarize",
+    "summarize_columns",
+]
 
 
 _FIGURES: dict[str, Any] = {
@@ -150,7 +158,26 @@ def summarize(
         health: The client's health. By default judged from the send lag and from `watch`.
         watch: The watch over the event loop that sent the requests.
     """
-    whole = Columns.read(records)
+    return summarize_columns(
+        Columns.read(records),
+        duration_s=duration_s,
+        slo=slo,
+        warmup_s=warmup_s,
+        health=health,
+        watch=watch,
+    )
+
+
+def summarize_columns(
+    whole: Columns,
+    *,
+    duration_s: float | None = None,
+    slo: SLO | None = None,
+    warmup_s: float = 0.0,
+    health: ClientHealth | None = None,
+    watch: LoopWatch | None = None,
+) -> Summary:
+    """Summarize requests that are columns already; see `summarize`."""
     start = np.fmin.reduce(whole.due_s, initial=np.nan) + warmup_s
     counted = whole.take(whole.due_s >= start) if warmup_s else whole
     end = np.fmax.reduce(counted.end_s, initial=np.nan)
