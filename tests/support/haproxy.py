@@ -15,7 +15,7 @@ from typing import Any
 
 from support.haproxy_config import render
 
-from serving.cluster.ports import free_port
+from serving.cluster.ports import Ports
 from serving.proxy import admin
 from serving.proxy.install import install
 
@@ -68,8 +68,9 @@ class Proxy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
-        self.ports = (free_port(), free_port())
+        self._block = Ports()
+        self.port = self._block.endpoint
+        self.ports = (self._block.head, self._block.client)
         self.program = install(folder / "program")
         self.variables: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -147,6 +148,7 @@ class Proxy:
         if standby is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(standby[0], signal.SIGTERM)
+        self._block.close()
 
 
 def read_all(connection: socket.socket) -> bytes:
