@@ -140,6 +140,8 @@ class Proxy:
         return answer
 
     def close(self) -> None:
+        # Without this file, the guard starts no process in place of one that ends.
+        (self.folder / "haproxy.cfg.standby").unlink(missing_ok=True)
         for process in [self.process, *self.old, self.manager]:
             if process is not None:
                 process.kill()
