@@ -17,7 +17,7 @@ from support.scripted_server import Script, serving, tokens
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival
 
 
@@ -30,7 +30,7 @@ import asyncio, gc
 from workbench.workload.spec import Arrival
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 
 async def go():
     worker = LoadWorker()

@@ -80,8 +80,9 @@ def test_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     file = tmp_path / "mooncake.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = RandomPrompts(input=FromTrace(), output=FromTrace())
+    replay = TraceReplay(path=str(file), speed=2, time_unit="ms")
     arrivals = make_plan(
-        spec(arrivals=TraceReplay(path=str(file), speed=2), prompts=prompts, count=None), TINY
+        spec(arrivals=replay, prompts=prompts, count=None), TINY
     )
     assert [arrival.at_s for arrival in arrivals] == [0, 0.5, 1, 1.5]
     lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in arrivals]
