@@ -108,8 +108,10 @@ class _Writer:
                 continue
             own = self._own_tokens(request)
             content: str | tuple[int, ...] = history + own
-            if isinstance(request.content, str) and not history and len(own) == len(
-                self._tokenizer.encode(request.content)
+            if (
+                isinstance(request.content, str)
+                and not history
+                and len(own) == len(self._tokenizer.encode(request.content))
             ):
                 content = request.content
             yield Prompt(content, len(history) + len(own), output, *place)
@@ -124,9 +126,9 @@ class _Writer:
         if not request.hash_ids:
             return self._draw(tokens)
         ids = request.hash_ids[: -(-tokens // self._block_size)]
-        blocks = block_tokens(
-            ids, self._block_size, self._tokenizer.regular_token_ids, self._seed
-        )[:tokens]
+        blocks = block_tokens(ids, self._block_size, self._tokenizer.regular_token_ids, self._seed)[
+            :tokens
+        ]
         return blocks + self._draw(tokens - len(blocks))
 
     def _output_tokens(self, request: TraceRequest) -> int:

@@ -284,9 +284,7 @@ class TestEveryTrace:
     """Times in whole microseconds are read from each format as they were written."""
 
     @staticmethod
-    def check(
-        file: Path, trace: list[tuple[int, int, int]], text: str, **options: Any
-    ) -> None:
+    def check(file: Path, trace: list[tuple[int, int, int]], text: str, **options: Any) -> None:
         file.write_text(text)
         read = read_trace(file, **options)
         assert [(r.prompt_tokens, r.output_tokens) for r in read] == [row[1:] for row in trace]
