@@ -3,7 +3,8 @@
 Traces are written to a temporary folder first. `csv` has the columns of BurstGPT, `dates` those of
 Azure's traces, and `blocks` those of Mooncake's, with a hash id per 512 tokens of a prompt. A new
 process reads each trace and computes its send times, several times: `seconds_...` is the median
-wall time, and `peak_gb_...` the largest resident size. `_with_ids` also keeps the hash ids.
+wall time, `cpu_s_...` the median CPU time, and `peak_gb_...` the largest resident size. The figures
+that end in `_with_ids` are for a reader that keeps the hash ids.
 
 Replay: a trace with 200 requests/s (Poisson) is read, and two load workers send its requests to a
 scripted server. `send_lag_p99_ms` is sent minus due, the median over the repeats.
@@ -28,7 +29,10 @@ from typing import Any
 
 import numpy as np
 from _report import report
-from client import Worker, scripted
+from client import Worker
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+from support import scripted_server as scripted
 
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
@@ -84,14 +88,14 @@ TRACES: dict[str, Callable[[Rows], Iterator[str]]] = {
 
 def schedule(file: Path, *, content: bool) -> dict[str, float]:
     """Read and schedule a trace once, in this process."""
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     spec = TraceReplay(path=str(file))
     requests = replay_trace(spec, content=content).requests
     times = (request.offset_s for request in requests)
     scheduled = len(list(offsets(spec, np.random.default_rng(0), trace=times)))
-    seconds = time.perf_counter() - started
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"seconds": seconds, "peak_gb": peak, "scheduled": scheduled}
+    return {"seconds": seconds, "cpu_s": cpu_s, "peak_gb": peak, "scheduled": scheduled}
 
 
 def reading(file: Path, repeats: int, *, content: bool) -> dict[str, float]:
@@ -104,6 +108,7 @@ def reading(file: Path, repeats: int, *, content: bool) -> dict[str, float]:
     name = f"{file.name}_with_ids" if content else file.name
     return {
         f"seconds_{name}": round(median(result["seconds"] for result in results), 2),
+        f"cpu_s_{name}": round(median(result["cpu_s"] for result in results), 2),
         f"peak_gb_{name}": round(max(result["peak_gb"] for result in results), 2),
         f"scheduled_{name}": results[-1]["scheduled"],
     }

@@ -224,7 +224,7 @@ class LoadRunner:
             warmup_s=self.load.warmup_s,
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
-            workload=self.source.report and self.source.report.as_dict(),
+            workload=None if self.source.report is None else self.source.report.as_dict(),
         )
 
     def _records(self) -> Sequence[RequestRecord]:

@@ -16,7 +16,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from workbench.errors import TraceError
 
@@ -28,6 +28,18 @@ _GZIP = b"\x1f\x8b"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SPACE = re.compile(r"\s*")
 _UTF8_MARK = b"\xef\xbb\xbf"
+
+
+class _Stream(Protocol):
+    """The methods of an open file that are used."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes."""
+        ...
+
+    def readline(self, size: int, /) -> bytes:
+        """Return the next line, or its first `size` bytes."""
+        ...
 
 
 def read_lines(file: Path) -> Iterator[bytes]:
@@ -50,7 +62,7 @@ def read_lines(file: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[IO[bytes]]:
+def _opened(file: Path) -> Iterator[_Stream]:
     """Open a file for reading as UTF-8, and name it in the errors of the `with` block."""
     try:
         with file.open("rb") as raw:
@@ -63,7 +75,7 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         raise TraceError(f"{file} cannot be read: {problem.strerror or problem}") from None
 
 
-def _decoded(file: Path, raw: io.BufferedReader) -> IO[bytes]:
+def _decoded(file: Path, raw: io.BufferedReader) -> _Stream:
     """Return the content without compression, UTF-16 and byte order mark."""
     stream: io.BufferedReader | gzip.GzipFile = raw
     if raw.peek(len(_GZIP)).startswith(_GZIP):
@@ -89,16 +101,16 @@ def _utf16(head: bytes) -> str | None:
     return "utf-16-be" if head[1] else "utf-16-le"
 
 
-class _Recoded(io.RawIOBase):
+class _Recoded:
     """A text that is read as UTF-8."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
 
-    def readline(self, size: int | None = -1, /) -> bytes:
-        return self._text.readline(-1 if size is None else size).encode("utf-8", "surrogatepass")
+    def readline(self, size: int, /) -> bytes:
+        return self._text.readline(size).encode("utf-8", "surrogatepass")
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int, /) -> bytes:
         return self._text.read(size).encode("utf-8", "surrogatepass")
 
 

@@ -122,7 +122,7 @@ def _counted(chat: Chat, spec: FilePrompts, tokenizer: Tokenizer) -> FileTurn:
     elif isinstance(content[0], int):
         tokens = len(content)
     else:
-        tokens = tokenizer.count_chat(content, chat.tools)  # type: ignore[arg-type]  # messages
+        tokens = tokenizer.count_chat(content, chat.tools)
     output = chat.output_tokens
     if output is None and chat.answer is not None:
         output = len(tokenizer.encode(chat.answer)) or None

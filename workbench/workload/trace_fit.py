@@ -172,7 +172,7 @@ def _without_unfit_turns(
     """Return a session without the first turn that does not fit and those after it."""
     if not request.later:
         return request
-    kept = []
+    kept: list[TraceRequest] = []
     for turn, history in _with_history(request, limits):
         problem = limits.problem(turn, history)
         if problem is not None:

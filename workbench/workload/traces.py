@@ -304,7 +304,7 @@ def read_tokens(value: Any) -> int | None:
         ValueError: It is not a whole number of at least 0.
     """
     if value.__class__ is int and value > 0:
-        return value  # type: ignore[no-any-return]
+        return value
     if value.__class__ is str and value.isdecimal():
         return int(value) or None
     if value is None:

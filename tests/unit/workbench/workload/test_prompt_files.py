@@ -43,7 +43,7 @@ SHAREGPT = [
         ],
     },
 ]
-LMSYS = {
+LMSYS: dict[str, Any] = {
     "conversation_id": "a",
     "model": "m",
     "turn": 1,
@@ -121,7 +121,7 @@ class TestConversations:
             "conversation": [
                 message | {"toxic": False, "language": "English", "country": None}
                 for message in LMSYS["conversation"]
-            ],  # type: ignore[attr-defined]
+            ],
         }
         prompts, _ = read(lines(file, LMSYS, wild), 2)
         assert prompts[0] == prompts[1]
@@ -215,7 +215,7 @@ class TestRequests:
         assert prompt.tools == (TOOL,)
         assert prompt.content == (USER, called | {"content": ""}, result)
         bare = TINY.count_chat([USER, called | {"content": ""}, result])
-        assert prompt.prompt_tokens == TINY.count_chat(prompt.content, [TOOL]) > bare  # type: ignore[arg-type]
+        assert prompt.prompt_tokens == TINY.count_chat(prompt.content, [TOOL]) > bare
 
     def test_name_of_guidellm_for_the_length(self, file: Path) -> None:
         prompts, _ = read(lines(file, {"prompt": "What?", "output_tokens_count": 6}))

@@ -170,7 +170,7 @@ class TestColumns:
         expected = [TraceRequest(0, 7, 3), TraceRequest(1.5, 8, 4)]
         file.write_text("id;arrived_at;prompt;answer\n1;10;7;3\n2;11.5;8;4\n")
         assert read_trace(file, columns=self.COLUMNS, time_unit="s") == expected
-        rows = [{"arrived_at": 10, "prompt": 7, "answer": 3}]
+        rows: list[dict[str, Any]] = [{"arrived_at": 10, "prompt": 7, "answer": 3}]
         rows += [{"arrived_at": 11.5, "prompt": 8, "answer": 4}]
         assert read_trace(write(file, rows), columns=self.COLUMNS, time_unit="s") == expected
 

@@ -254,7 +254,7 @@ class TestRejected:
     )
     def test_message_names_file_line_and_column(self, file: Path, text: str, message: str) -> None:
         file.write_text(text)
-        options = {"time_unit": "ms"} if text.startswith(MOON[:13]) else {}
+        options: dict[str, Any] = {"time_unit": "ms"} if text.startswith(MOON[:13]) else {}
         with pytest.raises(TraceError, match=message) as caught:
             read_trace(file, **options)
         assert str(caught.value).startswith(str(file))
