@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from workbench.workload.traces import TraceRequest
+from workbench.workload.trace_request import TraceRequest
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
     TokenSource = Callable[[int], tuple[int, ...]]
 

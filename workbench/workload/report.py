@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.workload.trace_fit import TraceFit
-    from workbench.workload.traces import Trace
+    from workbench.workload.trace_request import Trace
 
 
 @dataclass(frozen=True)

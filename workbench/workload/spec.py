@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
 WORKER_RATE = 100.0
 """Requests per second that one load worker sends reliably."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from workbench.errors import SettingError
 from workbench.workload.arrivals import TraceReplay
 from workbench.workload.prompts import FromTrace, PromptSet, TracePrompts
-from workbench.workload.traces import Trace, TraceRequest
+from workbench.workload.trace_request import Trace, TraceRequest
 
 if TYPE_CHECKING:
     from workbench.workload.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from workbench.workload.prompts import FromTrace, TracePrompts
 
 if TYPE_CHECKING:
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

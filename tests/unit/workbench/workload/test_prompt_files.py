@@ -19,7 +19,7 @@ from workbench.workload.prompt_generator import generate_prompts
 from workbench.workload.prompts import FilePrompts, FromTrace
 from workbench.workload.spec import LoadSpec, make_plan
 from workbench.workload.tokenizer import load_tokenizer
-from workbench.workload.traces import TraceRequest
+from workbench.workload.trace_request import TraceRequest
 
 TINY = load_tokenizer("tiny")
 

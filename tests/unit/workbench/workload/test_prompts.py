@@ -36,7 +36,7 @@ from workbench.workload.prompts import (
     Uniform,
 )
 from workbench.workload.tokenizer import load_tokenizer
-from workbench.workload.traces import TraceRequest
+from workbench.workload.trace_request import TraceRequest
 
 TAIL = 1e-10
 TINY = load_tokenizer("tiny")

@@ -18,7 +18,8 @@ from serving.errors import SpecError
 from workbench.errors import TraceError
 from workbench.workload import file_lines
 from workbench.workload.arrivals import TraceReplay
-from workbench.workload.traces import Trace, TraceRequest, read_trace, replay_trace
+from workbench.workload.trace_request import Trace, TraceRequest
+from workbench.workload.traces import read_trace, replay_trace
 
 QWEN = [
     {"chat_id": 7, "parent_chat_id": -1, "timestamp": 61.5, "turn": 1, "type": "text"}

@@ -22,7 +22,7 @@ from workbench.workload.prompt_generator import generate_prompts
 from workbench.workload.prompts import FromTrace, RandomPrompts, TracePrompts, Uniform
 from workbench.workload.spec import LoadSpec, Plan, make_plan
 from workbench.workload.tokenizer import load_tokenizer
-from workbench.workload.traces import TraceRequest
+from workbench.workload.trace_request import TraceRequest
 
 TINY = load_tokenizer("tiny")
 LENGTHS = RandomPrompts(input=FromTrace(), output=FromTrace())

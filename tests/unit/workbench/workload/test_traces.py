@@ -16,7 +16,8 @@ from workbench.errors import TraceError
 from workbench.records import RequestRecord
 from workbench.runs.run import Run
 from workbench.workload.arrivals import TraceReplay
-from workbench.workload.traces import TraceRequest, read_trace, replay_trace
+from workbench.workload.trace_request import TraceRequest
+from workbench.workload.traces import read_trace, replay_trace
 
 BURSTGPT = """\
 Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
