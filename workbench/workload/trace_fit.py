@@ -21,8 +21,8 @@ from workbench.workload.trace_request import Trace, TraceRequest
 if TYPE_CHECKING:
     from workbench.workload.tokenizer import Tokenizer
 
-NO_PROMPT = "no prompt tokens"
-NO_OUTPUT = "no output tokens"
+NO_PROMPT = "without prompt tokens"
+NO_OUTPUT = "without output tokens"
 TOO_SHORT = "shorter than the shared prefix"
 TOO_LONG = "longer than the context"
 
@@ -113,7 +113,7 @@ def fit_trace(
                 continue
         fit.requests.append(_without_unfit_turns(number, request, spec, limits, fit))
     if not fit.requests:
-        reasons = ", ".join(f"{count} with {reason}" for reason, count in fit.skipped.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in fit.skipped.items())
         raise SettingError(
             f"{spec.path}: none of {len(trace.requests)} requests fits ({reasons}); give other "
             "prompts, a model with a longer context, or TraceReplay.unfit = 'clip'"
@@ -138,8 +138,8 @@ def _rejection(number: int, request: TraceRequest, problem: str, limits: _Limits
     lengths = f"prompt = {prompt} and output = {output} tokens"
     limit = "" if limits.context is None else f", with max_model_len = {limits.context}"
     return (
-        f"request {number} of the trace does not fit: it is {problem}, or has {problem} ({lengths}"
-        f"{limit}); cut the trace before it, or give TraceReplay.unfit = 'skip' or 'clip'"
+        f"request {number} of the trace does not fit: it is {problem} ({lengths}{limit}); cut the "
+        "trace before it, or give TraceReplay.unfit = 'skip' or 'clip'"
     )
 
 

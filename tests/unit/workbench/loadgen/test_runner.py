@@ -115,9 +115,9 @@ def test_requests_left_out_of_a_trace_are_in_the_summary(
     result, log = asyncio.run(go())
     assert sorted(len(exchange.body["prompt"]) for exchange in log) == [8, 9]
     workload = result.summary().model_dump(mode="json")["workload"]
-    assert workload["skipped"] == {"no output tokens": 1}
+    assert workload["skipped"] == {"without output tokens": 1}
     assert workload["trace"]["out_of_order"] == 1
-    assert "requests of the trace left out: 1 no output tokens" in capsys.readouterr().out
+    assert "requests of the trace left out: 1 without output tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,14 @@ class TestUnfit:
         plan = plan_of(tmp_path, self.ROWS, prompts=LENGTHS, context=64)
         assert [(each.at_s, lengths([each])) for each in plan] == [(0, [(9, 2)])]  # type: ignore[arg-type]
         assert plan.report is not None
-        skipped = {"no output tokens": 1, "longer than the context": 2, "no prompt tokens": 1}
+        skipped = {
+            "without output tokens": 1,
+            "longer than the context": 2,
+            "without prompt tokens": 1,
+        }
         assert plan.report.skipped == skipped
         assert plan.report.trace["requests"] == 1
-        assert any("left out: 1 no output tokens" in note for note in plan.report.notes)
+        assert any("left out: 1 without output tokens" in note for note in plan.report.notes)
 
     def test_lengths_are_clipped(self, tmp_path: Path) -> None:
         """The shorter of the two keeps its length up to half of the context."""
@@ -81,7 +85,10 @@ class TestUnfit:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            (ROWS[:2], r"request 2 of the trace .*no output tokens .*prompt = 5 and output = 0"),
+            (
+                ROWS[:2],
+                r"request 2 of the trace .*without output tokens .*prompt = 5 and output = 0",
+            ),
             (ROWS[:1] + ROWS[2:], r"request 2 .*longer than the context .*max_model_len = 64"),
         ],
     )
@@ -93,7 +100,7 @@ class TestUnfit:
 
     def test_a_setting_that_leaves_no_request_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(
-            SettingError, match=r"none of 2 requests fits .1 with no output tokens, 1"
+            SettingError, match=r"none of 2 requests fits .1 without output tokens, 1"
         ):
             plan_of(tmp_path, self.ROWS[1:3], prompts=LENGTHS, context=64)
 
