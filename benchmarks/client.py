@@ -60,7 +60,7 @@ from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.arrivals import Poisson
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import Arrival
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from workbench.workload.prompts import FromTrace as FromTrace
     from workbench.workload.prompts import LogNormal as LogNormal
     from workbench.workload.prompts import RandomPrompts as RandomPrompts
+    from workbench.workload.prompts import TracePrompts as TracePrompts
     from workbench.workload.prompts import Uniform as Uniform
     from workbench.workload.spec import LoadSpec as LoadSpec
 else:

@@ -90,7 +90,12 @@ def render_page(
             (name, [_number(v) for v in row])
             for name, row in zip(table.index, table.values, strict=True)
         ],
-        side=[("Checks", _checks(summary)), ("Requests", _counts(summary)), *_groups(summary)],
+        side=[
+            ("Checks", _checks(summary)),
+            ("Requests", _counts(summary)),
+            *_workload(summary),
+            *_groups(summary),
+        ],
         figures=divs,
         command=command,
         below=[
@@ -147,6 +152,13 @@ def _counts(summary: Summary) -> TableRows:
         for name, value in values.items()
         if value is not None
     ]
+
+
+def _workload(summary: Summary) -> Iterator[tuple[str, TableRows]]:
+    if summary.workload:
+        facts = {name: part for name, part in summary.workload.items() if name != "notes"}
+        notes = [("Note", note) for note in summary.workload.get("notes", ())]
+        yield "Workload", [*_flat(facts), *notes]
 
 
 def _groups(summary: Summary) -> Iterator[tuple[str, TableRows]]:

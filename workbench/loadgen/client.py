@@ -16,7 +16,7 @@ from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
 from serving.gateway.stages import TIMING_HEADER
 from workbench.clock import Clock
 from workbench.loadgen.outcome import ends_request, redact_error
-from workbench.loadgen.sse import answer_status, parse_answer, stage_times
+from workbench.loadgen.sse import answer_status, cached_tokens, parse_answer, stage_times
 from workbench.records import RequestRecord
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ async def _call(
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
         stages=stage_times(answer, headers.get(TIMING_HEADER)),
+        cached_tokens=cached_tokens(answer.usage),
     )
     if on_record is not None:
         on_record(record)

@@ -27,6 +27,7 @@ class LoadResult:
     """The result of a load.
 
     `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
+    `workload` has what was left out or changed of a trace or a prompt file.
     """
 
     records: Sequence[RequestRecord]
@@ -36,6 +37,7 @@ class LoadResult:
     warmup_s: float
     ended_early: str | None = None
     incidents: list[str] = field(default_factory=list)
+    workload: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"LoadResult({self.summary().headline()})"
@@ -44,7 +46,8 @@ class LoadResult:
         """Return the metrics without the warm-up, and the health of the load workers."""
         from workbench.metrics.summary import summarize
 
-        return summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
+        summary = summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
+        return summary.model_copy(update={"workload": self.workload})
 
 
 class StoredRecords(Sequence["RequestRecord"]):

@@ -65,6 +65,8 @@ class LoadRunner:
         """
         try:
             with self.progress:
+                for note in self.source.report.notes if self.source.report else ():
+                    self.progress.show_line(note)
                 await self._send()
             if self.unwritten is not None:
                 raise self.unwritten
@@ -222,6 +224,7 @@ class LoadRunner:
             warmup_s=self.load.warmup_s,
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
+            workload=None if self.source.report is None else self.source.report.as_dict(),
         )
 
     def _records(self) -> Sequence[RequestRecord]:

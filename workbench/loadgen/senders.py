@@ -15,7 +15,7 @@ from workbench.workload.schedule import LiveSchedule
 
 if TYPE_CHECKING:
     from workbench.records import LoadChange, RequestRecord
-    from workbench.workload.prompt_generator import Prompt
+    from workbench.workload.prompt import Prompt
     from workbench.workload.spec import Arrival, LoadSpec
 
 UNREACHABLE_PAUSE_S = 0.25

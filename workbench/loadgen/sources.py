@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.loadgen.senders import WorkerConfig
     from workbench.loadgen.worker import WorkerReport
     from workbench.loadgen.workers import WorkerHandle
+    from workbench.workload.report import WorkloadReport
     from workbench.workload.spec import Arrival, LoadSpec
 
 RECENT_RECORDS = 1000
@@ -35,6 +36,8 @@ class LoadSource:
     workers: int
     recent_records: int | None = None
     """Records to keep in memory where a run folder keeps them all; None for all."""
+    report: WorkloadReport | None = None
+    """What is notable about the trace or the prompt file of the load."""
 
     def start(
         self, handle: WorkerHandle, config: WorkerConfig, index: int, worker_count: int
@@ -70,6 +73,7 @@ class PlannedSource(LoadSource):
     """A plan that is complete before the load starts."""
 
     def __init__(self, load: LoadSpec, plan: Sequence[Arrival]) -> None:
+        self.report = getattr(plan, "report", None)
         self.workers = load.needed_workers
         self._users: int | None = getattr(load.arrivals, "max_concurrency", None)
         self._plan = plan

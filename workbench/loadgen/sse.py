@@ -113,6 +113,13 @@ def answer_status(
     return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")
 
 
+def cached_tokens(usage: Mapping[str, Any]) -> int | None:
+    """Return the tokens of the prompt that were in the prefix cache; None if not reported."""
+    details = usage.get("prompt_tokens_details")
+    tokens = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return tokens if isinstance(tokens, int) else None
+
+
 def stage_times(answer: StreamedAnswer, header: str | None) -> dict[str, float | None] | None:
     """Return the milliseconds in each stage of the server's work.
 

@@ -17,12 +17,13 @@ from workbench.loadgen.client import stream_chat, stream_completion
 from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerConfig, WorkerShare
 from workbench.metrics.health import LoopWatch
 from workbench.runs.journal import Journal, Sent, open_first
+from workbench.workload.prompt import ToolPrompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from workbench.records import LoadChange, RequestRecord
-    from workbench.workload.prompt_generator import Prompt
+    from workbench.workload.prompt import Prompt
     from workbench.workload.spec import Arrival
 
 
@@ -153,7 +154,10 @@ class LoadWorker:
             if isinstance(content, str) or isinstance(content[0], int):
                 text = content if isinstance(content, str) else list(content)
                 return await stream_completion(self._client, prompt=text, **timing, **config.call)
-            return await stream_chat(self._client, messages=list(content), **timing, **config.call)
+            tools = {"tools": list(prompt.tools)} if isinstance(prompt, ToolPrompt) else None
+            return await stream_chat(
+                self._client, messages=list(content), extra_body=tools, **timing, **config.call
+            )
         finally:
             self._in_progress -= 1
 

@@ -60,6 +60,9 @@ class Summary(_Figures):
         None, description="Whether the run had no drift; None with too few requests."
     )
     client_health: ClientHealth = Field(description="Whether the client kept up.")
+    workload: dict[str, Any] | None = Field(
+        None, description="What was left out or changed of the trace or the prompt file."
+    )
     cost: dict[str, Any] | None = Field(
         None, description="The cost, set by `workbench.cost.cost.with_cost`."
     )

@@ -117,6 +117,14 @@ class TestReport:
         page = written(run, command="run --key sk-hushhushhushhush12")
         assert "hush" not in page
 
+    def test_requests_left_out_of_a_trace_are_shown(self, run: Run) -> None:
+        workload = {"skipped": {"longer than the context": 17}, "notes": [EVIL]}
+        run.finish(summarize(run.records()).model_copy(update={"workload": workload}))
+        text = without_scripts(written(run))
+        assert "<h2>Workload</h2>" in text
+        assert re.search(r"skipped\.longer than the context</td>\s*<td>17</td>", text)
+        assert EVIL not in text
+
     def test_unfinished_run_has_a_report(self, run: Run) -> None:
         assert "8 completed" in written(run)
 

@@ -147,6 +147,18 @@ class TestTimes:
 
 
 class TestRequestAndCounts:
+    @pytest.mark.parametrize(
+        ("details", "cached"),
+        [({"cached_tokens": 32}, 32), ({"cached_tokens": 0}, 0), ({}, None), (None, None)],
+    )
+    def test_cached_tokens_are_those_of_the_usage(
+        self, details: dict[str, int] | None, cached: int | None
+    ) -> None:
+        counts = {"prompt_tokens": 40, "completion_tokens": 1, "prompt_tokens_details": details}
+        last = event({"id": "x", "object": "x", "choices": [], "usage": counts})
+        record, _ = run(Script((Step(chat_chunk({"content": "a"})), Step(last + DONE))))
+        assert (record.status, record.prompt_tokens, record.cached_tokens) == ("ok", 40, cached)
+
     def test_record_has_the_servers_counts_and_the_given_names(self) -> None:
         record, log = run(
             tokens(3, prompt_tokens=41),

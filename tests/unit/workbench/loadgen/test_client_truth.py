@@ -17,7 +17,7 @@ from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival
 
 REQUESTS, TOKENS, MS = 100, 8, 5.0

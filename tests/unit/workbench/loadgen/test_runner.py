@@ -15,13 +15,14 @@ from support.scripted_server import tokens
 
 from serving.cluster import connection
 from workbench.endpoints.remote import Remote, remote
+from workbench.errors import WorkbenchError
 from workbench.loadgen import pool
 from workbench.loadgen.handle import LoadResult
 from workbench.loadgen.start import start_live_load, start_load
 from workbench.loadgen.worker import LoadWorker
 from workbench.runs.run import Run
-from workbench.workload.arrivals import ClosedLoop, Constant
-from workbench.workload.prompts import RandomPrompts
+from workbench.workload.arrivals import ClosedLoop, Constant, TraceReplay
+from workbench.workload.prompts import FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 SMALL = RandomPrompts(input=4, output=3)
@@ -93,6 +94,58 @@ def test_workers_share_a_plan(actors: list[LocalActor], tmp_path: Path) -> None:
     assert result.ended_early is None
     assert not (run.path / "unsaved").exists()
     assert run.changes() == []
+
+
+def test_requests_left_out_of_a_trace_are_in_the_summary(
+    actors: list[LocalActor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    header = "Timestamp,Request tokens,Response tokens\n"
+    trace.write_text(header + "5,9,3\n5.1,9,0\n5.05,8,3\n")
+    load = LoadSpec(
+        arrivals=TraceReplay(path=str(trace)),
+        prompts=RandomPrompts(input=FromTrace(), output=FromTrace()),
+        workers=1,
+    )
+
+    async def go() -> tuple[LoadResult, list[scripted.Exchange]]:
+        with scripted.threaded(tokens(3, chat=False)) as server:
+            return await start_load(target_of(server), load, progress="lines"), server.log
+
+    result, log = asyncio.run(go())
+    assert sorted(len(exchange.body["prompt"]) for exchange in log) == [8, 9]
+    workload = result.summary().model_dump(mode="json")["workload"]
+    assert workload["skipped"] == {"without output tokens": 1}
+    assert workload["trace"]["out_of_order"] == 1
+    assert "requests of the trace left out: 1 without output tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "unfit", "message"),
+    [
+        ("5.1,9", "skip", "line 3, column 'Response tokens'"),
+        ("5.1,many,3", "skip", "line 3, column 'Request tokens': 'many' is not a number"),
+        ("5.1,9,0", "reject", "request 2 of the trace does not fit"),
+    ],
+)
+def test_nothing_is_sent_of_an_invalid_trace(
+    actors: list[LocalActor], tmp_path: Path, row: str, unfit: Any, message: str
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(f"Timestamp,Request tokens,Response tokens\n5,9,3\n{row}\n")
+    load = LoadSpec(
+        arrivals=TraceReplay(path=str(trace), unfit=unfit),
+        prompts=RandomPrompts(input=FromTrace(), output=FromTrace()),
+    )
+
+    async def go(server: scripted.ScriptedServer) -> None:
+        await start_load(target_of(server), load, progress=None)
+
+    with scripted.threaded(tokens(3, chat=False)) as server:
+        with pytest.raises(WorkbenchError, match=message):
+            asyncio.run(go(server))
+        assert [exchange for exchange in server.log if "completions" in exchange.path] == []
+    assert actors == []
 
 
 def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActor]) -> None:

@@ -17,7 +17,7 @@ from support.scripted_server import Script, serving, tokens
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt, ToolPrompt
 from workbench.workload.spec import Arrival
 
 
@@ -30,7 +30,7 @@ import asyncio, gc
 from workbench.workload.spec import Arrival
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 
 async def go():
     worker = LoadWorker()
@@ -92,6 +92,17 @@ def test_open_loop_does_not_wait_for_answers() -> None:
     assert [round(r.scheduled_s or 0, 6) for r in sorted(records, key=lambda r: r.sent_s or 0)] == [
         round(arrival.at_s or 0, 6) for arrival in arrivals
     ]
+
+
+def test_tools_of_a_chat_are_sent() -> None:
+    chat = ({"role": "user", "content": "What time is it?"},)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    prompts = (ToolPrompt(chat, 9, 8, tools=(tool,)), Prompt(chat, 9, 8))
+    _, server, _ = send(tokens(2), [Arrival(0.0, (prompt,)) for prompt in prompts])
+    assert {exchange.path for exchange in server.log} == {"/v1/chat/completions"}
+    sent = [exchange.body.get("tools") for exchange in server.log]
+    assert sorted(sent, key=bool) == [None, [tool]]
+    assert all(exchange.body["messages"] == list(chat) for exchange in server.log)
 
 
 def test_existing_objects_are_excluded_from_garbage_collection() -> None:
