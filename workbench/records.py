@@ -33,6 +33,7 @@ class RequestRecord:
         stages: Milliseconds in each stage of the server's work (authentication, guardrail_in,
             route, queue, prefill, decode, guardrail_out), where reported.
         replica: Serve's id of the replica that answered, where reported.
+        note: What was irregular about a stream that counts as complete.
     """
 
     request_id: str
@@ -49,6 +50,7 @@ class RequestRecord:
     tenant: str | None
     stages: dict[str, float | None] | None = None
     replica: str | None = None
+    note: str | None = None
 
     @property
     def due_s(self) -> float:

@@ -27,6 +27,7 @@ class LoadResult:
     """The result of a load.
 
     `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
+    `notes` say which parameters the server rejected and which streams were irregular.
     """
 
     records: Sequence[RequestRecord]
@@ -36,6 +37,7 @@ class LoadResult:
     warmup_s: float
     ended_early: str | None = None
     incidents: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"LoadResult({self.summary().headline()})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import EndpointGoneError
 from workbench.errors import RunError
+from workbench.loadgen.accepted import Calls
 from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.loadgen.pool import WorkerPool
@@ -48,9 +50,11 @@ class LoadRunner:
     folder: Run | None
     progress: Progress
     on_record: Callable[[RequestRecord], None] | None
+    calls: Calls = field(default_factory=Calls)
     health: dict[str, float] = field(default_factory=dict)
     refused: list[RequestRecord] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
+    noted: Counter[str] = field(default_factory=Counter)
     pool: WorkerPool = field(default_factory=WorkerPool)
     unwritten: RunError | None = None
     # vLLM refuses two requests with one id at a time, so the ids of two loads must differ.
@@ -65,6 +69,8 @@ class LoadRunner:
         """
         try:
             with self.progress:
+                for note in self.calls.notes:
+                    self.progress.show_line(note)
                 await self._send()
             if self.unwritten is not None:
                 raise self.unwritten
@@ -89,7 +95,9 @@ class LoadRunner:
         start_s = self.running.start_s = self.running.clock() + START_LEAD_S
         config = WorkerConfig(
             model=self.target.model_id,
-            call=_call_options(self.load),
+            call=_call_options(self.load) | {"extra_body": self.target.extra_body},
+            chat_call=self.calls.chat,
+            completion_call=self.calls.completion,
             tag=self.tag,
             epoch_s=0.0,
             start_s=start_s,
@@ -169,6 +177,8 @@ class LoadRunner:
 
     def _keep(self, record: RequestRecord) -> None:
         self.running.add(record)
+        if record.note:
+            self.noted[record.note] += 1
         unreachable = record.status == "error" and (record.error or "").startswith(UNREACHABLE)
         self.refused = [*self.refused, record] if unreachable else []
         if self.folder is not None:
@@ -222,7 +232,18 @@ class LoadRunner:
             warmup_s=self.load.warmup_s,
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> list[str]:
+        """Return what the server rejected, and what was irregular about complete streams."""
+        irregular = [
+            f"{count} requests count as complete although {note}"
+            for note, count in self.noted.items()
+        ]
+        for line in irregular:
+            self.progress.show_line(line)
+        return [*self.calls.notes, *irregular]
 
     def _records(self) -> Sequence[RequestRecord]:
         if self.folder is None or self.source.recent_records is None:

@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.loadgen.client import stream_chat, stream_completion
-from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerConfig, WorkerShare
+from workbench.loadgen.senders import (
+    LiveSender,
+    PlannedSender,
+    WorkerConfig,
+    WorkerShare,
+    is_chat,
+)
 from workbench.metrics.health import LoopWatch
 from workbench.runs.journal import Journal, Sent, open_first
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from workbench.endpoints.connection import Connection
     from workbench.records import LoadChange, RequestRecord
     from workbench.workload.prompt_generator import Prompt
     from workbench.workload.spec import Arrival
@@ -83,13 +90,14 @@ class LoadWorker:
         """Return `read_clock()` of this worker's machine."""
         return read_clock()
 
-    async def connect(self, base_url: str, api_key: str) -> None:
+    async def connect(self, connection: Connection) -> None:
         """Create the client now, so that the first request does not pay for its imports."""
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
-        http = DefaultAioHttpClient(limits=_unlimited())
+        http = DefaultAioHttpClient(limits=_unlimited(), **connection.client_options())
+        self._connection = connection
         self._client: AsyncOpenAI = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, http_client=http, max_retries=0
+            **connection.openai_options(), http_client=http, max_retries=0
         )
 
     async def start(self, config: WorkerConfig, arrivals: Sequence[tuple[int, Arrival]]) -> None:
@@ -143,6 +151,7 @@ class LoadWorker:
             "on_record": self._keep,
             "model": config.model,
             "max_tokens": prompt.max_tokens,
+            "connection": self._connection,
         }
         content = prompt.content
         if self._journal is not None:
@@ -150,10 +159,12 @@ class LoadWorker:
             self._journal.append(Sent(request_id, due_s, self.now(), config.model, tenant))
         self._in_progress += 1
         try:
-            if isinstance(content, str) or isinstance(content[0], int):
-                text = content if isinstance(content, str) else list(content)
-                return await stream_completion(self._client, prompt=text, **timing, **config.call)
-            return await stream_chat(self._client, messages=list(content), **timing, **config.call)
+            if is_chat(content):
+                call = {**config.call, **config.chat_call}
+                return await stream_chat(self._client, messages=list(content), **timing, **call)
+            text = content if isinstance(content, str) else list(content)
+            call = {**config.call, **config.completion_call}
+            return await stream_completion(self._client, prompt=text, **timing, **call)
         finally:
             self._in_progress -= 1
 
