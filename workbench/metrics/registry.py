@@ -4,6 +4,9 @@ Summary, SLO, comparison, sweep, search, figures and report read their metrics f
 metric, add an entry to `LATENCIES` (a time per request or per token gap, reported as statistics)
 or to `SCALARS` (one number per run). Nothing else has to change.
 
+ITL is the gap between two events of a stream. With speculative decoding, or a server that groups
+tokens, an event has several tokens; then `itl_per_token` has the gap per token.
+
 The definitions of TTFT, TPOT, ITL, E2EL and of the rates are those of `vllm bench serve`
 (vLLM 0.29, `vllm/benchmarks/serve.py`, `calculate_metrics`), except that a metric without values is
 absent here (vLLM prints 0).
@@ -41,6 +44,20 @@ def _bounded_tpot(columns: Columns) -> Floats:
     return np.where(columns.output_tokens <= 1, 0.0, _tpot(columns))
 
 
+def _tokens_per_event(columns: Columns) -> Floats:
+    """Return the mean number of output tokens per token event of each completed request."""
+    events = np.where(columns.ok & (columns.output_tokens > 0), columns.gap_counts + 1.0, np.nan)
+    return np.maximum(columns.output_tokens / events, 1.0)
+
+
+def _gaps_per_token(columns: Columns) -> Floats:
+    tokens = _tokens_per_event(columns)
+    if not (tokens > 1).any():
+        return np.empty(0)  # Each event had one token: the same as ITL.
+    gaps: Floats = columns.gaps / np.repeat(tokens, columns.gap_counts)
+    return gaps[~np.isnan(gaps)]
+
+
 LATENCIES = (
     Latency(
         "ttft",
@@ -62,6 +79,15 @@ LATENCIES = (
         "Gap between two token events of a request, pooled over all requests.",
         lambda columns: columns.gaps,
         pooled=True,
+    ),
+    Latency(
+        "itl_per_token",
+        "ITL per token",
+        "Gap between two token events, divided by the request's mean number of tokens per event; "
+        "only if several tokens arrived in one event.",
+        _gaps_per_token,
+        pooled=True,
+        optional=True,
     ),
     Latency("e2el", "E2EL", "Send to end.", lambda columns: columns.end_s - columns.sent_s),
     Latency(
@@ -93,6 +119,15 @@ def _all_tokens(totals: Totals) -> int | None:
 
 def _attainment(totals: Totals) -> float | None:
     return totals.good / totals.judged if totals.good is not None and totals.judged else None
+
+
+def _mean_tokens_per_event(totals: Totals) -> float | None:
+    tokens = _tokens_per_event(totals.columns)
+    events = totals.columns.output_tokens / tokens
+    known = ~np.isnan(events)
+    if not known.any():
+        return None
+    return float(totals.columns.output_tokens[known].sum() / events[known].sum())
 
 
 SCALARS = (
@@ -199,6 +234,21 @@ SCALARS = (
         lambda totals: totals.per_second(totals.good),
         direction="higher",
         listed=True,
+    ),
+    Scalar(
+        "token_goodput",
+        "token goodput",
+        "tokens/s",
+        "Output tokens of requests within the SLO per second.",
+        lambda totals: totals.per_second(totals.good_tokens),
+        direction="higher",
+    ),
+    Scalar(
+        "tokens_per_event",
+        "tokens per event",
+        "tokens",
+        "Mean number of output tokens in a token event.",
+        _mean_tokens_per_event,
     ),
     Scalar(
         "slo_attainment",

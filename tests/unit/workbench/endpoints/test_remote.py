@@ -181,6 +181,13 @@ class TestProxy:
         assert f"proxy {proxy.url} answered HTTP {status}" in (record.error or "")
         assert server.log == []
 
+    def test_missing_password_without_a_tunnel(self, server: ScriptedServer) -> None:
+        with scripted_proxy(user=f"ada:{PASSWORD}") as proxy:
+            assert remote(server.base_url, model="m", proxy=proxy.url).model_id == "m"
+            without = proxy.url.replace(f"ada:{PASSWORD}@", "")
+            with pytest.raises(SettingError, match=f"proxy {without} requires a password"):
+                remote(server.base_url, model="m", proxy=without)
+
     def test_closed_port_of_the_proxy(self, server: ScriptedServer) -> None:
         with socket.create_server(("127.0.0.1", 0)) as closed:
             port = closed.getsockname()[1]
