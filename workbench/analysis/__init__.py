@@ -18,5 +18,6 @@ if TYPE_CHECKING:
     from workbench.analysis.kv_cache import kv_cache_waste as kv_cache_waste
     from workbench.analysis.kv_cache import request_lengths as request_lengths
     from workbench.analysis.layouts import plan_layouts as plan_layouts
+    from workbench.analysis.pareto import frontier_points as frontier_points
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -201,7 +201,7 @@ def _latencies(columns: Columns) -> dict[str, float | None]:
     ok = columns.ok
     figures: dict[str, float | None] = {}
     # Pooled ones last, and ITL as the last of them: it reorders the gaps that the others read.
-    for metric in sorted(LATENCIES[::-1], key=lambda metric: metric.pooled):
+    for metric in sorted(LATENCIES, key=lambda metric: (metric.pooled, metric.name == "itl")):
         values = metric.formula(columns)
         measured = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
         figures |= {
