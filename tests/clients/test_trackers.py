@@ -43,20 +43,24 @@ figure = go.Figure().add_scatter(x=[1], y=[2])
 log_to_wandb(Run.open(sys.argv[2]), figures={"curve": figure}, mode="offline", dir=sys.argv[3])
 """
 READ_LOG = """
-import json, sys
+import json, struct, sys
+from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
 
-store = DataStore()
-store.open_for_scan(sys.argv[1])
-config, history = {}, {}
-while (data := store.scan_data()) is not None:
-    record = Record()
-    record.ParseFromString(data)
-    for item in record.run.config.update:
-        config[item.key] = json.loads(item.value_json)
-    for item in record.history.item:
-        history[item.key or item.nested_key[0]] = json.loads(item.value_json)
+# The format of LevelDB's logs: blocks of 32 KiB, each record in one part or several.
+data, at, parts, config, history = Path(sys.argv[1]).read_bytes(), 7, b"", {}, {}
+while at + 7 <= len(data):
+    if 32768 - at % 32768 < 7:
+        at += 32768 - at % 32768
+    _, length, kind = struct.unpack_from("<IHB", data, at)
+    parts += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind in (1, 4):  # the whole record, or its last part
+        record, parts = Record.FromString(parts), b""
+        for item in record.run.config.update:
+            config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        for item in record.history.item:
+            history[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
 print(json.dumps([config, history]))
 """
 
@@ -85,7 +89,7 @@ def mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         port = free.getsockname()[1]
     store = [f"--backend-store-uri=sqlite:///{tmp_path}/mlflow.db"]
     store += [f"--artifacts-destination={tmp_path}/artifacts", "--workers=1"]
-    command = [binaries / "mlflow", "server", "--host=127.0.0.1", f"--port={port}", *store]
+    command = [str(binaries / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", *store]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
     url = f"http://127.0.0.1:{port}"
@@ -147,6 +151,6 @@ def test_file_of_weights_and_biases_has_what_was_logged(tmp_path: Path) -> None:
     config, history = json.loads(output.splitlines()[-1])
     assert config["load.arrivals.kind"] == "stages"
     assert history["completed"] == 200
-    assert history["curve"]["_type"] == "plotly-file"
+    assert history["curve._type"] == "plotly-file"
     kept: list[Any] = list(tmp_path.glob("wandb/offline-run-*/files/media/plotly/*.json"))
     assert len(kept) == 1

@@ -75,8 +75,8 @@ def efficient(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool
     known = ~(np.isnan(x) | np.isnan(y))
     at_least = (x[None, :] >= x[:, None]) & (y[None, :] >= y[:, None])
     better = (x[None, :] > x[:, None]) | (y[None, :] > y[:, None])
-    dominated: NDArray[np.bool_] = (at_least & better).any(axis=1)
-    return known & ~dominated
+    undominated: NDArray[np.bool_] = known & ~np.any(at_least & better, axis=1)
+    return undominated
 
 
 def _gpus(source: Run | Summary, given: int | None) -> int | None:

@@ -172,9 +172,9 @@ def _read_certificates(path: Path) -> str:
         text = path.expanduser().read_text(encoding="ascii")
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError, ssl.SSLError) as problem:
-        reason = problem.strerror if type(problem).__module__ == "builtins" else None
+        plain = isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
+        reason = problem.strerror if plain else "it has none"
         raise SettingError(
-            f"ca_bundle must be a PEM file with certificates, got {str(path)!r} "
-            f"({reason or type(problem).__name__})"
+            f"ca_bundle must be a PEM file with certificates, got {str(path)!r} ({reason})"
         ) from None
     return text

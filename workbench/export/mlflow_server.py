@@ -167,7 +167,7 @@ class _Server:
             )
         path = quote(f"{parts.path.strip('/')}/{name}")
         url = f"{self._uri}/api/2.0/mlflow-artifacts/artifacts/{path}"
-        self._send("PUT", url, content=content)
+        self._send("PUT", url, {"content": content})
 
     def end_run(self, run_id: str, status: str, end_ms: int) -> None:
         """Set the state of a run and its end."""
@@ -175,11 +175,13 @@ class _Server:
 
     def _call(self, method: str, path: str, *, missing: bool = False, **values: Any) -> Any:
         """Call the API; with `missing`, return None for what does not exist."""
-        where = {"params": values} if method == "GET" else {"json": values}
-        answer = self._send(method, f"{self._uri}/api/2.0/mlflow/{path}", missing, **where)
+        url, place = f"{self._uri}/api/2.0/mlflow/{path}", "params" if method == "GET" else "json"
+        answer = self._send(method, url, {place: values}, missing=missing)
         return None if answer is None else answer.json()
 
-    def _send(self, method: str, url: str, missing: bool = False, **content: Any) -> Any:
+    def _send(
+        self, method: str, url: str, content: Mapping[str, Any], *, missing: bool = False
+    ) -> Any:
         import httpx2
 
         proxy = self._connection.proxy_name
@@ -193,8 +195,8 @@ class _Server:
         error = _error(answer)
         if missing and error.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
             return None
-        reason = explain_answer(answer.status_code, answer.headers, proxy)
-        reason = reason or f"HTTP {answer.status_code}: {str(error.get('message', ''))[:200]}"
+        refusal = f"HTTP {answer.status_code}: {str(error.get('message', ''))[:200]}"
+        reason = explain_answer(answer.status_code, answer.headers, proxy) or refusal
         raise RunError(f"{self._uri} refused {method} {urlsplit(url).path}: {reason}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -176,13 +176,13 @@ def _write(path: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
     """Write tables to a file that appears complete."""
     import pyarrow.parquet as pq
 
+    writers: dict[str, Callable[[Path, pa.Schema], _Writer]]
     writers = {".csv": _CsvWriter, ".parquet": partial(pq.ParquetWriter, compression="zstd")}
     if path.suffix not in writers:
         raise SettingError(f"path must end in {' or '.join(writers)}, got {str(path)!r}")
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer: _Writer
         with writers[path.suffix](part, schema) as writer:
             for table in tables:
                 writer.write_table(table)

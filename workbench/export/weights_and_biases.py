@@ -51,9 +51,8 @@ def log_to_wandb(
         raise RunError(f"run {run.run_id} has no summary: finish it before it is logged")
     config = parameters_of(run)
     with wandb.init(project=project, name=run.run_id, config=config, **init) as logged:
-        logged.log(metrics_of(summary))
-        for name, figure in (figures or {}).items():
-            logged.log({name: wandb.Plotly(figure)})
+        drawn = {name: wandb.Plotly(figure) for name, figure in (figures or {}).items()}
+        logged.log(metrics_of(summary) | drawn)
         with tempfile.TemporaryDirectory() as folder:
             artifact = wandb.Artifact(f"run-{run.run_id}", type="run")
             for name, content in artifacts_of(run, {}):

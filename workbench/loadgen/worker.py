@@ -153,7 +153,7 @@ class LoadWorker:
             "max_tokens": prompt.max_tokens,
             "connection": self._connection,
         }
-        content = prompt.content
+        content: Any = prompt.content
         if self._journal is not None:
             tenant = config.call.get("tenant")
             self._journal.append(Sent(request_id, due_s, self.now(), config.model, tenant))

@@ -47,15 +47,17 @@ def _bounded_tpot(columns: Columns) -> Floats:
 def _tokens_per_event(columns: Columns) -> Floats:
     """Return the mean number of output tokens per token event of each completed request."""
     events = np.where(columns.ok & (columns.output_tokens > 0), columns.gap_counts + 1.0, np.nan)
-    return np.maximum(columns.output_tokens / events, 1.0)
+    tokens: Floats = np.maximum(columns.output_tokens / events, 1.0)
+    return tokens
 
 
 def _gaps_per_token(columns: Columns) -> Floats:
     tokens = _tokens_per_event(columns)
     if not (tokens > 1).any():
         return np.empty(0)  # Each event had one token: the same as ITL.
-    gaps: Floats = columns.gaps / np.repeat(tokens, columns.gap_counts)
-    return gaps[~np.isnan(gaps)]
+    gaps = columns.gaps / np.repeat(tokens, columns.gap_counts)
+    known: Floats = gaps[~np.isnan(gaps)]
+    return known
 
 
 LATENCIES = (

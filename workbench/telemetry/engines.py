@@ -70,7 +70,7 @@ def engine_samples(now_s: float, host: str, text: bytes) -> list[Sample]:
     if found is None:
         return []
     engine, fields = found
-    place = {"deployment": host, "replica": engine, "node": host}
+    place: dict[str, Any] = {"deployment": host, "replica": engine, "node": host}
     return [ReplicaSample(time_s=now_s, state="running", **place, **fields)]
 
 
