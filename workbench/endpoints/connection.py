@@ -172,8 +172,8 @@ def _read_certificates(path: Path) -> str:
         text = path.expanduser().read_text(encoding="ascii")
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError, ssl.SSLError) as problem:
-        plain = isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
-        reason = problem.strerror if plain else "it has none"
+        missing = isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
+        reason = getattr(problem, "strerror", None) if missing else "it has none"
         raise SettingError(
             f"ca_bundle must be a PEM file with certificates, got {str(path)!r} ({reason})"
         ) from None

@@ -25,7 +25,6 @@ from serving.spec.tenants import (
     issue_keys,
     key_hash,
 )
-from workbench.endpoints.connection import make_connection
 from workbench.endpoints.remote import Remote
 from workbench.endpoints.scaling import rescaled, wait_for_replicas
 from workbench.endpoints.usage import usage_frame
@@ -50,8 +49,6 @@ class Endpoint(Remote):
     cluster is gone.
     """
 
-    ours = True
-
     def __init__(
         self,
         spec: EndpointSpec,
@@ -64,8 +61,7 @@ class Endpoint(Remote):
         ids = [model.model_id for model in spec.models]
         ids += [AUTO] if isinstance(spec, PipelineSpec) and spec.router else []
         base_url = _base_url(spec, cluster, port)
-        connection = make_connection(base_url, api_key.get_secret_value(), proxy=False)
-        super().__init__(base_url, api_key, ids, spec.models[0].tokenizer, connection=connection)
+        super().__init__(base_url, api_key, ids, spec.models[0].tokenizer, ours=True)
         self.spec = spec
         self.tenant_keys = dict(tenant_keys or {})
         self._cluster, self._tenants = cluster, tenants
@@ -93,10 +89,7 @@ class Endpoint(Remote):
                 "workbench.remote with the tenant's own key"
             )
         key = self.tenant_keys[name]
-        connection = make_connection(self.base_url, key.get_secret_value(), proxy=False)
-        endpoint = Remote(self.base_url, key, self.model_ids, self.tokenizer, connection=connection)
-        endpoint.ours = True
-        return endpoint
+        return Remote(self.base_url, key, self.model_ids, self.tokenizer, ours=True)
 
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment, as Serve reports them."""

@@ -38,14 +38,12 @@ class Remote:
         model_ids: Ids of the models it serves.
         tokenizer: Hugging Face id or folder of the tokenizer that counts prompt tokens.
         connection: How it is reached; default: without TLS settings, by the environment's proxy.
+        ours: Whether this process deployed the service. It is then reached without a proxy.
         extra_body: Fields that are added to the body of every request of a load.
 
     Attributes:
-        ours: Whether this process deployed the service.
         adapted: What `workbench.loadgen.accepted` has found out about the server.
     """
-
-    ours = False
 
     def __init__(
         self,
@@ -55,11 +53,15 @@ class Remote:
         tokenizer: str,
         *,
         connection: Connection | None = None,
+        ours: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.base_url = base_url
         self.api_key = api_key
-        self.connection = connection or make_connection(base_url, api_key.get_secret_value())
+        self.ours = ours
+        self.connection = connection or make_connection(
+            base_url, api_key.get_secret_value(), proxy=False if ours else None
+        )
         self.model_ids = model_ids
         self.tokenizer = tokenizer
         self.extra_body = dict(extra_body or {})

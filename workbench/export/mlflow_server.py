@@ -123,7 +123,7 @@ class _Server:
 
     def experiment_id(self, name: str) -> str:
         """Return the id of an experiment, which is created if it does not exist."""
-        found = self._call("GET", "experiments/get-by-name", missing=True, experiment_name=name)
+        found = self._call("GET", "experiments/get-by-name", True, experiment_name=name)
         if found is None:
             return str(self._call("POST", "experiments/create", name=name)["experiment_id"])
         if found["experiment"].get("lifecycle_stage") == "deleted":
@@ -134,7 +134,8 @@ class _Server:
 
     def create_run(self, experiment_id: str, name: str, start_ms: int) -> dict[str, Any]:
         """Create a run, and return MLflow's facts about it."""
-        body = {"experiment_id": experiment_id, "run_name": name, "start_time": start_ms}
+        body: dict[str, Any] = {"experiment_id": experiment_id, "run_name": name}
+        body["start_time"] = start_ms
         info: dict[str, Any] = self._call("POST", "runs/create", **body)["run"]["info"]
         return info
 
@@ -173,7 +174,7 @@ class _Server:
         """Set the state of a run and its end."""
         self._call("POST", "runs/update", run_id=run_id, status=status, end_time=end_ms)
 
-    def _call(self, method: str, path: str, *, missing: bool = False, **values: Any) -> Any:
+    def _call(self, method: str, path: str, missing: bool = False, /, **values: Any) -> Any:
         """Call the API; with `missing`, return None for what does not exist."""
         url, place = f"{self._uri}/api/2.0/mlflow/{path}", "params" if method == "GET" else "json"
         answer = self._send(method, url, {place: values}, missing=missing)

@@ -220,6 +220,12 @@ class LoadRunner:
             self.progress.show_line(f"ended early: {reason}")
             if self.refused and not any(record.status == "ok" for record in records):
                 raise EndpointGoneError(f"{self.target.base_url}: {reason}. Is it deployed?")
+        irregular = [
+            f"{count} requests count as complete although {note}"
+            for note, count in self.noted.items()
+        ]
+        for line in irregular:
+            self.progress.show_line(line)
         return LoadResult(
             records=records,
             health=ClientHealth.judge(
@@ -232,18 +238,8 @@ class LoadRunner:
             warmup_s=self.load.warmup_s,
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
-            notes=self._notes(),
+            notes=[*self.calls.notes, *irregular],
         )
-
-    def _notes(self) -> list[str]:
-        """Return what the server rejected, and what was irregular about complete streams."""
-        irregular = [
-            f"{count} requests count as complete although {note}"
-            for note, count in self.noted.items()
-        ]
-        for line in irregular:
-            self.progress.show_line(line)
-        return [*self.calls.notes, *irregular]
 
     def _records(self) -> Sequence[RequestRecord]:
         if self.folder is None or self.source.recent_records is None:

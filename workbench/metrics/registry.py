@@ -16,49 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from workbench.errors import UnknownMetricError
-from workbench.metrics.columns import Columns
-from workbench.metrics.metric import Latency, Scalar, Totals
-
-if TYPE_CHECKING:
-    from workbench.metrics.columns import Floats
-
-
-def _first_token_or_end(columns: Columns) -> Floats:
-    # Without a first token, the wait for it lasted at least to the end.
-    return np.where(np.isnan(columns.first_token_s), columns.end_s, columns.first_token_s)
-
-
-def _tpot(columns: Columns) -> Floats:
-    further_tokens = np.where(columns.output_tokens > 1, columns.output_tokens - 1, np.nan)
-    seconds: Floats = (columns.end_s - columns.first_token_s) / further_tokens
-    return seconds
-
-
-def _bounded_tpot(columns: Columns) -> Floats:
-    # As in vLLM, a request of one output token is within any bound.
-    return np.where(columns.output_tokens <= 1, 0.0, _tpot(columns))
-
-
-def _tokens_per_event(columns: Columns) -> Floats:
-    """Return the mean number of output tokens per token event of each completed request."""
-    events = np.where(columns.ok & (columns.output_tokens > 0), columns.gap_counts + 1.0, np.nan)
-    tokens: Floats = np.maximum(columns.output_tokens / events, 1.0)
-    return tokens
-
-
-def _gaps_per_token(columns: Columns) -> Floats:
-    tokens = _tokens_per_event(columns)
-    if not (tokens > 1).any():
-        return np.empty(0)  # Each event had one token: the same as ITL.
-    gaps = columns.gaps / np.repeat(tokens, columns.gap_counts)
-    known: Floats = gaps[~np.isnan(gaps)]
-    return known
-
+from workbench.metrics import formulas
+from workbench.metrics.metric import Latency, Scalar
 
 LATENCIES = (
     Latency(
@@ -66,14 +27,14 @@ LATENCIES = (
         "TTFT",
         "Send to first token.",
         lambda columns: columns.first_token_s - columns.sent_s,
-        bounded=lambda columns: _first_token_or_end(columns) - columns.sent_s,
+        bounded=lambda columns: formulas.first_token_or_end(columns) - columns.sent_s,
     ),
     Latency(
         "tpot",
         "TPOT",
         "Mean time per output token after the first: (E2EL - TTFT) / (tokens - 1).",
-        _tpot,
-        bounded=_bounded_tpot,
+        formulas.tpot,
+        bounded=formulas.bounded_tpot,
     ),
     Latency(
         "itl",
@@ -87,7 +48,7 @@ LATENCIES = (
         "ITL per token",
         "Gap between two token events, divided by the request's mean number of tokens per event; "
         "only if several tokens arrived in one event.",
-        _gaps_per_token,
+        formulas.gaps_per_token,
         pooled=True,
         optional=True,
     ),
@@ -97,7 +58,7 @@ LATENCIES = (
         "TTFT from schedule",
         "Scheduled send to first token.",
         lambda columns: columns.first_token_s - columns.scheduled_s,
-        bounded=lambda columns: _first_token_or_end(columns) - columns.scheduled_s,
+        bounded=lambda columns: formulas.first_token_or_end(columns) - columns.scheduled_s,
         from_schedule=True,
     ),
     Latency(
@@ -108,28 +69,6 @@ LATENCIES = (
         from_schedule=True,
     ),
 )
-
-
-def _without_usage(totals: Totals) -> int:
-    return int(np.isnan(totals.columns.output_tokens[totals.columns.ok]).sum())
-
-
-def _all_tokens(totals: Totals) -> int | None:
-    prompt, output = totals.prompt_tokens, totals.output_tokens
-    return None if prompt is None or output is None else prompt + output
-
-
-def _attainment(totals: Totals) -> float | None:
-    return totals.good / totals.judged if totals.good is not None and totals.judged else None
-
-
-def _mean_tokens_per_event(totals: Totals) -> float | None:
-    tokens = _tokens_per_event(totals.columns)
-    events = totals.columns.output_tokens / tokens
-    known = ~np.isnan(events)
-    if not known.any():
-        return None
-    return float(totals.columns.output_tokens[known].sum() / events[known].sum())
 
 
 SCALARS = (
@@ -199,7 +138,7 @@ SCALARS = (
         "without usage",
         "requests",
         "Completed requests for which the server reported no token counts.",
-        _without_usage,
+        formulas.without_usage,
         kind=int,
     ),
     Scalar(
@@ -225,7 +164,7 @@ SCALARS = (
         "token throughput",
         "tokens/s",
         "Prompt and output tokens of completed requests per second.",
-        lambda totals: totals.per_second(_all_tokens(totals)),
+        lambda totals: totals.per_second(formulas.all_tokens(totals)),
         direction="higher",
     ),
     Scalar(
@@ -250,14 +189,14 @@ SCALARS = (
         "tokens per event",
         "tokens",
         "Mean number of output tokens in a token event.",
-        _mean_tokens_per_event,
+        formulas.mean_tokens_per_event,
     ),
     Scalar(
         "slo_attainment",
         "SLO attainment",
         "share",
         "Share of requests within the SLO.",
-        _attainment,
+        formulas.attainment,
         direction="higher",
         listed=True,
     ),

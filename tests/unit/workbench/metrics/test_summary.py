@@ -380,3 +380,9 @@ def test_token_goodput_counts_tokens_of_good_requests_only() -> None:
     assert summary.token_goodput == pytest.approx((30 + 12) / 6)
     assert summarize([slow], duration_s=6.0, slo=SLO(ttft_ms=200)).token_goodput == 0
     assert summarize(good, duration_s=6.0).token_goodput is None
+
+
+def test_request_without_token_events_has_no_tokens_per_event() -> None:
+    silent = record(0.0, output_tokens=50)
+    assert summarize([silent]).tokens_per_event is None
+    assert summarize([silent, A]).tokens_per_event == 1
