@@ -167,8 +167,10 @@ async def _call(
     failure = await _read(call, reads, headers, clock, timeout_s, on_event)
     stopped, answer = clock(), parse_answer(reads)
     proxy = None if connection is None else connection.proxy_name
-    secrets = [api_key] if connection is None else [api_key, *connection.secrets()]
     status, error = answer_status(answer, failure, proxy)
+    if error is not None:
+        secrets = [api_key, *(connection.secrets() if connection is not None else ())]
+        error = redact_error(error, body.get("messages", body.get("prompt")), secrets)
     record = RequestRecord(
         request_id=request_id,
         scheduled_s=scheduled_s,
@@ -179,7 +181,7 @@ async def _call(
         prompt_tokens=answer.usage.get("prompt_tokens"),
         output_tokens=answer.usage.get("completion_tokens"),
         status=status,
-        error=error and redact_error(error, body.get("messages", body.get("prompt")), secrets),
+        error=error,
         model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
