@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from workbench import classroom as classroom
     from workbench import client as client
     from workbench import experiments as experiments
+    from workbench import export as export
     from workbench import figures as figures
     from workbench import guardrail as guardrail
     from workbench import router as router

@@ -35,6 +35,7 @@ class RequestRecord:
         replica: Serve's id of the replica that answered, where reported.
         cached_tokens: Tokens of the prompt that were in the prefix cache, where the server reports
             them in `usage` (vLLM does with `enable_prompt_tokens_details`).
+        note: What was irregular about a stream that counts as complete.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class RequestRecord:
     stages: dict[str, float | None] | None = None
     replica: str | None = None
     cached_tokens: int | None = None
+    note: str | None = None
 
     @property
     def due_s(self) -> float:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from workbench.analysis.kv_cache import kv_cache_waste as kv_cache_waste
     from workbench.analysis.kv_cache import request_lengths as request_lengths
     from workbench.analysis.layouts import plan_layouts as plan_layouts
+    from workbench.analysis.pareto import frontier_points as frontier_points
     from workbench.analysis.sessions import session_table as session_table
     from workbench.analysis.sessions import turn_table as turn_table
     from workbench.analysis.sessions import turns_frame as turns_frame

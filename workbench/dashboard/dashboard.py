@@ -77,7 +77,7 @@ class Dashboard:
             endpoint, load, max_rate=max_rate, begin=self.start, post=self._post
         )
         own = endpoint if isinstance(endpoint, Endpoint) else None
-        self._deployments = own.deployments if own else []
+        self._deployments = endpoint.deployments
         # The specification before any rescaling: prices do not depend on the scaling.
         self._cost = partial(CostSeries, own.spec if own else None, prices, slo=slo)
         self._state = LiveState(

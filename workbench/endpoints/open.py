@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from serving.errors import SpecError
 from serving.spec.baseline import BaselineSpec
-from workbench.endpoints.remote import Remote, remote, served_models
+from workbench.endpoints.models import served_models
+from workbench.endpoints.remote import Remote, remote
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.figures.latency import throughput_over_time as throughput_over_time
     from workbench.figures.layouts import layout_memory_figure as layout_memory_figure
     from workbench.figures.layouts import layouts_figure as layouts_figure
+    from workbench.figures.pareto import frontier as frontier
     from workbench.figures.replicas import policy_figure as policy_figure
     from workbench.figures.replicas import reaction_waterfall as reaction_waterfall
     from workbench.figures.replicas import replica_panel as replica_panel

@@ -28,6 +28,7 @@ class LoadResult:
 
     `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
     `workload` has what was left out or changed of a trace or a prompt file.
+    `notes` say which parameters the server rejected and which streams were irregular.
     """
 
     records: Sequence[RequestRecord]
@@ -38,6 +39,7 @@ class LoadResult:
     ended_early: str | None = None
     incidents: list[str] = field(default_factory=list)
     workload: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"LoadResult({self.summary().headline()})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import EndpointGoneError
 from workbench.errors import RunError
+from workbench.loadgen.accepted import Calls
 from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.loadgen.pool import WorkerPool
@@ -48,9 +50,11 @@ class LoadRunner:
     folder: Run | None
     progress: Progress
     on_record: Callable[[RequestRecord], None] | None
+    calls: Calls = field(default_factory=Calls)
     health: dict[str, float] = field(default_factory=dict)
     refused: list[RequestRecord] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
+    noted: Counter[str] = field(default_factory=Counter)
     pool: WorkerPool = field(default_factory=WorkerPool)
     unwritten: RunError | None = None
     # vLLM refuses two requests with one id at a time, so the ids of two loads must differ.
@@ -65,7 +69,8 @@ class LoadRunner:
         """
         try:
             with self.progress:
-                for note in self.source.report.notes if self.source.report else ():
+                workload_notes = self.source.report.notes if self.source.report else ()
+                for note in (*workload_notes, *self.calls.notes):
                     self.progress.show_line(note)
                 await self._send()
             if self.unwritten is not None:
@@ -91,7 +96,9 @@ class LoadRunner:
         start_s = self.running.start_s = self.running.clock() + START_LEAD_S
         config = WorkerConfig(
             model=self.target.model_id,
-            call=_call_options(self.load),
+            call=_call_options(self.load) | {"extra_body": self.target.extra_body},
+            chat_call=self.calls.chat,
+            completion_call=self.calls.completion,
             tag=self.tag,
             epoch_s=0.0,
             start_s=start_s,
@@ -171,6 +178,8 @@ class LoadRunner:
 
     def _keep(self, record: RequestRecord) -> None:
         self.running.add(record)
+        if record.note:
+            self.noted[record.note] += 1
         unreachable = record.status == "error" and (record.error or "").startswith(UNREACHABLE)
         self.refused = [*self.refused, record] if unreachable else []
         if self.folder is not None:
@@ -212,6 +221,12 @@ class LoadRunner:
             self.progress.show_line(f"ended early: {reason}")
             if self.refused and not any(record.status == "ok" for record in records):
                 raise EndpointGoneError(f"{self.target.base_url}: {reason}. Is it deployed?")
+        irregular = [
+            f"{count} requests count as complete although {note}"
+            for note, count in self.noted.items()
+        ]
+        for line in irregular:
+            self.progress.show_line(line)
         return LoadResult(
             records=records,
             health=ClientHealth.judge(
@@ -225,6 +240,7 @@ class LoadRunner:
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
             workload=None if self.source.report is None else self.source.report.as_dict(),
+            notes=[*self.calls.notes, *irregular],
         )
 
     def _records(self) -> Sequence[RequestRecord]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.loadgen.outcome import UNREACHABLE
@@ -30,7 +30,8 @@ class WorkerConfig:
     """The common part of all requests of a load, without the key (see `LoadWorker.connect`).
 
     `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
-    the load on the run's clock.
+    the load on the run's clock. `call` has arguments for every request, `chat_call` and
+    `completion_call` those for one route, which take precedence.
     """
 
     model: str
@@ -40,6 +41,13 @@ class WorkerConfig:
     start_s: float
     max_concurrency: int | None = None
     duration_s: float | None = None
+    chat_call: Mapping[str, Any] = field(default_factory=dict)
+    completion_call: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_chat(content: Any) -> bool:
+    """Return whether the content of a prompt is the messages of a chat."""
+    return not isinstance(content, str) and not isinstance(content[0], int)
 
 
 class Worker(Protocol):

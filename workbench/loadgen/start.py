@@ -15,8 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from workbench.clock import start_clock
-from workbench.endpoints.remote import Remote, context_length
+from workbench.endpoints.models import context_length
+from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError
+from workbench.loadgen.accepted import adapt_calls
 from workbench.loadgen.handle import LiveLoad, LoadRun
 from workbench.loadgen.progress import Progress, make_live_progress, make_progress
 from workbench.loadgen.runner import LoadRunner
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from workbench.records import RequestRecord
     from workbench.runs.run import Run
 
+_TOKEN_IDS = (0,)
+"""A content like those of a live load, whose prompts are token ids."""
+
 
 def start_load(
     target: Remote,
@@ -42,6 +47,9 @@ def start_load(
     on_record: Callable[[RequestRecord], None] | None = None,
 ) -> LoadRun:
     """Plan `load` and start to send it to `target`, in the running event loop.
+
+    An endpoint that this process did not deploy gets a small request first, once, to find out which
+    parameters it accepts (`workbench.loadgen.accepted`).
 
     Args:
         target: The endpoint.
@@ -65,7 +73,9 @@ def start_load(
         run.write_plan(len(plan), plan_digest(plan))
     shown = make_progress(progress, load, plan)
     source = PlannedSource(load, plan)
-    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    contents = (prompt.content for arrival in plan for prompt in arrival.turns)
+    calls = adapt_calls(target, load, contents)
+    runner = LoadRunner(target, load, source, running, run, shown, on_record, calls)
     running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 
@@ -118,7 +128,8 @@ def start_live_load(
     )
     shown = make_live_progress(progress, running)
     source = LiveSource(running, tokenizer.regular_token_ids, workers)
-    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    calls = adapt_calls(target, load, [_TOKEN_IDS])
+    runner = LoadRunner(target, load, source, running, run, shown, on_record, calls)
     running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 

@@ -16,7 +16,7 @@ from serving.spec.base import Frozen
 from workbench.errors import UnknownMetricError
 from workbench.metrics.columns import Columns
 from workbench.metrics.health import ClientHealth, HealthBounds
-from workbench.metrics.metric import STATISTICS, Totals
+from workbench.metrics.metric import STATISTICS, Latency, Totals
 from workbench.metrics.registry import LATENCIES, SCALARS, get_latency, nearest
 from workbench.metrics.slo import SLO
 from workbench.metrics.statistics import statistics
@@ -106,11 +106,15 @@ class Summary(_Figures):
 
         columns = ("mean", "p50", "p90", "p95", "p99")
         shown = [metric for metric in LATENCIES if from_schedule or not metric.from_schedule]
+        shown = [metric for metric in shown if not self._left_out(metric)]
         rows = [[self.figure(figure) for figure in metric.figures(*columns)] for metric in shown]
         index = [metric.label for metric in shown]
         table = pd.DataFrame(rows, index=index, columns=list(columns), dtype=float)
         limited = self.client_health.client_limited
         return table.rename_axis(columns="ms (client limited)" if limited else "ms")
+
+    def _left_out(self, metric: Latency) -> bool:
+        return metric.optional and self.figure(f"mean_{metric.key}") is None
 
     def headline(self) -> str:
         """Return the run in one line."""
@@ -209,8 +213,8 @@ def _by(columns: Columns, name: str, run: _Run) -> dict[str, Summary] | None:
 
 
 def _summary(columns: Columns, run: _Run) -> Summary:
-    good, judged = (None, 0) if run.slo is None else run.slo.count(columns)
-    totals = Totals(columns, run.duration, good, judged)
+    judgement = (None, 0, None) if run.slo is None else run.slo.totals(columns)
+    totals = Totals(columns, run.duration, *judgement)
     drift, steady = _drift(columns)
     return Summary(
         **{metric.name: metric.formula(totals) for metric in SCALARS},
@@ -226,8 +230,8 @@ def _latencies(columns: Columns) -> dict[str, float | None]:
     """Return every statistic of every latency, in ms. Reorders what pooled formulas return."""
     ok = columns.ok
     figures: dict[str, float | None] = {}
-    # Pooled ones last: they reorder the gaps, which other formulas may read.
-    for metric in sorted(LATENCIES, key=lambda metric: metric.pooled):
+    # Pooled ones last, and ITL as the last of them: it reorders the gaps that the others read.
+    for metric in sorted(LATENCIES, key=lambda metric: (metric.pooled, metric.name == "itl")):
         values = metric.formula(columns)
         measured = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
         figures |= {

@@ -20,6 +20,7 @@ from support.scripted_server import DONE, Script, Step, chat_chunk, event, servi
 from workbench.errors import SettingError
 from workbench.loadgen.client import stream_chat, stream_completion
 from workbench.loadgen.closed_loop import closed_loop
+from workbench.loadgen.outcome import redact_error
 from workbench.metrics.health import LoopWatch
 from workbench.records import RequestRecord
 
@@ -237,6 +238,34 @@ class TestFailures:
         assert len(log) == 1, "a measured call is never retried"
         assert record.end_s >= record.sent_s
 
+    @pytest.mark.parametrize(
+        ("events", "note"),
+        [
+            ([chat_chunk({"content": "x"}), usage(1, 1)], "the stream ended without [DONE]"),
+            ([chat_chunk({"content": "x"}, finish="stop")], "the stream ended without [DONE]"),
+            (
+                [b"data: \n\n", chat_chunk({"content": "x"}), b"data:\n\n", DONE],
+                "the stream had empty events",
+            ),
+            (
+                [b"data: {}\n\n", chat_chunk({"content": "x"}), usage(1, 1)],
+                "the stream ended without [DONE]; the stream had empty events",
+            ),
+            ([chat_chunk({"content": "x"}), DONE], None),
+        ],
+    )
+    def test_irregular_streams_are_complete_with_a_note(
+        self, events: list[bytes], note: str | None
+    ) -> None:
+        record, _ = run(Script(tuple(Step(data) for data in events)))
+        assert (record.status, record.error, record.note) == ("ok", None, note)
+        assert len(record.token_times_s) == 1
+
+    def test_stream_that_breaks_after_its_last_token_is_not_complete(self) -> None:
+        steps = (Step(chat_chunk({"content": "x"}, finish="stop")),)
+        record, _ = run(Script(steps, die=True))
+        assert (record.status, record.note) == ("error", None)
+
     @pytest.mark.parametrize("die", [False, True])
     def test_error_event_in_the_stream(self, die: bool) -> None:
         problem = event({"error": {"message": "engine died", "type": "EngineDead", "code": 500}})
@@ -360,6 +389,18 @@ class TestPrivacy:
         assert "[key]" in record.error
         record, _ = run(scripted.error(500, "z" * 5000))
         assert len(record.error) <= 200
+
+    @pytest.mark.parametrize(
+        ("key", "message", "expected"),
+        [
+            ("none", "none of the nonessential nodes", "none of the nonessential nodes"),
+            ("", "no key", "no key"),
+            ("test", "the latest test failed", "the latest [key] failed"),
+            ("sk-a-long-key", "got key_sk-a-long-key2", "got key_[key]2"),
+        ],
+    )
+    def test_only_the_key_itself_is_replaced(self, key: str, message: str, expected: str) -> None:
+        assert redact_error(message, "a prompt", [key]) == expected
 
 
 class TestClosedLoop:

@@ -12,6 +12,7 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import serving, tokens
 
+from workbench.endpoints.connection import make_connection
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
 from workbench.loadgen.senders import WorkerConfig, WorkerShare
@@ -36,7 +37,8 @@ def send(
     async def go() -> Sent:
         async with serving(tokens(3, chat=False)) as server:
             senders = [LoadWorker() for _ in range(workers)]
-            await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in senders))
+            there = make_connection(server.base_url, "sk-test")
+            await asyncio.gather(*(w.connect(there) for w in senders))
             epoch = time.perf_counter() + 0.1
             for first, worker in enumerate(senders):
                 config = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
@@ -118,7 +120,7 @@ def test_late_requests_are_dropped_and_counted(
     async def go() -> tuple[int, int]:
         async with serving(tokens(1, chat=False)) as server:
             worker = LoadWorker()
-            await worker.connect(server.base_url, "sk-test")
+            await worker.connect(make_connection(server.base_url, "sk-test"))
             load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
             config = WorkerConfig(
                 "scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0

@@ -14,6 +14,7 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import Script, serving, tokens
 
+from workbench.endpoints.connection import make_connection
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
@@ -28,13 +29,14 @@ def prompt_of(tokens_in: int = 4, **fields: Any) -> Prompt:
 GC_PROGRAM = """
 import asyncio, gc
 from workbench.workload.spec import Arrival
+from workbench.endpoints.connection import make_connection
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.workload.prompt import Prompt
 
 async def go():
     worker = LoadWorker()
-    await worker.connect("http://127.0.0.1:9/v1", "sk-test")
+    await worker.connect(make_connection("http://127.0.0.1:9/v1", "sk-test"))
     before = len(gc.get_objects())
     turns = (Prompt(content=("a",), prompt_tokens=1, max_tokens=8),)
     plan = [(n, Arrival(1e6, turns)) for n in range(1000)]
@@ -58,7 +60,7 @@ def send(
     async def go() -> tuple[list[RequestRecord], scripted.ScriptedServer, LoadWorker]:
         async with serving(script) as server:
             worker = LoadWorker()
-            await worker.connect(server.base_url, "sk-test")
+            await worker.connect(make_connection(server.base_url, "sk-test"))
             epoch = time.perf_counter()
             defaults: dict[str, Any] = {"model": "scripted", "call": {}, "tag": "t", "start_s": 0.0}
             await worker.start(
