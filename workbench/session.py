@@ -150,7 +150,7 @@ class Session:
         Args:
             load: What is sent and when.
             slo: The bounds for goodput and attainment in the summary.
-            run: The folder; by default the session's own, or a new one if that has requests.
+            run: The folder; by default the session's own, or a new one if that has a load.
             interval_s: Seconds between two samples of the cluster.
         """
         endpoint = self.endpoint
@@ -162,8 +162,8 @@ class Session:
         )
 
     def empty_folder(self) -> Run:
-        """Return the session's folder, or a separate new one if that has requests."""
-        if (self.path / "requests.jsonl").exists():
+        """Return the session's folder, or a separate new one if that has a load."""
+        if self.folder.has_load:
             run_id = self.parameters.get("run_id")
             name = _free_name(self.path.parent, str(run_id)) if run_id else None
             self._folder = Run.create(self.path.parent, self._experiment, run_id=name)

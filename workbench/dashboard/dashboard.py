@@ -22,6 +22,7 @@ from workbench.dashboard.state import LiveState
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
+from workbench.loadgen.handle import interrupted
 from workbench.loadgen.progress import LINE_EVERY_S, LiveLineProgress
 from workbench.loadgen.start import start_live_load
 
@@ -137,6 +138,7 @@ class Dashboard:
         except asyncio.CancelledError:
             self._task.cancel()
             await asyncio.wait([self._task])
+            self._print_progress()
             raise
         self._print_progress()
         return self._task.result()
@@ -174,8 +176,12 @@ class Dashboard:
                 if result.ended_early is None:
                     await self._wait_for_scale_down()
             self._post(f"Ended: {result.ended_early or 'the plan is complete'}")
-            self._draw()
+            self._draw(final=True)
             return result
+        except asyncio.CancelledError:
+            self._post_error(interrupted(self.running.cancelled).capitalize())
+            self._draw(final=True)
+            raise
         finally:
             drawing.cancel()
             drawn = (await asyncio.gather(drawing, return_exceptions=True))[0]
@@ -184,8 +190,12 @@ class Dashboard:
 
     async def _wait_for_scale_down(self) -> None:
         """Wait until the replicas are at their minimum, for at most `settle_s`."""
-        if not isinstance(self.endpoint, Endpoint):
+        if not isinstance(self.endpoint, Endpoint) or not self._settle_s:
             return
+        self._post(
+            f"The plan is complete, and nothing more is sent; watching the replicas for at most "
+            f"{self._settle_s:g} s"
+        )
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._settle_s
         while clock() < deadline:
@@ -206,7 +216,7 @@ class Dashboard:
                 self.view.show_message(text, error=True)
             raise
 
-    def _draw(self) -> None:
+    def _draw(self, *, final: bool = False) -> None:
         running, view = self.running, self.view
         assert running is not None
         now = running.clock()
@@ -217,7 +227,7 @@ class Dashboard:
         view.set_state(running.state)
         if running.state == "running" and not running.manual_rate:
             view.follow_rate(running.rate)
-        if self._state.pending:
+        if self._state.pending or final:
             self._state.pending = 0
             frames = self._state.frames(running.changes)
             view.draw(frames, max(0.0, now - self._window_s), max(now, 30.0))

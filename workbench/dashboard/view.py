@@ -107,7 +107,7 @@ class View:
         self.buttons["pause"].disabled = state != "running"
         self.buttons["stop"].disabled = state not in ("starting", "running", "paused")
         for control in self.load.all():
-            control.disabled = state == "ended"
+            control.disabled = state in ("waiting", "ended")
 
     def show_message(self, text: str, *, error: bool = False) -> None:
         """Show one line below the controls."""

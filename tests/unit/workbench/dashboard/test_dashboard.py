@@ -215,6 +215,35 @@ def test_lost_endpoint_is_reported_and_the_figure_stays(
     assert len(live.figure().data[0].x) > 20  # and the run's folder has it too
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_interrupt_is_shown(
+    recorded: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    live: bool,
+) -> None:
+    dashboard = replayed(recorded, tmp_path, monkeypatch, live=live)
+
+    async def go() -> None:
+        dashboard.start()
+        waiting = asyncio.ensure_future(dashboard._wait())
+        await asyncio.sleep(0.1)
+        assert dashboard.running is not None
+        dashboard.running.cancelled = 198  # as the load counts what an interrupt cuts
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(go())
+    text = capsys.readouterr().out if dashboard.view is None else dashboard.view.status.value
+    assert "Interrupted: 198 requests cancelled" in text
+    if dashboard.view is not None:
+        assert dashboard.view.buttons["stop"].disabled
+        assert dashboard.view.load.rate.disabled
+
+
 def test_drawing_error_is_raised_and_shown(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
