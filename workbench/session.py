@@ -26,6 +26,7 @@ from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import plotly.graph_objects as go
 
     from serving.spec.service import EndpointSpec
@@ -180,6 +181,7 @@ class Session:
         *,
         title: str | None = None,
         summary: Summary | None = None,
+        tables: Mapping[str, pd.DataFrame] | None = None,
     ) -> None:
         """Write the report and delete what this session deployed.
 
@@ -187,13 +189,14 @@ class Session:
             figures: The figures of the report by heading.
             title: The report's title; by default the notebook's name in words.
             summary: Replaces the summary that `measure` wrote.
+            tables: Tables of the report by heading.
         """
         title = title or re.sub(r"^\d+_", "", self.notebook).replace("_", " ").capitalize()
         command = f"python -m workbench repeat {self.path}"
         try:
             if summary is not None:
                 self.folder.finish(summary)
-            report = write_report(self.folder, figures, title=title, command=command)
+            report = write_report(self.folder, figures, title=title, command=command, tables=tables)
         finally:
             self.close()
         print(f"run folder  {self.path}\nreport      {report}")

@@ -10,6 +10,7 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.health import ClientHealth
+from workbench.quantities import TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,8 @@ def stacked(heights: list[float], height: int) -> go.Figure:
 
 def styled(figure: go.Figure, height: int) -> go.Figure:
     """Apply the common style to `figure`, make it `height` pixels high, and return it."""
-    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "automargin": True}
+    axis = TICKS | {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY}
+    axis |= {"automargin": True}
     figure.update_layout(
         template="none",
         height=height,

@@ -115,9 +115,9 @@ class LiveLoad(LoadRun):
     and its duration, and the load then continues until `stop()`; so does a paused load.
 
     `manual_rate` is true once `set_rate` has replaced the plan. `ended` counts the requests that
-    ended, `failed` those of them that failed, were shed or timed out, `in_progress` those that have not ended, and
-    `dropped` those that the client could not send in time. With a run folder, `records` has the
-    latest only.
+    ended, `failed` those of them that failed, were shed or timed out, `in_progress` those that have
+    not ended, and `dropped` those that the client could not send in time. With a run folder,
+    `records` has the latest only.
 
     Every change takes effect within half a second. A value out of range raises SettingError and
     changes nothing. `changes` has what was changed and when.

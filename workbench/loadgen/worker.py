@@ -31,8 +31,8 @@ class WorkerReport:
     """The events since the last report; event-loop lag and CPU share once the work is done.
 
     `done`: nothing is left to send or to answer. A live load may continue after that, if a person
-    changes its rate. For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
-    could not be sent in time.
+    changes its rate. For a live load, `sent_s` has the times of the requests sent, and `dropped`
+    counts those that could not be sent in time.
     """
 
     records: list[RequestRecord]

@@ -109,12 +109,12 @@ def test_rate_goes_on_after_the_end_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    "ends", [{"stages": [(40, 0.2)]}, {"stages": [(40, 60)], "duration_s": 0.2}]
-)
-def test_rate_set_while_the_last_answers_arrive_is_sent(workers: int, ends: dict[str, Any]) -> None:
-    stages = Stages(stages=ends["stages"], from_rate=40)
-    load = LoadSpec(arrivals=stages, prompts=SMALL, duration_s=ends.get("duration_s"))
+@pytest.mark.parametrize(("stage_s", "duration_s"), [(0.2, None), (60, 0.2)])
+def test_rate_set_while_the_last_answers_arrive_is_sent(
+    workers: int, stage_s: float, duration_s: float | None
+) -> None:
+    stages = Stages(stages=[(40, stage_s)], from_rate=40)
+    load = LoadSpec(arrivals=stages, prompts=SMALL, duration_s=duration_s)
     slow = tokens(3, ttft_s=0.8, chat=False)
     records, _, _ = send(
         load, LoadChange(0.5, "rate", 40), workers=workers, stop_s=1.0, answer=slow

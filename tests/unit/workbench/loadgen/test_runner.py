@@ -191,7 +191,7 @@ def test_rate_set_after_the_plan_is_sent_until_stop(
     load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.5, workers=2)
     run = Run.create(tmp_path, {})
 
-    async def go() -> tuple[LoadResult, Any, list[int]]:
+    async def go() -> tuple[LoadResult, list[int]]:
         with scripted.threaded(tokens(3, ttft_s=1.5, chat=False)) as server:
             running = start_live_load(target_of(server), load, run=run, max_rate=150, progress=None)
             while running.start_s is None or running.clock() < running.start_s + 0.9:
@@ -212,9 +212,9 @@ def test_rate_set_after_the_plan_is_sent_until_stop(
             running.stop()
             with pytest.raises(SettingError, match="has ended"):
                 running.set_rate(5)
-            return await running, running, counts
+            return await running, counts
 
-    result, running, counts = asyncio.run(go())
+    result, counts = asyncio.run(go())
     assert counts[0] == 10
     assert counts[1] == counts[2]
     assert result.ended_early == "stopped by the user"
@@ -232,7 +232,7 @@ def test_folder_takes_one_load(actors: list[LocalActor], tmp_path: Path, live: b
         with scripted.threaded(tokens(1, chat=False)) as server:
             running = start(target_of(server), load, run=run, progress=None)
             for again in (start_load, start_live_load):
-                with pytest.raises(RunError, match="already has a load .*another folder"):
+                with pytest.raises(RunError, match=r"already has a load .*another folder"):
                     again(target_of(server), load, run=Run.open(run.path), progress=None)
             await running
             with pytest.raises(RunError, match="already has a load"):

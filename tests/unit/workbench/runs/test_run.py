@@ -266,7 +266,7 @@ class TestTwoClocks:
         for _ in range(2):
             run.append_change(LoadChange(0.5, "start", load={}))
             run.append_change(LoadChange(9.0, "end"))
-        with pytest.raises(RunError, match="2 loads in load.jsonl, each with its own clock"):
+        with pytest.raises(RunError, match=r"2 loads in load\.jsonl, each with its own clock"):
             run.changes()
 
     def test_requests_of_two_loads_are_an_error(self, tmp_path: Path) -> None:
@@ -275,5 +275,5 @@ class TestTwoClocks:
         run.append_request(record(0.2, 0.3, request_id="load-0a1b2c-1-0"))
         assert len(run.requests_frame()) == 2
         run.append_request(record(0.0, 0.1, request_id="load-ffffff-0-0"))
-        with pytest.raises(RunError, match="2 loads in requests.jsonl"):
+        with pytest.raises(RunError, match=r"2 loads in requests\.jsonl"):
             run.requests_frame()
