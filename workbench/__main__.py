@@ -266,9 +266,10 @@ def write_manifest(arguments: argparse.Namespace) -> int:
 
 def print_fields(arguments: argparse.Namespace) -> int:
     """Print the fields of a specification, or of all."""
+    import workbench
     from workbench.fields import describe
 
-    print(describe(arguments.spec))
+    print(describe(workbench, arguments.spec))
     return 0
 
 

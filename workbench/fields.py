@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import SettingError
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
 WIDTH = 88
 
 
-def specifications() -> dict[str, type[BaseModel]]:
-    """Return every specification that `workbench` exports, by name."""
+def specifications(package: ModuleType) -> dict[str, type[BaseModel]]:
+    """Return every specification that `package` exports, by name."""
     from pydantic import BaseModel
 
-    import workbench
-
-    exported = ((name, getattr(workbench, name)) for name in workbench.__all__)
+    exported = ((name, getattr(package, name)) for name in package.__all__)
     return {
         name: item
         for name, item in exported
@@ -28,13 +27,13 @@ def specifications() -> dict[str, type[BaseModel]]:
     }
 
 
-def describe(name: str | None) -> str:
-    """Return the fields of the specification `name`, or of all.
+def describe(package: ModuleType, name: str | None) -> str:
+    """Return the fields of the specification `name` that `package` exports, or of all.
 
     Raises:
         SettingError: There is no such specification.
     """
-    known = specifications()
+    known = specifications(package)
     if name is not None and name not in known:
         raise SettingError(f"SPEC must be one of {', '.join(known)}, got {name!r}")
     return "\n\n".join(_describe(known[shown]) for shown in ([name] if name else known))

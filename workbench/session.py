@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.automation.notebooks import NOTEBOOKS, parameters_in
+from workbench.automation.notebooks import NOTEBOOKS, default_parameters, parameters_in
 from workbench.endpoints.services import Service, Target, close_services, open_service
 from workbench.errors import SettingError
 from workbench.experiments.measure import measure, warm_up
@@ -196,7 +196,14 @@ class Session:
         try:
             if summary is not None:
                 self.folder.finish(summary)
-            report = write_report(self.folder, figures, title=title, command=command, tables=tables)
+            report = write_report(
+                self.folder,
+                figures,
+                title=title,
+                command=command,
+                tables=tables,
+                defaults=default_parameters(self.notebook),
+            )
         finally:
             self.close()
         print(f"run folder  {self.path}\nreport      {report}")

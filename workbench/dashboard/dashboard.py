@@ -88,6 +88,7 @@ class Dashboard:
         self._live = live
         self._messages: list[tuple[str, bool]] = []
         self._task: asyncio.Task[LoadResult] | None = None
+        self._shown: Any = None  # the handle of the displayed widgets
 
     @property
     def running(self) -> LiveLoad | None:
@@ -103,7 +104,7 @@ class Dashboard:
 
             settings = self.controller.settings()
             self.view = View(settings, self.controller, self._state.frames([]))
-            display(self.view.box)  # type: ignore[no-untyped-call]
+            self._shown = display(self.view.box, display_id=True)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Start to send, sample and draw, and return at once. Await the dashboard for the end.
@@ -258,3 +259,11 @@ class Dashboard:
             self.view.set_state("ended")
             if error is not None:
                 self.view.show_message(f"{type(error).__name__}: {error}", error=True)
+            self._save_picture()
+
+    def _save_picture(self) -> None:
+        """Put the last state next to the widgets, for a saved notebook, which has no widgets."""
+        assert self.view is not None
+        if self._shown is not None:
+            bundle = self.view.box._repr_mimebundle_()
+            self._shown.update(bundle | {"text/html": self.view.picture()}, raw=True)

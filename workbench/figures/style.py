@@ -96,6 +96,12 @@ def health_of(frame: pd.DataFrame) -> ClientHealth | None:
     )
 
 
+def page_div(figure: go.Figure) -> str:
+    """Return `figure` as HTML for a page that has plotly.js before it."""
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_PAGE_CONFIG)
+    return text
+
+
 def to_div(figure: go.Figure, *, with_script: bool) -> str:
     """Return `figure` as HTML that needs no network; `with_script` includes plotly.js."""
     text: str = figure.to_html(full_html=False, include_plotlyjs=with_script, config=_PAGE_CONFIG)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+import workbench as wb
 from workbench.__main__ import main
 from workbench.fields import specifications
 
 
-@pytest.mark.parametrize("name", sorted(specifications()))
+@pytest.mark.parametrize("name", sorted(specifications(wb)))
 def test_every_field_and_its_description_is_printed(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fields", name]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    schema = specifications()[name].model_json_schema()["properties"]
+    schema = specifications(wb)[name].model_json_schema()["properties"]
     for field, details in schema.items():
         assert f" {field} " in out
         assert " ".join(details.get("description", "").split()) in out
@@ -23,8 +24,10 @@ def test_every_field_and_its_description_is_printed(
 def test_all_are_printed_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fields"]) == 0
     out = capsys.readouterr().out
-    assert {"ModelSpec", "ServiceSpec", "PipelineSpec", "LoadSpec", "SLO"} <= set(specifications())
-    assert all(f"{name}: " in out for name in specifications())
+    assert {"ModelSpec", "ServiceSpec", "PipelineSpec", "LoadSpec", "SLO"} <= set(
+        specifications(wb)
+    )
+    assert all(f"{name}: " in out for name in specifications(wb))
 
 
 def test_unknown_name_is_rejected_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
