@@ -19,7 +19,7 @@ def specifications(package: ModuleType) -> dict[str, type[BaseModel]]:
     """Return every specification that `package` exports, by name."""
     from pydantic import BaseModel
 
-    exported = ((name, getattr(package, name)) for name in package.__all__)
+    exported = ((name, getattr(package, name)) for name in dir(package))
     return {
         name: item
         for name, item in exported

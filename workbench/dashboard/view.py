@@ -127,7 +127,7 @@ class View:
         """Return the present state without controls, as HTML that needs no kernel."""
         from workbench.display import StaticFigure
 
-        texts = self.readings.value + self.status.value
+        texts: str = self.readings.value + self.status.value
         return texts + StaticFigure(_plain(self.figure)).html()
 
     def draw(self, frames: Frames, start_s: float, end_s: float) -> None:

@@ -120,9 +120,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Everything displayed in the output of the cell."""
     displayed: list[Any] = []
-    monkeypatch.setattr(
-        "IPython.display.display", lambda shown, **_: displayed.append(shown) or Handle(displayed)
-    )
+
+    def display(shown: Any, **_: Any) -> Handle:
+        displayed.append(shown)
+        return Handle(displayed)
+
+    monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(dashboard, "DRAW_EVERY_S", 0.2)
     monkeypatch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
     yield displayed
