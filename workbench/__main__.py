@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.call(arguments))
     except WorkbenchError as error:
-        print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     _add_claim_commands(commands)
     _add_manifest_command(commands)
     _add_whatif_command(commands)
+    fields = commands.add_parser("fields", help="print the fields of a specification")
+    fields.add_argument("spec", nargs="?", metavar="SPEC", help="such as ModelSpec (all)")
+    fields.set_defaults(call=print_fields)
     return whole
 
 
@@ -75,7 +78,7 @@ def _add_notebook_commands(commands: Any) -> None:
     )
     sweep.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each cell (1)")
     sweep.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
+        "--runs", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
     )
     sweep.set_defaults(call=run_grid)
 
@@ -89,7 +92,7 @@ def _add_claim_commands(commands: Any) -> None:
     archive = commands.add_parser("archive", help="archive the verdicts of finished runs")
     archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     archive.add_argument(
-        "--to", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
+        "--out", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
     )
     archive.set_defaults(call=archive_runs)
 
@@ -239,7 +242,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     path = find_notebook(arguments.notebook)
     parameters = read_arguments(path, arguments)
     sweep = make_sweep(path, arguments.grid, parameters, repeats=arguments.repeats)
-    out = (arguments.out or default_run_root() / f"sweep-{path.stem}").resolve()
+    out = (arguments.runs or default_run_root() / f"sweep-{path.stem}").resolve()
 
     def run(cell: Cell) -> None:
         run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)
@@ -258,7 +261,7 @@ def archive_runs(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import ARCHIVE, archive
 
     for folder in arguments.runs:
-        print(f"archived    {display_path(archive(folder, arguments.to or ARCHIVE))}")
+        print(f"archived    {display_path(archive(folder, arguments.out or ARCHIVE))}")
     return 0
 
 
@@ -294,6 +297,15 @@ def simulate_trace(arguments: argparse.Namespace) -> int:
     from workbench.whatif.command import run_whatif
 
     return run_whatif(arguments)
+
+
+def print_fields(arguments: argparse.Namespace) -> int:
+    """Print the fields of a specification, or of all."""
+    import workbench
+    from workbench.fields import describe
+
+    print(describe(workbench, arguments.spec))
+    return 0
 
 
 def read_arguments(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:

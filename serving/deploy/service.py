@@ -63,8 +63,8 @@ def deploy(
         ModelNotFoundError: The hub has no such model; checked only before a service is replaced.
         ResourcesError: A replica can never be placed.
         ClusterError: The cluster's Serve runs without the options that the spec needs.
-        DeployError: A replica did not start; the message has the engine's own errors, and says
-            whether another service answers.
+        DeployError: A replica did not start, or another process deleted the application; the
+            message has the engine's own errors, and says whether another service answers.
     """
     replaces = spec.name in status.details()["applications"]
     try:
@@ -289,7 +289,12 @@ def _wait_until_running(spec: EndpointSpec, progress: ProgressCallback) -> None:
 
     start, reported = time.monotonic(), ""
     while True:
-        app = serve.status().applications[spec.name]
+        app = serve.status().applications.get(spec.name)
+        if app is None:
+            raise DeployError(
+                f"application {spec.name} was replaced or deleted by another process while it "
+                "started; deploy it again, under another name if somebody else uses this one"
+            )
         if app.status == "RUNNING":
             return
         if app.status == "DEPLOY_FAILED":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workbench.figures.replicas import replica_panel as replica_panel
     from workbench.figures.requests import request_timeline as request_timeline
     from workbench.figures.search import search_figure as search_figure
+    from workbench.figures.sides import throughput_of_sides as throughput_of_sides
     from workbench.figures.stages import stage_frame as stage_frame
     from workbench.figures.stages import stage_shares as stage_shares
     from workbench.figures.stages import stage_waterfall as stage_waterfall

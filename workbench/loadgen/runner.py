@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import EndpointGoneError
 from workbench.errors import RunError
 from workbench.loadgen.accepted import Calls
-from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords
+from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords, interrupted
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.loadgen.pool import WorkerPool
 from workbench.metrics.health import ClientHealth
@@ -72,12 +72,21 @@ class LoadRunner:
                 workload_notes = self.source.report.notes if self.source.report else ()
                 for note in (*workload_notes, *self.calls.notes):
                     self.progress.show_line(note)
-                await self._send()
+                await self._send_or_say_interrupted()
             if self.unwritten is not None:
                 raise self.unwritten
             return self._result()
         finally:
             self._log(self.source.end(self.running._stopped))
+
+    async def _send_or_say_interrupted(self) -> None:
+        try:
+            await self._send()
+        except asyncio.CancelledError:
+            elapsed_s = self.running.clock() - (self.running.start_s or 0.0)
+            self.progress.show(self.running.records, 0, elapsed_s)
+            self.progress.show_line(interrupted(self.running.cancelled))
+            raise
 
     async def _send(self) -> None:
         folder = None if self.folder is None else self.folder.path
@@ -123,7 +132,8 @@ class LoadRunner:
             reports = await self.pool.reports(self._recover)
             if over and self.running._at_most is None:
                 self._limit_remaining(reports)
-            done = all(report.done for report in reports)
+            # A person may have changed the load while the reports were on their way.
+            done = all(report.done for report in reports) and not self.source.has_requested()
             self._take(reports)
             self.progress.show(
                 self.running.records,
@@ -206,6 +216,7 @@ class LoadRunner:
         )
 
     async def _end(self) -> None:
+        self.source.close()
         self._take(await self.pool.stop())
         await self.pool.close()
         if self.folder is not None:

@@ -57,6 +57,13 @@ class LoadSource:
         """Return the changes that were requested since the last call."""
         return []
 
+    def has_requested(self) -> bool:
+        """Return whether a change was requested that the workers do not have yet."""
+        return False
+
+    def close(self) -> None:
+        """Accept no further changes."""
+
     def apply(self, change: LoadChange) -> None:
         """Follow a change that the workers apply."""
 
@@ -131,6 +138,14 @@ class LiveSource(LoadSource):
         requested, self._running._requested = self._running._requested, []
         return requested
 
+    def has_requested(self) -> bool:
+        """Return whether a change was requested that the workers do not have yet."""
+        return bool(self._running._requested)
+
+    def close(self) -> None:
+        """Accept no further changes."""
+        self._running.state = "ended"
+
     def apply(self, change: LoadChange) -> None:
         """Apply `change` to the rate that the handle shows."""
         curve = self._running._curve
@@ -156,7 +171,7 @@ class LiveSource(LoadSource):
 
     def end(self, reason: str | None) -> list[LoadChange]:
         """End the load, if it has begun."""
-        self._running.state = "ended"
+        self.close()
         if self._running._curve is None:
             return []
         return self._log(LoadChange(self._running.clock(), "end", note=reason))

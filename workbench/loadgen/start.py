@@ -62,7 +62,8 @@ def start_load(
     Raises:
         SettingError: The model or the endpoint cannot take the load.
         TraceError: A trace cannot be read.
-        EndpointGoneError: Nothing answers. All three are raised before anything is sent.
+        EndpointGoneError: Nothing answers.
+        RunError: `run` already has a load. All four are raised before anything is sent.
     """
     from workbench.workload.tokenizer import load_tokenizer
 
@@ -70,6 +71,7 @@ def start_load(
     plan = make_plan(load, tokenizer, max_model_len=context_length(target))
     running = LoadRun(sum(len(arrival.turns) for arrival in plan), clock or start_clock())
     if run is not None:
+        run.take_load()
         run.write_plan(len(plan), plan_digest(plan))
     shown = make_progress(progress, load, plan)
     source = PlannedSource(load, plan)
@@ -107,7 +109,8 @@ def start_live_load(
     Raises:
         SettingError: The load cannot be changed while it runs, or the model or the endpoint cannot
             take it.
-        EndpointGoneError: Nothing answers. Both are raised before anything is sent.
+        EndpointGoneError: Nothing answers.
+        RunError: `run` already has a load. All three are raised before anything is sent.
     """
     import numpy as np
 
@@ -127,6 +130,8 @@ def start_live_load(
         on_sent=on_sent,
     )
     shown = make_live_progress(progress, running)
+    if run is not None:
+        run.take_load(live=True)
     source = LiveSource(running, tokenizer.regular_token_ids, workers)
     calls = adapt_calls(target, load, [_TOKEN_IDS])
     runner = LoadRunner(target, load, source, running, run, shown, on_record, calls)

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 class WorkerReport:
     """The events since the last report; event-loop lag and CPU share once the work is done.
 
-    For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
-    could not be sent in time.
+    `done`: nothing is left to send or to answer. A live load may continue after that, if a person
+    changes its rate. For a live load, `sent_s` has the times of the requests sent, and `dropped`
+    counts those that could not be sent in time.
     """
 
     records: list[RequestRecord]
@@ -132,6 +133,8 @@ class LoadWorker:
         done = task is not None and task.done()
         if task is not None and done and not task.cancelled():
             task.result()
+        if isinstance(self._sender, LiveSender):
+            done = done or self._sender.finished
         lag_ms, cpu_share = self._watch.loop_lag_p99_ms, self._watch.cpu_share
         report = WorkerReport(records, self._in_progress, done, lag_ms, cpu_share)
         if isinstance(self._sender, LiveSender):

@@ -280,3 +280,11 @@ def test_a_record_is_read_back_as_it_was_and_holds_no_key(
     assert json.loads(text)["tenants"][0]["key_hash"] == "0" * 64
     record.forget("llm")
     assert store == {}
+
+
+def test_application_that_another_process_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = SimpleNamespace(status=lambda: SimpleNamespace(applications={}))
+    monkeypatch.setitem(sys.modules, "ray.serve", gone)
+    monkeypatch.setattr("ray.serve", gone, raising=False)
+    with pytest.raises(DeployError, match="application llm was replaced or deleted by another"):
+        service._wait_until_running(ServiceSpec(), lambda line: None)

@@ -15,7 +15,7 @@ from support.scripted_server import tokens
 
 from serving.cluster import connection
 from workbench.endpoints.remote import Remote, remote
-from workbench.errors import WorkbenchError
+from workbench.errors import RunError, SettingError, WorkbenchError
 from workbench.loadgen import pool
 from workbench.loadgen.handle import LoadResult
 from workbench.loadgen.start import start_live_load, start_load
@@ -234,3 +234,84 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     assert running.changes[-1].note == result.ended_early == "stopped by the user"
     assert len(sent) == result.planned == running.ended
     assert len(list(run.records())) == len(result.records) == result.planned
+
+
+def test_rate_set_after_the_plan_is_sent_until_stop(
+    actors: list[LocalActor], tmp_path: Path
+) -> None:
+    """While the last answers of the plan arrive, a person sets a rate, pauses, and sets another."""
+    load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.5, workers=2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> tuple[LoadResult, list[int]]:
+        with scripted.threaded(tokens(3, ttft_s=1.5, chat=False)) as server:
+            running = start_live_load(target_of(server), load, run=run, max_rate=150, progress=None)
+            while running.start_s is None or running.clock() < running.start_s + 0.9:
+                await asyncio.sleep(0.02)
+            counts = [len(server.log)]
+            running.set_rate(20)
+            while len(server.log) < counts[0] + 20:
+                await asyncio.sleep(0.02)
+            running.pause()
+            await asyncio.sleep(0.6)
+            counts.append(len(server.log))
+            await asyncio.sleep(2.5)  # everything is answered, and still the load is not over
+            counts.append(len(server.log))
+            assert (running.state, running.in_progress) == ("paused", 0)
+            running.resume()
+            while len(server.log) < counts[2] + 5:
+                await asyncio.sleep(0.02)
+            running.stop()
+            with pytest.raises(SettingError, match="has ended"):
+                running.set_rate(5)
+            return await running, counts
+
+    result, counts = asyncio.run(go())
+    assert counts[0] == 10
+    assert counts[1] == counts[2]
+    assert result.ended_early == "stopped by the user"
+    assert [change.what for change in run.changes()] == ["start", "rate", "pause", "resume", "end"]
+    assert len(list(run.records())) == result.planned
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_folder_takes_one_load(actors: list[LocalActor], tmp_path: Path, live: bool) -> None:
+    start: Any = start_live_load if live else start_load
+    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> int:
+        with scripted.threaded(tokens(1, chat=False)) as server:
+            running = start(target_of(server), load, run=run, progress=None)
+            for again in (start_load, start_live_load):
+                with pytest.raises(RunError, match=r"already has a load .*another folder"):
+                    again(target_of(server), load, run=Run.open(run.path), progress=None)
+            await running
+            with pytest.raises(RunError, match="already has a load"):
+                start(target_of(server), load, run=run, progress=None)
+            return len(server.log)
+
+    assert asyncio.run(go()) == len(list(run.records())) == 10
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_interrupted_load_says_what_was_cancelled(
+    actors: list[LocalActor], tmp_path: Path, live: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start: Any = start_live_load if live else start_load
+    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> int:
+        with scripted.threaded(tokens(1, ttft_s=60, chat=False)) as server:
+            running = start(target_of(server), load, run=run, progress="lines")
+            while len(server.log) < 10:
+                await asyncio.sleep(0.02)
+            running._task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            return len(server.log)
+
+    assert asyncio.run(go()) == 10
+    assert "interrupted: 10 requests cancelled" in capsys.readouterr().out
+    assert [record.status for record in run.records()] == ["cancelled"] * 10
