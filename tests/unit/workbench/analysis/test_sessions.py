@@ -29,7 +29,7 @@ def turns(tmp_path: Path) -> pd.DataFrame:
             )
         )
     run.append_request(failed("shed", request_id="load-a1b2c3-10-2"))
-    run.append_request(record(9.0, 9.5, request_id="load-123456-7"))
+    run.append_request(record(9.0, 9.5, request_id="load-a1b2c3-7"))
     return turns_frame(run.requests_frame())
 
 
@@ -62,7 +62,7 @@ def test_table_of_sessions(turns: pd.DataFrame) -> None:
 
 def test_run_without_sessions(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {})
-    run.append_request(record(9.0, 9.5, request_id="load-123456-7"))
+    run.append_request(record(9.0, 9.5, request_id="load-a1b2c3-7"))
     turns = turns_frame(run.requests_frame())
     assert turns.empty
     assert turn_table(turns).empty
