@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.whatif.tables import Control
     from workbench.workload.spec import LoadSpec
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
 UNFIT_CACHE = "do not fit the KV cache"
 DRAWS = 1 << 16

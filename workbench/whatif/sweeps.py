@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.whatif.calibration import Calibration
     from workbench.whatif.result import Simulation
     from workbench.workload.spec import LoadSpec
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
 FIGURES = (
     *("completed", "shed", "p50_ttft_ms", "p99_ttft_ms", "p99_e2el_ms", "mean_tpot_ms"),

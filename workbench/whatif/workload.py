@@ -13,11 +13,12 @@ from workbench.whatif.state import REQUEST
 from workbench.workload.arrivals import ClosedLoop, TraceReplay
 from workbench.workload.prompts import FilePrompts, FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec, make_plan
-from workbench.workload.traces import TraceRequest, replay_trace
+from workbench.workload.trace_request import TraceRequest
+from workbench.workload.traces import replay_trace
 
 if TYPE_CHECKING:
     from workbench.whatif.state import Floats, Ints
-    from workbench.workload.prompt_generator import Prompt
+    from workbench.workload.prompt import Prompt
     from workbench.workload.tokenizer import Tokenizer
 
 
@@ -85,7 +86,7 @@ class Workload:
         if not isinstance(load, LoadSpec):
             return _of_trace(list(load), max_model_len)
         if isinstance(load.arrivals, TraceReplay) and _has_lengths_of_trace(load):
-            workload = _of_trace(replay_trace(load.arrivals), max_model_len)
+            workload = _of_trace(replay_trace(load.arrivals).requests, max_model_len)
         else:
             workload = _of_plan(load, max_model_len, tokenizer)
         workload.duration_s, workload.warmup_s = load.duration_s, load.warmup_s

@@ -27,7 +27,7 @@ from workbench.loadgen.client import stream_chat
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival
 
 KEY = "sk-a-key-of-enough-length"

@@ -14,7 +14,7 @@ from workbench.endpoints.remote import Remote, remote
 from workbench.loadgen.accepted import adapt_calls
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival, LoadSpec
 
 CHAT = ({"role": "user", "content": "Hello"},)
