@@ -110,7 +110,7 @@ def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActo
 def test_the_journal_of_a_dead_worker_completes_the_records(
     actors: list[LocalActor], tmp_path: Path
 ) -> None:
-    load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, count=40, workers=2)
+    load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, count=120, workers=2)
     run = Run.create(tmp_path, {})
 
     async def go() -> LoadResult:
@@ -131,7 +131,7 @@ def test_the_journal_of_a_dead_worker_completes_the_records(
     assert "a load worker died" in (result.ended_early or "")
     ids = [record.request_id for record in result.records]
     assert len(set(ids)) == len(ids)
-    assert 20 < len(ids) < 40
+    assert 60 < len(ids) < 120
     assert {record.request_id for record in run.records()} == set(ids)
 
 
