@@ -21,8 +21,10 @@ MAX_GIB = 16
 @pytest.fixture
 def running(lab: Callable[..., str], page: Any) -> Any:
     """The notebook with its dashboard shown and the load running."""
-    # A slow ramp and a long plateau: the test ends the load.
-    plan = {"port": 0, "run_id": "by-hand", "peak_rate": 3.0, "ramp_s": 30.0, "hold_s": 1200.0}
+    # A slow ramp and a long plateau: the test ends the load. At this rate more than one request is
+    # always in progress, so that the second replica is wanted however fast the machine is.
+    plan = {"port": 0, "run_id": "by-hand", "peak_rate": 4.0, "ramp_s": 30.0, "hold_s": 1200.0}
+    plan["target_ongoing_requests"] = 1.0
     run_all(page, lab("02_watch_autoscaling", **plan), "Watch autoscaling")
     page.locator(".workbench-dashboard .js-plotly-plot").wait_for(timeout=300_000)
     return page
