@@ -52,7 +52,7 @@ def flood(proxy: Proxy, count: int) -> list[socket.socket]:
         wait_for(lambda: proxy.connections() == 0, 30)
         sockets = half_headers(proxy, "127.0.0.2", count)
         for _ in range(10):
-            if proxy.connections() == count:
+            if proxy.admitted() == proxy.connections() == count:
                 return sockets
             time.sleep(0.1)
         for connection in sockets:
