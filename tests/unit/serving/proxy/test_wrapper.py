@@ -44,7 +44,7 @@ def half_headers(proxy: Proxy, address: str, count: int) -> list[socket.socket]:
 
 
 def flood(proxy: Proxy, count: int) -> list[socket.socket]:
-    """Return so many connections with half a header each, and no others.
+    """Return this number of open connections with half a header each.
 
     On a busy machine the proxy ends the first ones with 408 before the last ones are open.
     """
