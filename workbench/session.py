@@ -121,7 +121,7 @@ class Session:
         """Return an endpoint that runs `spec`, at the parameter `address`.
 
         The service that this process runs under the name of `spec` is returned if it runs as
-        specified, else replaced. With `replace`, an application of somebody else is replaced too.
+        specified, else replaced. With `replace`, an application of another user is replaced too.
         Raises what `workbench.open_endpoint` does.
         """
         address = str(self.parameters.get("address") or "")

@@ -146,8 +146,8 @@ def _restore(name: str, previous: Deployed | None, progress: ProgressCallback) -
     """Deploy the previous service again; return a sentence on which service answers."""
     if previous is None:
         return (
-            f"What ran as {name!r} before is not known here and was not restored. Deploy it again, "
-            "or delete it."
+            f"The previous service {name!r} was not deployed from here and was not restored. "
+            "Deploy it again, or delete it."
         )
     progress(f"{name}: did not start; restoring the previous service")
     models = ", ".join(model.model_id for model in previous.spec.models)
@@ -250,7 +250,8 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallbac
 def proxy_location(spec: EndpointSpec, nodes: list[dict[str, Any]]) -> str:
     """Return where Ray Serve runs proxies: on every host, or only on the head.
 
-    Two proxies on one host would need the same port. On loopback nobody reaches another host's.
+    Two proxies on one host would need the same port, and a proxy on a loopback address cannot be
+    reached from other hosts.
     """
     hosts = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
     alone = len(hosts) == sum(node["Alive"] for node in nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ class Backend(BaseHTTPRequestHandler):
     """Answers `/` at once, `/slow/S` after S seconds, and `/stream/S` with one line every 0.1 s."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # Headers and body leave in one packet; otherwise each answer waits for an ACK.
 
     def do_GET(self) -> None:
         kind, _, seconds = self.path.strip("/").partition("/")
@@ -48,6 +50,7 @@ class Backend(BaseHTTPRequestHandler):
         for index in range(round(seconds * 10)):
             line = f"{index}\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            self.wfile.flush()
             time.sleep(0.1)
         self.wfile.write(b"0\r\n\r\n")
 
@@ -115,6 +118,14 @@ class Proxy:
             lines = read_all(connection).decode().splitlines()
         names = lines[0].removeprefix("# ").split(",")
         return int(lines[1].split(",")[names.index("scur")])
+
+    def admitted(self) -> int:
+        """Return the open connections that HAProxy's rules have let pass.
+
+        HAProxy counts a connection before it applies its rules.
+        """
+        table = admin.ask(self.admin_socket, "show table http_frontend")
+        return sum(map(int, re.findall(r"conn_cur=(\d+)", table)))
 
     def connect(self, source: str = "127.0.0.1", host: str = "127.0.0.1") -> socket.socket:
         return socket.create_connection((host, self.port), 30, source_address=(source, 0))

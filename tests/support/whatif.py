@@ -1,4 +1,4 @@
-"""Small services and calibrations for the simulator, whose times are easy to compute by hand."""
+"""Small services and calibrations for the simulator, whose times can be computed by hand."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def deploy(
         ResourcesError: The cluster can never satisfy the spec's resources.
         MissingPackageError: A package that the spec needs is not installed.
         PortTakenError: Something else listens on the endpoint's port.
-        NameTakenError: The name or route belongs to an application of somebody else.
+        NameTakenError: The name or route belongs to an application of another user.
         ClusterError: The cluster cannot be reached, or runs with other options.
         DeployError: A replica did not start; the message has the engine's own error.
     """

@@ -34,7 +34,6 @@ __all__ = [
     "HealthBounds",
     "Summary",
     "summarize",
-    "summarize_columns",
 ]
 
 
@@ -146,7 +145,7 @@ class _Run:
 
 
 def summarize(
-    records: Iterable[RequestRecord],
+    records: Iterable[RequestRecord] | Columns,
     *,
     duration_s: float | None = None,
     slo: SLO | None = None,
@@ -157,7 +156,7 @@ def summarize(
     """Summarize the requests that were due at least `warmup_s` after the first one.
 
     Args:
-        records: Read once and not kept.
+        records: Read once and not kept; or the columns of all records.
         duration_s: Duration of the whole run, warm-up included. By default from the time at which
             the first request was due (scheduled, else sent) to the last end.
         slo: The bounds for goodput and attainment.
@@ -165,26 +164,7 @@ def summarize(
         health: The client's health. By default judged from the send lag and from `watch`.
         watch: The watch over the event loop that sent the requests.
     """
-    return summarize_columns(
-        Columns.read(records),
-        duration_s=duration_s,
-        slo=slo,
-        warmup_s=warmup_s,
-        health=health,
-        watch=watch,
-    )
-
-
-def summarize_columns(
-    whole: Columns,
-    *,
-    duration_s: float | None = None,
-    slo: SLO | None = None,
-    warmup_s: float = 0.0,
-    health: ClientHealth | None = None,
-    watch: LoopWatch | None = None,
-) -> Summary:
-    """Summarize requests that are columns already; see `summarize`."""
+    whole = records if isinstance(records, Columns) else Columns.read(records)
     start = np.fmin.reduce(whole.due_s, initial=np.nan) + warmup_s
     counted = whole.take(whole.due_s >= start) if warmup_s else whole
     end = np.fmax.reduce(counted.end_s, initial=np.nan)

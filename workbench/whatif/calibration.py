@@ -123,23 +123,23 @@ class Calibration(Strict):
         """Return what differs between the calibration and a spec or the installed versions."""
         from workbench.runs.provenance import versions
 
-        found = list(self.marks)
+        mismatches = list(self.marks)
         if self.model != model.model_id:
-            found.append(f"the calibration is of model {self.model!r}, not {model.model_id!r}")
+            mismatches.append(f"the calibration is of model {self.model!r}, not {model.model_id!r}")
         wanted = model.accelerator_type
         if wanted and wanted.lower() not in self.device.lower():
-            found.append(f"the calibration is of {self.device}, not {wanted}")
+            mismatches.append(f"the calibration is of {self.device}, not {wanted}")
         if (model.accelerator == "gpu") != bool(self.hardware.get("gpus")) and self.hardware:
-            found.append(f"the calibration is of {self.device}, not of a {model.accelerator}")
+            mismatches.append(f"the calibration is of {self.device}, not of a {model.accelerator}")
         scaling = model.scaling
         if scaling.min_replicas < scaling.max_replicas and not self.start_s:
-            found.append("the calibration has no start of a replica, so replicas start at once")
+            mismatches.append("the calibration has no start times, so replicas start at once")
         installed = versions()
         for package in VERSIONS_THAT_MATTER:
             there, here = self.versions.get(package), installed.get(package)
             if there and here and there != here:
-                found.append(f"the calibration is of {package} {there}, not {here}")
-        return found
+                mismatches.append(f"the calibration is of {package} {there}, not {here}")
+        return mismatches
 
     def beyond(self, **ranges: tuple[float, float]) -> list[str]:
         """Return which ranges are not within those of the runs, in words."""

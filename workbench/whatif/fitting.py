@@ -21,7 +21,7 @@ ENOUGH_POINTS = 50
 GOOD_R_SQUARED = 0.9
 GOOD_ERROR = 0.15
 DISTINCT = 1e-3
-"""Smallest share of the largest singular value with which two constants can be told apart."""
+"""Smallest singular value, as a share of the largest, at which the constants are identifiable."""
 
 
 def calibrate(
@@ -53,7 +53,7 @@ def calibrate(
     """
     given = list(runs)
     if not given:
-        raise SettingError("runs is empty; give those that calibration_loads returned")
+        raise SettingError("runs is empty; pass the runs that calibration_loads returned")
     facts = _common_facts(given)
     limits = {
         "kv_blocks": kv_blocks,
@@ -214,7 +214,9 @@ def _marks(observed: Observations, fit: Fit) -> list[str]:
             names = [
                 name for name, part in zip(CONSTANTS, direction, strict=True) if abs(part) > 0.3
             ]
-            marks.append(f"the runs cannot tell apart {' and '.join(names)}: vary the loads more")
+            marks.append(
+                f"the runs do not determine {' and '.join(names)} separately: vary the loads more"
+            )
     return marks
 
 

@@ -1,4 +1,4 @@
-"""Measure an endpoint for a calibration: a few short loads that tell the constants apart."""
+"""Measure an endpoint for a calibration: a few short loads that determine each constant."""
 
 from __future__ import annotations
 

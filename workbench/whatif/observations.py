@@ -1,4 +1,4 @@
-"""What the requests of a run tell about the steps of the engine, as rows of linear equations.
+"""Linear equations for the constants of the engine's steps, from the requests of a run.
 
 A request that has its first token gets one token per step. The tokens of all requests between its
 first and its last token are therefore the sum of the batches of these steps, and the lengths of the

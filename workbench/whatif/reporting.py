@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @inner
 def report_at_once(fleet: Fleet, control: Control, now: float) -> None:
-    """Report the queue of the handle, as it does for a request that finds no replica."""
+    """Report the number of queued requests, as a handle does when it finds no running replica."""
     ongoing, handle = control.ongoing, len(fleet.replicas)
     if ongoing.sizes[handle].own > 0:
         report(ongoing, handle, now, control.look_back_s)

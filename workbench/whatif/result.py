@@ -15,7 +15,7 @@ from workbench.cost.replica_seconds import ReplicaSeconds
 from workbench.metrics.columns import STATUSES, Columns
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.slo import SLO
-from workbench.metrics.summary import Summary, summarize_columns
+from workbench.metrics.summary import Summary, summarize
 from workbench.records import DecisionSample, DeploymentSample, RequestRecord
 from workbench.whatif.calibration import Calibration
 from workbench.whatif.request_records import (
@@ -133,11 +133,8 @@ class Simulation:
         Args:
             slo: The bounds for goodput and attainment.
         """
-        columns = self.columns()
         health = ClientHealth.judge(send_lag_p99_ms=0.0, loop_lag_p99_ms=None, cpu_share=None)
-        return summarize_columns(
-            columns, duration_s=None, slo=slo, warmup_s=self.warmup_s, health=health
-        )
+        return summarize(self.columns(), slo=slo, warmup_s=self.warmup_s, health=health)
 
     def headline(self, slo: SLO | None = None) -> str:
         """Return the simulation in one line, with what makes its figures doubtful."""
@@ -206,7 +203,7 @@ class Simulation:
         ]
 
     def replicas_frame(self) -> pd.DataFrame:
-        """Return a row per replica: when it was requested, ready, told to stop and gone.
+        """Return a row per replica, with the times at which it started and stopped.
 
         A replica that still exists at the end has NaN as its last times. `busy_s` counts the
         seconds in which it held requests.
@@ -231,7 +228,7 @@ class Simulation:
         )
 
     def cost_per_day(self, prices: Prices) -> float:
-        """Return the $ of 24 hours like those that were simulated.
+        """Return the cost in $ of 24 hours at the simulated load.
 
         Raises:
             SettingError: A price is missing.

@@ -30,7 +30,7 @@ class _AnyTokens:
 
 @dataclass
 class Workload:
-    """Requests by index. Those that are due at a known time come first, in the order of the times.
+    """Requests by index: first those with a known due time, in the order of these times.
 
     Attributes:
         due_s: When a request is due, infinity for one that follows another.

@@ -155,7 +155,7 @@ def test_an_interrupted_start_ends_within_two_seconds(tmp_path: Path) -> None:
 
 
 def has_command(pid: int) -> bool:
-    """Whether the process runs: one that has ended, and that nobody has waited for, has none."""
+    """Return whether the process runs. A zombie has no command line."""
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_bytes() != b""
     except OSError:

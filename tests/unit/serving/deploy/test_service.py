@@ -204,7 +204,9 @@ def test_an_application_that_this_project_did_not_record_is_not_restored_or_dele
     scripted.failing = {"bad"}
     deploy(spec_of("good"))
     store.clear()
-    with pytest.raises(DeployError, match="'llm' before is not known here and was not restored"):
+    with pytest.raises(
+        DeployError, match="service 'llm' was not deployed from here and was not restored"
+    ):
         deploy(spec_of("bad"))
     assert scripted.submitted == [("good", 0), ("bad", 1)]
 

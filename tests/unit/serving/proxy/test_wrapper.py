@@ -44,7 +44,7 @@ def half_headers(proxy: Proxy, address: str, count: int) -> list[socket.socket]:
 
 
 def flood(proxy: Proxy, count: int) -> list[socket.socket]:
-    """Return so many connections with half a header each, and no others.
+    """Return this number of open connections with half a header each.
 
     On a busy machine the proxy ends the first ones with 408 before the last ones are open.
     """
@@ -52,7 +52,7 @@ def flood(proxy: Proxy, count: int) -> list[socket.socket]:
         wait_for(lambda: proxy.connections() == 0, 30)
         sockets = half_headers(proxy, "127.0.0.2", count)
         for _ in range(10):
-            if proxy.connections() == count:
+            if proxy.admitted() == proxy.connections() == count:
                 return sockets
             time.sleep(0.1)
         for connection in sockets:

@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_and_writes_it(
     printed = capsys.readouterr().out
     assert "slo_attainment" in printed
     assert "doubtful    1 requests have no lengths" in printed
-    assert "no start of a replica" in printed
+    assert "no start times" in printed
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def fleet_of(slots: int, running: int = 0) -> Fleet:
 
 
 def reported(values: dict[int, list[float]], running: int) -> Any:
-    """What replicas reported: each figure has been constant, so that its mean is its value."""
+    """Reports of replicas whose figures were constant, so that each mean is the value."""
     series = reports.empty_series(running * policies.FIGURES, 4)
     for figure, by_replica in values.items():
         for slot, value in enumerate(by_replica):
