@@ -222,7 +222,7 @@ def test_notebook_09_sends_the_same_load_under_every_policy(finished: Finished) 
         assert reports.desired.notna().any(), "the policy reported what it requests"
         assert policy_run.samples_frame("replica").kv_cache_usage.notna().any()
     outputs = output_text(executed)
-    assert all(name in outputs for name in ("engine pressure", "ttft_p99_ms", "replica_s"))
+    assert all(name in outputs for name in ("engine pressure", "p99 TTFT", "Replica-seconds"))
     report_of(run)
 
 
