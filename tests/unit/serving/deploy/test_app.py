@@ -150,8 +150,8 @@ class TestRefusals:
             ({"prot": 1}, "ServiceSpec.prot is not a field, got 1"),
             ({"model": {"engine_kwargs": {"max_num_seq": 1}}}, "max_num_seqs"),
             ({"model": '{"num_cpu": 2}'}, "num_cpu is not a field, got 2"),
-            ({"model": "{bad"}, "model must be JSON, got '{bad'"),
-            ({"model": "tiny"}, "model must be JSON, got 'tiny'"),
+            ({"model": "{bad"}, "of its fields, or JSON, got '{bad'"),
+            ({"model": "tiny"}, "of its fields, or JSON, got 'tiny'"),
         ],
     )
     def test_an_invalid_spec_is_rejected(self, args: dict[str, Any], part: str) -> None:
