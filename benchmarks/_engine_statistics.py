@@ -1,4 +1,4 @@
-"""CPU time of counting an engine's statistics, per token: vLLM's logger for Ray and ours in turn."""
+"""CPU time of an engine's statistics per token: vLLM's logger for Ray and ours in turn."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def statistics_figures(streams: int, tokens: int, repeats: int) -> dict[str, flo
         repeats: The number of pairs.
     """
     import prometheus_client
-    from tests.support.engine_statistics import engine_config, step
     from vllm.v1.metrics.loggers import PrometheusStatLogger
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     from serving.engine.ray_metrics import RayMetrics
+    from tests.support.engine_statistics import engine_config, step
 
     source = random.Random(1)
     steps = [step(source, streams) for _ in range(tokens)]

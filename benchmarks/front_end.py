@@ -1,4 +1,4 @@
-"""CPU time of the front end, without an engine: the gate per chunk and request, statistics per token."""
+"""CPU time of the front end without an engine: gate per chunk and request, statistics per token."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ class EngineReplica(EngineServer):
         hide_hub_token()
         self._health_check: asyncio.Future[Any] | None = None
         self._first_tokens = FirstTokens()
-        self._coalescer = StreamCoalescer()
         spec = ModelSpec(**model)
+        self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
         lower_engine_priority(spec.accelerator)
         self._compiles_sampler = spec.accelerator == "cpu"
         if self._compiles_sampler:
