@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,11 +21,11 @@ def statistics_figures(streams: int, tokens: int, repeats: int) -> dict[str, flo
         repeats: The number of pairs.
     """
     import prometheus_client
+    from support.engine_statistics import engine_config, step
     from vllm.v1.metrics.loggers import PrometheusStatLogger
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
     from serving.engine.ray_metrics import RayMetrics
-    from tests.support.engine_statistics import engine_config, step
 
     source = random.Random(1)
     steps = [step(source, streams) for _ in range(tokens)]
@@ -34,14 +34,13 @@ def statistics_figures(streams: int, tokens: int, repeats: int) -> dict[str, flo
     metrics = RayMetrics(prometheus_client.REGISTRY, "")
     ours.record(*steps[0])
     metrics.publish()
-    publish_us = _cpu_us(lambda: [metrics.publish() for _ in range(20)]) / 20
+    publish_us = _cpu_us(metrics.publish, [()] * 20) / 20
 
     per_token: dict[str, list[float]] = {"ray": [], "ours": []}
     for pair in range(repeats):
         sides: list[tuple[str, Any]] = [("ray", theirs), ("ours", ours)]
         for side, logger in sides[:: -1 if pair % 2 else 1]:
-            elapsed_us = _cpu_us(lambda logger=logger: [logger.record(*each) for each in steps])
-            per_token[side].append(elapsed_us / (streams * tokens))
+            per_token[side].append(_cpu_us(logger.record, steps) / (streams * tokens))
     publishing = publish_us / (streams * STEPS_PER_S)
     totals = [value + publishing for value in per_token["ours"]]
     pairs = zip(totals, per_token["ray"], strict=True)
@@ -53,7 +52,8 @@ def statistics_figures(streams: int, tokens: int, repeats: int) -> dict[str, flo
     }
 
 
-def _cpu_us(work: Callable[[], Any]) -> float:
+def _cpu_us(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> float:
     began = time.process_time()
-    work()
+    for each in arguments:
+        work(*each)
     return (time.process_time() - began) * 1e6

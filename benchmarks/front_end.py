@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-# The packages `tools` and `benchmarks` are not installed.
+# The packages `benchmarks` and `support` are not installed.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from _engine_statistics import statistics_figures
 from _gate_cpu import gate_figures
