@@ -11,7 +11,7 @@ PARALLEL := -n 3 --dist loadfile -p no:schemathesis
 NOT_LONG := not slow and not browser
 EXTENT := $(NOT_LONG)
 AND_EXTENT = $(if $(EXTENT), and $(EXTENT))
-FAST = not engine and not gpu and not timing$(AND_EXTENT)
+FAST = not engine and not gpu and not timing and not clients$(AND_EXTENT)
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20

@@ -54,13 +54,14 @@ from _report import Goal, report
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from support import scripted_server as scripted
 
+from workbench.endpoints.connection import NO_KEY, make_connection
 from workbench.loadgen.client import stream_completion
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
 from workbench.workload.arrivals import Poisson
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.schedule import offsets
 from workbench.workload.spec import Arrival
 
@@ -149,7 +150,7 @@ async def count(start_s: float) -> dict[str, Any]:
 async def open_loop(base_url: str, due_s: list[float]) -> dict[str, Any]:
     """Send requests at their scheduled times, through a load worker."""
     worker = LoadWorker()
-    await worker.connect(base_url, "none")
+    await worker.connect(make_connection(base_url, NO_KEY))
     prompt = Prompt(content=tuple(PROMPT), prompt_tokens=len(PROMPT), max_tokens=16)
     config = WorkerConfig("scripted", {}, f"at-{due_s[0]}", epoch_s=0, start_s=0)
     await worker.start(config, [(i, Arrival(at, (prompt,))) for i, at in enumerate(due_s)])

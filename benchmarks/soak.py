@@ -281,7 +281,7 @@ async def send(soak: Soak, seconds: float, folder: Path, faults: list[str] | Non
 
 
 def keep(soak: Soak, path: str, record: Any) -> None:
-    """Keep the record of a stream; those that the end of the test cut do not count."""
+    """Keep the record of a stream, unless the end of the test interrupted it."""
     soak.ended.add(record.request_id)
     if record.status != "cancelled" and record.sent_s is not None and record.end_s is not None:
         ok = record.status == "ok"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
@@ -92,8 +93,12 @@ class Policy:
 
 
 def installed() -> list[Distribution]:
-    """Return the installed packages by name, without our own."""
-    packages = {canonicalize_name(package.name): package for package in distributions()}
+    """Return the installed packages by name, without our own.
+
+    ``sys.path`` may also have packages that others bring along, such as setuptools.
+    """
+    folders = list({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    packages = {canonicalize_name(p.name): p for p in distributions(path=folders)}
     return [packages[name] for name in sorted(packages) if name != OWN]
 
 

@@ -161,7 +161,7 @@ def keep_cpu_build(pin: str, reason: str) -> str:
     """Return the entry that the CPU lock has for a pin.
 
     Raises:
-        LockError: It has none.
+        LockError: The CPU lock has no hashes for the pin.
     """
     entry = find_entry(REQUIREMENTS / "cpu.txt", "torch")
     if pin_of(entry) == pin and HASH in entry:

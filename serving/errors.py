@@ -31,7 +31,7 @@ class PortTakenError(WorkbenchError):
 
 
 class NameTakenError(WorkbenchError):
-    """An application's name or route belongs to somebody else on the cluster."""
+    """An application's name or route belongs to another user of the cluster."""
 
 
 class ClusterError(WorkbenchError):

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from workbench import classroom as classroom
     from workbench import client as client
     from workbench import experiments as experiments
+    from workbench import export as export
     from workbench import figures as figures
     from workbench import guardrail as guardrail
     from workbench import router as router
     from workbench import teaching as teaching
+    from workbench import whatif as whatif
     from workbench.cost.cost import cost_of as cost_of
     from workbench.cost.cost import with_cost as with_cost
     from workbench.cost.prices import Prices as Prices
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from workbench.workload.prompts import FromTrace as FromTrace
     from workbench.workload.prompts import LogNormal as LogNormal
     from workbench.workload.prompts import RandomPrompts as RandomPrompts
+    from workbench.workload.prompts import TracePrompts as TracePrompts
     from workbench.workload.prompts import Uniform as Uniform
     from workbench.workload.spec import LoadSpec as LoadSpec
 else:

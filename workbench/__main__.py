@@ -1,4 +1,4 @@
-"""Run notebooks with papermill: once, over a grid of parameters, or again."""
+"""Run notebooks with papermill, write claims and manifests, and simulate a service."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.call(arguments))
     except WorkbenchError as error:
-        print(f"\n{' '.join(str(error).split())}", file=sys.stderr)
+        print(" ".join(str(error).split()), file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 
@@ -45,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     _add_notebook_commands(commands)
     _add_claim_commands(commands)
     _add_manifest_command(commands)
+    _add_whatif_command(commands)
+    fields = commands.add_parser("fields", help="print the fields of a specification")
+    fields.add_argument("spec", nargs="?", metavar="SPEC", help="such as ModelSpec (all)")
+    fields.set_defaults(call=print_fields)
     return whole
 
 
@@ -74,7 +78,7 @@ def _add_notebook_commands(commands: Any) -> None:
     )
     sweep.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each cell (1)")
     sweep.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
+        "--runs", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
     )
     sweep.set_defaults(call=run_grid)
 
@@ -88,7 +92,7 @@ def _add_claim_commands(commands: Any) -> None:
     archive = commands.add_parser("archive", help="archive the verdicts of finished runs")
     archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     archive.add_argument(
-        "--to", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
+        "--out", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
     )
     archive.set_defaults(call=archive_runs)
 
@@ -116,6 +120,33 @@ def _add_manifest_command(commands: Any) -> None:
     )
     manifest.add_argument("--out", type=Path, metavar="FILE", help="file (standard output)")
     manifest.set_defaults(call=write_manifest)
+
+
+def _add_whatif_command(commands: Any) -> None:
+    whatif = commands.add_parser("whatif", help="simulate a trace under many autoscaler settings")
+    whatif.add_argument("trace", type=Path, metavar="TRACE", help="trace file, or a run folder")
+    whatif.add_argument(
+        "--calibration", type=Path, required=True, metavar="FILE", help="constants of a replica"
+    )
+    whatif.add_argument(
+        "--grid",
+        action="append",
+        required=True,
+        metavar="NAME=V1,V2",
+        help="values of a field of ScalingSpec; repeat the option for the product of several",
+    )
+    whatif.add_argument(
+        "--spec", type=Path, metavar="SPEC.yaml", help="the service (one with default settings)"
+    )
+    whatif.add_argument(
+        "--slo", action="append", metavar="NAME=MS", help="a bound of the SLO, such as ttft_ms=500"
+    )
+    whatif.add_argument("--speed", type=float, default=1.0, help="replay the trace faster (1)")
+    whatif.add_argument("--seed", type=int, default=0, help="seed of the simulations (0)")
+    whatif.add_argument(
+        "--out", type=Path, default=Path("whatif.csv"), metavar="FILE", help="table (whatif.csv)"
+    )
+    whatif.set_defaults(call=simulate_trace)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
@@ -211,7 +242,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     path = find_notebook(arguments.notebook)
     parameters = read_arguments(path, arguments)
     sweep = make_sweep(path, arguments.grid, parameters, repeats=arguments.repeats)
-    out = (arguments.out or default_run_root() / f"sweep-{path.stem}").resolve()
+    out = (arguments.runs or default_run_root() / f"sweep-{path.stem}").resolve()
 
     def run(cell: Cell) -> None:
         run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)
@@ -230,7 +261,7 @@ def archive_runs(arguments: argparse.Namespace) -> int:
     from workbench.claims.table import ARCHIVE, archive
 
     for folder in arguments.runs:
-        print(f"archived    {display_path(archive(folder, arguments.to or ARCHIVE))}")
+        print(f"archived    {display_path(archive(folder, arguments.out or ARCHIVE))}")
     return 0
 
 
@@ -258,6 +289,22 @@ def write_manifest(arguments: argparse.Namespace) -> int:
         print(text, end="")
     else:
         arguments.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+def simulate_trace(arguments: argparse.Namespace) -> int:
+    """Simulate a trace under every setting of a grid."""
+    from workbench.whatif.command import run_whatif
+
+    return run_whatif(arguments)
+
+
+def print_fields(arguments: argparse.Namespace) -> int:
+    """Print the fields of a specification, or of all."""
+    import workbench
+    from workbench.fields import describe
+
+    print(describe(workbench, arguments.spec))
     return 0
 
 

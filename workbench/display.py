@@ -31,9 +31,10 @@ class StaticFigure:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         data = json.loads(self.figure.to_json())
         bundle = {"application/vnd.plotly.v1+json": {**data, "config": CONFIG}}
-        return {**bundle, "text/html": self._html(), "text/plain": "a figure"}
+        return {**bundle, "text/html": self.html(), "text/plain": "a figure"}
 
-    def _html(self) -> str:
+    def html(self) -> str:
+        """Return the figure as HTML, with plotly.js if no earlier cell has it."""
         current, earlier = _current_cell(), StaticFigure._script_cell
         # Running the cell with the script again removes its old output, and the script with it.
         rerun = earlier is not None and current[0] == earlier[0] and current[1] != earlier[1]

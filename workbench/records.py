@@ -33,6 +33,9 @@ class RequestRecord:
         stages: Milliseconds in each stage of the server's work (authentication, guardrail_in,
             route, queue, prefill, decode, guardrail_out), where reported.
         replica: Serve's id of the replica that answered, where reported.
+        cached_tokens: Tokens of the prompt that were in the prefix cache, where the server reports
+            them in `usage` (vLLM does with `enable_prompt_tokens_details`).
+        note: What was irregular about a stream that counts as complete.
     """
 
     request_id: str
@@ -49,6 +52,8 @@ class RequestRecord:
     tenant: str | None
     stages: dict[str, float | None] | None = None
     replica: str | None = None
+    cached_tokens: int | None = None
+    note: str | None = None
 
     @property
     def due_s(self) -> float:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.claims.claim import FILE, read_verdicts
-from workbench.figures.style import to_div
+from workbench.figures.style import page_div
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import Summary
+from workbench.plotly_script import script_for
+from workbench.quantities import NONE, quantity, significant
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -27,8 +29,23 @@ if TYPE_CHECKING:
 TableRows = list[tuple[str, str]]
 
 
+_TILES = (
+    ("SLO attainment", "slo_attainment", "share"),
+    ("TTFT p99", "p99_ttft_ms", "ms"),
+    ("TTFT p50", "p50_ttft_ms", "ms"),
+    ("Requests per second", "request_throughput", ""),
+    ("Output tokens per second", "output_throughput", ""),
+)
+
+
 def write_report(
-    run: Run, figures: Mapping[str, go.Figure], *, title: str, command: str | None = None
+    run: Run,
+    figures: Mapping[str, go.Figure],
+    *,
+    title: str,
+    command: str | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html` into the run's folder and return its path.
 
@@ -37,6 +54,8 @@ def write_report(
         figures: Figures by name.
         title: The title of the page.
         command: The command that repeats the run. Secrets in it are not shown.
+        tables: Further tables by heading.
+        defaults: The default values of the run's parameters. Those that differ are shown first.
     """
     from workbench.metrics.summary import summarize
     from workbench.runs.redact import redact
@@ -50,6 +69,8 @@ def write_report(
         title=title,
         command=redact(command),
         verdicts=read_verdicts(run.path) if (run.path / FILE).exists() else (),
+        tables=tables,
+        defaults=redact(dict(defaults or {})),
     )
     return _write_whole(page, text)
 
@@ -62,6 +83,8 @@ def render_page(
     title: str,
     command: str | None = None,
     verdicts: Iterable[Verdict] = (),
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -72,26 +95,37 @@ def render_page(
         title: The title of the page.
         command: The command that repeats the run.
         verdicts: The verdicts on claims.
+        tables: Further tables by heading.
+        defaults: The default values of the run's parameters.
     """
     table = summary.table(from_schedule=True)
     health = summary.client_health
-    divs = [(n, to_div(f, with_script=not i)) for i, (n, f) in enumerate(figures.items())]
     return _template("report.html.jinja").render(
         title=title,
         run_id=document["run_id"],
         date=document["date"],
         seed=document["seed"],
         limited="; ".join(health.reasons) if health.client_limited else "",
+        script=script_for(figures.values()) if figures else "",
+        tiles=list(_tiles(summary)),
+        changed=_changed(document["experiment"].get("parameters"), defaults),
+        story=_story(summary),
         headline=summary.headline(),
+        tables={name: _table(table) for name, table in (tables or {}).items()},
         claims=[(f"{v.claim.name} against {v.opponent}", _verdict_text(v)) for v in verdicts],
         unit=table.columns.name,
         columns=list(table.columns),
         latency=[
-            (name, [_number(v) for v in row])
+            (name, [significant(v) for v in row])
             for name, row in zip(table.index, table.values, strict=True)
         ],
-        side=[("Checks", _checks(summary)), ("Requests", _counts(summary)), *_groups(summary)],
-        figures=divs,
+        side=[
+            ("Checks", _checks(summary)),
+            ("Requests", _counts(summary)),
+            *_workload(summary),
+            *_groups(summary),
+        ],
+        figures=[(name, page_div(figure)) for name, figure in figures.items()],
         command=command,
         below=[
             ("Parameters", list(_flat(document["experiment"]))),
@@ -99,6 +133,67 @@ def render_page(
             ("Versions", list(_flat(document["versions"]))),
         ],
     )
+
+
+def _tiles(summary: Summary) -> Iterator[tuple[str, str, str]]:
+    """Yield label, value and state ("good", "bad" or "") of each tile."""
+    counts = f"{summary.completed:,} / {summary.failed:,} / {summary.shed:,}"
+    yield "Completed / failed / shed", counts, "bad" if summary.failed else ""
+    for label, figure, unit in _TILES:
+        value = summary.figure(figure)
+        if value is not None:
+            yield label, quantity(value, unit), _state(summary, figure, value)
+
+
+def _state(summary: Summary, figure: str, value: float) -> str:
+    """Return whether a figure keeps the SLO: "good", "bad", or "" without a bound."""
+    if summary.slo is None or figure == "p50_ttft_ms":
+        return ""
+    if figure == "slo_attainment":
+        return "good" if value >= summary.slo.target else "bad"
+    bound = summary.slo.bounds().get("ttft_ms") if figure == "p99_ttft_ms" else None
+    return "" if bound is None else "good" if value <= bound else "bad"
+
+
+def _story(summary: Summary) -> str:
+    """Return what happened, in a sentence for each part."""
+    total = summary.completed + summary.failed + summary.shed
+    parts = [
+        f"{total:,} requests ended in {quantity(summary.duration, 's')}: {summary.completed:,} "
+        f"completed, {summary.failed:,} failed and {summary.shed:,} were shed."
+    ]
+    if summary.slo is not None and summary.slo_attainment is not None:
+        word = "met" if summary.slo_met else "missed"
+        parts.append(
+            f"{quantity(summary.slo_attainment, 'share')} of them were within the SLO, so its "
+            f"target of {quantity(summary.slo.target, 'share')} was {word}."
+        )
+    if summary.steady is False:
+        parts.append("The latency was not steady: the last third differs from the first.")
+    return " ".join(parts)
+
+
+def _changed(
+    parameters: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None
+) -> TableRows | None:
+    """Return the parameters that differ from their defaults; None if the defaults are unknown."""
+    if not defaults or parameters is None:
+        return None
+    hidden = {"run_root", "run_id", "live"}
+    return [
+        (name, f"{_plain(value)} (default {_plain(defaults[name])})")
+        for name, value in parameters.items()
+        if name in defaults and name not in hidden and value != defaults[name]
+    ]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _table(table: pd.DataFrame) -> str:
+    html: str = table.to_html(float_format=significant, na_rep=NONE, border=0)
+    return html
 
 
 def _verdict_text(verdict: Verdict) -> str:
@@ -143,10 +238,17 @@ def _counts(summary: Summary) -> TableRows:
     units |= dict.fromkeys((*rates, "request_goodput"), "/s")
     values = {name: summary.figure(name) for name in units}
     return [
-        (name.replace("_", " ").capitalize(), _number(value) + units[name])
+        (name.replace("_", " ").capitalize(), significant(value) + units[name])
         for name, value in values.items()
         if value is not None
     ]
+
+
+def _workload(summary: Summary) -> Iterator[tuple[str, TableRows]]:
+    if summary.workload:
+        facts = {name: part for name, part in summary.workload.items() if name != "notes"}
+        notes = [("Note", note) for note in summary.workload.get("notes", ())]
+        yield "Workload", [*_flat(facts), *notes]
 
 
 def _groups(summary: Summary) -> Iterator[tuple[str, TableRows]]:
@@ -161,14 +263,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from _flat(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner if isinstance(inner, str) else json.dumps(inner)
-
-
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _yes(verdict: bool | None) -> str:
@@ -188,11 +282,9 @@ def write_page(
     """
     text = _template("comparison.html.jinja").render(
         title=title,
-        tables={
-            name: table.to_html(float_format="{:.4g}".format, na_rep="-")
-            for name, table in tables.items()
-        },
-        figures=[to_div(figure, with_script=not i) for i, figure in enumerate(figures)],
+        script=script_for(figures) if figures else "",
+        tables={name: _table(table) for name, table in tables.items()},
+        figures=[page_div(figure) for figure in figures],
     )
     return _write_whole(Path(path), text)
 

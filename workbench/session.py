@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.automation.notebooks import NOTEBOOKS, parameters_in
+from workbench.automation.notebooks import NOTEBOOKS, default_parameters, parameters_in
 from workbench.endpoints.services import Service, Target, close_services, open_service
 from workbench.errors import SettingError
 from workbench.experiments.measure import measure, warm_up
@@ -26,6 +26,7 @@ from workbench.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import plotly.graph_objects as go
 
     from serving.spec.service import EndpointSpec
@@ -120,7 +121,7 @@ class Session:
         """Return an endpoint that runs `spec`, at the parameter `address`.
 
         The service that this process runs under the name of `spec` is returned if it runs as
-        specified, else replaced. With `replace`, an application of somebody else is replaced too.
+        specified, else replaced. With `replace`, an application of another user is replaced too.
         Raises what `workbench.open_endpoint` does.
         """
         address = str(self.parameters.get("address") or "")
@@ -150,7 +151,7 @@ class Session:
         Args:
             load: What is sent and when.
             slo: The bounds for goodput and attainment in the summary.
-            run: The folder; by default the session's own, or a new one if that has requests.
+            run: The folder; by default the session's own, or a new one if that has a load.
             interval_s: Seconds between two samples of the cluster.
         """
         endpoint = self.endpoint
@@ -162,8 +163,8 @@ class Session:
         )
 
     def empty_folder(self) -> Run:
-        """Return the session's folder, or a separate new one if that has requests."""
-        if (self.path / "requests.jsonl").exists():
+        """Return the session's folder, or a separate new one if that has a load."""
+        if self.folder.has_load:
             run_id = self.parameters.get("run_id")
             name = _free_name(self.path.parent, str(run_id)) if run_id else None
             self._folder = Run.create(self.path.parent, self._experiment, run_id=name)
@@ -180,6 +181,7 @@ class Session:
         *,
         title: str | None = None,
         summary: Summary | None = None,
+        tables: Mapping[str, pd.DataFrame] | None = None,
     ) -> None:
         """Write the report and delete what this session deployed.
 
@@ -187,13 +189,21 @@ class Session:
             figures: The figures of the report by heading.
             title: The report's title; by default the notebook's name in words.
             summary: Replaces the summary that `measure` wrote.
+            tables: Tables of the report by heading.
         """
         title = title or re.sub(r"^\d+_", "", self.notebook).replace("_", " ").capitalize()
         command = f"python -m workbench repeat {self.path}"
         try:
             if summary is not None:
                 self.folder.finish(summary)
-            report = write_report(self.folder, figures, title=title, command=command)
+            report = write_report(
+                self.folder,
+                figures,
+                title=title,
+                command=command,
+                tables=tables,
+                defaults=default_parameters(self.notebook),
+            )
         finally:
             self.close()
         print(f"run folder  {self.path}\nreport      {report}")

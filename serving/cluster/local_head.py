@@ -52,31 +52,50 @@ def start_head(spec: EndpointSpec | None) -> LocalHead:
         supervisor, log = _start_supervisor(spec, ports, folder)
         if supervisor is not None:
             return LocalHead(supervisor, ports.head, ports.endpoint)
-        if problem := start_problem(log):
-            raise ClusterError(f"Ray did not start on this machine: {problem}")
+        failed = start_problem(log)
+        if not failed.transient:
+            raise ClusterError(f"Ray did not start on this machine: {failed.problem}")
     raise ClusterError(
-        f"Ray did not start within 30 s in {START_ATTEMPTS} attempts: the machine is busy with "
-        "other work. End that work, or try again later."
+        f"Ray did not start on this machine in {START_ATTEMPTS} attempts: {failed.problem}"
     )
 
 
-def start_problem(log: str) -> str | None:
-    """Return why ``ray start`` failed, in one line, or None if it only took too long."""
+class FailedStart(NamedTuple):
+    """Why ``ray start`` failed."""
+
+    problem: str
+    """One line."""
+    transient: bool = False
+    """Whether another attempt may succeed."""
+
+
+def start_problem(log: str) -> FailedStart:
+    """Return why ``ray start`` failed, from the end of its log.
+
+    A start that took too long is transient. So is the end of an agent that left no message, for
+    example because another program took its port.
+    """
     output, agent_failed, agent = log.partition(AGENT_FAILED)
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         if (text := os.strerror(number)) in output:
-            return f"{text} ({next(line for line in lines if text in line)[:LINE]})."
+            line = next(line for line in lines if text in line)
+            return FailedStart(f"{text} ({line[:LINE]}).")
     if agent_failed:
         # The raylet's own line, which ends with the mark, follows the last words of the agent.
-        cause = lines[-2][:LINE] if len(lines) > 1 else "without a message"
-        return (
-            f"its {agent.split('.')[0].strip()} ended early ({cause}). Check the installation of "
-            "Ray (make setup), and that the machine has free memory."
+        cause = lines[-2][:LINE] if len(lines) > 1 else ""
+        return FailedStart(
+            f"its {agent.split('.')[0].strip()} ended early ({cause or 'without a message'}). "
+            "Check the installation of Ray (make setup), and that the machine has free memory.",
+            transient=not cause,
         )
     if START_TIMED_OUT in output:
-        return None
-    return f"{lines[-1][:LINE]}" if lines else "it ended without a message."
+        return FailedStart(
+            "it took more than 30 s, because the machine is busy with other work. End that work, "
+            "or try again later.",
+            transient=True,
+        )
+    return FailedStart(lines[-1][:LINE] if lines else "it ended without a message.")
 
 
 def _start_supervisor(

@@ -184,7 +184,10 @@ def _token_files() -> Iterator[Path]:
 
 
 def _write_token(file: Path) -> None:
-    """Write a new token, complete and private from the start; keep one that appears meanwhile."""
+    """Write a new token, complete and private from the start.
+
+    If another process writes one first, that one is kept.
+    """
     file.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(dir=file.parent)
     try:

@@ -31,7 +31,8 @@ SERVE_TUNING = {
     # On a busy machine a starting proxy is not ready within 5 s, and Serve would kill it.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    # A client that neither sends nor reads for so long is gone. Waiting for an answer is no idling.
+    # A client that neither sends nor reads for this long is disconnected. Waiting for an answer
+    # does not count.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # A reload lets the old process finish its streams. Longer than any max_seconds.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(86_400 + 60),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -330,7 +331,27 @@ class GeneratedTokens:
     """The tokens of one HTTP request that the engine has read and generated so far."""
 
     def __init__(self) -> None:
-        self.states: list[Any] = []
+        self._requests: list[tuple[Any, Any]] = []
+        self._aborted = False
+        self._aborts: set[asyncio.Future[None]] = set()
+
+    def add(self, client: Any, state: Any) -> None:
+        """Add a request of the engine; abort it if the HTTP request has been aborted."""
+        self._requests.append((client, state))
+        if self._aborted:
+            self._abort(client, state)
+
+    def abort(self) -> None:
+        """Abort the engine's requests, also one that the engine has yet to get."""
+        self._aborted = True
+        for client, state in self._requests:
+            self._abort(client, state)
+
+    def _abort(self, client: Any, state: Any) -> None:
+        """Call ``AsyncLLM.abort(request_id, internal)`` in a task."""
+        abort = asyncio.ensure_future(client.abort(state.request_id, internal=True))
+        self._aborts.add(abort)
+        abort.add_done_callback(self._aborts.discard)
 
     def count(self) -> tuple[int, int]:
         """Return the tokens of the prompts and of the answers.
@@ -338,8 +359,9 @@ class GeneratedTokens:
         Reads ``prompt_len``, ``parent_req`` and ``stats.num_generation_tokens`` of each
         ``vllm.v1.engine.output_processor.RequestState``.
         """
-        prompts = {id(state.parent_req or state): state.prompt_len for state in self.states}
-        stats = (state.stats for state in self.states)
+        states = [state for _, state in self._requests]
+        prompts = {id(state.parent_req or state): state.prompt_len for state in states}
+        stats = (state.stats for state in states)
         return sum(prompts.values()), sum(s.num_generation_tokens for s in stats if s is not None)
 
 
@@ -359,7 +381,7 @@ def count_generated_tokens(client: Any) -> None:
     def counted(request: Any, *args: Any, **kwargs: Any) -> None:
         add_request(request, *args, **kwargs)
         if (tokens := generated_tokens.get()) is not None:
-            tokens.states.append(processor.request_states[request.request_id])
+            tokens.add(client, processor.request_states[request.request_id])
 
     processor.add_request = counted
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.errors import SpecError
+from serving.spec.base import shown
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec, ServiceSpec
 from serving.spec.tenants import OWNER, Tenant, check_tenants
@@ -35,6 +36,7 @@ def spec_from(args: Mapping[str, Any]) -> tuple[EndpointSpec, dict[str, Any]]:
         for name, value in args.items()
     }
     callers = {name: fields.pop(name, None) for name in ("key_hashes", "tenants")}
+    _check_callers(callers)
     kind = PipelineSpec if fields.keys() & PIPELINE_FIELDS else ServiceSpec
     return kind(**fields), {name: value for name, value in callers.items() if value}
 
@@ -63,10 +65,26 @@ def tenants_from(callers: Mapping[str, Any]) -> tuple[Tenant, ...]:
     return tenants
 
 
+def _check_callers(callers: Mapping[str, Any]) -> None:
+    """Raise :class:`SpecError` if ``key_hashes`` or ``tenants`` is not a list of its kind."""
+    hashes, tenants = callers["key_hashes"], callers["tenants"]
+    texts = isinstance(hashes, list | tuple) and all(isinstance(item, str) for item in hashes)
+    if hashes is not None and not isinstance(hashes, str) and not texts:
+        raise SpecError(f"key_hashes must be a list of texts, got {shown(hashes)}.")
+    mappings = isinstance(tenants, list | tuple) and all(
+        isinstance(item, Mapping) for item in tenants
+    )
+    if tenants is not None and not mappings:
+        raise SpecError(
+            f"tenants must be a list of mappings, such as [{{name: ada}}], got {shown(tenants)}."
+        )
+
+
 def _from_json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
         raise SpecError(
-            f"{name} must be JSON, got {value!r} ({error}). Give its fields as JSON."
+            f"{name} must be a mapping or a list of its fields, or JSON, got {shown(value)} "
+            f"({error})."
         ) from None

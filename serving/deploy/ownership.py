@@ -53,11 +53,11 @@ def owns(spec: EndpointSpec, cluster: str, applications: Applications) -> bool:
 
 
 def check_owner(spec: EndpointSpec, cluster: str, applications: Applications) -> None:
-    """Raise :class:`NameTakenError` if the application of the spec's name is somebody else's."""
+    """Raise :class:`NameTakenError` if this process may not replace the application."""
     if owns(spec, cluster, applications):
         return
     owner, _ = _record(applications[spec.name])
-    reason = "runs another spec" if owner == current_owner() else "was deployed by somebody else"
+    reason = "runs another spec" if owner == current_owner() else "was deployed by another user"
     raise NameTakenError(
         f"name = {spec.name!r} is an application{_of_owner(applications[spec.name])} that runs on "
         f"this cluster and {reason}. Set another name, or pass replace=True to replace it."
@@ -70,16 +70,16 @@ def named(
     """Return the spec under a name and a route that this process may deploy.
 
     A name that was chosen is never changed. The default name gets a suffix if it belongs to
-    somebody else: ``llm-ada``, or ``llm-ada-2`` and so on, at the route of the same name.
+    another user: ``llm-ada``, or ``llm-ada-2`` and so on, at the route of the same name.
 
     Args:
         spec: The spec.
         cluster: The address of the cluster.
         applications: Serve's details of the cluster's applications, by name.
-        replace: Whether to replace an application of somebody else.
+        replace: Whether to replace an application of another user.
 
     Raises:
-        NameTakenError: The name or the route belongs to an application of somebody else.
+        NameTakenError: The name or the route belongs to an application of another user.
     """
     if not replace:
         if "name" not in spec.model_fields_set:

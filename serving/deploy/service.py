@@ -64,8 +64,8 @@ def deploy(
         ModelNotFoundError: The hub has no such model; checked only before a service is replaced.
         ResourcesError: A replica can never be placed.
         ClusterError: The cluster's Serve runs without the options that the spec needs.
-        DeployError: A replica did not start; the message has the engine's own errors, and says
-            whether another service answers.
+        DeployError: A replica did not start, or another process deleted the application; the
+            message has the engine's own errors, and says whether another service answers.
     """
     replaces = spec.name in status.details()["applications"]
     try:
@@ -147,8 +147,8 @@ def _restore(name: str, previous: Deployed | None, progress: ProgressCallback) -
     """Deploy the previous service again; return a sentence on which service answers."""
     if previous is None:
         return (
-            f"What ran as {name!r} before is not known here and was not restored. Deploy it again, "
-            "or delete it."
+            f"The previous service {name!r} was not deployed from here and was not restored. "
+            "Deploy it again, or delete it."
         )
     progress(f"{name}: did not start; restoring the previous service")
     models = ", ".join(model.model_id for model in previous.spec.models)
@@ -251,7 +251,8 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallbac
 def proxy_location(spec: EndpointSpec, nodes: list[dict[str, Any]]) -> str:
     """Return where Ray Serve runs proxies: on every host, or only on the head.
 
-    Two proxies on one host would need the same port. On loopback nobody reaches another host's.
+    Two proxies on one host would need the same port, and a proxy on a loopback address cannot be
+    reached from other hosts.
     """
     hosts = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
     alone = len(hosts) == sum(node["Alive"] for node in nodes)
@@ -290,7 +291,12 @@ def _wait_until_running(spec: EndpointSpec, progress: ProgressCallback) -> None:
 
     start, reported = time.monotonic(), ""
     while True:
-        app = serve.status().applications[spec.name]
+        app = serve.status().applications.get(spec.name)
+        if app is None:
+            raise DeployError(
+                f"application {spec.name} was replaced or deleted by another process while it "
+                "started; deploy it again, under another name if somebody else uses this one"
+            )
         if app.status == "RUNNING":
             return
         if app.status == "DEPLOY_FAILED":

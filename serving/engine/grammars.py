@@ -88,7 +88,7 @@ class GrammarChecker:
 
     async def _run(self, key: bytes, call: GrammarCall) -> None:
         if key in self._results:
-            return  # the same grammar was checked meanwhile
+            return  # another request has checked the same grammar
         kind, text = call
         job = {"kind": kind, "text": text, "cpu_s": self._cpu_s}
         answer = await self._ask(job) or {"stage": "killed", "error": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterable
@@ -130,17 +131,23 @@ async def on_generation_error(request: Request, error: Exception) -> Response:
 def with_readable_errors(app: App) -> App:
     """Return ``app``, with errors that vLLM's handlers return themselves rewritten.
 
-    The context of each request can then tell how many tokens its answer has so far.
+    The context of each request can then tell how many tokens its answer has so far, and the engine
+    stops if the request is cancelled.
     """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if (context := scope.get(SCOPE_KEY)) is not None:
-                tokens = GeneratedTokens()
-                generated_tokens.set(tokens)
-                context.generated = tokens.count
-            send = ErrorRewriter(send, readable_error).send
-        await app(scope, receive, send)
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        tokens = GeneratedTokens()
+        if (context := scope.get(SCOPE_KEY)) is not None:
+            generated_tokens.set(tokens)
+            context.generated = tokens.count
+        try:
+            await app(scope, receive, ErrorRewriter(send, readable_error).send)
+        except asyncio.CancelledError:
+            # vLLM's handlers run in tasks of their own, which a cancellation does not reach.
+            tokens.abort()
+            raise
 
     return wrapped
 

@@ -93,7 +93,7 @@ def _connection_rules(connections: int, per_address: int) -> list[str]:
 
 
 def knows_routes(text: str) -> bool:
-    """Return whether Ray Serve has told the proxy which applications exist."""
+    """Return whether Ray Serve has configured the routes of its applications."""
     return bool(re.search(_ROUTE, text, re.MULTILINE)) or _only(_ROUTES, text).group(1) == "200"
 
 

@@ -33,7 +33,7 @@ def install(folder: Path) -> Path:
         f"'{binary}' \"$@\"\n"
     )
     draft.chmod(0o755)
-    draft.replace(path)  # A proxy that starts meanwhile reads a whole file.
+    draft.replace(path)  # A proxy never reads a partial file.
     return path
 
 

@@ -5,7 +5,7 @@ and identifies it by its process id. The wrapper therefore replaces itself with 
 fails here must not keep HAProxy from starting: the configuration then stays as Ray wrote it, and
 one line of HAProxy's log says why.
 
-It imports the standard library only, and little of it, so that it takes milliseconds.
+It imports only a few modules of the standard library, so that it starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def check(haproxy: str, path: str) -> None:
 
 
 def start_guard(haproxy: str, path: str, socket: str) -> None:
-    """Start the guard of this process (``guard``), as a child of nobody."""
+    """Start the guard of this process (``guard``) as a detached process."""
     command = [sys.executable, "-S", "-s", "-m", "serving.proxy.guard"]
     command += [haproxy, str(os.getpid()), str(os.getppid()), standby_path(path), socket]
     child = os.fork()

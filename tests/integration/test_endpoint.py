@@ -344,7 +344,8 @@ class Probe:
             self.statuses.append(reply.status_code)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_service_answers_while_it_is_replaced_and_after_a_replacement_that_fails(
     endpoint: Endpoint, mismatched_model: Path
 ) -> None:

@@ -48,19 +48,20 @@ def test_load_on_the_engine_is_recorded_completely(
     endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.create(tmp_path, {"seed": 1})
-    load = LoadSpec(arrivals=Poisson(rate=8), prompts=SMALL, count=24, workers=2, seed=1)
+    load = LoadSpec(arrivals=Poisson(rate=8), prompts=SMALL, count=16, workers=2, seed=1)
     result = send(endpoint, load, run=run, progress="lines")
     assert result.ended_early is None
     kept = list(run.records())
-    assert len(kept) == len(result.records) == result.planned == 24
+    # No more than the service holds at a time, so that none is shed, however slow the machine is.
+    assert len(kept) == len(result.records) == result.planned == 16
     assert {(r.status, r.prompt_tokens, r.output_tokens) for r in kept} == {("ok", 12, 6)}
     assert result.health.loop_lag_p99_ms is not None
     assert result.health.cpu_share is not None
     summary = result.summary(SLO(e2el_ms=60_000))
-    assert (summary.completed, summary.slo_attainment) == (24, 1.0)
+    assert (summary.completed, summary.slo_attainment) == (16, 1.0)
     output = capsys.readouterr().out
-    assert "sending 24 requests" in output
-    assert "24 of 24 requests ended" in output
+    assert "sending 16 requests" in output
+    assert "16 of 16 requests ended" in output
 
 
 def test_prompts_are_counted_as_by_the_served_tokenizer(endpoint: Endpoint) -> None:

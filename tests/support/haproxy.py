@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 from support.haproxy_config import render
 
-from serving.cluster.ports import free_port
+from serving.cluster.ports import Ports
 from serving.proxy import admin
 from serving.proxy.install import install
 
@@ -24,6 +25,7 @@ class Backend(BaseHTTPRequestHandler):
     """Answers `/` at once, `/slow/S` after S seconds, and `/stream/S` with one line every 0.1 s."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # Headers and body leave in one packet; otherwise each answer waits for an ACK.
 
     def do_GET(self) -> None:
         kind, _, seconds = self.path.strip("/").partition("/")
@@ -48,6 +50,7 @@ class Backend(BaseHTTPRequestHandler):
         for index in range(round(seconds * 10)):
             line = f"{index}\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            self.wfile.flush()
             time.sleep(0.1)
         self.wfile.write(b"0\r\n\r\n")
 
@@ -68,8 +71,9 @@ class Proxy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
-        self.ports = (free_port(), free_port())
+        self._block = Ports()
+        self.port = self._block.endpoint
+        self.ports = (self._block.head, self._block.client)
         self.program = install(folder / "program")
         self.variables: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -115,6 +119,14 @@ class Proxy:
         names = lines[0].removeprefix("# ").split(",")
         return int(lines[1].split(",")[names.index("scur")])
 
+    def admitted(self) -> int:
+        """Return the open connections that HAProxy's rules have let pass.
+
+        HAProxy counts a connection before it applies its rules.
+        """
+        table = admin.ask(self.admin_socket, "show table http_frontend")
+        return sum(map(int, re.findall(r"conn_cur=(\d+)", table)))
+
     def connect(self, source: str = "127.0.0.1", host: str = "127.0.0.1") -> socket.socket:
         return socket.create_connection((host, self.port), 30, source_address=(source, 0))
 
@@ -139,6 +151,8 @@ class Proxy:
         return answer
 
     def close(self) -> None:
+        # Without this file, the guard starts no process in place of one that ends.
+        (self.folder / "haproxy.cfg.standby").unlink(missing_ok=True)
         for process in [self.process, *self.old, self.manager]:
             if process is not None:
                 process.kill()
@@ -147,6 +161,7 @@ class Proxy:
         if standby is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(standby[0], signal.SIGTERM)
+        self._block.close()
 
 
 def read_all(connection: socket.socket) -> bytes:

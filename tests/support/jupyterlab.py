@@ -90,6 +90,13 @@ def run_all(page: Any, address: str, title: str) -> None:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
+def wait_for_output(page: Any, selector: str, *, timeout_s: float) -> None:
+    """Wait until something in the notebook is visible. Fail at once if a cell fails."""
+    error = page.locator(".jp-OutputArea-output[data-mime-type*='error']")
+    page.locator(selector).or_(error).first.wait_for(timeout=timeout_s * 1000)
+    assert error.count() == 0, error.first.inner_text()
+
+
 def trace(page: Any, name: str) -> tuple[list[float], list[float]]:
     """Return times and values of a trace as the browser shows it in the dashboard's figure."""
     script = """name => {

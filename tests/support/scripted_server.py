@@ -2,8 +2,10 @@
 
 Tests and benchmarks compare measurements with this log. The server supports as much HTTP/1.1 as the
 OpenAI client needs: a POST is answered with a `Script`, GET `/log` with the log as JSON, GET
-`/v1/models` with `models` if there are any, and any other GET with 404. Nothing here imports the
-code under test. Times are `time.perf_counter()`, which on Linux is one clock for all processes.
+`/v1/models` with `models` if there are any, GET `/metrics` with `metrics`, and any other GET with
+404. A POST whose request id starts with `probe-` is kept in `probes` instead of the log, and
+answered with `answer_probe`. Nothing here imports the code under test. Times are
+`time.perf_counter()`, which on Linux is one clock for all processes.
 
 As a program (`python tests/support/scripted_server.py --tokens 200`) it prints its port and serves
 until it is terminated; `spawn` starts it in another process.
@@ -16,6 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -125,22 +128,34 @@ Choose = Callable[[dict[str, Any], int], Script]
 class ScriptedServer:
     """A server whose n-th request is answered with `choose(body, n)`, or with one script."""
 
-    def __init__(self, choose: Choose | Script, *, logging: bool = True) -> None:
+    def __init__(
+        self,
+        choose: Choose | Script,
+        *,
+        logging: bool = True,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._choose = choose if callable(choose) else lambda body, n: choose
         self._logging = logging
+        self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
         self.log: list[Exchange] = []
         self.open_now = 0
         self.most_open = 0
         self.port = 0
         self.models: list[str] = []
+        self.metrics: bytes | None = None
+        self.probes: list[Exchange] = []
+        self.answer_probe: Choose = lambda body, n: Script(steps=(Step(DONE),))
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> ScriptedServer:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=2048)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", 0, backlog=2048, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -157,7 +172,7 @@ class ScriptedServer:
         try:
             while await self._serve_request(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
@@ -178,6 +193,9 @@ class ScriptedServer:
         if method == "GET":
             if path == "/log":
                 answer: Any = [dataclasses.asdict(e) for e in self.log]
+            elif path == "/metrics" and self.metrics is not None:
+                _plain(writer, 200, self.metrics)
+                return True
             elif path.endswith("/models") and self.models:
                 answer = {"object": "list", "data": [{"id": name} for name in self.models]}
             else:
@@ -186,6 +204,10 @@ class ScriptedServer:
             _plain(writer, 404 if answer is None else 200, body)
             return True
         exchange = Exchange(headers.get("x-request-id"), path, json.loads(raw), received)
+        if (exchange.request_id or "").startswith("probe-"):
+            self.probes.append(exchange)
+            answer_probe = self.answer_probe(exchange.body, len(self.probes) - 1)
+            return await self._play(answer_probe, exchange, writer)
         script = self._choose(exchange.body, len(self.log))
         self.log.append(exchange)
         self.open_now += 1
@@ -247,12 +269,14 @@ async def serving(choose: Choose | Script) -> AsyncIterator[ScriptedServer]:
 
 
 @contextlib.contextmanager
-def threaded(choose: Choose | Script) -> Iterator[ScriptedServer]:
+def threaded(
+    choose: Choose | Script, *, tls: ssl.SSLContext | None = None
+) -> Iterator[ScriptedServer]:
     """Run the server in a thread with its own event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = ScriptedServer(choose)
+    server = ScriptedServer(choose, tls=tls)
     asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
     try:
         yield server

@@ -133,6 +133,11 @@ class Documented:
         self.start_load = create_autospec(wb.start_load)
         self.start_load.side_effect = lambda *_, **__: finished(result)
         self.Session = create_autospec(wb.Session)
+        self.remote = create_autospec(wb.remote)
+        self.export = create_autospec(wb.export)
+        self.analysis = create_autospec(wb.analysis)
+        self.figures = create_autospec(wb.figures)
+        self.show = create_autospec(wb.show)
         self.classroom = create_autospec(wb.classroom)
         self.classroom.join.return_value = create_autospec(wb.classroom.Seat, instance=True)
 
@@ -158,6 +163,7 @@ def test_python_snippets_run(name: str, code: str, monkeypatch: pytest.MonkeyPat
     spec = wb.ServiceSpec(model=wb.ModelSpec(source="tiny"))
     load = wb.LoadSpec(arrivals=wb.Poisson(rate=1), duration_s=1)
     given = {"wb": documented, "spec": spec, "load": load, "figures": {}, "bounds": None}
+    given |= {"run": MagicMock(), "runs": [], "prompts": MagicMock()}
     given["endpoint"] = documented.deploy(spec)
     asyncio.run(execute(compile(code, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), given))
 

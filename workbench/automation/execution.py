@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,26 +82,30 @@ def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Pat
     """Run a notebook, print its output as it comes, and return `output`, the executed notebook.
 
     The run itself creates the folder of `output`. Until the end, the executed notebook is
-    therefore written next to that folder.
+    therefore written to a temporary folder. It stays there if the notebook failed before its run.
 
     Raises:
         NotebookError: If the notebook ends with an error.
     """
-    partial = output.parent.with_name(f"{output.parent.name}.ipynb")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix="workbench-")) / output.name
     try:
         error = _papermill(path, partial, parameters, cwd)
     finally:
-        if partial.exists() and output.parent.is_dir():
-            partial.replace(output)
+        if output.parent.is_dir():
+            _move(partial, output)
     if error is not None:
         saved = output if output.exists() else partial
         raise NotebookError(f"notebook {path.stem}, {error} (partial notebook: {saved})")
     if partial.exists():
-        output.parent.mkdir()
-        partial.replace(output)
+        output.parent.mkdir(parents=True)
+        _move(partial, output)
     return output
+
+
+def _move(partial: Path, output: Path) -> None:
+    if partial.exists():
+        shutil.move(partial, output)
+    partial.parent.rmdir()
 
 
 def _papermill(path: Path, output: Path, parameters: Mapping[str, Any], cwd: Path) -> str | None:

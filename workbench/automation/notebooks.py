@@ -170,6 +170,23 @@ def _yaml(text: str, source: str) -> Any:
         raise SettingError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def default_parameters(notebook: str) -> dict[str, Any]:
+    """Return names and default values of the parameters of the notebook with this name.
+
+    Raises:
+        SettingError: If the notebook is neither in this folder nor in notebooks/.
+    """
+    name = f"{notebook.removesuffix('.ipynb')}.ipynb"
+    folders = (Path.cwd(), Path.cwd() / "notebooks", NOTEBOOKS)
+    file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if file is None:
+        raise SettingError(
+            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}: "
+            "give the name of a notebook"
+        )
+    return parameters_of(file)
+
+
 def parameters_in(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Return the current values of a notebook's parameters.
 
@@ -181,15 +198,7 @@ def parameters_in(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]
         SettingError: If the notebook is neither in this folder nor in notebooks/, or if a
             parameter has no value.
     """
-    name = f"{notebook.removesuffix('.ipynb')}.ipynb"
-    folders = (Path.cwd(), Path.cwd() / "notebooks", NOTEBOOKS)
-    file = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if file is None:
-        raise SettingError(
-            f"notebook is {notebook!r}, but {name} is neither here nor in {NOTEBOOKS}: "
-            "give the name of a notebook"
-        )
-    names = parameters_of(file)
+    names = default_parameters(notebook)
     missing = [name for name in names if name not in namespace]
     if missing:
         raise SettingError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.endpoints.deployed import Endpoint
-from workbench.endpoints.remote import context_length
+from workbench.endpoints.models import context_length
 from workbench.endpoints.scaling import rescaled
 from workbench.errors import SettingError
 

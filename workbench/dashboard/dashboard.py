@@ -22,6 +22,7 @@ from workbench.dashboard.state import LiveState
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
+from workbench.loadgen.handle import interrupted
 from workbench.loadgen.progress import LINE_EVERY_S, LiveLineProgress
 from workbench.loadgen.start import start_live_load
 
@@ -77,7 +78,7 @@ class Dashboard:
             endpoint, load, max_rate=max_rate, begin=self.start, post=self._post
         )
         own = endpoint if isinstance(endpoint, Endpoint) else None
-        self._deployments = own.deployments if own else []
+        self._deployments = endpoint.deployments
         # The specification before any rescaling: prices do not depend on the scaling.
         self._cost = partial(CostSeries, own.spec if own else None, prices, slo=slo)
         self._state = LiveState(
@@ -87,6 +88,7 @@ class Dashboard:
         self._live = live
         self._messages: list[tuple[str, bool]] = []
         self._task: asyncio.Task[LoadResult] | None = None
+        self._shown: Any = None  # the handle of the displayed widgets
 
     @property
     def running(self) -> LiveLoad | None:
@@ -102,7 +104,7 @@ class Dashboard:
 
             settings = self.controller.settings()
             self.view = View(settings, self.controller, self._state.frames([]))
-            display(self.view.box)  # type: ignore[no-untyped-call]
+            self._shown = display(self.view.box, display_id=True)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Start to send, sample and draw, and return at once. Await the dashboard for the end.
@@ -137,6 +139,7 @@ class Dashboard:
         except asyncio.CancelledError:
             self._task.cancel()
             await asyncio.wait([self._task])
+            self._print_progress()
             raise
         self._print_progress()
         return self._task.result()
@@ -174,8 +177,12 @@ class Dashboard:
                 if result.ended_early is None:
                     await self._wait_for_scale_down()
             self._post(f"Ended: {result.ended_early or 'the plan is complete'}")
-            self._draw()
+            self._draw(final=True)
             return result
+        except asyncio.CancelledError:
+            self._post_error(interrupted(self.running.cancelled).capitalize())
+            self._draw(final=True)
+            raise
         finally:
             drawing.cancel()
             drawn = (await asyncio.gather(drawing, return_exceptions=True))[0]
@@ -184,8 +191,12 @@ class Dashboard:
 
     async def _wait_for_scale_down(self) -> None:
         """Wait until the replicas are at their minimum, for at most `settle_s`."""
-        if not isinstance(self.endpoint, Endpoint):
+        if not isinstance(self.endpoint, Endpoint) or not self._settle_s:
             return
+        self._post(
+            f"The plan is complete, and nothing more is sent; watching the replicas for at most "
+            f"{self._settle_s:g} s"
+        )
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._settle_s
         while clock() < deadline:
@@ -206,7 +217,7 @@ class Dashboard:
                 self.view.show_message(text, error=True)
             raise
 
-    def _draw(self) -> None:
+    def _draw(self, *, final: bool = False) -> None:
         running, view = self.running, self.view
         assert running is not None
         now = running.clock()
@@ -217,7 +228,7 @@ class Dashboard:
         view.set_state(running.state)
         if running.state == "running" and not running.manual_rate:
             view.follow_rate(running.rate)
-        if self._state.pending:
+        if self._state.pending or final:
             self._state.pending = 0
             frames = self._state.frames(running.changes)
             view.draw(frames, max(0.0, now - self._window_s), max(now, 30.0))
@@ -248,3 +259,11 @@ class Dashboard:
             self.view.set_state("ended")
             if error is not None:
                 self.view.show_message(f"{type(error).__name__}: {error}", error=True)
+            self._save_picture()
+
+    def _save_picture(self) -> None:
+        """Put the last state next to the widgets, for a saved notebook, which has no widgets."""
+        assert self.view is not None
+        if self._shown is not None:
+            bundle = self.view.box._repr_mimebundle_()
+            self._shown.update(bundle | {"text/html": self.view.picture()}, raw=True)

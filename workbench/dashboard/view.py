@@ -107,7 +107,7 @@ class View:
         self.buttons["pause"].disabled = state != "running"
         self.buttons["stop"].disabled = state not in ("starting", "running", "paused")
         for control in self.load.all():
-            control.disabled = state == "ended"
+            control.disabled = state in ("waiting", "ended")
 
     def show_message(self, text: str, *, error: bool = False) -> None:
         """Show one line below the controls."""
@@ -123,6 +123,13 @@ class View:
         row = "display:flex;flex-wrap:wrap;gap:0 1.6em;font-variant-numeric:tabular-nums"
         self.readings.value = f'<div style="{row}">{cells}</div>'
 
+    def picture(self) -> str:
+        """Return the present state without controls, as HTML that needs no kernel."""
+        from workbench.display import StaticFigure
+
+        texts: str = self.readings.value + self.status.value
+        return texts + StaticFigure(_plain(self.figure)).html()
+
     def draw(self, frames: Frames, start_s: float, end_s: float) -> None:
         """Show `frames` from `start_s` to `end_s`, in seconds since the start of the run."""
         ranges = {axis: {"range": [start_s, end_s]} for axis in self._time_axes}
@@ -130,6 +137,13 @@ class View:
             for shown, placed in zip(self.figure.data, timeline_traces(frames), strict=True):
                 _update(shown, placed.trace)
             self.figure.update_layout(ranges | tick_layout(self.figure, frames))
+
+
+def _plain(figure: Any) -> Any:
+    """Return a plain figure with the data and layout of a FigureWidget."""
+    import plotly.graph_objects as go
+
+    return go.Figure(figure.to_dict())
 
 
 def _update(shown: Any, new: dict[str, Any]) -> None:

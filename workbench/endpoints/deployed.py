@@ -62,7 +62,7 @@ class Endpoint(Remote):
         ids = [model.model_id for model in spec.models]
         ids += [AUTO] if isinstance(spec, PipelineSpec) and spec.router else []
         base_url = _base_url(spec, cluster, port)
-        super().__init__(base_url, api_key, ids, spec.models[0].tokenizer)
+        super().__init__(base_url, api_key, ids, spec.models[0].tokenizer, ours=True)
         self.spec = spec
         self._requested = requested or spec
         self.tenant_keys = dict(tenant_keys or {})
@@ -99,7 +99,8 @@ class Endpoint(Remote):
                 f"tenant must be one whose key deploy created ({known}), got {name!r}; use "
                 "workbench.remote with the tenant's own key"
             )
-        return Remote(self.base_url, self.tenant_keys[name], self.model_ids, self.tokenizer)
+        key = self.tenant_keys[name]
+        return Remote(self.base_url, key, self.model_ids, self.tokenizer, ours=True)
 
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment, as Serve reports them."""
@@ -226,7 +227,7 @@ def deploy(
         ResourcesError: The cluster can never satisfy the spec's resources.
         MissingPackageError: A package that the spec needs is not installed.
         PortTakenError: Something else listens on the endpoint's port.
-        NameTakenError: The name or route belongs to an application of somebody else.
+        NameTakenError: The name or route belongs to an application of another user.
         ClusterError: The cluster cannot be reached, or runs with other options.
         DeployError: A replica did not start; the message has the engine's own error.
     """

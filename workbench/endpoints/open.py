@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from serving.errors import SpecError
 from serving.spec.baseline import BaselineSpec
-from workbench.endpoints.remote import Remote, remote, served_models
+from workbench.endpoints.models import served_models
+from workbench.endpoints.remote import Remote, remote
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_endpoint(
         api_key: The owner's key, or the key of the running endpoint; default: the environment
             variable ``LLM_WORKBENCH_API_KEY``.
         tenants: Tenants with their own keys and quotas, if the spec is deployed.
-        replace: Whether to replace an application of somebody else, as for `workbench.deploy`.
+        replace: Whether to replace an application of another user, as for `workbench.deploy`.
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from asyncio import AbstractEventLoop
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from serving.errors import EndpointGoneError
 from serving.spec.tenants import KEY_VARIABLE
 from workbench.clock import running_loop
+from workbench.endpoints.connection import NO_KEY, Connection, make_connection
+from workbench.endpoints.models import list_models
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
 
     from serving.deploy.service import ProgressCallback
     from serving.deploy.status import ServiceStatus
-    from serving.spec.service import EndpointSpec
 
 
 class Remote:
@@ -34,15 +37,35 @@ class Remote:
         api_key: The key, as a `SecretStr` that no output shows.
         model_ids: Ids of the models it serves.
         tokenizer: Hugging Face id or folder of the tokenizer that counts prompt tokens.
+        connection: How it is reached; default: without TLS settings, by the environment's proxy.
+        ours: Whether this process deployed the service. It is then reached without a proxy.
+        extra_body: Fields that are added to the body of every request of a load.
+
+    Attributes:
+        adapted: What `workbench.loadgen.accepted` has found out about the server.
     """
 
     def __init__(
-        self, base_url: str, api_key: SecretStr, model_ids: list[str], tokenizer: str
+        self,
+        base_url: str,
+        api_key: SecretStr,
+        model_ids: list[str],
+        tokenizer: str,
+        *,
+        connection: Connection | None = None,
+        ours: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.base_url = base_url
         self.api_key = api_key
+        self.ours = ours
+        self.connection = connection or make_connection(
+            base_url, api_key.get_secret_value(), proxy=False if ours else None
+        )
         self.model_ids = model_ids
         self.tokenizer = tokenizer
+        self.extra_body = dict(extra_body or {})
+        self.adapted: dict[Any, Mapping[str, str | None]] = {}
         self._async: tuple[AbstractEventLoop | None, AsyncOpenAI, object] | None = None
 
     @property
@@ -53,9 +76,10 @@ class Remote:
     @cached_property
     def client(self) -> OpenAI:
         """An ``openai.OpenAI`` for this endpoint."""
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
-        return OpenAI(base_url=self.base_url, api_key=self.api_key.get_secret_value())
+        http_client = DefaultHttpxClient(**self.connection.client_options())
+        return OpenAI(**self.connection.openai_options(), http_client=http_client)
 
     @property
     def async_client(self) -> AsyncOpenAI:
@@ -68,11 +92,8 @@ class Remote:
 
         loop = running_loop()
         if self._async is None or self._async[0] is not loop:
-            client = AsyncOpenAI(
-                base_url=self.base_url,
-                api_key=self.api_key.get_secret_value(),
-                http_client=DefaultAioHttpClient(),
-            )
+            http_client = DefaultAioHttpClient(**self.connection.client_options())
+            client = AsyncOpenAI(**self.connection.openai_options(), http_client=http_client)
             self._async = loop, client, _close_with_loop(client) if loop else None
         return self._async[1]
 
@@ -80,6 +101,11 @@ class Remote:
     def deployment(self) -> str | None:
         """The first model's deployment in telemetry; None for an endpoint not deployed here."""
         return None
+
+    @property
+    def deployments(self) -> list[str]:
+        """The names of its deployments in telemetry: the host, if it was not deployed here."""
+        return [urlsplit(self.base_url).netloc.rpartition("@")[2]]
 
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment; none for an endpoint not deployed here."""
@@ -100,11 +126,12 @@ class Remote:
 
     def answers(self) -> bool:
         """Return whether anything answers at the URL from here."""
-        import httpx
+        import httpx2
 
         try:
-            return bool(httpx.get(f"{self.base_url}/models", timeout=5).status_code)
-        except (httpx.HTTPError, httpx.InvalidURL):
+            with httpx2.Client(**self.connection.client_options(), timeout=5) as client:
+                return bool(client.get(f"{self.base_url}/models").status_code)
+        except (httpx2.HTTPError, httpx2.InvalidURL):
             return False
 
     def delete(self) -> None:
@@ -132,6 +159,11 @@ def remote(
     model: str | None = None,
     tokenizer: str | None = None,
     api_key: str | None = None,
+    verify: bool = True,
+    ca_bundle: str | Path | None = None,
+    proxy: str | bool | None = None,
+    headers: Mapping[str, str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
 ) -> Remote:
     """Return an endpoint that this process did not deploy.
 
@@ -140,20 +172,38 @@ def remote(
         model: Id of one of its models; default: all that it lists.
         tokenizer: Hugging Face id or folder of a tokenizer; default: the model's id.
         api_key: The key; default: the environment variable `LLM_WORKBENCH_API_KEY`, else none.
+        verify: Whether to check the server's certificate.
+        ca_bundle: PEM file with the certificates to trust instead of the system's.
+        proxy: URL of a proxy, for any address; False: none; default: the environment variables
+            `http_proxy`, `https_proxy` and `no_proxy`, which do not apply to this machine and to
+            the cluster.
+        headers: Headers to add to every request.
+        extra_body: Fields to add to the body of every request of a load.
 
     Raises:
         EndpointGoneError: Nothing answers at the URL.
-        SettingError: The endpoint refuses the key, or does not serve the model.
+        SettingError: An argument is invalid, TLS or the proxy fails, or the endpoint redirects,
+            refuses the key, or does not serve the model.
     """
-    key = SecretStr(api_key or os.environ.get(KEY_VARIABLE) or "none")
+    key = api_key or os.environ.get(KEY_VARIABLE) or NO_KEY
     url = base_url.rstrip("/")
-    listed = [str(entry["id"]) for entry in _list_models(url, key)]
+    connection = make_connection(
+        url, key, verify=verify, ca_bundle=ca_bundle, proxy=proxy, headers=headers
+    )
+    listed = [str(entry["id"]) for entry in list_models(connection)]
     if model is not None and listed and model not in listed:
         raise SettingError(f"model must be one of {', '.join(listed)} at {url}, got {model!r}")
     model_ids = listed if model is None else [model]
     if not model_ids:
         raise SettingError(f"{url} lists no model; give model, and check that the URL ends in /v1")
-    return Remote(url, key, model_ids, tokenizer or model_ids[0])
+    return Remote(
+        url,
+        connection.api_key,
+        model_ids,
+        tokenizer or model_ids[0],
+        connection=connection,
+        extra_body=extra_body,
+    )
 
 
 def _close_with_loop(client: AsyncOpenAI) -> AsyncIterator[None]:
@@ -170,65 +220,3 @@ def _close_with_loop(client: AsyncOpenAI) -> AsyncIterator[None]:
     with contextlib.suppress(StopIteration):
         generator.__anext__().send(None)  # type: ignore[attr-defined]
     return generator
-
-
-def served_models(spec: EndpointSpec, listed: list[str], url: str) -> list[str]:
-    """Return the ids of the spec's models at a running endpoint, then its other ids.
-
-    A server lists a model by the spec's id or by its source.
-
-    Raises:
-        SettingError: The endpoint does not serve one of the models.
-    """
-    ids = []
-    for model in spec.models:
-        served = next((name for name in (model.model_id, model.source) if name in listed), None)
-        if served is None:
-            raise SettingError(
-                f"model.source must be a model that {url} serves, got {model.source!r}; it serves "
-                f"{', '.join(listed)}, so set one of those as source or id"
-            )
-        ids.append(served)
-    return [*ids, *(name for name in listed if name not in ids)]
-
-
-def context_length(target: Any) -> int | None:
-    """Return the context length of the target's model in tokens; None if it is not reported.
-
-    Raises:
-        EndpointGoneError: Nothing answers.
-        SettingError: The endpoint refuses the key.
-    """
-    for entry in _list_models(target.base_url, target.api_key):
-        if entry["id"] == target.model_id:
-            length = entry.get("max_model_len")
-            return None if length is None else int(length)
-    return None
-
-
-def _list_models(base_url: str, key: SecretStr) -> list[dict[str, Any]]:
-    """Return the entries of `/models`; none where the endpoint has no such route."""
-    import httpx
-
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
-    try:
-        response = httpx.get(f"{base_url}/models", headers=headers, timeout=30)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise EndpointGoneError(
-            f"{base_url} does not answer ({type(error).__name__}); check that it is deployed and "
-            "that the URL ends in /v1"
-        ) from None
-    status = response.status_code
-    if status in (401, 403):
-        raise SettingError(f"{base_url} refuses the key (HTTP {status}); give another api_key")
-    if status == 404:
-        return []
-    if status != 200:
-        raise EndpointGoneError(f"{base_url}/models answers HTTP {status}; try again later")
-    try:
-        return [{**entry, "id": str(entry["id"])} for entry in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
-        raise SettingError(
-            f"{base_url} is no OpenAI endpoint, because its /models returns no list of models; "
-            "give the URL of the endpoint up to its /v1"
-        ) from None

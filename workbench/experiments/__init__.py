@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from workbench.experiments.fleets import fleet_frame as fleet_frame
     from workbench.experiments.fleets import max_savings_note as max_savings_note
     from workbench.experiments.fleets import run_days as run_days
+    from workbench.experiments.mlperf import mlperf_load as mlperf_load
+    from workbench.experiments.mlperf import mlperf_slo as mlperf_slo
     from workbench.experiments.paired import measurements_frame as measurements_frame
     from workbench.experiments.paired_runner import compare_with_baseline as compare_with_baseline
     from workbench.experiments.paired_runner import load_from_trace as load_from_trace

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from workbench.figures.latency import throughput_over_time as throughput_over_time
     from workbench.figures.layouts import layout_memory_figure as layout_memory_figure
     from workbench.figures.layouts import layouts_figure as layouts_figure
+    from workbench.figures.pareto import frontier as frontier
     from workbench.figures.replicas import policy_figure as policy_figure
     from workbench.figures.replicas import reaction_waterfall as reaction_waterfall
     from workbench.figures.replicas import replica_panel as replica_panel
     from workbench.figures.requests import request_timeline as request_timeline
     from workbench.figures.search import search_figure as search_figure
+    from workbench.figures.sides import throughput_of_sides as throughput_of_sides
     from workbench.figures.stages import stage_frame as stage_frame
     from workbench.figures.stages import stage_shares as stage_shares
     from workbench.figures.stages import stage_waterfall as stage_waterfall

@@ -21,6 +21,7 @@ from workbench.figures.style import (
     titled,
 )
 from workbench.metrics.health import ClientHealth
+from workbench.quantities import SHARE_TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +107,7 @@ def fleets_figure(frame: pd.DataFrame) -> go.Figure:
     figure.add_trace(share, row=2, col=1)
     figure.update_layout(barmode="stack")
     figure.update_yaxes(title_text="Replica-seconds", row=1, col=1)
-    figure.update_yaxes(title_text="Within the SLO", tickformat=".0%", range=[0, 1.05], row=2)
+    figure.update_yaxes(title_text="Within the SLO", tickformat=SHARE_TICKS, range=[0, 1.05], row=2)
     return titled(figure, "Replica-seconds and SLO attainment of each fleet")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.analysis.compare import runs_table
+from workbench.analysis.tables import label_of, readable_comparison
 from workbench.errors import UnknownMetricError
 from workbench.figures.style import (
     BLUE,
@@ -23,6 +24,7 @@ from workbench.figures.style import (
     titled,
 )
 from workbench.metrics.registry import PER_REQUEST, metric_label
+from workbench.quantities import SHARE_TICKS
 from workbench.runs.run import Run
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _METRICS, _MAX_POINTS = tuple(metric.key for metric in PER_REQUEST), 500
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+_HOVER = ["baseline", "candidate", "low", "high"]
 _VERDICTS = {"better": (GREEN, "circle"), "worse": (VERMILLION, "diamond")}
 
 
@@ -58,12 +61,16 @@ def comparison_figure(frame: pd.DataFrame) -> go.Figure:
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10},
             name=str(verdict).capitalize(),
-            customdata=part[["baseline", "candidate", "low", "high", "unit"]].to_numpy(),
-            hovertemplate="%{customdata[0]:.4g} → %{customdata[1]:.4g} %{customdata[4]}<br>Ratio "
-            "%{x:.3f} (%{customdata[2]:.3f} to %{customdata[3]:.3f})",
+            customdata=readable_comparison(part)[_HOVER].to_numpy(),
+            hovertemplate="%{customdata[0]} → %{customdata[1]}<br>Ratio "
+            "%{x:.3f} (%{customdata[2]} to %{customdata[3]})",
         )
     figure.update_xaxes(type="log", title_text="Candidate / baseline")
-    figure.update_yaxes(tickvals=list(rows.values()), ticktext=list(rows), range=ends[::-1])
+    figure.update_yaxes(
+        tickvals=list(rows.values()),
+        ticktext=[label_of(str(name)) for name in rows],
+        range=ends[::-1],
+    )
     return titled(figure, "Candidate against baseline", health_of(frame))
 
 
@@ -102,7 +109,7 @@ def latency_overlay(
             hovertemplate="%{y:.1%} at or below %{x:.1f} ms",
         )
     figure.update_xaxes(title_text=label, rangemode="tozero")
-    figure.update_yaxes(title_text="Share at or below", tickformat=".0%", range=[0, 1.02])
+    figure.update_yaxes(title_text="Share at or below", tickformat=SHARE_TICKS, range=[0, 1.02])
     return titled(figure, f"{label.removesuffix(' (ms)')}, run by run", health_of(runs_table(runs)))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.analysis.kv_cache import KvCacheWaste
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, styled, titled
+from workbench.quantities import SHARE_TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,7 @@ def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
             )
     for row, title in enumerate(_ROWS.values(), 1):
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
-    figure.update_yaxes(tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(tickformat=SHARE_TICKS, row=1, col=1)
     figure.update_xaxes(title_text="Time since the start of the load (s)", row=len(_ROWS), col=1)
     return titled(styled(figure, 560), "Pressure on the engine")
 
@@ -68,7 +69,7 @@ def waste_figure(wastes: list[KvCacheWaste]) -> go.Figure:
         hovertemplate="%{y}: %{text} of the allocated memory is empty<extra></extra>",
     )
     figure = styled(go.Figure(bars), 260)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="Allocated but empty")
+    figure.update_xaxes(tickformat=SHARE_TICKS, range=[0, 1], title_text="Allocated but empty")
     figure.update_yaxes(autorange="reversed")
     return titled(figure, "Waste of the KV cache, for the same requests")
 

@@ -20,6 +20,7 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.quantities import SHARE_TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from workbench.metrics.health import ClientHealth
 
-_MAX_POINTS, _BINS = 500, 100
+_MAX_POINTS, BINS = 500, 100
 
 
 def latency_distributions(
@@ -51,7 +52,9 @@ def latency_distributions(
     figure = styled(make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05), 380)
     for column, (name, values, colour) in enumerate([("TTFT", ttft, BLUE), ("ITL", itl, GREEN)], 1):
         _ecdf(figure, column, name, values, colour)
-    figure.update_yaxes(title_text="Share at or below", tickformat=".0%", range=[0, 1.02], col=1)
+    figure.update_yaxes(
+        title_text="Share at or below", tickformat=SHARE_TICKS, range=[0, 1.02], col=1
+    )
     return titled(figure, "Latency distributions", health or health_of(requests))
 
 
@@ -124,10 +127,10 @@ def _percentile_marks(values: NDArray[np.float64], colour: str) -> go.Scatter:
 def _token_bars(figure: go.Figure, requests: pd.DataFrame, bin_s: float | None) -> None:
     import plotly.graph_objects as go
 
-    times, tokens = _token_arrivals(requests)
+    times, tokens = token_arrivals(requests)
     if not len(times):
         return
-    width = bin_s or _round_up((times.max() - times.min()) / _BINS)
+    width = bin_s or round_up((times.max() - times.min()) / BINS)
     start = np.floor(times.min() / width) * width
     edges = start + width * np.arange(int((times.max() - start) / width) + 2)
     rate = np.histogram(times, edges, weights=tokens)[0] / width
@@ -141,7 +144,7 @@ def _token_bars(figure: go.Figure, requests: pd.DataFrame, bin_s: float | None) 
     figure.add_trace(bars, row=1, col=1)
 
 
-def _token_arrivals(requests: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def token_arrivals(requests: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the time of each chunk in seconds, and how many tokens it brought."""
     chunks = [np.asarray(times, float) for times in requests.token_times_s]
     lengths = np.array([len(times) for times in chunks], int)
@@ -171,15 +174,17 @@ def _in_progress(figure: go.Figure, requests: pd.DataFrame) -> None:
     figure.add_trace(steps, row=2, col=1)
     failed = requests[requests.status != "ok"].dropna(subset=["end_s"])
     if len(failed):
-        figure.add_trace(_failure_marks(failed), row=2, col=1)
+        figure.add_trace(failure_marks(failed), row=2, col=1)
 
 
-def _failure_marks(failed: pd.DataFrame) -> go.Scatter:
+def failure_marks(failed: pd.DataFrame) -> go.Scatter:
+    """Return a cross at the end of each request, of at most `_MAX_POINTS` evenly chosen ones."""
     import plotly.graph_objects as go
 
+    ends_s = failed.end_s.iloc[:: -(-len(failed) // _MAX_POINTS)]
     return go.Scatter(
-        x=failed.end_s.iloc[:: -(-len(failed) // _MAX_POINTS)].round(6),
-        y=np.zeros(min(len(failed), _MAX_POINTS)),
+        x=ends_s.round(6),
+        y=np.zeros(len(ends_s)),
         name="Failed, shed or cancelled",
         mode="markers",
         marker={"symbol": "x", "color": VERMILLION, "size": 8},
@@ -187,7 +192,7 @@ def _failure_marks(failed: pd.DataFrame) -> go.Scatter:
     )
 
 
-def _round_up(width: float) -> float:
+def round_up(width: float) -> float:
     """Return the next of 1, 2, 5 times a power of ten, at least 0.1."""
     if width <= 0.1:
         return 0.1

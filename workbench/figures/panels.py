@@ -10,6 +10,7 @@ from typing import Any
 from workbench.figures.cluster_frames import CostColumn, Frames, RequestColumn, SampleColumn
 from workbench.figures.replica_traces import replica_traces
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+from workbench.quantities import SHARE_TICKS, quantity
 from workbench.records import LoadChange
 from workbench.workload.rate_curve import offered_rates
 
@@ -94,10 +95,22 @@ def change_marks(frames: Frames) -> Iterator[Mark]:
     )
 
 
+_CHANGES = {
+    "rate": ("Rate", "requests/s"),
+    "burstiness": ("Burstiness", ""),
+    "output_tokens": ("Output", "tokens"),
+    "pause": ("Paused", ""),
+    "resume": ("Resumed", ""),
+    "scaling": ("Scaling changed", ""),
+    "late": ("Not sent in time", "requests"),
+}
+
+
 def _change_text(change: LoadChange) -> str:
-    value = "" if change.value is None else f" {change.value:g}"
+    label, unit = _CHANGES.get(change.what, (change.what, ""))
+    value = "" if change.value is None else f" {quantity(change.value, unit)}"
     note = f"<br>{html.escape(change.note)}" if change.note else ""
-    return html.escape(f"{change.what}{value}") + note
+    return html.escape(f"{label}{value}") + note
 
 
 def replica_marks(frames: Frames) -> Iterator[Mark]:
@@ -193,7 +206,7 @@ ENGINE = Panel(
     title="Engine requests",
     right_title="KV cache",
     height=0.18,
-    right_axis={"tickformat": ".0%"},
+    right_axis={"tickformat": SHARE_TICKS},
     traces=(
         Trace(
             label="In the batch",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from workbench.quantities import significant, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,13 +118,14 @@ def _decision_text(row: dict[str, Any]) -> str:
         lines.append(f"Desired by the policy: {row['desired']:g}")
     saw = row.get("saw")
     if isinstance(saw, dict):
-        lines += [f"{name} {value:.3g}" for name, value in saw.items()]
+        lines += [f"{words(name)}: {significant(float(value))}" for name, value in saw.items()]
     elif _is_number(row.get("total_requests")):
-        lines.append(f"total_requests {row['total_requests']:.3g}")
+        lines.append(f"Total requests: {significant(float(row['total_requests']))}")
     if isinstance(row.get("held_by"), str):
         wanted_s = row.get("wanted_s")
         since = f" since {wanted_s:.1f} s" if _is_number(wanted_s) else ""
-        lines.append(f"Held by {row['held_by']}{since}")
+        bounds = ", ".join(words(name) for name in row["held_by"].split(", "))
+        lines.append(f"Held by: {bounds}{since}")
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 

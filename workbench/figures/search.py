@@ -18,6 +18,7 @@ from workbench.figures.style import (
     titled,
 )
 from workbench.metrics.registry import latency_label
+from workbench.quantities import SHARE_TICKS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -112,7 +113,7 @@ def _answer_line(load: float, unit: str, ends: list[float]) -> go.Scatter:
 def _add_shares_axis(figure: go.Figure, result: SearchResult) -> None:
     slo = result.probes[0].summary.slo
     figure.update_yaxes(
-        title_text="Within the SLO", tickformat=".0%", range=[-0.06, 1.1], row=2, col=1
+        title_text="Within the SLO", tickformat=SHARE_TICKS, range=[-0.06, 1.1], row=2, col=1
     )
     if slo is not None:
         figure.add_hline(

@@ -24,6 +24,7 @@ from workbench.figures.style import (
     styled,
     titled,
 )
+from workbench.quantities import SHARE_TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +143,7 @@ def stage_shares(
         )
         figure.add_trace(bar)
     figure.update_layout(barmode="stack", bargap=0.5)
-    figure.update_yaxes(title_text="Share of the time", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title_text="Share of the time", tickformat=SHARE_TICKS, range=[0, 1])
     return titled(figure, f"{title}: shares of p50 and p99", health or health_of(requests))
 
 

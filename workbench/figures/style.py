@@ -10,6 +10,7 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from workbench.metrics.health import ClientHealth
+from workbench.quantities import TICKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +21,13 @@ VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#808080"
 _GRID = "rgba(128,128,128,0.25)"
 _MAX_REASONS = 4
 
-CONFIG = {"responsive": True, "displaylogo": False}
-"""The configuration of every plotly figure."""
+CONFIG = {"displaylogo": False}
+"""The configuration of every plotly figure.
+
+It is not responsive: JupyterLab's renderer follows the width of the cell by itself, and on a resize
+plotly deletes the height of a responsive figure, which leaves a few pixels of it in a notebook.
+"""
+_PAGE_CONFIG = CONFIG | {"responsive": True}  # in a page, the figure's own element has the height
 TIME_TITLE = "Time since the start of the run (s)"
 
 
@@ -43,7 +49,8 @@ def stacked(heights: list[float], height: int) -> go.Figure:
 
 def styled(figure: go.Figure, height: int) -> go.Figure:
     """Apply the common style to `figure`, make it `height` pixels high, and return it."""
-    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY, "automargin": True}
+    axis = TICKS | {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": GREY}
+    axis |= {"automargin": True}
     figure.update_layout(
         template="none",
         height=height,
@@ -89,9 +96,15 @@ def health_of(frame: pd.DataFrame) -> ClientHealth | None:
     )
 
 
+def page_div(figure: go.Figure) -> str:
+    """Return `figure` as HTML for a page that has plotly.js before it."""
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_PAGE_CONFIG)
+    return text
+
+
 def to_div(figure: go.Figure, *, with_script: bool) -> str:
     """Return `figure` as HTML that needs no network; `with_script` includes plotly.js."""
-    text: str = figure.to_html(full_html=False, include_plotlyjs=with_script, config=CONFIG)
+    text: str = figure.to_html(full_html=False, include_plotlyjs=with_script, config=_PAGE_CONFIG)
     missing = "This figure needs the script of the first figure in this notebook: run that cell."
     check = (
         "<script>window.Plotly || document.currentScript.insertAdjacentHTML("

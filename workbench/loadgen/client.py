@@ -16,13 +16,21 @@ from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
 from serving.gateway.stages import TIMING_HEADER
 from workbench.clock import Clock
 from workbench.loadgen.outcome import ends_request, redact_error
-from workbench.loadgen.sse import answer_status, parse_answer, stage_times
+from workbench.loadgen.sse import (
+    answer_note,
+    answer_status,
+    cached_tokens,
+    parse_answer,
+    stage_times,
+)
 from workbench.records import RequestRecord
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from openai import AsyncAPIResponse, AsyncOpenAI
+
+    from workbench.endpoints.connection import Connection
 
 ChatInput = str | Sequence[Mapping[str, Any]]
 OnRecord = Callable[[RequestRecord], None]
@@ -39,12 +47,14 @@ async def stream_chat(
     ignore_eos: bool = False,
     temperature: float = 0.0,
     extra_body: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str | None] | None = None,
     **timing: Any,
 ) -> RequestRecord:
     """Send one streaming chat completion.
 
     A failure of the server becomes the record's status: `shed` for HTTP 429 and 503, and `error`
-    for other errors, for a connection or a stream that breaks, and for a stream without `[DONE]`.
+    for other errors, for a connection or a stream that breaks, and for a stream that ends before
+    the model finished. A complete stream without `[DONE]`, or with empty events, gets a `note`.
     Nothing is retried. A mistake in the call itself is raised.
 
     Args:
@@ -56,17 +66,19 @@ async def stream_chat(
         ignore_eos: Generate `max_tokens` tokens in any case.
         temperature: Sampling temperature.
         extra_body: Further fields of the request.
+        renamed: Other names of parameters that the server rejects; None leaves one out.
         timing: `scheduled_s`; `request_id` (also sent, as `x-request-id`); `tenant`; `timeout_s`,
             for the whole call, instead of the client's own limits; `on_event(kind, at_s)`, called
             with `sent` or `read` while other requests stream, so it must be fast; and
             `on_record(record)`, called with every record, even that of a cancelled call, which
-            then raises `CancelledError`.
+            then raises `CancelledError`; and `connection`, for errors of TLS and of the proxy.
 
     Returns:
         The record of the request.
     """
     chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    body = {"messages": chat} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
+    fields = make_body(model, max_tokens, temperature, ignore_eos, extra_body)
+    body = {"messages": chat} | rename(fields, renamed)
     create = without_retries(client).chat.completions.with_streaming_response.create
     return await _call(create, body, client.api_key, clock=clock, **timing)
 
@@ -81,10 +93,12 @@ async def stream_completion(
     ignore_eos: bool = False,
     temperature: float = 0.0,
     extra_body: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str | None] | None = None,
     **timing: Any,
 ) -> RequestRecord:
     """Send one streaming completion of a text or of token ids; otherwise as `stream_chat`."""
-    body = {"prompt": prompt} | _body(model, max_tokens, temperature, ignore_eos, extra_body)
+    fields = make_body(model, max_tokens, temperature, ignore_eos, extra_body)
+    body = {"prompt": prompt} | rename(fields, renamed)
     create = without_retries(client).completions.with_streaming_response.create
     return await _call(create, body, client.api_key, clock=clock, **timing)
 
@@ -94,18 +108,31 @@ def without_retries(client: AsyncOpenAI) -> AsyncOpenAI:
     return client if client.max_retries == 0 else client.with_options(max_retries=0)
 
 
-def _body(
+def make_body(
     model: str,
     max_tokens: int | None,
     temperature: float,
     ignore_eos: bool,
     extra_body: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
+    """Return the body of a request without its prompt; fields unknown to OpenAI in `extra_body`."""
     extra = {"ignore_eos": True} if ignore_eos else {}
     body: dict[str, Any] = {"model": model, "temperature": temperature, "stream": True}
     body["stream_options"] = {"include_usage": True}
     body["extra_body"] = extra | dict(extra_body or {})
     return body if max_tokens is None else body | {"max_tokens": max_tokens}
+
+
+def rename(body: dict[str, Any], renamed: Mapping[str, str | None] | None) -> dict[str, Any]:
+    """Return the body with parameters renamed, or left out where the new name is None."""
+    if not renamed:
+        return body
+    changed = {name: renamed.get(name, name) for name in (*body, *body["extra_body"])}
+    fields = {changed[name]: value for name, value in body.items() if name != "extra_body"}
+    extra = {changed[name]: value for name, value in body["extra_body"].items()}
+    fields.pop(None, None)
+    extra.pop(None, None)
+    return fields | {"extra_body": extra}
 
 
 def bypass_client_validation(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +158,7 @@ async def _call(
     timeout_s: float | None = None,
     on_record: OnRecord | None = None,
     on_event: OnEvent | None = None,
+    connection: Connection | None = None,
 ) -> RequestRecord:
     request_id = request_id or uuid.uuid4().hex
     reads: list[tuple[float, bytes]] = []
@@ -144,7 +172,11 @@ async def _call(
     headers: dict[str, str] = {}
     failure = await _read(call, reads, headers, clock, timeout_s, on_event)
     stopped, answer = clock(), parse_answer(reads)
-    status, error = answer_status(answer, failure)
+    proxy = None if connection is None else connection.proxy_name
+    status, error = answer_status(answer, failure, proxy)
+    if error is not None:
+        secrets = [api_key, *(connection.secrets() if connection is not None else ())]
+        error = redact_error(error, body.get("messages", body.get("prompt")), secrets)
     record = RequestRecord(
         request_id=request_id,
         scheduled_s=scheduled_s,
@@ -155,11 +187,13 @@ async def _call(
         prompt_tokens=answer.usage.get("prompt_tokens"),
         output_tokens=answer.usage.get("completion_tokens"),
         status=status,
-        error=error and redact_error(error, body.get("messages", body.get("prompt")), api_key),
+        error=error,
         model=headers.get(MODEL_HEADER, body["model"]),
         tenant=tenant,
         replica=headers.get(REPLICA_HEADER),
         stages=stage_times(answer, headers.get(TIMING_HEADER)),
+        cached_tokens=cached_tokens(answer.usage),
+        note=answer_note(answer) if status == "ok" else None,
     )
     if on_record is not None:
         on_record(record)

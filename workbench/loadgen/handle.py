@@ -27,6 +27,8 @@ class LoadResult:
     """The result of a load.
 
     `ended_early` is the reason why it ended before its plan, `incidents` are problems meanwhile.
+    `workload` has what was left out or changed of a trace or a prompt file.
+    `notes` say which parameters the server rejected and which streams were irregular.
     """
 
     records: Sequence[RequestRecord]
@@ -36,6 +38,8 @@ class LoadResult:
     warmup_s: float
     ended_early: str | None = None
     incidents: list[str] = field(default_factory=list)
+    workload: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"LoadResult({self.summary().headline()})"
@@ -44,7 +48,8 @@ class LoadResult:
         """Return the metrics without the warm-up, and the health of the load workers."""
         from workbench.metrics.summary import summarize
 
-        return summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
+        summary = summarize(self.records, slo=slo, warmup_s=self.warmup_s, health=self.health)
+        return summary.model_copy(update={"workload": self.workload})
 
 
 class StoredRecords(Sequence["RequestRecord"]):
@@ -68,12 +73,14 @@ class LoadRun:
     """A load in progress. Await it for its `LoadResult`; `stop()` ends it early.
 
     `start_s` is when its schedule begins, on the run's clock; None while the workers start.
+    `cancelled` counts the requests that an early end cut.
     """
 
     planned: int
     clock: Clock
     records: list[RequestRecord] = field(default_factory=list)
     start_s: float | None = None
+    cancelled: int = 0
     _at_most: int | None = None
     _task: asyncio.Task[LoadResult] | None = None
     _stopped: str | None = None
@@ -86,6 +93,7 @@ class LoadRun:
     def add(self, record: RequestRecord) -> None:
         """Count a request that ended."""
         self.records.append(record)
+        self.cancelled += record.status == "cancelled"
 
     def stop(self, reason: str = "stopped by the user") -> None:
         """Send nothing more. Requests in progress are recorded as cancelled."""
@@ -96,6 +104,11 @@ class LoadRun:
         return self._task.__await__()
 
 
+def interrupted(cancelled: int) -> str:
+    """Return the line that a load shows after an interrupt."""
+    return f"interrupted: {cancelled:,} request{'' if cancelled == 1 else 's'} cancelled"
+
+
 LoadState = Literal["starting", "running", "paused", "ended"]
 
 
@@ -103,10 +116,13 @@ LoadState = Literal["starting", "running", "paused", "ended"]
 class LiveLoad(LoadRun):
     """A live load in progress. Await it for its `LoadResult`.
 
+    It ends with its plan, once all requests are answered. A rate set before that replaces the plan
+    and its duration, and the load then continues until `stop()`; so does a paused load.
+
     `manual_rate` is true once `set_rate` has replaced the plan. `ended` counts the requests that
-    ended, `failed` those of them without an answer, `in_progress` those that have not ended, and
-    `dropped` those that the client could not send in time. With a run folder, `records` has the
-    latest only.
+    ended, `failed` those of them that failed, were shed or timed out, `in_progress` those that have
+    not ended, and `dropped` those that the client could not send in time. With a run folder,
+    `records` has the latest only.
 
     Every change takes effect within half a second. A value out of range raises SettingError and
     changes nothing. `changes` has what was changed and when.
@@ -135,7 +151,7 @@ class LiveLoad(LoadRun):
         """Count a request that ended."""
         super().add(record)
         self.ended += 1
-        self.failed += record.status != "ok"
+        self.failed += record.status not in ("ok", "cancelled")
 
     def set_rate(self, rate: float) -> float:
         """Send `rate` requests per second from now on, instead of the plan.
@@ -195,7 +211,7 @@ class LiveLoad(LoadRun):
     def _request(
         self, kind: ChangeKind, value: float | None = None, note: str | None = None
     ) -> None:
-        if self.state == "ended":
+        if self.state == "ended" or self._stopped is not None:
             raise SettingError(
                 f"{kind} cannot be changed, because the load has ended; start another load"
             )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
+
+from workbench.endpoints.connection import NO_KEY
+from workbench.endpoints.failures import explain_answer, explain_failure
 
 UNREACHABLE = "connection failed"
 """Start of the reason of a request that reached no server, or lost it."""
 
 _TRANSPORTS = {"aiohttp", "anyio", "h11", "httpcore", "httpcore2", "httpx", "httpx2"}
 _SHED = {429, 503}
+_LONG_SECRET = 8
+"""Characters from which on a secret is replaced even within a word."""
 _QUOTE_LENGTH = 16
 """Characters of a prompt that count as a quotation of it."""
 
@@ -25,16 +31,26 @@ def ends_request(problem: BaseException) -> bool:
 
 
 def classify_failure(
-    problem: BaseException,
+    problem: BaseException, proxy: str | None = None
 ) -> tuple[Literal["error", "shed", "timeout", "cancelled"], str | None]:
-    """Return the status and the reason of a request that ended with `problem`."""
+    """Return the status and the reason of a request that ended with `problem`.
+
+    Args:
+        problem: How it ended.
+        proxy: The proxy in use, without its password.
+    """
     if isinstance(problem, asyncio.CancelledError):
         return "cancelled", None
     name, code = type(problem).__name__, getattr(problem, "status_code", None)
     if code is not None:
+        headers = getattr(getattr(problem, "response", None), "headers", {})
+        if reason := explain_answer(code, headers, proxy):
+            return "error", reason
         body = getattr(problem, "body", None)
         message = body.get("message") if isinstance(body, Mapping) else problem
         return ("shed" if code in _SHED else "error"), f"{name}: HTTP {code}: {message}"
+    if reason := explain_failure(problem, proxy):
+        return "error", f"{UNREACHABLE}: {reason}"
     cause = problem.__cause__ or problem.__context__
     if name == "APIConnectionError" or _is_refused(problem):
         return "error", f"{UNREACHABLE}: {cause or problem}"
@@ -56,17 +72,29 @@ def _is_refused(problem: BaseException) -> bool:
     return False
 
 
-def redact_error(reason: str, prompt: Any, api_key: str | None) -> str:
-    """Return `reason` as one line of at most 200 characters, without the key or the prompt.
+def redact_error(reason: str, prompt: Any, secrets: Iterable[str]) -> str:
+    """Return `reason` as one line of at most 200 characters, without secrets or the prompt.
 
     Servers repeat the request in their error messages, and a record must not contain its text.
     """
-    if api_key:
-        reason = reason.replace(api_key, "[key]")
+    for secret in secrets:
+        reason = _without_secret(reason, secret)
     short = " ".join(reason.split())[:200]
     if any(_quotes(short, " ".join(text.split())) for text in _texts(prompt)):
         return f"{short.partition(':')[0]}: (the message quotes the prompt and is withheld)"
     return short
+
+
+def _without_secret(text: str, secret: str) -> str:
+    """Replace a secret: a long one anywhere, a short one only where it is a whole word.
+
+    A short key such as "test" is also part of ordinary words.
+    """
+    if secret in ("", NO_KEY):
+        return text
+    if len(secret) >= _LONG_SECRET:
+        return text.replace(secret, "[key]")
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[key]", text)
 
 
 def _quotes(short: str, text: str) -> bool:

@@ -35,9 +35,8 @@ class WorkerPool:
             await asyncio.to_thread(connection.connect)
         actor = ray.remote(num_cpus=0, max_concurrency=100_000)(LoadWorker)
         # In a call and not in the constructor, whose arguments the cluster keeps on record.
-        key = target.api_key.get_secret_value()
         workers = await start_workers(
-            actor, number, lambda worker: worker.connect.remote(target.base_url, key)
+            actor, number, lambda worker: worker.connect.remote(target.connection)
         )
         self.handles = [WorkerHandle(worker) for worker in workers]
         await asyncio.gather(

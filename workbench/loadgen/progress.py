@@ -92,7 +92,7 @@ class NoProgress:
 
     def line(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> str:
         """Return one line: the requests ended, failed and in progress, and the remaining time."""
-        failed = sum(record.status != "ok" for record in records)
+        failed = sum(record.status not in ("ok", "cancelled") for record in records)
         remaining_s = self.remaining_s(len(records), elapsed_s)
         parts = [
             f"{len(records)} of {self._planned} requests ended",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import EndpointGoneError
 from workbench.errors import RunError
-from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords
+from workbench.loadgen.accepted import Calls
+from workbench.loadgen.handle import LoadResult, LoadRun, StoredRecords, interrupted
 from workbench.loadgen.outcome import UNREACHABLE
 from workbench.loadgen.pool import WorkerPool
 from workbench.metrics.health import ClientHealth
@@ -48,9 +50,11 @@ class LoadRunner:
     folder: Run | None
     progress: Progress
     on_record: Callable[[RequestRecord], None] | None
+    calls: Calls = field(default_factory=Calls)
     health: dict[str, float] = field(default_factory=dict)
     refused: list[RequestRecord] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
+    noted: Counter[str] = field(default_factory=Counter)
     pool: WorkerPool = field(default_factory=WorkerPool)
     unwritten: RunError | None = None
     # vLLM refuses two requests with one id at a time, so the ids of two loads must differ.
@@ -65,12 +69,24 @@ class LoadRunner:
         """
         try:
             with self.progress:
-                await self._send()
+                workload_notes = self.source.report.notes if self.source.report else ()
+                for note in (*workload_notes, *self.calls.notes):
+                    self.progress.show_line(note)
+                await self._send_or_say_interrupted()
             if self.unwritten is not None:
                 raise self.unwritten
             return self._result()
         finally:
             self._log(self.source.end(self.running._stopped))
+
+    async def _send_or_say_interrupted(self) -> None:
+        try:
+            await self._send()
+        except asyncio.CancelledError:
+            elapsed_s = self.running.clock() - (self.running.start_s or 0.0)
+            self.progress.show(self.running.records, 0, elapsed_s)
+            self.progress.show_line(interrupted(self.running.cancelled))
+            raise
 
     async def _send(self) -> None:
         folder = None if self.folder is None else self.folder.path
@@ -89,7 +105,9 @@ class LoadRunner:
         start_s = self.running.start_s = self.running.clock() + START_LEAD_S
         config = WorkerConfig(
             model=self.target.model_id,
-            call=_call_options(self.load),
+            call=_call_options(self.load) | {"extra_body": self.target.extra_body},
+            chat_call=self.calls.chat,
+            completion_call=self.calls.completion,
             tag=self.tag,
             epoch_s=0.0,
             start_s=start_s,
@@ -114,7 +132,8 @@ class LoadRunner:
             reports = await self.pool.reports(self._recover)
             if over and self.running._at_most is None:
                 self._limit_remaining(reports)
-            done = all(report.done for report in reports)
+            # A person may have changed the load while the reports were on their way.
+            done = all(report.done for report in reports) and not self.source.has_requested()
             self._take(reports)
             self.progress.show(
                 self.running.records,
@@ -169,6 +188,8 @@ class LoadRunner:
 
     def _keep(self, record: RequestRecord) -> None:
         self.running.add(record)
+        if record.note:
+            self.noted[record.note] += 1
         unreachable = record.status == "error" and (record.error or "").startswith(UNREACHABLE)
         self.refused = [*self.refused, record] if unreachable else []
         if self.folder is not None:
@@ -195,6 +216,7 @@ class LoadRunner:
         )
 
     async def _end(self) -> None:
+        self.source.close()
         self._take(await self.pool.stop())
         await self.pool.close()
         if self.folder is not None:
@@ -210,6 +232,12 @@ class LoadRunner:
             self.progress.show_line(f"ended early: {reason}")
             if self.refused and not any(record.status == "ok" for record in records):
                 raise EndpointGoneError(f"{self.target.base_url}: {reason}. Is it deployed?")
+        irregular = [
+            f"{count} requests count as complete although {note}"
+            for note, count in self.noted.items()
+        ]
+        for line in irregular:
+            self.progress.show_line(line)
         return LoadResult(
             records=records,
             health=ClientHealth.judge(
@@ -222,6 +250,8 @@ class LoadRunner:
             warmup_s=self.load.warmup_s,
             ended_early=reason or "; ".join(self.incidents) or None,
             incidents=self.incidents,
+            workload=None if self.source.report is None else self.source.report.as_dict(),
+            notes=[*self.calls.notes, *irregular],
         )
 
     def _records(self) -> Sequence[RequestRecord]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.loadgen.outcome import UNREACHABLE
@@ -15,7 +15,7 @@ from workbench.workload.schedule import LiveSchedule
 
 if TYPE_CHECKING:
     from workbench.records import LoadChange, RequestRecord
-    from workbench.workload.prompt_generator import Prompt
+    from workbench.workload.prompt import Prompt
     from workbench.workload.spec import Arrival, LoadSpec
 
 UNREACHABLE_PAUSE_S = 0.25
@@ -30,7 +30,8 @@ class WorkerConfig:
     """The common part of all requests of a load, without the key (see `LoadWorker.connect`).
 
     `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
-    the load on the run's clock.
+    the load on the run's clock. `call` has arguments for every request, `chat_call` and
+    `completion_call` those for one route, which take precedence.
     """
 
     model: str
@@ -40,6 +41,13 @@ class WorkerConfig:
     start_s: float
     max_concurrency: int | None = None
     duration_s: float | None = None
+    chat_call: Mapping[str, Any] = field(default_factory=dict)
+    completion_call: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_chat(content: Any) -> bool:
+    """Return whether the content of a prompt is the messages of a chat."""
+    return not isinstance(content, str) and not isinstance(content[0], int)
 
 
 class Worker(Protocol):
@@ -132,6 +140,9 @@ class LiveSender:
     Every worker follows the whole schedule from the same seed and sends every `worker_count`-th
     arrival, so that all workers together send what one would, bursts included. A change is dated
     slightly ahead and reaches all workers before it acts.
+
+    At the end of the plan it waits for further changes, because a person may set another rate while
+    the last answers arrive. It ends when it is cancelled.
     """
 
     def __init__(self, config: WorkerConfig, share: WorkerShare) -> None:
@@ -151,6 +162,15 @@ class LiveSender:
         self._changed = asyncio.Event()
         self._sent_s: list[float] = []
         self._dropped = 0
+        self._in_progress: set[asyncio.Task[RequestRecord]] = set()
+        self._now_s, self._number = -math.inf, 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the load is over, no change waits, and every request has been answered."""
+        end_s = self._end_s()
+        over = end_s is not None and self._now_s >= end_s
+        return over and not self._changes and not self._in_progress
 
     def apply(self, change: LoadChange) -> None:
         """Apply `change` from its time on."""
@@ -164,60 +184,78 @@ class LiveSender:
         return sent_s, dropped
 
     async def run(self, worker: Worker) -> None:
-        """Send until the end of the load, and wait for the answers."""
+        """Send, and follow changes, until this is cancelled."""
         async with asyncio.TaskGroup() as group:
-            number, now_s = 0, -math.inf
-            while (end_s := self._end_s()) is None or now_s < end_s:
+            while True:
                 await self._wait(worker)
-                self._apply_due(worker.now())
-                now_s = worker.now()
-                while (due_s := self._next(now_s)) is not None:
-                    if number % self._share.worker_count == self._share.first:
-                        self._send(worker, group, number, due_s, now_s)
-                    number += 1
+                self._now_s = worker.now()
+                for change in [c for c in self._changes if c.time_s <= self._now_s]:
+                    self._send_until(worker, group, change.time_s)
+                    self._skip_until(change.time_s)
+                    self._apply(change)
+                self._send_until(worker, group, self._now_s)
 
-    def _next(self, now_s: float) -> float | None:
-        """Take the next arrival that is due and not past the end."""
+    def _send_until(self, worker: Worker, group: asyncio.TaskGroup, at_s: float) -> None:
+        while (due_s := self._next(at_s)) is not None:
+            if self._number % self._share.worker_count == self._share.first:
+                self._send(worker, group, self._number, due_s)
+            self._number += 1
+
+    def _skip_until(self, at_s: float) -> None:
+        """Leave out the arrivals between the end of the load's duration and `at_s`."""
         end_s = self._end_s()
-        return self._schedule.next(now_s if end_s is None else min(now_s, end_s))
+        if end_s is not None and end_s < at_s:
+            while self._schedule.next(at_s) is not None:
+                pass
 
-    def _send(
-        self, worker: Worker, group: asyncio.TaskGroup, number: int, due_s: float, now_s: float
-    ) -> None:
-        if now_s - due_s > MAX_DELAY_S:
+    def _next(self, at_s: float) -> float | None:
+        """Take the next arrival that is due at `at_s` and not past the end."""
+        end_s = self._end_s()
+        return self._schedule.next(at_s if end_s is None else min(at_s, end_s))
+
+    def _send(self, worker: Worker, group: asyncio.TaskGroup, number: int, due_s: float) -> None:
+        if self._now_s - due_s > MAX_DELAY_S:
             self._dropped += 1
             return
         prompt: Prompt = next(self._prompts)
         if self._output_tokens is not None:
             prompt = replace(prompt, max_tokens=self._output_tokens)
-        self._sent_s.append(now_s)
-        group.create_task(worker.send(f"{self._config.tag}-{number}", prompt, due_s))
+        self._sent_s.append(self._now_s)
+        task = group.create_task(worker.send(f"{self._config.tag}-{number}", prompt, due_s))
+        self._in_progress.add(task)
+        task.add_done_callback(self._in_progress.discard)
 
     def _end_s(self) -> float | None:
-        """Return the end of the plan or of the load's duration, whichever is first."""
-        duration_s = self._share.load.duration_s
-        ends = [
-            self._schedule.curve.ends_s,
-            None if duration_s is None else self._config.start_s + duration_s,
-        ]
+        """Return the end of the plan or of the load's duration, whichever is first.
+
+        There is none after a person took over, or while the load is paused.
+        """
+        curve, duration_s = self._schedule.curve, self._share.load.duration_s
+        if not curve.follows_plan:
+            return None
+        ends = [curve.ends_s, None if duration_s is None else self._config.start_s + duration_s]
         return min((end_s for end_s in ends if end_s is not None), default=None)
 
     async def _wait(self, worker: Worker) -> None:
         """Wait until a request, a change or the end is due, or a new change arrives."""
-        times = [self._schedule.due_s, self._end_s(), *(change.time_s for change in self._changes)]
+        end_s = self._end_s()
+        if end_s is not None and self._now_s >= end_s:  # nothing more is due, only changes
+            times: list[float | None] = []
+        else:
+            times = [self._schedule.due_s, end_s]
+        times += [change.time_s for change in self._changes]
         due_s = min((at_s for at_s in times if at_s is not None), default=None)
         with suppress(TimeoutError):
             async with asyncio.timeout(None if due_s is None else max(0.0, due_s - worker.now())):
                 await self._changed.wait()
         self._changed.clear()
 
-    def _apply_due(self, now_s: float) -> None:
-        for change in [change for change in self._changes if change.time_s <= now_s]:
-            self._changes.remove(change)
-            if change.what == "output_tokens" and change.value is not None:
-                self._output_tokens = int(change.value)
-            else:
-                self._schedule.apply(change)
+    def _apply(self, change: LoadChange) -> None:
+        self._changes.remove(change)
+        if change.what == "output_tokens" and change.value is not None:
+            self._output_tokens = int(change.value)
+        else:
+            self._schedule.apply(change)
 
 
 @dataclass(frozen=True, slots=True)

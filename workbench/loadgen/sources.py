@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.loadgen.senders import WorkerConfig
     from workbench.loadgen.worker import WorkerReport
     from workbench.loadgen.workers import WorkerHandle
+    from workbench.workload.report import WorkloadReport
     from workbench.workload.spec import Arrival, LoadSpec
 
 RECENT_RECORDS = 1000
@@ -35,6 +36,8 @@ class LoadSource:
     workers: int
     recent_records: int | None = None
     """Records to keep in memory where a run folder keeps them all; None for all."""
+    report: WorkloadReport | None = None
+    """What is notable about the trace or the prompt file of the load."""
 
     def start(
         self, handle: WorkerHandle, config: WorkerConfig, index: int, worker_count: int
@@ -54,6 +57,13 @@ class LoadSource:
         """Return the changes that were requested since the last call."""
         return []
 
+    def has_requested(self) -> bool:
+        """Return whether a change was requested that the workers do not have yet."""
+        return False
+
+    def close(self) -> None:
+        """Accept no further changes."""
+
     def apply(self, change: LoadChange) -> None:
         """Follow a change that the workers apply."""
 
@@ -70,6 +80,7 @@ class PlannedSource(LoadSource):
     """A plan that is complete before the load starts."""
 
     def __init__(self, load: LoadSpec, plan: Sequence[Arrival]) -> None:
+        self.report = getattr(plan, "report", None)
         self.workers = load.needed_workers
         self._users: int | None = getattr(load.arrivals, "max_concurrency", None)
         self._plan = plan
@@ -127,6 +138,14 @@ class LiveSource(LoadSource):
         requested, self._running._requested = self._running._requested, []
         return requested
 
+    def has_requested(self) -> bool:
+        """Return whether a change was requested that the workers do not have yet."""
+        return bool(self._running._requested)
+
+    def close(self) -> None:
+        """Accept no further changes."""
+        self._running.state = "ended"
+
     def apply(self, change: LoadChange) -> None:
         """Apply `change` to the rate that the handle shows."""
         curve = self._running._curve
@@ -152,7 +171,7 @@ class LiveSource(LoadSource):
 
     def end(self, reason: str | None) -> list[LoadChange]:
         """End the load, if it has begun."""
-        self._running.state = "ended"
+        self.close()
         if self._running._curve is None:
             return []
         return self._log(LoadChange(self._running.clock(), "end", note=reason))

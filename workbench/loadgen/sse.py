@@ -23,13 +23,19 @@ from workbench.records import Status
 
 _EVENT = re.compile(rb"^data:[ ]?([^\r\n]*)", re.MULTILINE)
 _STAGES = re.compile(rb"^" + re.escape(TIMING_COMMENT.encode()) + rb"([^\r\n]*)", re.MULTILINE)
+_EMPTY = (b"", b"{}", b"null")
+"""Data of events without content, which some servers send to keep a connection open."""
 _TAIL_BYTES = 4096
 """Where the comment with the stages is searched, from the end."""
 
 
 @dataclass(slots=True)
 class StreamedAnswer:
-    """The content of an answer's events. Times are of the read that completed the event."""
+    """The content of an answer's events. Times are of the read that completed the event.
+
+    `done` is whether `[DONE]` came, and `finished` whether the reason why the model stopped or the
+    usage came.
+    """
 
     token_times: list[float] = field(default_factory=list)
     last_event_s: float | None = None
@@ -38,6 +44,8 @@ class StreamedAnswer:
     error: str | None = None
     garbled: bool = False
     done: bool = False
+    finished: bool = False
+    empty_events: int = 0
     stages: Mapping[str, float | None] | None = None
 
 
@@ -49,11 +57,15 @@ def parse_answer(reads: Sequence[tuple[float, bytes]]) -> StreamedAnswer:
     for event in _EVENT.finditer(content):
         while ends[read] < event.end():
             read += 1
-        if event[1] == b"[DONE]":
+        data = event[1].strip()
+        if data == b"[DONE]":
             answer.done = True
             break
+        if data in _EMPTY:
+            answer.empty_events += 1
+            continue
         try:
-            _add_event(answer, pydantic_core.from_json(event[1]), reads[read][0])
+            _add_event(answer, pydantic_core.from_json(data), reads[read][0])
         except (ValueError, LookupError, AttributeError, TypeError):
             answer.garbled = True
     answer.stages = _stages_comment(content)
@@ -79,8 +91,11 @@ def _add_event(answer: StreamedAnswer, event: Mapping[str, Any], at_s: float) ->
         detail = problem if isinstance(problem, Mapping) else {"message": problem}
         kind = detail.get("type") or detail.get("code") or "error"
         answer.error = answer.error or f"stream: {kind}: {detail.get('message')}"
-    elif (choices := event.get("choices")) and _is_token(choices[0]):
-        answer.token_times.append(at_s)
+    elif choices := event.get("choices"):
+        if _is_token(choices[0]):
+            answer.token_times.append(at_s)
+        answer.finished |= choices[0].get("finish_reason") is not None
+    answer.finished |= bool(event.get("usage"))
     answer.usage = event.get("usage") or answer.usage
     if metrics := event.get("metrics"):
         answer.metrics = metrics
@@ -96,21 +111,40 @@ def _is_token(choice: Mapping[str, Any]) -> bool:
 
 
 def answer_status(
-    answer: StreamedAnswer, failure: BaseException | None
+    answer: StreamedAnswer, failure: BaseException | None, proxy: str | None = None
 ) -> tuple[Status, str | None]:
     """Return the status of a request and its reason.
 
     The server's own error comes first, and a garbled event last, as a cut stream ends in one too.
+    A stream that ends regularly but without `[DONE]` is complete if the model finished.
     """
     if isinstance(failure, asyncio.CancelledError) and not answer.done:
         return classify_failure(failure)
     if answer.error is not None:
         return "error", answer.error
     if failure is not None and not answer.done:
-        return classify_failure(failure)
+        return classify_failure(failure, proxy)
     if answer.garbled:
         return "error", "stream: an event is not a completion chunk"
-    return ("ok", None) if answer.done else ("error", "stream: ended without [DONE]")
+    if answer.done or answer.finished:
+        return "ok", None
+    return "error", "stream: ended without [DONE] and without a finish_reason"
+
+
+def answer_note(answer: StreamedAnswer) -> str | None:
+    """Return what was irregular about a complete stream, or None."""
+    notes = [
+        "the stream ended without [DONE]" if not answer.done else "",
+        "the stream had empty events" if answer.empty_events else "",
+    ]
+    return "; ".join(note for note in notes if note) or None
+
+
+def cached_tokens(usage: Mapping[str, Any]) -> int | None:
+    """Return the tokens of the prompt that were in the prefix cache; None if not reported."""
+    details = usage.get("prompt_tokens_details")
+    tokens = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return tokens if isinstance(tokens, int) else None
 
 
 def stage_times(answer: StreamedAnswer, header: str | None) -> dict[str, float | None] | None:

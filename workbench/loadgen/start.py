@@ -15,8 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from workbench.clock import start_clock
-from workbench.endpoints.remote import Remote, context_length
+from workbench.endpoints.models import context_length
+from workbench.endpoints.remote import Remote
 from workbench.errors import SettingError
+from workbench.loadgen.accepted import adapt_calls
 from workbench.loadgen.handle import LiveLoad, LoadRun
 from workbench.loadgen.progress import Progress, make_live_progress, make_progress
 from workbench.loadgen.runner import LoadRunner
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from workbench.records import RequestRecord
     from workbench.runs.run import Run
 
+_TOKEN_IDS = (0,)
+"""A content like those of a live load, whose prompts are token ids."""
+
 
 def start_load(
     target: Remote,
@@ -43,6 +48,9 @@ def start_load(
 ) -> LoadRun:
     """Plan `load` and start to send it to `target`, in the running event loop.
 
+    An endpoint that this process did not deploy gets a small request first, once, to find out which
+    parameters it accepts (`workbench.loadgen.accepted`).
+
     Args:
         target: The endpoint.
         load: What to send, and when.
@@ -54,7 +62,8 @@ def start_load(
     Raises:
         SettingError: The model or the endpoint cannot take the load.
         TraceError: A trace cannot be read.
-        EndpointGoneError: Nothing answers. All three are raised before anything is sent.
+        EndpointGoneError: Nothing answers.
+        RunError: `run` already has a load. All four are raised before anything is sent.
     """
     from workbench.workload.tokenizer import load_tokenizer
 
@@ -62,10 +71,13 @@ def start_load(
     plan = make_plan(load, tokenizer, max_model_len=context_length(target))
     running = LoadRun(sum(len(arrival.turns) for arrival in plan), clock or start_clock())
     if run is not None:
+        run.take_load()
         run.write_plan(len(plan), plan_digest(plan))
     shown = make_progress(progress, load, plan)
     source = PlannedSource(load, plan)
-    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    contents = (prompt.content for arrival in plan for prompt in arrival.turns)
+    calls = adapt_calls(target, load, contents)
+    runner = LoadRunner(target, load, source, running, run, shown, on_record, calls)
     running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 
@@ -97,7 +109,8 @@ def start_live_load(
     Raises:
         SettingError: The load cannot be changed while it runs, or the model or the endpoint cannot
             take it.
-        EndpointGoneError: Nothing answers. Both are raised before anything is sent.
+        EndpointGoneError: Nothing answers.
+        RunError: `run` already has a load. All three are raised before anything is sent.
     """
     import numpy as np
 
@@ -117,8 +130,11 @@ def start_live_load(
         on_sent=on_sent,
     )
     shown = make_live_progress(progress, running)
+    if run is not None:
+        run.take_load(live=True)
     source = LiveSource(running, tokenizer.regular_token_ids, workers)
-    runner = LoadRunner(target, load, source, running, run, shown, on_record)
+    calls = adapt_calls(target, load, [_TOKEN_IDS])
+    runner = LoadRunner(target, load, source, running, run, shown, on_record, calls)
     running._task = asyncio.get_running_loop().create_task(runner.run())
     return running
 

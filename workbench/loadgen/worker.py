@@ -14,15 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.loadgen.client import stream_chat, stream_completion
-from workbench.loadgen.senders import LiveSender, PlannedSender, WorkerConfig, WorkerShare
+from workbench.loadgen.senders import (
+    LiveSender,
+    PlannedSender,
+    WorkerConfig,
+    WorkerShare,
+    is_chat,
+)
 from workbench.metrics.health import LoopWatch
 from workbench.runs.journal import Journal, Sent, open_first
+from workbench.workload.prompt import ToolPrompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+    from workbench.endpoints.connection import Connection
     from workbench.records import LoadChange, RequestRecord
-    from workbench.workload.prompt_generator import Prompt
+    from workbench.workload.prompt import Prompt
     from workbench.workload.spec import Arrival
 
 
@@ -30,8 +38,9 @@ if TYPE_CHECKING:
 class WorkerReport:
     """The events since the last report; event-loop lag and CPU share once the work is done.
 
-    For a live load, `sent_s` has the times of the requests sent, and `dropped` counts those that
-    could not be sent in time.
+    `done`: nothing is left to send or to answer. A live load may continue after that, if a person
+    changes its rate. For a live load, `sent_s` has the times of the requests sent, and `dropped`
+    counts those that could not be sent in time.
     """
 
     records: list[RequestRecord]
@@ -83,13 +92,14 @@ class LoadWorker:
         """Return `read_clock()` of this worker's machine."""
         return read_clock()
 
-    async def connect(self, base_url: str, api_key: str) -> None:
+    async def connect(self, connection: Connection) -> None:
         """Create the client now, so that the first request does not pay for its imports."""
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
-        http = DefaultAioHttpClient(limits=_unlimited())
+        http = DefaultAioHttpClient(limits=_unlimited(), **connection.client_options())
+        self._connection = connection
         self._client: AsyncOpenAI = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, http_client=http, max_retries=0
+            **connection.openai_options(), http_client=http, max_retries=0
         )
 
     async def start(self, config: WorkerConfig, arrivals: Sequence[tuple[int, Arrival]]) -> None:
@@ -123,6 +133,8 @@ class LoadWorker:
         done = task is not None and task.done()
         if task is not None and done and not task.cancelled():
             task.result()
+        if isinstance(self._sender, LiveSender):
+            done = done or self._sender.finished
         lag_ms, cpu_share = self._watch.loop_lag_p99_ms, self._watch.cpu_share
         report = WorkerReport(records, self._in_progress, done, lag_ms, cpu_share)
         if isinstance(self._sender, LiveSender):
@@ -143,17 +155,25 @@ class LoadWorker:
             "on_record": self._keep,
             "model": config.model,
             "max_tokens": prompt.max_tokens,
+            "connection": self._connection,
         }
-        content = prompt.content
+        content: Any = prompt.content
         if self._journal is not None:
             tenant = config.call.get("tenant")
             self._journal.append(Sent(request_id, due_s, self.now(), config.model, tenant))
         self._in_progress += 1
         try:
-            if isinstance(content, str) or isinstance(content[0], int):
-                text = content if isinstance(content, str) else list(content)
-                return await stream_completion(self._client, prompt=text, **timing, **config.call)
-            return await stream_chat(self._client, messages=list(content), **timing, **config.call)
+            if is_chat(content):
+                call = {**config.call, **config.chat_call}
+                if isinstance(prompt, ToolPrompt):
+                    call["extra_body"] = {
+                        **(call.get("extra_body") or {}),
+                        "tools": [*prompt.tools],
+                    }
+                return await stream_chat(self._client, messages=list(content), **timing, **call)
+            text = content if isinstance(content, str) else list(content)
+            call = {**config.call, **config.completion_call}
+            return await stream_completion(self._client, prompt=text, **timing, **call)
         finally:
             self._in_progress -= 1
 

@@ -31,6 +31,7 @@ class Latency:
             one per request. An SLO cannot bound such a metric.
         from_schedule: Whether it counts from the scheduled send instead of the actual one, so that
             a client that sends late cannot hide queueing.
+        optional: Whether tables leave it out where it has no values.
     """
 
     unit: ClassVar[str] = "ms"
@@ -43,6 +44,7 @@ class Latency:
     bounded: Formula | None = None
     pooled: bool = False
     from_schedule: bool = False
+    optional: bool = False
 
     @property
     def key(self) -> str:
@@ -63,12 +65,14 @@ class Totals:
         duration: Seconds that the rates are taken over, None if unknown.
         good: Requests that completed within the SLO, None without an SLO.
         judged: Requests that the SLO judges.
+        good_tokens: Output tokens of the good requests, None if unknown.
     """
 
     columns: Columns
     duration: float | None
     good: int | None
     judged: int
+    good_tokens: int | None = None
 
     def count(self, *statuses: str) -> int:
         """Return how many requests ended with one of `statuses`."""

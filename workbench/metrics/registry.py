@@ -4,6 +4,9 @@ Summary, SLO, comparison, sweep, search, figures and report read their metrics f
 metric, add an entry to `LATENCIES` (a time per request or per token gap, reported as statistics)
 or to `SCALARS` (one number per run). Nothing else has to change.
 
+ITL is the gap between two events of a stream. With speculative decoding, or a server that groups
+tokens, an event has several tokens; then `itl_per_token` has the gap per token.
+
 The definitions of TTFT, TPOT, ITL, E2EL and of the rates are those of `vllm bench serve`
 (vLLM 0.29, `vllm/benchmarks/serve.py`, `calculate_metrics`), except that a metric without values is
 absent here (vLLM prints 0).
@@ -13,33 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from workbench.errors import UnknownMetricError
-from workbench.metrics.columns import Columns
-from workbench.metrics.metric import Latency, Scalar, Totals
-
-if TYPE_CHECKING:
-    from workbench.metrics.columns import Floats
-
-
-def _first_token_or_end(columns: Columns) -> Floats:
-    # Without a first token, the wait for it lasted at least to the end.
-    return np.where(np.isnan(columns.first_token_s), columns.end_s, columns.first_token_s)
-
-
-def _tpot(columns: Columns) -> Floats:
-    further_tokens = np.where(columns.output_tokens > 1, columns.output_tokens - 1, np.nan)
-    seconds: Floats = (columns.end_s - columns.first_token_s) / further_tokens
-    return seconds
-
-
-def _bounded_tpot(columns: Columns) -> Floats:
-    # As in vLLM, a request of one output token is within any bound.
-    return np.where(columns.output_tokens <= 1, 0.0, _tpot(columns))
-
+from workbench.metrics import formulas
+from workbench.metrics.metric import Latency, Scalar
 
 LATENCIES = (
     Latency(
@@ -47,14 +27,14 @@ LATENCIES = (
         "TTFT",
         "Send to first token.",
         lambda columns: columns.first_token_s - columns.sent_s,
-        bounded=lambda columns: _first_token_or_end(columns) - columns.sent_s,
+        bounded=lambda columns: formulas.first_token_or_end(columns) - columns.sent_s,
     ),
     Latency(
         "tpot",
         "TPOT",
         "Mean time per output token after the first: (E2EL - TTFT) / (tokens - 1).",
-        _tpot,
-        bounded=_bounded_tpot,
+        formulas.tpot,
+        bounded=formulas.bounded_tpot,
     ),
     Latency(
         "itl",
@@ -63,13 +43,22 @@ LATENCIES = (
         lambda columns: columns.gaps,
         pooled=True,
     ),
+    Latency(
+        "itl_per_token",
+        "ITL per token",
+        "Gap between two token events, divided by the request's mean number of tokens per event; "
+        "only if several tokens arrived in one event.",
+        formulas.gaps_per_token,
+        pooled=True,
+        optional=True,
+    ),
     Latency("e2el", "E2EL", "Send to end.", lambda columns: columns.end_s - columns.sent_s),
     Latency(
         "ttft_from_schedule",
         "TTFT from schedule",
         "Scheduled send to first token.",
         lambda columns: columns.first_token_s - columns.scheduled_s,
-        bounded=lambda columns: _first_token_or_end(columns) - columns.scheduled_s,
+        bounded=lambda columns: formulas.first_token_or_end(columns) - columns.scheduled_s,
         from_schedule=True,
     ),
     Latency(
@@ -80,19 +69,6 @@ LATENCIES = (
         from_schedule=True,
     ),
 )
-
-
-def _without_usage(totals: Totals) -> int:
-    return int(np.isnan(totals.columns.output_tokens[totals.columns.ok]).sum())
-
-
-def _all_tokens(totals: Totals) -> int | None:
-    prompt, output = totals.prompt_tokens, totals.output_tokens
-    return None if prompt is None or output is None else prompt + output
-
-
-def _attainment(totals: Totals) -> float | None:
-    return totals.good / totals.judged if totals.good is not None and totals.judged else None
 
 
 SCALARS = (
@@ -162,7 +138,7 @@ SCALARS = (
         "without usage",
         "requests",
         "Completed requests for which the server reported no token counts.",
-        _without_usage,
+        formulas.without_usage,
         kind=int,
     ),
     Scalar(
@@ -188,7 +164,7 @@ SCALARS = (
         "token throughput",
         "tokens/s",
         "Prompt and output tokens of completed requests per second.",
-        lambda totals: totals.per_second(_all_tokens(totals)),
+        lambda totals: totals.per_second(formulas.all_tokens(totals)),
         direction="higher",
     ),
     Scalar(
@@ -201,11 +177,26 @@ SCALARS = (
         listed=True,
     ),
     Scalar(
+        "token_goodput",
+        "token goodput",
+        "tokens/s",
+        "Output tokens of requests within the SLO per second.",
+        lambda totals: totals.per_second(totals.good_tokens),
+        direction="higher",
+    ),
+    Scalar(
+        "tokens_per_event",
+        "tokens per event",
+        "tokens",
+        "Mean number of output tokens in a token event.",
+        formulas.mean_tokens_per_event,
+    ),
+    Scalar(
         "slo_attainment",
         "SLO attainment",
         "share",
         "Share of requests within the SLO.",
-        _attainment,
+        formulas.attainment,
         direction="higher",
         listed=True,
     ),

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from serving.spec.base import explain
 from workbench.errors import SettingError, UnknownMetricError
-from workbench.metrics.columns import STATUSES
+from workbench.metrics.columns import STATUSES, total
 from workbench.metrics.registry import PER_REQUEST
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class SLO(_Bounds):
         All requests are judged except those that the client cancelled within every bound, which
         show neither.
         """
+        good, judged, _ = self.totals(columns)
+        return good, judged
+
+    def totals(self, columns: Columns) -> tuple[int, int, int | None]:
+        """Return what `count` does, and the output tokens of the good requests (None: unknown)."""
         good, exceeded = self.judge(columns)
         cancelled = columns.status == STATUSES["cancelled"]
-        return int(good.sum()), int((~cancelled | exceeded).sum())
+        tokens = total(columns.output_tokens[good]) if good.any() else 0
+        return int(good.sum()), int((~cancelled | exceeded).sum()), tokens

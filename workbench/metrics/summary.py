@@ -16,7 +16,7 @@ from serving.spec.base import Frozen
 from workbench.errors import UnknownMetricError
 from workbench.metrics.columns import Columns
 from workbench.metrics.health import ClientHealth, HealthBounds
-from workbench.metrics.metric import STATISTICS, Totals
+from workbench.metrics.metric import STATISTICS, Latency, Totals
 from workbench.metrics.registry import LATENCIES, SCALARS, get_latency, nearest
 from workbench.metrics.slo import SLO
 from workbench.metrics.statistics import statistics
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from workbench.metrics.health import LoopWatch
     from workbench.records import RequestRecord
 
-__all__ = ["SLO", "STATISTICS", "ClientHealth", "HealthBounds", "Summary", "summarize"]
+__all__ = [
+    "SLO",
+    "STATISTICS",
+    "ClientHealth",
+    "HealthBounds",
+    "Summary",
+    "summarize",
+]
 
 
 _FIGURES: dict[str, Any] = {
@@ -52,6 +59,9 @@ class Summary(_Figures):
         None, description="Whether the run had no drift; None with too few requests."
     )
     client_health: ClientHealth = Field(description="Whether the client kept up.")
+    workload: dict[str, Any] | None = Field(
+        None, description="What was left out or changed of the trace or the prompt file."
+    )
     cost: dict[str, Any] | None = Field(
         None, description="The cost, set by `workbench.cost.cost.with_cost`."
     )
@@ -95,11 +105,15 @@ class Summary(_Figures):
 
         columns = ("mean", "p50", "p90", "p95", "p99")
         shown = [metric for metric in LATENCIES if from_schedule or not metric.from_schedule]
+        shown = [metric for metric in shown if not self._left_out(metric)]
         rows = [[self.figure(figure) for figure in metric.figures(*columns)] for metric in shown]
         index = [metric.label for metric in shown]
         table = pd.DataFrame(rows, index=index, columns=list(columns), dtype=float)
         limited = self.client_health.client_limited
         return table.rename_axis(columns="ms (client limited)" if limited else "ms")
+
+    def _left_out(self, metric: Latency) -> bool:
+        return metric.optional and self.figure(f"mean_{metric.key}") is None
 
     def headline(self) -> str:
         """Return the run in one line."""
@@ -131,7 +145,7 @@ class _Run:
 
 
 def summarize(
-    records: Iterable[RequestRecord],
+    records: Iterable[RequestRecord] | Columns,
     *,
     duration_s: float | None = None,
     slo: SLO | None = None,
@@ -142,7 +156,7 @@ def summarize(
     """Summarize the requests that were due at least `warmup_s` after the first one.
 
     Args:
-        records: Read once and not kept.
+        records: Read once and not kept; or the columns of all records.
         duration_s: Duration of the whole run, warm-up included. By default from the time at which
             the first request was due (scheduled, else sent) to the last end.
         slo: The bounds for goodput and attainment.
@@ -150,7 +164,7 @@ def summarize(
         health: The client's health. By default judged from the send lag and from `watch`.
         watch: The watch over the event loop that sent the requests.
     """
-    whole = Columns.read(records)
+    whole = records if isinstance(records, Columns) else Columns.read(records)
     start = np.fmin.reduce(whole.due_s, initial=np.nan) + warmup_s
     counted = whole.take(whole.due_s >= start) if warmup_s else whole
     end = np.fmax.reduce(counted.end_s, initial=np.nan)
@@ -179,8 +193,8 @@ def _by(columns: Columns, name: str, run: _Run) -> dict[str, Summary] | None:
 
 
 def _summary(columns: Columns, run: _Run) -> Summary:
-    good, judged = (None, 0) if run.slo is None else run.slo.count(columns)
-    totals = Totals(columns, run.duration, good, judged)
+    judgement = (None, 0, None) if run.slo is None else run.slo.totals(columns)
+    totals = Totals(columns, run.duration, *judgement)
     drift, steady = _drift(columns)
     return Summary(
         **{metric.name: metric.formula(totals) for metric in SCALARS},
@@ -196,8 +210,8 @@ def _latencies(columns: Columns) -> dict[str, float | None]:
     """Return every statistic of every latency, in ms. Reorders what pooled formulas return."""
     ok = columns.ok
     figures: dict[str, float | None] = {}
-    # Pooled ones last: they reorder the gaps, which other formulas may read.
-    for metric in sorted(LATENCIES, key=lambda metric: metric.pooled):
+    # Pooled ones last, and ITL as the last of them: it reorders the gaps that the others read.
+    for metric in sorted(LATENCIES, key=lambda metric: (metric.pooled, metric.name == "itl")):
         values = metric.formula(columns)
         measured = statistics(values if metric.pooled else values[ok], reorder=metric.pooled)
         figures |= {

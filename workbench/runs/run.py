@@ -32,7 +32,7 @@ from workbench.records import (
     from_line,
     to_line,
 )
-from workbench.runs import journal
+from workbench.runs import journal, one_load
 from workbench.runs.jsonl import JsonLines, read_document, write_document
 from workbench.runs.provenance import hardware, versions
 from workbench.runs.redact import redact
@@ -125,6 +125,19 @@ class Run:
         """The parameters of the run, without secrets."""
         return dict(self.document["experiment"])
 
+    @property
+    def has_load(self) -> bool:
+        """Whether a load was started in this folder."""
+        return one_load.load_file(self.path) is not None
+
+    def take_load(self, *, live: bool = False) -> None:
+        """Reserve the folder for a load, live or planned.
+
+        Raises:
+            RunError: It has a load. A folder takes one, as all its times are on one clock.
+        """
+        one_load.claim(self.path, live=live)
+
     def write_plan(self, arrivals: int, digest: str) -> None:
         """Write `plan.json`: the number of arrivals and the SHA-256 of what a load will send.
 
@@ -171,13 +184,22 @@ class Run:
             )
 
     def changes(self) -> list[LoadChange]:
-        """Return the changes of a live load in order; empty for another load."""
-        return list(self._changes.read(LoadChange))
+        """Return the changes of a live load in order; empty for another load.
+
+        Raises:
+            RunError: The folder has two live loads, with two clocks.
+        """
+        changes = list(self._changes.read(LoadChange))
+        one_load.check_starts(changes, self.path)
+        return changes
 
     def requests_frame(self) -> pd.DataFrame:
         """Return a row per request: the fields of its record, and its latencies in ms by `key`.
 
         If the run is finished, `attrs["client_health"]` has its verdict, which figures show.
+
+        Raises:
+            RunError: The requests are those of two loads, with two clocks.
         """
         import pandas as pd
 
@@ -186,6 +208,7 @@ class Run:
 
         names = [field.name for field in fields(RequestRecord)]
         records = list(self.records())
+        one_load.check_requests((record.request_id or "" for record in records), self.path)
         rows = ([getattr(record, name) for name in names] for record in records)
         frame = pd.DataFrame(rows, columns=names)
         numbers = [

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from serving.errors import WorkbenchError
 from workbench.endpoints.deployed import Endpoint
 from workbench.records import Sink
 from workbench.telemetry.builder import SampleBuilder
+from workbench.telemetry.remote import RemoteMetrics
 from workbench.telemetry.scrape import Node, Scraper, live_nodes
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class Telemetry:
     """A context manager that samples the cluster behind `endpoint` into `sink`.
 
     If the service no longer exists, sampling ends and `ended_reason` says why. If metrics cannot
-    be reached, replicas and targets are still sampled. Only an endpoint that this process deployed
-    can be sampled. An error of the sink is raised when the block ends.
+    be reached, replicas and targets are still sampled. Of an endpoint that this process did not
+    deploy, the engine's own `/metrics` is sampled if it can be read (vLLM, SGLang and TGI). An
+    error of the sink is raised when the block ends.
     """
 
     def __init__(
@@ -67,11 +69,7 @@ class Telemetry:
         self.ended_reason: str | None = None
 
     def __enter__(self) -> Telemetry:
-        if isinstance(self._endpoint, Endpoint):
-            self._thread.start()
-        else:
-            url = self._endpoint.base_url
-            self._notify(f"no telemetry: {url} is not a deployment of this process")
+        self._thread.start()
         return self
 
     def __exit__(
@@ -94,19 +92,36 @@ class Telemetry:
 
     async def _watch(self) -> None:
         """Sample until the block ends, and once more after that."""
-        assert isinstance(self._endpoint, Endpoint)
+        if not isinstance(self._endpoint, Endpoint):
+            async with RemoteMetrics(self._endpoint) as metrics:
+                await self._repeat(lambda: self._sample_remote(metrics))
+            return
         source = TelemetrySource(self._endpoint)
-        loop = asyncio.get_running_loop()
         async with Scraper() as scraper:
-            last = False
-            while self.ended_reason is None and not last:
-                last = self._stop.is_set()
-                due_s = loop.time() + self._interval_s
-                await self._sample(source, scraper)
-                wait_s = max(0.0, due_s - loop.time())
-                await asyncio.to_thread(self._stop.wait, 0 if last else wait_s)
+            await self._repeat(lambda: self._sample(source, scraper))
         for sample in source.builder.flush():
             self._sink(sample)
+
+    async def _repeat(self, sample: Callable[[], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        last = False
+        while self.ended_reason is None and not last:
+            last = self._stop.is_set()
+            due_s = loop.time() + self._interval_s
+            await sample()
+            wait_s = max(0.0, due_s - loop.time())
+            await asyncio.to_thread(self._stop.wait, 0 if last else wait_s)
+
+    async def _sample_remote(self, metrics: RemoteMetrics) -> None:
+        samples = await metrics.samples(self._clock)
+        for sample in samples:
+            self._sink(sample)
+        if not samples and not metrics.seen:
+            self.ended_reason = (
+                f"{self._endpoint.base_url} is not a deployment of this process, and "
+                f"{metrics.url} has no metrics of an engine ({metrics.failure})"
+            )
+            self._notify(f"no telemetry: {self.ended_reason}")
 
     async def _sample(self, source: TelemetrySource, scraper: Scraper) -> None:
         try:

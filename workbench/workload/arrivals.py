@@ -244,6 +244,20 @@ class ClosedLoop(_Arrivals):
     )
 
 
+TRACE_COLUMNS = (
+    "timestamp",
+    "input_length",
+    "output_length",
+    "hash_ids",
+    "session_id",
+    "delay",
+    "text_input",
+    "messages",
+    "images",
+)
+"""The names that `TraceReplay.columns` gives to columns."""
+
+
 class TraceReplay(_Arrivals):
     """The arrivals of a recorded trace, which `workbench.workload.traces.replay_trace` reads."""
 
@@ -259,6 +273,29 @@ class TraceReplay(_Arrivals):
         1.0, description="Factor by which the replay is faster than the recording."
     )
     limit: int | None = Field(None, ge=1, description="Maximum number of requests.")
+    time_unit: Literal["auto", "s", "ms", "us"] = Field(
+        "auto", description="Unit of the times; auto: that of the format."
+    )
+    columns: dict[str, str] = Field(
+        {}, description="Columns of an unknown format: their name, and the name of ours."
+    )
+    block_size: int | None = Field(
+        None, ge=1, le=1_000_000, description="Tokens per hash id; None: that of the format."
+    )
+    unfit: Literal["skip", "clip", "reject"] = Field(
+        "skip",
+        description="What to do with requests that have no length or do not fit the context.",
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> Self:
+        unknown = [name for name in self.columns.values() if name not in TRACE_COLUMNS]
+        if unknown:
+            raise ValueError(
+                f"TraceReplay.columns names {unknown[0]!r}, which is no column of ours; "
+                f"give {', '.join(TRACE_COLUMNS)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cut_is_not_empty(self) -> Self:

@@ -7,12 +7,14 @@ none of them ends a prompt or changes its structure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, cycle, islice
 from typing import TYPE_CHECKING
 
 from workbench.errors import SettingError
+from workbench.workload.file_prompts import FileContext, file_prompts
+from workbench.workload.prompt import Prompt, check_context
 from workbench.workload.prompt_files import read_prompts
 from workbench.workload.prompts import (
     Conversations,
@@ -23,32 +25,16 @@ from workbench.workload.prompts import (
     LengthDistribution,
     PromptSet,
     RandomPrompts,
+    TracePrompts,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
     TokenSource = Callable[[int], tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One request: text or token ids for `/v1/completions`, or the messages of a chat.
-
-    `prompt_tokens` is what the server will count and `max_tokens` the length to request. For a
-    conversation, `conversation` is its number, `turn` counts from 0, and `think_s` is the wait in
-    seconds after the turn before. A first turn has a wait only for a user of a closed loop.
-    """
-
-    content: str | tuple[int, ...] | tuple[dict[str, str], ...]
-    prompt_tokens: int
-    max_tokens: int
-    conversation: int | None = None
-    turn: int = 0
-    think_s: float = 0.0
 
 
 def generate_prompts(
@@ -57,12 +43,23 @@ def generate_prompts(
     rng: np.random.Generator,
     *,
     trace: Sequence[TraceRequest] | None = None,
+    block_size: int | None = None,
     max_model_len: int | None = None,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Prompt]:
     """Yield prompts without end or, with a `FromTrace` length, one per request of `trace`.
 
     The same seed gives the same prompts. The turns of a conversation follow each other. Everything
     is checked, and a file is read, before this function returns.
+
+    Args:
+        spec: What to generate.
+        tokenizer: The tokenizer of the model.
+        rng: The source of randomness.
+        trace: The requests of the replayed trace.
+        block_size: Tokens per hash id of the trace.
+        max_model_len: The context of the model, in tokens.
+        left_out: Counts what is left out of a file, by reason.
 
     Raises:
         SettingError: A length can exceed `max_model_len` (prompt and answer together); a
@@ -70,21 +67,25 @@ def generate_prompts(
             be read, or has an invalid line. The message names the field, or the line.
     """
     if isinstance(spec, FilePrompts):
-        return _file_prompts(spec, tokenizer, rng, trace, max_model_len)
+        counts = Counter[str]() if left_out is None else left_out
+        lines = read_prompts(spec, tokenizer, counts)
+        traced = isinstance(spec.output, FromTrace)
+        # Without `output` every line has its own length, and this one is never drawn.
+        length = spec.output or Fixed(tokens=1)
+        outputs = _lengths("FilePrompts.output", length, "output_tokens", trace)
+        context = FileContext(spec, max_model_len, counts)
+        return file_prompts(context, rng, lines, outputs, traced=traced)
+    if isinstance(spec, TracePrompts):
+        from workbench.workload.trace_prompts import trace_prompts
+
+        draw_tokens = _token_source(tokenizer, rng)
+        return trace_prompts(spec, tokenizer, rng, trace, block_size, draw_tokens)
     if isinstance(spec, RandomPrompts):
         return _random_prompts(spec, tokenizer, rng, trace, max_model_len)
     most = spec.system_tokens + spec.turns * (spec.input.high + spec.output.high)
     fields = f"Conversations.system_tokens, and input and output of turns = {spec.turns},"
-    _check_context(fields, most, max_model_len)
+    check_context(fields, most, max_model_len)
     return _conversations(spec, _token_source(tokenizer, rng), rng)
-
-
-def _check_context(fields: str, tokens: int, max_model_len: int | None) -> None:
-    if max_model_len is not None and tokens > max_model_len:
-        raise SettingError(
-            f"{fields} can make {tokens} tokens together, beyond max_model_len = {max_model_len}; "
-            "lower one of them"
-        )
 
 
 def _token_source(tokenizer: Tokenizer, rng: np.random.Generator) -> TokenSource:
@@ -133,7 +134,7 @@ def _random_prompts(
         except ValueError as problem:
             raise SettingError(f"{where}{problem}") from None
         fields = f"{where}RandomPrompts.input = {length.high} and output = {output.high}"
-        _check_context(fields, length.high + output.high, max_model_len)
+        check_context(fields, length.high + output.high, max_model_len)
     return _random(spec, _token_source(tokenizer, rng), rng, pairs if traced else cycle(pairs))
 
 
@@ -162,26 +163,3 @@ def _conversations(
             think_s = float(rng.exponential(spec.think_s)) if turn else 0.0
             yield Prompt(history, len(history), max_tokens, conversation, turn, think_s)
             history += draw_tokens(max_tokens)
-
-
-def _file_prompts(
-    spec: FilePrompts,
-    tokenizer: Tokenizer,
-    rng: np.random.Generator,
-    trace: Sequence[TraceRequest] | None,
-    max_model_len: int | None,
-) -> Iterator[Prompt]:
-    lines = read_prompts(spec, tokenizer)
-    # Without `output` every line has its own length, and this one is never drawn.
-    length = spec.output or Fixed(tokens=1)
-    outputs = _lengths("FilePrompts.output", length, "output_tokens", trace)
-    traced = isinstance(length, FromTrace)
-    pairs = list(islice(zip(cycle(lines), cycle(outputs)), len(outputs if traced else lines)))
-    for line, output in pairs:
-        most = line.output_tokens or output.high
-        fields = f"{line.where}: the prompt = {line.prompt_tokens} and output_tokens = {most}"
-        _check_context(fields, line.prompt_tokens + most, max_model_len)
-    return (
-        Prompt(line.content, line.prompt_tokens, line.output_tokens or output.draw(rng))
-        for line, output in (pairs if traced else cycle(pairs))
-    )

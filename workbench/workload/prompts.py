@@ -170,19 +170,48 @@ class Conversations(Strict):
     )
 
 
-class FilePrompts(Strict):
-    """The lines of a JSONL file in order, starting again at the first after the last.
+class TracePrompts(Strict):
+    """The prompts of the replayed trace, so that they share prefixes as recorded.
 
-    A line has either `prompt`, a text, or `messages`, objects of strings with `role` and
-    `content`. Its `output_tokens` is the length to request; `output` applies to lines without it.
-    Other fields are ignored.
+    Requests with `hash_ids` are sent as token ids, in which the same id is the same block of
+    tokens. Texts and messages are sent as they are. A request that has neither is drawn at random.
+    The turns of a session are sent one after another: a turn is sent with the whole history, in
+    which the answers are drawn at random, unless it has messages.
     """
 
-    kind: Literal["file"] = Field("file", description="Lines of a JSONL file.")
-    path: str = Field(min_length=1, description="Path of the file.")
+    kind: Literal["trace"] = Field("trace", description="As recorded.")
+    output: Length = Field(FromTrace(), description="Output tokens to request.")
+
+
+class FilePrompts(Strict):
+    """The prompts of a file in order, starting again at the first after the last.
+
+    A file has JSON lines or one JSON array, or is a Parquet file. A line is a `prompt`, the
+    `messages` of a chat, a conversation as in ShareGPT, LMSYS-Chat and WildChat, or a request of an
+    OpenAI batch. Other fields are ignored.
+    """
+
+    kind: Literal["file"] = Field("file", description="Prompts of a file.")
+    path: str = Field(
+        min_length=1,
+        description="Path of the file, or hf://datasets/OWNER/NAME/FILE for one of the hub.",
+    )
     output: Length | None = Field(
-        None, description="Output tokens to request for lines without output_tokens."
+        None, description="Output tokens to request for lines that have no length."
+    )
+    turns: Literal["first", "all"] = Field(
+        "first", description="Which turns of a conversation to send."
+    )
+    think_s: float = Field(
+        0, ge=0, description="Mean wait before the next turn, in seconds; exponential."
+    )
+    limit: int | None = Field(None, ge=1, description="Maximum number of prompts to read.")
+    unfit: Literal["skip", "clip", "reject"] = Field(
+        "skip",
+        description="What to do with prompts that do not fit the context; clip: shorten answers.",
     )
 
 
-PromptSet = Annotated[RandomPrompts | Conversations | FilePrompts, Field(discriminator="kind")]
+PromptSet = Annotated[
+    RandomPrompts | Conversations | TracePrompts | FilePrompts, Field(discriminator="kind")
+]

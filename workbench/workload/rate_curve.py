@@ -17,6 +17,10 @@ class RateCurve:
 
     Times are seconds on one clock and never decrease. After the last segment the rate is 0 and the
     plan is over (`ends_s`). A rate that was set manually has no end.
+
+    Attributes:
+        at_s: The time of the latest change.
+        paused: Whether nothing is sent for now.
     """
 
     def __init__(self, plan: float | Iterable[RateSegment], start_s: float = 0.0) -> None:
@@ -35,10 +39,15 @@ class RateCurve:
     @property
     def ends_s(self) -> float | None:
         """When the plan is over; None while paused and after a rate was set manually."""
-        if self.paused or not self._ends:
+        if not self.follows_plan:
             return None
         end_s = self.at_s + sum(segment.duration_s for segment in self._segments)
         return end_s if end_s < math.inf else None
+
+    @property
+    def follows_plan(self) -> bool:
+        """Whether the plan decides the rate and the end, and not a person."""
+        return self._ends and not self.paused
 
     def boundaries(self) -> Iterator[float]:
         """Yield the times after `at_s` at which a segment ends; none while paused."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,14 +22,16 @@ from workbench.workload.arrivals import (
     TraceReplay,
     kinds_of,
 )
-from workbench.workload.prompt_generator import Prompt, generate_prompts
-from workbench.workload.prompts import PromptSet, RandomPrompts
+from workbench.workload.prompt import Prompt
+from workbench.workload.prompt_generator import generate_prompts
+from workbench.workload.prompts import PromptSet, RandomPrompts, TracePrompts
+from workbench.workload.report import WorkloadReport, report_trace
 
 if TYPE_CHECKING:
     import numpy as np
 
     from workbench.workload.tokenizer import Tokenizer
-    from workbench.workload.traces import TraceRequest
+    from workbench.workload.trace_request import TraceRequest
 
 WORKER_RATE = 100.0
 """Requests per second that one load worker sends reliably."""
@@ -121,9 +123,16 @@ class Arrival:
     turns: tuple[Prompt, ...]
 
 
-def make_plan(
-    load: LoadSpec, tokenizer: Tokenizer, *, max_model_len: int | None = None
-) -> list[Arrival]:
+class Plan(list[Arrival]):
+    """Everything that a load will send, in order.
+
+    `report` has what is notable about its trace or prompt file, such as the requests left out.
+    """
+
+    report: WorkloadReport | None = None
+
+
+def make_plan(load: LoadSpec, tokenizer: Tokenizer, *, max_model_len: int | None = None) -> Plan:
     """Return everything that `load` will send. It depends only on the seed.
 
     Raises:
@@ -132,24 +141,56 @@ def make_plan(
     """
     import numpy as np
 
-    from workbench.workload.traces import replay_trace
-
-    trace = replay_trace(load.arrivals) if isinstance(load.arrivals, TraceReplay) else None
+    requests, block_size, report = _replay(load, tokenizer, max_model_len)
+    left_out = Counter[str]()
     arrivals_rng, prompts_rng = (np.random.default_rng([load.seed, stream]) for stream in (0, 1))
-    times = _offsets(load, arrivals_rng, trace)
+    times = _offsets(load, arrivals_rng, requests)
     prompts = generate_prompts(
-        load.prompts, tokenizer, prompts_rng, trace=trace, max_model_len=max_model_len
+        load.prompts,
+        tokenizer,
+        prompts_rng,
+        trace=requests,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        left_out=left_out,
     )
     add_think_time = _think_time(load)
-    turns = load.prompts.turns if load.prompts.kind == "conversations" else 1
-    plan = [
-        Arrival(at_s, add_think_time(texts))
-        for at_s in times
-        if len(texts := tuple(islice(prompts, turns))) == turns
-    ]
+    plan = Plan(
+        Arrival(at_s, add_think_time(turns))
+        for at_s, turns in zip(times, sessions(prompts), strict=False)
+    )
     if not plan:
         raise SettingError("the load is empty: no request is due before its end; lengthen it")
+    plan.report = WorkloadReport.merged(report, left_out)
     return plan
+
+
+def _replay(
+    load: LoadSpec, tokenizer: Tokenizer, max_model_len: int | None
+) -> tuple[list[TraceRequest] | None, int | None, WorkloadReport | None]:
+    """Return the requests of the trace that fit, the size of its blocks, and what is notable."""
+    from workbench.workload.trace_fit import fit_trace
+    from workbench.workload.traces import replay_trace
+
+    if not isinstance(load.arrivals, TraceReplay):
+        return None, None, None
+    recorded = isinstance(load.prompts, TracePrompts)
+    trace = replay_trace(load.arrivals, content=recorded)
+    fit = fit_trace(trace, load.arrivals, load.prompts, tokenizer, max_model_len)
+    return fit.requests, trace.block_size, report_trace(trace, fit, recorded=recorded)
+
+
+def sessions(prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, ...]]:
+    """Yield the turns of each conversation, or a single prompt."""
+    turns: list[Prompt] = []
+    for prompt in prompts:
+        alone = prompt.conversation is None
+        if turns and (alone or prompt.conversation != turns[0].conversation):
+            yield tuple(turns)
+            turns = []
+        turns.append(prompt)
+    if turns:
+        yield tuple(turns)
 
 
 def _think_time(load: LoadSpec) -> Callable[[tuple[Prompt, ...]], tuple[Prompt, ...]]:

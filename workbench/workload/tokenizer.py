@@ -26,7 +26,11 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+    def count_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> int:
         """Return the number of tokens of `messages` in the chat template, up to the answer.
 
         Raises:
@@ -80,15 +84,19 @@ class _HuggingFace:
     def encode(self, text: str) -> list[int]:
         return self._ids(text, add_special_tokens=True)
 
-    def count_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+    def count_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> int:
         from jinja2 import TemplateError
 
         chat = [dict(message) for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True
+                chat, tools=tools or None, tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, ValueError) as problem:
+        except (TemplateError, ValueError, TypeError, KeyError) as problem:
             raise SettingError(
                 f"the chat template of {self.source} rejects the messages "
                 f"({_first_line(problem)}); change them, or give a prompt as text"

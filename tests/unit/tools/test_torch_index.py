@@ -6,16 +6,18 @@ wheels. Their logs show what pip requested from them.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -201,9 +203,19 @@ def docker_build(project: Project) -> subprocess.CompletedProcess[str]:
     return project.run("sh", "-c", command, ACCELERATOR="cpu", PIP_PYTHON="target/bin/python")
 
 
+@cache
+def environment_with_pip() -> Path:
+    """A virtual environment to copy: to install pip takes seconds."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    venv.create(folder, with_pip=True)
+    return folder
+
+
 def conda_create(project: Project) -> subprocess.CompletedProcess[str]:
     """Run pip as conda does for environment.yml."""
-    venv.create(project.target, with_pip=True)
+    shutil.rmtree(project.target)
+    shutil.copytree(environment_with_pip(), project.target, symlinks=True)
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (lines,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     file = project.root / "condaenv.0.requirements.txt"

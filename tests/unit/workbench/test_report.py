@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from workbench.claims.claim import Claim, RunInfo, evaluate_claim, write_verdicts
@@ -117,6 +119,14 @@ class TestReport:
         page = written(run, command="run --key sk-hushhushhushhush12")
         assert "hush" not in page
 
+    def test_requests_left_out_of_a_trace_are_shown(self, run: Run) -> None:
+        workload = {"skipped": {"longer than the context": 17}, "notes": [EVIL]}
+        run.finish(summarize(run.records()).model_copy(update={"workload": workload}))
+        text = without_scripts(written(run))
+        assert "<h2>Workload</h2>" in text
+        assert re.search(r"skipped\.longer than the context</td>\s*<td>17</td>", text)
+        assert EVIL not in text
+
     def test_unfinished_run_has_a_report(self, run: Run) -> None:
         assert "8 completed" in written(run)
 
@@ -127,9 +137,42 @@ class TestReport:
 
     def test_it_needs_no_network_and_has_one_script(self, run: Run) -> None:
         page = written(run)
-        assert page.count("* plotly.js v") == 1
+        assert page.count("plotly.js (cartesian") == 1
         assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
         assert "default-src 'none'" in page
+
+    def test_it_is_at_most_two_megabytes(self, run: Run) -> None:
+        assert len(written(run).encode()) < 2_000_000
+
+    def test_tiles_come_first_and_parameters_are_folded(self, run: Run) -> None:
+        run.finish(summarize(run.records(), slo=SLO(ttft_ms=300)))
+        page = without_scripts(written(run, tables={"A table": pd.DataFrame({"n": [1.23456]})}))
+        places = [
+            page.index(text)
+            for text in ('class="tiles"', "8 requests ended", "plotly-graph-div", "A table")
+        ]
+        assert places == sorted(places)
+        assert '<div class="tile good"><span>SLO attainment</span>\n<strong>100%' in page
+        assert "<strong>8 / 0 / 0</strong>" in page
+        assert "<td>1.23</td>" in page
+        assert "<details><summary>Parameters</summary>" in page
+
+    def test_changed_parameters_are_above_all(self, tmp_path: Path) -> None:
+        parameters = {"rate": 3.0, "seed": 0, "source": EVIL, "run_id": "x"}
+        run = Run.create(tmp_path, {"parameters": parameters}, run_id="two")
+        defaults = {"rate": 2.0, "seed": 0, "source": "tiny", "run_id": ""}
+        page = without_scripts(write_report(run, {}, title="t", defaults=defaults).read_text())
+        assert page.index("Changed from the default") < page.index("<summary>Parameters")
+        changed = page[page.index("Changed from the default") : page.index("<details>")]
+        assert "3.0 (default 2.0)" in changed
+        assert "(default tiny)" in changed
+        assert "seed" not in changed
+        assert "run_id" not in changed
+        assert EVIL not in page
+
+    def test_figure_beyond_the_small_script_gets_the_whole(self, run: Run) -> None:
+        page = write_report(run, {"pie": go.Figure(go.Pie(values=[1, 2]))}, title="t").read_text()
+        assert len(page) > 4_000_000
 
     def test_its_tags_are_balanced(self, run: Run) -> None:
         run.finish(summarize(run.records(), slo=SLO(ttft_ms=10)))

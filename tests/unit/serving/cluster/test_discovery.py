@@ -47,7 +47,7 @@ def seen(address: str) -> list[LocalCluster]:
     return []
 
 
-def test_a_cluster_of_an_administrator_is_nobodys() -> None:
+def test_a_cluster_of_an_administrator_is_shared() -> None:
     with raylet(PUBLIC), raylet(PUBLIC):  # two nodes
         assert seen(PUBLIC) == [LocalCluster(PUBLIC, None)]
 

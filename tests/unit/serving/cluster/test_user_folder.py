@@ -7,11 +7,13 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 from support.users import OTHER, THIRD, as_user, mode, needs_root, with_mounts
 
 from serving.cluster import user_folder
@@ -220,6 +222,10 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
 
 
 @needs_root
+@pytest.mark.skipif(
+    Path(sys.executable).is_relative_to("/tmp") or ROOT.is_relative_to("/tmp"),
+    reason="the checkout is in /tmp, over which the test mounts",
+)
 @pytest.mark.parametrize(
     ("options", "reason"), [("size=2m", "No space left on device"), ("ro", "Read-only file system")]
 )

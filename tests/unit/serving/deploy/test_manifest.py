@@ -360,3 +360,23 @@ def closed(schema: Any) -> Any:
 def violations(document: dict[str, Any]) -> list[str]:
     errors = kuberay_schema().iter_errors(document)
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tenants: 3", r"tenants must be a list of mappings, .*got 3"),
+        ("tenants: [ada]", r"tenants must be a list of mappings, .*got \['ada'\]"),
+        ("key_hashes: 12", "key_hashes must be a list of texts, got 12"),
+        ("key_hashes: [12]", r"key_hashes must be a list of texts, got \[12\]"),
+        ("model: tiny", "model must be a mapping or a list of its fields, .*got 'tiny'"),
+        ("name: [3]", r"ServiceSpec.name must be a valid string, got \[3\]"),
+    ],
+)
+def test_value_of_the_wrong_type_is_reported_as_such(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        read_spec(file)

@@ -55,7 +55,7 @@ OTHER_SPEC = ServiceSpec(model=ModelSpec(max_model_len=256))
 
 
 class TestDefaultName:
-    def test_it_is_the_plain_name_where_nobody_has_it(self) -> None:
+    def test_it_is_the_plain_name_if_that_is_free(self) -> None:
         assert name_of(ServiceSpec(), {}) == ("llm", "/")
         assert name_of(PipelineSpec(models=[ModelSpec()]), {}) == ("llm", "/")
 
@@ -88,7 +88,7 @@ class TestDefaultName:
         del applications["llm"]
         assert name_of(third, applications) == ("llm-ada", "/llm-ada")
 
-    def test_an_application_without_a_record_is_somebody_elses(self) -> None:
+    def test_an_application_without_a_record_belongs_to_another_user(self) -> None:
         applications = {"llm": manifest(ServiceSpec())}
         assert name_of(ServiceSpec(), applications) == ("llm-ada", "/llm-ada")
 
@@ -140,7 +140,7 @@ class TestChosenName:
         message = str(caught.value)
         assert f"name = {name!r}" in message
         assert " of ada@" in message
-        assert "was deployed by somebody else" in message
+        assert "was deployed by another user" in message
         assert "replace=True" in message
         assert name_of(ServiceSpec(name=name), applications, replace=True) == (name, "/")
 

@@ -204,7 +204,9 @@ def test_an_application_that_this_project_did_not_record_is_not_restored_or_dele
     scripted.failing = {"bad"}
     deploy(spec_of("good"))
     store.clear()
-    with pytest.raises(DeployError, match="'llm' before is not known here and was not restored"):
+    with pytest.raises(
+        DeployError, match="service 'llm' was not deployed from here and was not restored"
+    ):
         deploy(spec_of("bad"))
     assert scripted.submitted == [("good", 0), ("bad", 1)]
 
@@ -280,3 +282,11 @@ def test_a_record_is_read_back_as_it_was_and_holds_no_key(
     assert json.loads(text)["tenants"][0]["key_hash"] == "0" * 64
     record.forget("llm")
     assert store == {}
+
+
+def test_application_that_another_process_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = SimpleNamespace(status=lambda: SimpleNamespace(applications={}))
+    monkeypatch.setitem(sys.modules, "ray.serve", gone)
+    monkeypatch.setattr("ray.serve", gone, raising=False)
+    with pytest.raises(DeployError, match="application llm was replaced or deleted by another"):
+        service._wait_until_running(ServiceSpec(), lambda line: None)

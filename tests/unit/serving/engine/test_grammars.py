@@ -156,17 +156,23 @@ def test_vllm_validates_with_the_result_of_the_worker() -> None:
         backend_xgrammar.xgr = real
 
 
-def test_tokens_are_counted_by_the_engines_own_states() -> None:
+def test_tokens_are_counted_and_aborted_by_the_engines_own_states() -> None:
     class Processor:
         def __init__(self) -> None:
             self.request_states: dict[str, Any] = {}
 
         def add_request(self, request: Any, prompt: str | None, parent: Any = None) -> None:
             stats = SimpleNamespace(num_generation_tokens=0)
-            state = SimpleNamespace(prompt_len=11, parent_req=parent, stats=stats)
-            self.request_states[request.request_id] = state
+            fields = {"request_id": request.request_id, "prompt_len": 11, "stats": stats}
+            self.request_states[request.request_id] = SimpleNamespace(parent_req=parent, **fields)
 
-    client = SimpleNamespace(output_processor=Processor())
+    aborted = []
+
+    async def abort(request_id: str, internal: bool) -> None:
+        assert internal
+        aborted.append(request_id)
+
+    client = SimpleNamespace(output_processor=Processor(), abort=abort)
     compat_vllm.count_generated_tokens(client)
     parent = object()
 
@@ -185,3 +191,13 @@ def test_tokens_are_counted_by_the_engines_own_states() -> None:
     for number, state in enumerate(states):
         state.stats.num_generation_tokens = 10 + number
     assert tokens.count() == (22, 33)
+
+    async def leave() -> None:
+        tokens.abort()
+        await asyncio.sleep(0)
+        compat_vllm.generated_tokens.set(tokens)
+        add("4")
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert aborted == ["1", "2", "3", "4"], "also the one that the engine gets later"

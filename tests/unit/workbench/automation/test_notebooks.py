@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_misspelt_parameter_starts_nothing(
 ) -> None:
     before = sorted(probe.parent.iterdir())
     command, *options = arguments
-    location = ["--runs" if command == "run" else "--out", str(probe.parent / "runs")]
+    location = ["--runs", str(probe.parent / "runs")]
     assert main([command, str(probe), *options, *location]) == 2
     output = capsys.readouterr()
     assert (
@@ -205,7 +206,7 @@ def test_run_is_repeated_with_the_same_parameters(
     capsys.readouterr()
     notebook(probe.parent, PARAMETERS.replace("shift", "moved"), "")
     assert main(["repeat", str(runs / "first"), *location]) == 2
-    assert capsys.readouterr().err.startswith("\nshift is not a parameter of notebook probe")
+    assert capsys.readouterr().err.startswith("shift is not a parameter of notebook probe")
 
 
 def test_run_without_recorded_parameters_is_not_repeated(
@@ -216,3 +217,17 @@ def test_run_without_recorded_parameters_is_not_repeated(
     output = capsys.readouterr()
     assert "has no `notebook` and `parameters`" in output.err
     assert output.err.strip().count("\n") == 0
+
+
+def test_notebook_that_fails_before_its_run_leaves_no_file_in_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    path = notebook(tmp_path, PARAMETERS, "raise ValueError('early')")
+    assert main(["run", str(path), "--run-id", "one", "--runs", str(runs)]) == 1
+    error = capsys.readouterr().err
+    saved = Path(error.rpartition("partial notebook: ")[2].rstrip(")\n"))
+    assert "early" in saved.read_text()
+    assert not error.startswith("\n")
+    assert not runs.exists() or not list(runs.iterdir())
+    shutil.rmtree(saved.parent)

@@ -66,7 +66,7 @@ def results(out: Path) -> list[dict[str, str]]:
 def test_only_failed_cells_run_again(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = probe.parent / "out"
     (probe.parent / "broken").touch()
-    command = ["sweep", str(probe), "--grid", "rate=2,1", "-p", "duration", "3", "--out", str(out)]
+    command = ["sweep", str(probe), "--grid", "rate=2,1", "-p", "duration", "3", "--runs", str(out)]
     assert main(command) == 1
     output = capsys.readouterr().out
     (partial,) = out.glob("rate-2.0_*/probe.ipynb")
@@ -98,7 +98,7 @@ def test_only_failed_cells_run_again(probe: Path, capsys: pytest.CaptureFixture[
 def test_killed_sweep_continues(probe: Path) -> None:
     out = probe.parent / "out"
     (probe.parent / "hang").touch()
-    command = ["sweep", str(probe), "--grid", "rate=1,2,3", "--out", str(out)]
+    command = ["sweep", str(probe), "--grid", "rate=1,2,3", "--runs", str(out)]
     child = subprocess.Popen([sys.executable, "-m", "workbench", *command])
     deadline = time.monotonic() + 60
     while not ((probe.parent / "started.txt").exists() and started(probe) == ["1", "2"]):

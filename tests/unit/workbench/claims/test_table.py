@@ -223,7 +223,7 @@ def test_other_results_are_ignored(tmp_path: Path) -> None:
 
 def test_the_command_archives_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = finished(tmp_path)
-    assert main(["archive", str(run.path), "--to", str(tmp_path / "archive")]) == 0
+    assert main(["archive", str(run.path), "--out", str(tmp_path / "archive")]) == 0
     assert json.loads((tmp_path / "archive/r1.json").read_text())["run_id"] == "r1"
     assert "r1.json" in capsys.readouterr().out
     without_claims = Run.create(tmp_path, {}, run_id="other")

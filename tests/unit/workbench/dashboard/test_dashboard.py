@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,6 +100,17 @@ class Replay:
         return
 
 
+class Handle:
+    """The handle of a display: an update replaces what is shown."""
+
+    def __init__(self, displayed: list[Any]) -> None:
+        self._displayed = displayed
+
+    def update(self, bundle: dict[str, Any], *, raw: bool) -> None:
+        assert raw
+        self._displayed[-1] = bundle
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made_run(tmp_path_factory.mktemp("recorded"))
@@ -108,7 +120,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def shown(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Everything displayed in the output of the cell."""
     displayed: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", displayed.append)
+
+    def display(shown: Any, **_: Any) -> Handle:
+        displayed.append(shown)
+        return Handle(displayed)
+
+    monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(dashboard, "DRAW_EVERY_S", 0.2)
     monkeypatch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
     yield displayed
@@ -215,6 +232,49 @@ def test_lost_endpoint_is_reported_and_the_figure_stays(
     assert len(live.figure().data[0].x) > 20  # and the run's folder has it too
 
 
+def test_saved_output_has_a_picture_of_the_last_state(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
+    finished(live)
+    (bundle,) = shown
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    picture = bundle["text/html"]
+    assert "Ended: the plan is complete" in picture
+    assert "plotly-graph-div" in picture
+    assert "Failed" in picture
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", picture)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_interrupt_is_shown(
+    recorded: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    live: bool,
+) -> None:
+    dashboard = replayed(recorded, tmp_path, monkeypatch, live=live)
+
+    async def go() -> None:
+        dashboard.start()
+        waiting = asyncio.ensure_future(dashboard._wait())
+        await asyncio.sleep(0.1)
+        assert dashboard.running is not None
+        dashboard.running.cancelled = 198  # as the load counts what an interrupt cuts
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(go())
+    text = capsys.readouterr().out if dashboard.view is None else dashboard.view.status.value
+    assert "Interrupted: 198 requests cancelled" in text
+    if dashboard.view is not None:
+        assert dashboard.view.buttons["stop"].disabled
+        assert dashboard.view.load.rate.disabled
+
+
 def test_drawing_error_is_raised_and_shown(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
@@ -234,7 +294,7 @@ def test_drawing_error_is_raised_and_shown(
 def controls(recorded: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """A dashboard without a load, shared because its widgets take a while to create."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("IPython.display.display", lambda _: None)
+        patch.setattr("IPython.display.display", lambda *_, **__: None)
         patch.setattr("workbench.dashboard.controller.context_length", lambda _: 128)
         folder = tmp_path_factory.mktemp("controls")
         dashboard = replayed(recorded, folder, patch, live=True, max_rate=20.0)

@@ -79,8 +79,8 @@ class TestPanel:
         up, down = (texts[0] for texts in marks.customdata)
         assert "a: 1 → 2 at 1.0 s" in up
         assert "Desired by the policy: 5" in up
-        assert "kv_cache_usage 0.91" in up
-        assert "Held by upscale_delay_s, max_replicas since 0.2 s" in up
+        assert "KV cache usage: 0.91" in up
+        assert "Held by: Upscale delay (s), Max replicas since 0.2 s" in up
         assert "<b>" not in up
         assert down == "a: 2 → 1 at 3.0 s"
         assert list(marks.marker.symbol) == ["triangle-up", "triangle-down"]

@@ -20,6 +20,7 @@ from support.scripted_server import DONE, Script, Step, chat_chunk, event, servi
 from workbench.errors import SettingError
 from workbench.loadgen.client import stream_chat, stream_completion
 from workbench.loadgen.closed_loop import closed_loop
+from workbench.loadgen.outcome import redact_error
 from workbench.metrics.health import LoopWatch
 from workbench.records import RequestRecord
 
@@ -147,6 +148,18 @@ class TestTimes:
 
 
 class TestRequestAndCounts:
+    @pytest.mark.parametrize(
+        ("details", "cached"),
+        [({"cached_tokens": 32}, 32), ({"cached_tokens": 0}, 0), ({}, None), (None, None)],
+    )
+    def test_cached_tokens_are_those_of_the_usage(
+        self, details: dict[str, int] | None, cached: int | None
+    ) -> None:
+        counts = {"prompt_tokens": 40, "completion_tokens": 1, "prompt_tokens_details": details}
+        last = event({"id": "x", "object": "x", "choices": [], "usage": counts})
+        record, _ = run(Script((Step(chat_chunk({"content": "a"})), Step(last + DONE))))
+        assert (record.status, record.prompt_tokens, record.cached_tokens) == ("ok", 40, cached)
+
     def test_record_has_the_servers_counts_and_the_given_names(self) -> None:
         record, log = run(
             tokens(3, prompt_tokens=41),
@@ -224,6 +237,34 @@ class TestFailures:
         assert (message in record.error) if message else record.error is None
         assert len(log) == 1, "a measured call is never retried"
         assert record.end_s >= record.sent_s
+
+    @pytest.mark.parametrize(
+        ("events", "note"),
+        [
+            ([chat_chunk({"content": "x"}), usage(1, 1)], "the stream ended without [DONE]"),
+            ([chat_chunk({"content": "x"}, finish="stop")], "the stream ended without [DONE]"),
+            (
+                [b"data: \n\n", chat_chunk({"content": "x"}), b"data:\n\n", DONE],
+                "the stream had empty events",
+            ),
+            (
+                [b"data: {}\n\n", chat_chunk({"content": "x"}), usage(1, 1)],
+                "the stream ended without [DONE]; the stream had empty events",
+            ),
+            ([chat_chunk({"content": "x"}), DONE], None),
+        ],
+    )
+    def test_irregular_streams_are_complete_with_a_note(
+        self, events: list[bytes], note: str | None
+    ) -> None:
+        record, _ = run(Script(tuple(Step(data) for data in events)))
+        assert (record.status, record.error, record.note) == ("ok", None, note)
+        assert len(record.token_times_s) == 1
+
+    def test_stream_that_breaks_after_its_last_token_is_not_complete(self) -> None:
+        steps = (Step(chat_chunk({"content": "x"}, finish="stop")),)
+        record, _ = run(Script(steps, die=True))
+        assert (record.status, record.note) == ("error", None)
 
     @pytest.mark.parametrize("die", [False, True])
     def test_error_event_in_the_stream(self, die: bool) -> None:
@@ -348,6 +389,18 @@ class TestPrivacy:
         assert "[key]" in record.error
         record, _ = run(scripted.error(500, "z" * 5000))
         assert len(record.error) <= 200
+
+    @pytest.mark.parametrize(
+        ("key", "message", "expected"),
+        [
+            ("none", "none of the nonessential nodes", "none of the nonessential nodes"),
+            ("", "no key", "no key"),
+            ("test", "the latest test failed", "the latest [key] failed"),
+            ("sk-a-long-key", "got key_sk-a-long-key2", "got key_[key]2"),
+        ],
+    )
+    def test_only_the_key_itself_is_replaced(self, key: str, message: str, expected: str) -> None:
+        assert redact_error(message, "a prompt", [key]) == expected
 
 
 class TestClosedLoop:

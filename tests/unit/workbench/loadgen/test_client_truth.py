@@ -13,11 +13,12 @@ from statistics import median
 import pytest
 from support import scripted_server as scripted
 
+from workbench.endpoints.connection import make_connection
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.metrics.summary import summarize
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival
 
 REQUESTS, TOKENS, MS = 100, 8, 5.0
@@ -27,7 +28,7 @@ Answer = tuple[RequestRecord, scripted.Exchange]
 async def load(base_url: str) -> list[RequestRecord]:
     """Send 100 requests at 100 a second, and collect records while others are in progress."""
     worker = LoadWorker()
-    await worker.connect(base_url, "sk-test")
+    await worker.connect(make_connection(base_url, "sk-test"))
     prompt = Prompt(content=(1, 2, 3), prompt_tokens=3, max_tokens=TOKENS)
     arrivals = [Arrival(i / 100, (prompt,)) for i in range(REQUESTS)]
     config = WorkerConfig("scripted", {}, "t", epoch_s=0.0, start_s=time.perf_counter() + 0.2)

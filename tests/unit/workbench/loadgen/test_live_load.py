@@ -12,6 +12,7 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import serving, tokens
 
+from workbench.endpoints.connection import make_connection
 from workbench.errors import SettingError
 from workbench.loadgen.handle import LiveLoad
 from workbench.loadgen.senders import WorkerConfig, WorkerShare
@@ -29,14 +30,19 @@ Sent = tuple[list[RequestRecord], list[float], scripted.ScriptedServer]
 
 
 def send(
-    load: LoadSpec, *changes: LoadChange, workers: int = 1, stop_s: float | None = None
+    load: LoadSpec,
+    *changes: LoadChange,
+    workers: int = 1,
+    stop_s: float | None = None,
+    answer: scripted.Script | None = None,
 ) -> Sent:
     """Send `load` from workers in this event loop, with changes."""
 
     async def go() -> Sent:
-        async with serving(tokens(3, chat=False)) as server:
+        async with serving(answer or tokens(3, chat=False)) as server:
             senders = [LoadWorker() for _ in range(workers)]
-            await asyncio.gather(*(w.connect(server.base_url, "sk-test") for w in senders))
+            there = make_connection(server.base_url, "sk-test")
+            await asyncio.gather(*(w.connect(there) for w in senders))
             epoch = time.perf_counter() + 0.1
             for first, worker in enumerate(senders):
                 config = WorkerConfig("scripted", {}, "t", epoch_s=epoch, start_s=0.0)
@@ -78,13 +84,14 @@ def test_without_changes_the_plan_is_sent(workers: int) -> None:
 
 
 def test_changes_apply_at_their_time() -> None:
-    load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.9)
+    load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL)
     records, _, server = send(
         load,
         LoadChange(0.2, "pause"),
         LoadChange(0.5, "resume"),
         LoadChange(0.6, "rate", 100),
         LoadChange(0.7, "output_tokens", 9),
+        stop_s=1.2,
     )
     times = np.array(due(records))
     np.testing.assert_allclose(times[:5], [0, 0.05, 0.1, 0.15, 0.2], atol=1e-6)
@@ -103,10 +110,39 @@ def test_rate_goes_on_after_the_end_of_the_plan() -> None:
     assert len(times) == pytest.approx(10, abs=6)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("stage_s", "duration_s"), [(0.2, None), (60, 0.2)])
+def test_rate_set_while_the_last_answers_arrive_is_sent(
+    workers: int, stage_s: float, duration_s: float | None
+) -> None:
+    stages = Stages(stages=[(40, stage_s)], from_rate=40)
+    load = LoadSpec(arrivals=stages, prompts=SMALL, duration_s=duration_s)
+    slow = tokens(3, ttft_s=0.8, chat=False)
+    records, _, _ = send(
+        load, LoadChange(0.5, "rate", 40), workers=workers, stop_s=1.0, answer=slow
+    )
+    times = np.array(due(records))
+    assert not ((times > 0.21) & (times < 0.49)).any()
+    assert (times > 0.5).sum() == pytest.approx(0.5 * 40, abs=8)
+
+
+def test_paused_load_does_not_end_with_its_plan() -> None:
+    load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, duration_s=0.2)
+    changes = (LoadChange(0.1, "pause"), LoadChange(0.6, "rate", 40))
+    records, _, _ = send(load, *changes, stop_s=0.9)
+    times = np.array(due(records))
+    assert not ((times > 0.11) & (times < 0.59)).any()
+    assert (times > 0.6).sum() >= 4
+
+
 def test_workers_share_bursts() -> None:
-    load = LoadSpec(arrivals=Poisson(rate=60), prompts=SMALL, duration_s=0.5, seed=3)
+    load = LoadSpec(arrivals=Poisson(rate=60), prompts=SMALL, seed=3)
     changes = (LoadChange(0.1, "burstiness", 0.1), LoadChange(0.3, "rate", 100.0))
-    single, shared = (due(send(load, *changes, workers=workers)[0]) for workers in (1, 2))
+    single, shared = (
+        [at_s for at_s in due(send(load, *changes, workers=workers, stop_s=0.8)[0]) if at_s < 0.5]
+        for workers in (1, 2)
+    )
+    assert len(single) > 10
     np.testing.assert_allclose(single, shared, atol=1e-6)
 
 
@@ -118,7 +154,7 @@ def test_late_requests_are_dropped_and_counted(
     async def go() -> tuple[int, int]:
         async with serving(tokens(1, chat=False)) as server:
             worker = LoadWorker()
-            await worker.connect(server.base_url, "sk-test")
+            await worker.connect(make_connection(server.base_url, "sk-test"))
             load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, duration_s=0.5)
             config = WorkerConfig(
                 "scripted", {}, "t", epoch_s=time.perf_counter() + 0.05, start_s=0.0

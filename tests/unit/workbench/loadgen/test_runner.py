@@ -15,13 +15,14 @@ from support.scripted_server import tokens
 
 from serving.cluster import connection
 from workbench.endpoints.remote import Remote, remote
+from workbench.errors import RunError, SettingError, WorkbenchError
 from workbench.loadgen import pool
 from workbench.loadgen.handle import LoadResult
 from workbench.loadgen.start import start_live_load, start_load
 from workbench.loadgen.worker import LoadWorker
 from workbench.runs.run import Run
-from workbench.workload.arrivals import ClosedLoop, Constant
-from workbench.workload.prompts import RandomPrompts
+from workbench.workload.arrivals import ClosedLoop, Constant, TraceReplay
+from workbench.workload.prompts import FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec
 
 SMALL = RandomPrompts(input=4, output=3)
@@ -95,6 +96,58 @@ def test_workers_share_a_plan(actors: list[LocalActor], tmp_path: Path) -> None:
     assert run.changes() == []
 
 
+def test_requests_left_out_of_a_trace_are_in_the_summary(
+    actors: list[LocalActor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    header = "Timestamp,Request tokens,Response tokens\n"
+    trace.write_text(header + "5,9,3\n5.1,9,0\n5.05,8,3\n")
+    load = LoadSpec(
+        arrivals=TraceReplay(path=str(trace)),
+        prompts=RandomPrompts(input=FromTrace(), output=FromTrace()),
+        workers=1,
+    )
+
+    async def go() -> tuple[LoadResult, list[scripted.Exchange]]:
+        with scripted.threaded(tokens(3, chat=False)) as server:
+            return await start_load(target_of(server), load, progress="lines"), server.log
+
+    result, log = asyncio.run(go())
+    assert sorted(len(exchange.body["prompt"]) for exchange in log) == [8, 9]
+    workload = result.summary().model_dump(mode="json")["workload"]
+    assert workload["skipped"] == {"without output tokens": 1}
+    assert workload["trace"]["out_of_order"] == 1
+    assert "requests of the trace left out: 1 without output tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "unfit", "message"),
+    [
+        ("5.1,9", "skip", "line 3, column 'Response tokens'"),
+        ("5.1,many,3", "skip", "line 3, column 'Request tokens': 'many' is not a number"),
+        ("5.1,9,0", "reject", "request 2 of the trace does not fit"),
+    ],
+)
+def test_nothing_is_sent_of_an_invalid_trace(
+    actors: list[LocalActor], tmp_path: Path, row: str, unfit: Any, message: str
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(f"Timestamp,Request tokens,Response tokens\n5,9,3\n{row}\n")
+    load = LoadSpec(
+        arrivals=TraceReplay(path=str(trace), unfit=unfit),
+        prompts=RandomPrompts(input=FromTrace(), output=FromTrace()),
+    )
+
+    async def go(server: scripted.ScriptedServer) -> None:
+        await start_load(target_of(server), load, progress=None)
+
+    with scripted.threaded(tokens(3, chat=False)) as server:
+        with pytest.raises(WorkbenchError, match=message):
+            asyncio.run(go(server))
+        assert [exchange for exchange in server.log if "completions" in exchange.path] == []
+    assert actors == []
+
+
 def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActor]) -> None:
     load = LoadSpec(arrivals=ClosedLoop(max_concurrency=5), prompts=SMALL, count=15, workers=2)
 
@@ -110,7 +163,7 @@ def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActo
 def test_the_journal_of_a_dead_worker_completes_the_records(
     actors: list[LocalActor], tmp_path: Path
 ) -> None:
-    load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, count=40, workers=2)
+    load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, count=120, workers=2)
     run = Run.create(tmp_path, {})
 
     async def go() -> LoadResult:
@@ -131,7 +184,7 @@ def test_the_journal_of_a_dead_worker_completes_the_records(
     assert "a load worker died" in (result.ended_early or "")
     ids = [record.request_id for record in result.records]
     assert len(set(ids)) == len(ids)
-    assert 20 < len(ids) < 40
+    assert 60 < len(ids) < 120
     assert {record.request_id for record in run.records()} == set(ids)
 
 
@@ -181,3 +234,84 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     assert running.changes[-1].note == result.ended_early == "stopped by the user"
     assert len(sent) == result.planned == running.ended
     assert len(list(run.records())) == len(result.records) == result.planned
+
+
+def test_rate_set_after_the_plan_is_sent_until_stop(
+    actors: list[LocalActor], tmp_path: Path
+) -> None:
+    """While the last answers of the plan arrive, a person sets a rate, pauses, and sets another."""
+    load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.5, workers=2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> tuple[LoadResult, list[int]]:
+        with scripted.threaded(tokens(3, ttft_s=1.5, chat=False)) as server:
+            running = start_live_load(target_of(server), load, run=run, max_rate=150, progress=None)
+            while running.start_s is None or running.clock() < running.start_s + 0.9:
+                await asyncio.sleep(0.02)
+            counts = [len(server.log)]
+            running.set_rate(20)
+            while len(server.log) < counts[0] + 20:
+                await asyncio.sleep(0.02)
+            running.pause()
+            await asyncio.sleep(0.6)
+            counts.append(len(server.log))
+            await asyncio.sleep(2.5)  # everything is answered, and still the load is not over
+            counts.append(len(server.log))
+            assert (running.state, running.in_progress) == ("paused", 0)
+            running.resume()
+            while len(server.log) < counts[2] + 5:
+                await asyncio.sleep(0.02)
+            running.stop()
+            with pytest.raises(SettingError, match="has ended"):
+                running.set_rate(5)
+            return await running, counts
+
+    result, counts = asyncio.run(go())
+    assert counts[0] == 10
+    assert counts[1] == counts[2]
+    assert result.ended_early == "stopped by the user"
+    assert [change.what for change in run.changes()] == ["start", "rate", "pause", "resume", "end"]
+    assert len(list(run.records())) == result.planned
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_folder_takes_one_load(actors: list[LocalActor], tmp_path: Path, live: bool) -> None:
+    start: Any = start_live_load if live else start_load
+    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> int:
+        with scripted.threaded(tokens(1, chat=False)) as server:
+            running = start(target_of(server), load, run=run, progress=None)
+            for again in (start_load, start_live_load):
+                with pytest.raises(RunError, match=r"already has a load .*another folder"):
+                    again(target_of(server), load, run=Run.open(run.path), progress=None)
+            await running
+            with pytest.raises(RunError, match="already has a load"):
+                start(target_of(server), load, run=run, progress=None)
+            return len(server.log)
+
+    assert asyncio.run(go()) == len(list(run.records())) == 10
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_interrupted_load_says_what_was_cancelled(
+    actors: list[LocalActor], tmp_path: Path, live: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start: Any = start_live_load if live else start_load
+    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.2)
+    run = Run.create(tmp_path, {})
+
+    async def go() -> int:
+        with scripted.threaded(tokens(1, ttft_s=60, chat=False)) as server:
+            running = start(target_of(server), load, run=run, progress="lines")
+            while len(server.log) < 10:
+                await asyncio.sleep(0.02)
+            running._task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            return len(server.log)
+
+    assert asyncio.run(go()) == 10
+    assert "interrupted: 10 requests cancelled" in capsys.readouterr().out
+    assert [record.status for record in run.records()] == ["cancelled"] * 10

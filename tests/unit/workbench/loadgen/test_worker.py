@@ -14,10 +14,11 @@ import pytest
 from support import scripted_server as scripted
 from support.scripted_server import Script, serving, tokens
 
+from workbench.endpoints.connection import make_connection
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
 from workbench.records import RequestRecord
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt, ToolPrompt
 from workbench.workload.spec import Arrival
 
 
@@ -28,13 +29,14 @@ def prompt_of(tokens_in: int = 4, **fields: Any) -> Prompt:
 GC_PROGRAM = """
 import asyncio, gc
 from workbench.workload.spec import Arrival
+from workbench.endpoints.connection import make_connection
 from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.worker import LoadWorker
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 
 async def go():
     worker = LoadWorker()
-    await worker.connect("http://127.0.0.1:9/v1", "sk-test")
+    await worker.connect(make_connection("http://127.0.0.1:9/v1", "sk-test"))
     before = len(gc.get_objects())
     turns = (Prompt(content=("a",), prompt_tokens=1, max_tokens=8),)
     plan = [(n, Arrival(1e6, turns)) for n in range(1000)]
@@ -58,7 +60,7 @@ def send(
     async def go() -> tuple[list[RequestRecord], scripted.ScriptedServer, LoadWorker]:
         async with serving(script) as server:
             worker = LoadWorker()
-            await worker.connect(server.base_url, "sk-test")
+            await worker.connect(make_connection(server.base_url, "sk-test"))
             epoch = time.perf_counter()
             defaults: dict[str, Any] = {"model": "scripted", "call": {}, "tag": "t", "start_s": 0.0}
             await worker.start(
@@ -92,6 +94,17 @@ def test_open_loop_does_not_wait_for_answers() -> None:
     assert [round(r.scheduled_s or 0, 6) for r in sorted(records, key=lambda r: r.sent_s or 0)] == [
         round(arrival.at_s or 0, 6) for arrival in arrivals
     ]
+
+
+def test_tools_of_a_chat_are_sent() -> None:
+    chat = ({"role": "user", "content": "What time is it?"},)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    prompts = (ToolPrompt(chat, 9, 8, tools=(tool,)), Prompt(chat, 9, 8))
+    _, server, _ = send(tokens(2), [Arrival(0.0, (prompt,)) for prompt in prompts])
+    assert {exchange.path for exchange in server.log} == {"/v1/chat/completions"}
+    sent = [exchange.body.get("tools") for exchange in server.log]
+    assert sorted(sent, key=bool) == [None, [tool]]
+    assert all(exchange.body["messages"] == list(chat) for exchange in server.log)
 
 
 def test_existing_objects_are_excluded_from_garbage_collection() -> None:

@@ -342,3 +342,47 @@ class TestShape:
         assert summarize([A]).figure("mean_ttft_ms") == pytest.approx(200)
         with pytest.raises(UnknownMetricError, match="Did you mean 'p99_ttft_ms'"):
             summarize([A]).figure("p99_tft_ms")
+
+
+class TestSeveralTokensInOneEvent:
+    def test_gaps_per_token_follow_from_the_usage(self) -> None:
+        # 12 tokens in 4 events, 300 ms apart; and 3 tokens in 3 events, 100 ms apart.
+        grouped = record(0.0, 0.1, 0.4, 0.7, 1.0, output_tokens=12)
+        single = record(0.0, 0.1, 0.2, 0.3)
+        summary = summarize([grouped, single])
+        assert summary.mean_itl_ms == pytest.approx((3 * 300 + 2 * 100) / 5)
+        assert summary.mean_itl_per_token_ms == pytest.approx(100)
+        assert summary.std_itl_per_token_ms == pytest.approx(0, abs=1e-9)
+        assert summary.tokens_per_event == pytest.approx(15 / 7)
+        assert "ITL per token" in summary.table().index
+
+    def test_absent_where_each_event_has_one_token(self) -> None:
+        summary = summarize([A, B, record(0.0, 0.1, 0.4, output_tokens=None)])
+        assert summary.mean_itl_per_token_ms is None
+        assert summary.tokens_per_event == 1
+        assert "ITL per token" not in summary.table().index
+
+    def test_request_without_usage_has_none(self) -> None:
+        unknown = record(0.0, 0.1, 5.1, output_tokens=None)
+        summary = summarize([unknown, record(0.0, 0.1, 0.3, output_tokens=4)])
+        assert summary.mean_itl_per_token_ms == pytest.approx(100)
+
+    def test_failed_requests_do_not_count(self) -> None:
+        cut = failed("error", output_tokens=50, token_times_s=(0.1, 0.2))
+        assert summarize([cut, A]).tokens_per_event == 1
+
+
+def test_token_goodput_counts_tokens_of_good_requests_only() -> None:
+    good = [record(0.0, 0.1, 0.2, output_tokens=30), record(1.0, 1.1, 1.2, output_tokens=12)]
+    slow = record(0.0, 0.9, 1.0, output_tokens=1000)
+    lost = failed("timeout", output_tokens=500)
+    summary = summarize([*good, slow, lost], duration_s=6.0, slo=SLO(ttft_ms=200))
+    assert summary.token_goodput == pytest.approx((30 + 12) / 6)
+    assert summarize([slow], duration_s=6.0, slo=SLO(ttft_ms=200)).token_goodput == 0
+    assert summarize(good, duration_s=6.0).token_goodput is None
+
+
+def test_request_without_token_events_has_no_tokens_per_event() -> None:
+    silent = record(0.0, output_tokens=50)
+    assert summarize([silent]).tokens_per_event is None
+    assert summarize([silent, A]).tokens_per_event == 1

@@ -16,7 +16,7 @@ from workbench.loadgen.senders import WorkerConfig
 from workbench.loadgen.workers import WorkerHandle
 from workbench.runs import journal
 from workbench.runs.run import Run
-from workbench.workload.prompt_generator import Prompt
+from workbench.workload.prompt import Prompt
 from workbench.workload.spec import Arrival
 
 WRITER = """

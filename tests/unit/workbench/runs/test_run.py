@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel, SecretStr
+from support.records import record
 
 from workbench.errors import RunError
 from workbench.metrics.health import ClientHealth
 from workbench.metrics.summary import summarize
-from workbench.records import RequestRecord
+from workbench.records import LoadChange, RequestRecord
 from workbench.runs.run import Run
 
 RECORD = RequestRecord(
@@ -257,3 +258,22 @@ class TestFinish:
         (run.path / "experiment.json").write_text("{")
         with pytest.raises(RunError, match=r"experiment\.json cannot be read"):
             Run.open(run.path)
+
+
+class TestTwoClocks:
+    def test_two_live_loads_in_one_folder_are_an_error(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        for _ in range(2):
+            run.append_change(LoadChange(0.5, "start", load={}))
+            run.append_change(LoadChange(9.0, "end"))
+        with pytest.raises(RunError, match=r"2 loads in load\.jsonl, each with its own clock"):
+            run.changes()
+
+    def test_requests_of_two_loads_are_an_error(self, tmp_path: Path) -> None:
+        run = Run.create(tmp_path, {})
+        run.append_request(record(0.0, 0.1, request_id="load-0a1b2c-0-0"))
+        run.append_request(record(0.2, 0.3, request_id="load-0a1b2c-1-0"))
+        assert len(run.requests_frame()) == 2
+        run.append_request(record(0.0, 0.1, request_id="load-ffffff-0-0"))
+        with pytest.raises(RunError, match=r"2 loads in requests\.jsonl"):
+            run.requests_frame()

@@ -349,11 +349,14 @@ class TestSampleBuilder:
         assert builder.flush() == []
 
 
-def test_remote_endpoint_has_no_telemetry() -> None:
+def test_remote_endpoint_without_metrics_has_no_telemetry() -> None:
     lines: list[str] = []
     samples: list[Sample] = []
     there = Remote("http://127.0.0.1:1/v1", SecretStr("none"), ["m"], "m")
     with Telemetry(there, lambda: 0.0, samples.append, notify=lines.append):
         pass
     assert samples == []
-    assert lines == ["no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process"]
+    assert lines == [
+        "no telemetry: http://127.0.0.1:1/v1 is not a deployment of this process, and "
+        "http://127.0.0.1:1/metrics has no metrics of an engine (ConnectError)"
+    ]

@@ -23,7 +23,8 @@ from scipy import stats
 from serving.errors import SpecError
 from serving.models.embedded import tiny_model_path
 from workbench.errors import SettingError
-from workbench.workload.prompt_generator import Prompt, generate_prompts
+from workbench.workload.prompt import Prompt
+from workbench.workload.prompt_generator import generate_prompts
 from workbench.workload.prompts import (
     Conversations,
     FilePrompts,
@@ -35,7 +36,7 @@ from workbench.workload.prompts import (
     Uniform,
 )
 from workbench.workload.tokenizer import load_tokenizer
-from workbench.workload.traces import TraceRequest
+from workbench.workload.trace_request import TraceRequest
 
 TAIL = 1e-10
 TINY = load_tokenizer("tiny")
@@ -354,7 +355,7 @@ class TestFile:
     def test_context_below_the_longest_line_is_rejected(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"prompt": "one"}, {"prompt": "What is it?", "output_tokens": 30})
         longest = len(raw(tiny_model_path()).encode("What is it?").ids) + 30
-        spec = FilePrompts(path=path, output=1)
+        spec = FilePrompts(path=path, output=1, unfit="reject")
         take(spec, 3, max_model_len=longest)
         with pytest.raises(SettingError, match=r"prompts\.jsonl, line 2: .*output_tokens = 30"):
             generate_prompts(spec, TINY, np.random.default_rng(0), max_model_len=longest - 1)

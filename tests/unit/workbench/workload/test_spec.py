@@ -80,9 +80,8 @@ def test_trace_gives_times_and_lengths(tmp_path: Path) -> None:
     file = tmp_path / "mooncake.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = RandomPrompts(input=FromTrace(), output=FromTrace())
-    arrivals = make_plan(
-        spec(arrivals=TraceReplay(path=str(file), speed=2), prompts=prompts, count=None), TINY
-    )
+    replay = TraceReplay(path=str(file), speed=2, time_unit="ms")
+    arrivals = make_plan(spec(arrivals=replay, prompts=prompts, count=None), TINY)
     assert [arrival.at_s for arrival in arrivals] == [0, 0.5, 1, 1.5]
     lengths = [(s.turns[0].prompt_tokens, s.turns[0].max_tokens) for s in arrivals]
     assert lengths == [(5, 2), (6, 3), (7, 4), (8, 5)]

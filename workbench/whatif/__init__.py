@@ -1,0 +1,18 @@
+"""Simulate a service: what other settings, loads and prices would do, without a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from workbench.whatif.calibration import Calibration as Calibration
+    from workbench.whatif.fitting import calibrate as calibrate
+    from workbench.whatif.loads import calibration_loads as calibration_loads
+    from workbench.whatif.result import Simulation as Simulation
+    from workbench.whatif.simulator import simulate as simulate
+    from workbench.whatif.sweeps import sweep as sweep
+    from workbench.whatif.workload import Workload as Workload
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__)
