@@ -211,7 +211,7 @@ class Router(Server):
             "prometheus_port": free_port(),  # its default may be in use by our cluster
             "policy": "round_robin",
             "max_concurrent_requests": 100_000,
-            "log_level": "warn",
+            "log_level": "warning",
         }
         command = [sys.executable, "-m", "vllm_router.launch_router", *flags(arguments)]
         super().__init__(port, command, {})
