@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -81,30 +81,22 @@ def flags(arguments: dict[str, Any]) -> list[str]:
     return words
 
 
-class BareServer:
-    """vLLM's own OpenAI server, with a replica's engine arguments and environment.
+class Server:
+    """A server in a process of its own, in a session of its own.
 
-    `executor` is vLLM's `distributed_executor_backend`; default: vLLM chooses. Like our endpoint,
-    the server writes no access log.
+    Args:
+        port: The local port on which it listens.
+        command: The command.
+        variables: What is added to the environment.
     """
 
-    def __init__(self, model: ModelSpec, executor: str | None = None) -> None:
-        self.port = free_port()
-        self.base_url = f"http://127.0.0.1:{self.port}"
-        arguments = engine_kwargs(model) | {
-            "model": model.path,
-            "served_model_name": model.model_id,
-            "host": "127.0.0.1",
-            "port": self.port,
-            "disable_uvicorn_access_log": True,
-            "distributed_executor_backend": executor,
-        }
-        server = "vllm.entrypoints.openai.api_server"
-        self._command = [sys.executable, "-m", server, *flags(arguments)]
-        # With the ray executor vLLM would otherwise join our cluster on this host.
-        self._environment = {**os.environ, **environment(model), "RAY_ADDRESS": "local"}
+    def __init__(self, port: int, command: list[str], variables: dict[str, str]) -> None:
+        self.port = port
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._command = command
+        self._environment = {**os.environ, **variables}
 
-    def __enter__(self) -> BareServer:
+    def __enter__(self) -> Self:
         self.log = tempfile.NamedTemporaryFile(suffix=".log")
         self._process = subprocess.Popen(
             self._command,
@@ -115,6 +107,11 @@ class BareServer:
             start_new_session=True,
         )
         return self
+
+    @property
+    def pid(self) -> int:
+        """The id of the server's own process."""
+        return self._process.pid
 
     def wait(self, timeout_s: float = 300) -> None:
         """Wait until the server answers.
@@ -165,6 +162,59 @@ class BareServer:
         for process in psutil.wait_procs(others, timeout=5)[1]:
             process.kill()
         self.log.close()
+
+
+class BareServer(Server):
+    """vLLM's own OpenAI server, with a replica's engine arguments and environment.
+
+    Like our endpoint, the server writes no access log.
+
+    Args:
+        model: The model.
+        executor: vLLM's `distributed_executor_backend`; None: vLLM chooses.
+        rust: Use vLLM's Rust front end, which only `vllm serve` starts.
+    """
+
+    def __init__(
+        self, model: ModelSpec, executor: str | None = None, *, rust: bool = False
+    ) -> None:
+        port = free_port()
+        arguments = engine_kwargs(model) | {
+            "served_model_name": model.model_id,
+            "host": "127.0.0.1",
+            "port": port,
+            "disable_uvicorn_access_log": True,
+            "distributed_executor_backend": executor,
+        }
+        server = ["vllm.entrypoints.openai.api_server", "--model", model.path]
+        if rust:
+            server = ["vllm.entrypoints.cli.main", "serve", model.path]
+        # With the ray executor vLLM would otherwise join our cluster on this host.
+        variables = {**environment(model), "RAY_ADDRESS": "local"}
+        variables |= {"VLLM_USE_RUST_FRONTEND": "1"} if rust else {}
+        super().__init__(port, [sys.executable, "-m", *server, *flags(arguments)], variables)
+
+
+class Router(Server):
+    """vllm-router, the Rust router that is put before several servers of vLLM.
+
+    Args:
+        servers: The addresses of the servers.
+    """
+
+    def __init__(self, servers: list[str]) -> None:
+        port = free_port()
+        arguments = {
+            "worker_urls": servers,
+            "host": "127.0.0.1",
+            "port": port,
+            "prometheus_port": free_port(),  # its default may be in use by our cluster
+            "policy": "round_robin",
+            "max_concurrent_requests": 100_000,
+            "log_level": "warning",
+        }
+        command = [sys.executable, "-m", "vllm_router.launch_router", *flags(arguments)]
+        super().__init__(port, command, {})
 
 
 class Client:

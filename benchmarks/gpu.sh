@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh install PARTS   unpack the offline bundle: PARTS/part.* (a split tar.xz), PARTS/*.whl
 #   benchmarks/gpu.sh tests           the GPU tests: deploy, stream, 1 -> 2 replicas, memory freed
-#   benchmarks/gpu.sh serving         our endpoint and bare vLLM with Llama-3.1-8B's shape at 1, 32 and 128 streams
+#   benchmarks/gpu.sh serving         our endpoint, bare vLLM and vllm-router with Llama-3.1-8B's shape
+#                                     at 1 to 512 streams (STREAMS, PEERS, NAME of the result)
 #   benchmarks/gpu.sh claims          notebook 04: vLLM and every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
 #                                     (both accept notebook parameters: -p NAME VALUE;
@@ -85,7 +86,8 @@ serving() {
   fi
   local shape; shape=$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")
   "$PYTHON" benchmarks/serving_path.py --accelerator gpu --source "$shape" --load-format dummy \
-    --executors default ray --streams 1 32 128 --repeats "${REPEATS:-5}" | last_line serving_path
+    --streams ${STREAMS:-1 32 128 256:256/128 512:64/128} --peers ${PEERS:-router} \
+    --repeats "${REPEATS:-3}" | last_line "serving_path${NAME:-}"
 }
 
 limit() {
