@@ -1,5 +1,9 @@
 """Compile functions with numba and keep the machine code between processes.
 
+The functions do not count references to arrays: the caller of a simulation holds all tables until
+it has ended, and counting took more than half of the time. So they cannot create arrays, except
+those marked `allocating`.
+
 numba keeps the code of a function until the file of that function changes, although a function
 contains the code of those that it calls. So the folder of the kept code depends on all sources of
 this package.
@@ -29,7 +33,12 @@ def _folder() -> str:
 
 def compiled(function: F) -> F:
     """Return the function compiled, for other compiled functions and for Python."""
-    return _compiled(function, {})
+    return _compiled(function, {"_nrt": False})
+
+
+def allocating(function: F) -> F:
+    """Return the function compiled like `compiled`, but it may create arrays."""
+    return _compiled(function, {"_nrt": True})
 
 
 def inner(function: F) -> F:
@@ -37,7 +46,8 @@ def inner(function: F) -> F:
 
     With compilation switched off (`NUMBA_DISABLE_JIT=1`) Python calls it too.
     """
-    return _compiled(function, {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+    options = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return _compiled(function, options)
 
 
 def _compiled(function: F, options: dict[str, bool]) -> F:

@@ -186,6 +186,7 @@ def _control(
         delays=np.zeros(2),
         clock=np.array([0.0, 0.0, 0.0, 0.0, np.inf, 0.0, 0.0, 1.0]),
         total=np.zeros(4),
+        rows=np.zeros(slots + 1, np.int64),
         start_s=rng.choice(np.array(calibration.start_s or (0.0,)), 1 << 10),
         stop_s=rng.choice(np.array(calibration.stop_s or (0.0,)), 1 << 10),
         samples=np.zeros((samples, 9)),
