@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from workbench._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from workbench.dashboard.exploration import explore as explore
     from workbench.whatif.calibration import Calibration as Calibration
     from workbench.whatif.comparison import ScalingComparison as ScalingComparison
     from workbench.whatif.comparison import compare_requests as compare_requests

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,9 @@ import numba
 F = TypeVar("F", bound=Callable[..., object])
 
 
+COMPILING = "compiling the simulator, once per machine and version; this takes about 20 seconds ..."
+
+
 @cache
 def _folder() -> str:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -31,9 +35,19 @@ def _folder() -> str:
     return str(root / "llm-serving-workbench" / f"numba-{numba.__version__}-{digest[:16]}")
 
 
+def announce_compilation(function: Callable[..., object]) -> None:
+    """Print a line to standard error if the first call of a function will compile it."""
+    if getattr(function, "signatures", True):
+        return  # loaded, or compilation is switched off
+    folder = Path(numba.config.CACHE_DIR or _folder())
+    module = function.__module__.rpartition(".")[2]
+    if not any(folder.glob(f"**/{module}.*{function.__name__}-*.nbc")):
+        print(COMPILING, file=sys.stderr, flush=True)
+
+
 def compiled(function: F) -> F:
     """Return the function compiled, for other compiled functions and for Python."""
-    return _compiled(function, {"_nrt": False})
+    return _compiled(function, {"_nrt": False, "nogil": True})
 
 
 def allocating(function: F) -> F:
