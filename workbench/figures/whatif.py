@@ -157,9 +157,13 @@ def settings_frontier(table: pd.DataFrame, settings: Sequence[str]) -> go.Figure
 
 
 def frontier_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the settings that no other surpasses in cost and attainment, the cheapest first."""
+    """Return the settings that no other surpasses in cost and attainment, the cheapest first.
+
+    Of several with the same cost and attainment, the first one.
+    """
     cost, share = table.cost_per_day.to_numpy(float), table.slo_attainment.to_numpy(float)
-    return table[efficient(-cost, share)].sort_values("cost_per_day", kind="stable")
+    best = table[efficient(-cost, share)].drop_duplicates(["cost_per_day", "slo_attainment"])
+    return best.sort_values("cost_per_day", kind="stable")
 
 
 def _setting_text(row: pd.Series, settings: Sequence[str]) -> str:

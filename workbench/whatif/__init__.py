@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.whatif.stored import load_calibration as load_calibration
     from workbench.whatif.stored import stored_calibrations as stored_calibrations
     from workbench.whatif.sweeps import sweep as sweep
+    from workbench.whatif.sweeps import with_scaling as with_scaling
     from workbench.whatif.workload import Workload as Workload
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)
