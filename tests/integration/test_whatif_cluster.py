@@ -17,7 +17,7 @@ from workbench.whatif.sweeps import sweep
 load = requests(*[(0.3 * number, 8, 20) for number in range(200)])
 grid = {"target_ongoing_requests": [1, 2, 4], "max_replicas": [1, 2, 4]}
 here = sweep(service(), load, calibration(), grid, parallel="off")
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 there = sweep(service(), load, calibration(), grid, parallel="ray", progress="lines")
 pd.testing.assert_frame_equal(here, there)
 ray.shutdown()
