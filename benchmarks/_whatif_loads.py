@@ -141,11 +141,14 @@ def write_trace(file: Path, lengths: Lengths, rate: float, seconds: float, seed:
         seed: The seed.
     """
     rng = np.random.default_rng(seed)
+    prompts, answers = lengths.chat.input, lengths.chat.output
+    assert isinstance(prompts, wb.LogNormal)
+    assert isinstance(answers, wb.LogNormal)
     rows: list[tuple[float, int, int]] = []
     while len(rows) < rate * seconds:
         at_s = rng.uniform(0, seconds)
         for _ in range(rng.integers(2, 9)):
-            prompt, answer = lengths.chat.input.draw(rng), lengths.chat.output.draw(rng)
+            prompt, answer = prompts.draw(rng), answers.draw(rng)
             if at_s < seconds:
                 rows.append((at_s, prompt, answer))
             at_s += rng.exponential(1.0)

@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 import numpy as np
-from _report import report
+from _report import Goal, report
 
 import workbench as wb
 from workbench.whatif.calibration import Calibration
@@ -86,7 +86,7 @@ def digest(simulation: Simulation) -> str:
 
 def sweep() -> dict[str, Any]:
     """Simulate 200 days with different settings and return the wall time."""
-    grid = {
+    grid: dict[str, list[Any]] = {
         "max_replicas": [4, 8],
         "target_ongoing_requests": [0.25, 0.5, 1, 2, 4],
         "upscale_delay_s": [0, 5, 10, 20, 30],
@@ -144,7 +144,7 @@ def main() -> None:
         "identical": int(all(len(found) == 1 for found in digests)),
         "repeats": arguments.repeats,
     }
-    goals = {
+    goals: dict[str, Goal] = {
         "ratio": {"min": 2000},
         "million_s": {"max": 60},
         "million_gb": {"max": 4},

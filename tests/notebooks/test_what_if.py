@@ -71,7 +71,10 @@ def test_answer_11_independent_requests_need_fewer_replicas(stored: Calibration)
             prompts=wb.RandomPrompts(input=64, output=64),
             duration_s=7200,
         )
-        grid = {"target_ongoing_requests": [0.5, 1, 4], "max_replicas": [1, 2, 4]}
+        grid: dict[str, list[Any]] = {
+            "target_ongoing_requests": [0.5, 1, 4],
+            "max_replicas": [1, 2, 4],
+        }
         spec = service(max_ongoing_requests=8, upscale_delay_s=0)
         table = wb.whatif.sweep(spec, load, stored, grid, slo=wb.SLO(ttft_ms=500))
         enough = table[table.slo_attainment >= 0.9]

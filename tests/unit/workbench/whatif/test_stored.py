@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numba
 import pytest
@@ -41,17 +42,17 @@ def test_compilation_is_announced_once(
 ) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
-    def new() -> object:
+    def new() -> Any:
         def double(value: int) -> int:
             return 2 * value
 
         return compiled(double)
 
     first = new()
-    announce_compilation(first)  # type: ignore[arg-type]
+    announce_compilation(first)
     assert capsys.readouterr().err == COMPILING + "\n"
-    assert first(2) == 4  # type: ignore[operator]
-    announce_compilation(first)  # type: ignore[arg-type]
+    assert first(2) == 4
+    announce_compilation(first)
     assert capsys.readouterr().err == ""
-    announce_compilation(new())  # type: ignore[arg-type]
+    announce_compilation(new())
     assert capsys.readouterr().err == "", "the machine code is kept"
