@@ -126,7 +126,10 @@ def _add_whatif_command(commands: Any) -> None:
     whatif = commands.add_parser("whatif", help="simulate a trace under many autoscaler settings")
     whatif.add_argument("trace", type=Path, metavar="TRACE", help="trace file, or a run folder")
     whatif.add_argument(
-        "--calibration", type=Path, required=True, metavar="FILE", help="constants of a replica"
+        "--calibration",
+        required=True,
+        metavar="FILE",
+        help="constants of a replica: a JSON file, or the name of a stored calibration",
     )
     whatif.add_argument(
         "--grid",

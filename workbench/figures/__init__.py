@@ -33,5 +33,9 @@ if TYPE_CHECKING:
     from workbench.figures.stages import stage_frame as stage_frame
     from workbench.figures.stages import stage_shares as stage_shares
     from workbench.figures.stages import stage_waterfall as stage_waterfall
+    from workbench.figures.whatif import frontier_rows as frontier_rows
+    from workbench.figures.whatif import prediction_overlay as prediction_overlay
+    from workbench.figures.whatif import settings_frontier as settings_frontier
+    from workbench.figures.whatif import simulated_day as simulated_day
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

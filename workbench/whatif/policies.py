@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from workbench.whatif._compiled import compiled, inner
+from workbench.whatif._compiled import allocating, compiled, inner
 from workbench.whatif.reports import Series, mean_row
 from workbench.whatif.state import ACTIVE
 
@@ -53,7 +53,7 @@ def engine_figures(model: Model, fleet: Fleet, slot: int) -> tuple[float, float,
     return float(waiting), float(replicas[slot].batch), used
 
 
-@compiled
+@allocating
 def recent_ttft(fleet: Fleet, slot: int, now: float, quantile: float) -> float:
     """Return a quantile of a replica's recent times to first token, NaN if there are none.
 
@@ -79,7 +79,7 @@ def recent_ttft(fleet: Fleet, slot: int, now: float, quantile: float) -> float:
     return _quantile(values, quantile) if len(values) > 0 else np.nan
 
 
-@inner
+@allocating
 def _unanswered(fleet: Fleet, slot: int, now: float) -> Ints:
     """Return the requests of a replica whose first token has not been sent."""
     requests, replicas = fleet.requests, fleet.replicas

@@ -22,10 +22,9 @@ from workbench.whatif.autoscaler import (
     direction_of,
 )
 from workbench.whatif.dispatch import next_arrival_s
-from workbench.whatif.lifecycle import slots_in
 from workbench.whatif.policies import REQUESTS
 from workbench.whatif.reports import mean_total
-from workbench.whatif.state import ACTIVE, HANDLE_SIZE, STARTING, STOPPING, TARGET
+from workbench.whatif.state import ACTIVE, HANDLE_SIZE, LEAVING, NEW, TARGET
 from workbench.whatif.tables import (
     CHANGED,
     LAST_DESIRED,
@@ -51,7 +50,7 @@ def skip_quiet_ticks(fleet: Fleet, control: Control) -> None:
     if counts[ACTIVE] == 0:
         end_s = min(end_s, next_arrival_s(fleet))
     ticks = int((end_s - clock[NEXT_TICK_S]) / TICK_S)
-    if ticks < 1 or slots_in(fleet, STARTING) + slots_in(fleet, STOPPING) > 0:
+    if ticks < 1 or counts[NEW] + counts[LEAVING] > 0:
         return
     last_s = (clock[TICKS] + ticks - 1) * TICK_S
     bounds = control.bounds

@@ -23,7 +23,7 @@ from workbench.whatif.policies import (
     engine_figures,
     recent_ttft,
 )
-from workbench.whatif.reports import record, report
+from workbench.whatif.reports import earliest, record, report
 from workbench.whatif.state import HANDLE_SIZE
 from workbench.whatif.tables import CHANGED, NEXT_REPORT_S
 
@@ -56,7 +56,7 @@ def take_reports(model: Model, gate: Gate, fleet: Fleet, control: Control, now: 
         if due_s[row, 0] <= now:
             due_s[row, 0] += control.record_s
             _record_row(model, gate, fleet, control, row, now)
-    control.clock[NEXT_REPORT_S] = due_s.min()
+    control.clock[NEXT_REPORT_S] = earliest(due_s)
 
 
 @inner

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from workbench.whatif._compiled import compiled
+from workbench.whatif._compiled import compiled, inner
 
 if TYPE_CHECKING:
-    from workbench.whatif.state import Ints
+    from workbench.whatif.state import Floats, Ints
 
 RECORD_FACTOR = 0.2
 """Share of the look-back period between two recorded points (Ray Serve's default)."""
@@ -81,6 +81,15 @@ def report(series: Series, row: int, now: float, look_back_s: float) -> None:
         point = series.points[row, at]
         point.reported_s, point.reported = point.at_s, point.value
     series.sizes[row].reported = size
+
+
+@inner
+def earliest(due_s: Floats) -> float:
+    """Return the earliest time of a table with two columns."""
+    first_s = np.inf
+    for row in range(len(due_s)):
+        first_s = min(first_s, due_s[row, 0], due_s[row, 1])
+    return first_s
 
 
 @compiled

@@ -87,6 +87,7 @@ def _simulated(
     token_times: bool,
 ) -> Simulation:
     # numba is imported, and the functions are compiled, when they are first needed.
+    from workbench.whatif._compiled import announce_compilation
     from workbench.whatif.control import run
     from workbench.whatif.state import RECENT_FIRSTS, empty_fleet
 
@@ -107,6 +108,7 @@ def _simulated(
         firsts=RECENT_FIRSTS if isinstance(scaling.policy, TTFTTarget) else 0,
     )
     control = _control(scaling, calibration, workload, slots, rng)
+    announce_compilation(run)
     _begin(fleet, control, gate, scaling, rng)
     while not run(limits, gate, fleet, control):
         control = _with_more_room(control)
@@ -186,6 +188,7 @@ def _control(
         delays=np.zeros(2),
         clock=np.array([0.0, 0.0, 0.0, 0.0, np.inf, 0.0, 0.0, 1.0]),
         total=np.zeros(4),
+        rows=np.zeros(slots + 1, np.int64),
         start_s=rng.choice(np.array(calibration.start_s or (0.0,)), 1 << 10),
         stop_s=rng.choice(np.array(calibration.stop_s or (0.0,)), 1 << 10),
         samples=np.zeros((samples, 9)),

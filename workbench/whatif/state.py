@@ -21,7 +21,8 @@ FREE, STARTING, RUNNING, STOPPING = range(4)
 PENDING, OK, SHED = range(3)
 ROUND_ROBIN, POWER_OF_TWO, PREFIX_AWARE = range(3)
 
-# Counters of the fleet, in `Fleet.counts`.
+# Counters of the fleet, in `Fleet.counts`. ACTIVE, NEW and LEAVING count the slots whose replica
+# runs, starts or stops.
 (
     ARRIVED,
     LATER_SIZE,
@@ -41,7 +42,9 @@ ROUND_ROBIN, POWER_OF_TWO, PREFIX_AWARE = range(3)
     DONE,
     PLANNED,
     SESSIONS,
-) = range(18)
+    NEW,
+    LEAVING,
+) = range(20)
 
 
 class Model(NamedTuple):
@@ -182,7 +185,7 @@ def empty_fleet(
     prefixes["at"] = -1
     recent = np.zeros((slots, firsts), FIRST)
     recent["at_s"] = -np.inf
-    counts = np.zeros(SESSIONS + 1, np.int64)
+    counts = np.zeros(LEAVING + 1, np.int64)
     counts[[HANDLE_HEAD, HANDLE_TAIL]] = -1
     counts[PLANNED] = np.isfinite(requests["due_s"]).sum()
     counts[SESSIONS] = sessions

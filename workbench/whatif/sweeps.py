@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.errors import SettingError
 from workbench.metrics.slo import SLO
+from workbench.whatif.parallel import Parallel, run_parallel
+from workbench.whatif.progress import make_progress
 from workbench.whatif.simulator import simulate
 from workbench.whatif.workload import Workload
 
@@ -38,6 +41,8 @@ def sweep(
     slo: SLO | None = None,
     prices: Prices | None = None,
     seed: int = 0,
+    parallel: Parallel = "auto",
+    progress: str | None = None,
 ) -> pd.DataFrame:
     """Return a row per setting: the setting, figures of the requests, replica-seconds and cost.
 
@@ -50,14 +55,19 @@ def sweep(
         slo: The bounds for attainment.
         prices: Adds `cost_per_day`, in $.
         seed: The seed of every simulation.
+        parallel: Where the settings are simulated at the same time: `"ray"`, the Ray cluster that
+            this process is connected to; `"threads"`, the cores of this machine; `"auto"`, Ray if
+            the cluster has several nodes, else threads; `"off"`, one after another. The table is
+            the same.
+        progress: `"bar"` for a person in a notebook, `"lines"` for a pipeline, None for neither.
 
     Returns:
         The rows in the order of the grid. The column `marks` names what makes a row doubtful, and
         is empty if nothing does.
 
     Raises:
-        SettingError: A field does not exist, a combination is not valid, or the load cannot be
-            sent.
+        SettingError: A field does not exist, a combination is not valid, the load cannot be sent,
+            or `parallel` is `"ray"` without a connection to a cluster.
     """
     import pandas as pd
 
@@ -65,13 +75,10 @@ def sweep(
     specs = [with_scaling(spec, setting) for setting in settings]
     length = spec.model.max_model_len or calibration.max_model_len
     workload = Workload.of(load, max_model_len=length)
-    rows = [
-        setting
-        | _figures(
-            simulate(changed, workload, calibration, seed=seed, token_times=False), slo, prices
-        )
-        for setting, changed in zip(settings, specs, strict=True)
-    ]
+    figures = partial(_figures_of, workload, calibration, slo=slo, prices=prices, seed=seed)
+    with make_progress(progress, len(specs)) as shown:
+        found = run_parallel(figures, specs, parallel, shown)
+    rows = [setting | row for setting, row in zip(settings, found, strict=True)]
     return pd.DataFrame(rows)
 
 
@@ -103,6 +110,20 @@ def with_scaling(spec: ServiceSpec, fields: Mapping[str, Any]) -> ServiceSpec:
     scaling = ScalingSpec(**(values | dict(fields)))
     model = spec.model.model_copy(update={"scaling": scaling})
     return spec.model_copy(update={"model": model})
+
+
+def _figures_of(
+    workload: Workload,
+    calibration: Calibration,
+    spec: ServiceSpec,
+    *,
+    slo: SLO | None,
+    prices: Prices | None,
+    seed: int,
+) -> dict[str, Any]:
+    return _figures(
+        simulate(spec, workload, calibration, seed=seed, token_times=False), slo, prices
+    )
 
 
 def _figures(simulation: Simulation, slo: SLO | None, prices: Prices | None) -> dict[str, Any]:

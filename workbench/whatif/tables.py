@@ -32,7 +32,7 @@ class Control(NamedTuple):
 
     `ongoing` has a row per slot and a last one for the queue of the handle, `figures` has
     `FIGURES` rows per slot. `due_s` has the next recording and the next report of each slot, and in
-    its last row those of the handle.
+    its last row those of the handle. `rows` has room for the sources of a total.
     """
 
     bounds: Bounds
@@ -47,6 +47,7 @@ class Control(NamedTuple):
     delays: Floats
     clock: Floats
     total: Floats
+    rows: Ints
     start_s: Floats
     stop_s: Floats
     samples: Floats
