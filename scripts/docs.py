@@ -31,10 +31,12 @@ def main() -> None:
     install(LOCK, ENVIRONMENT)
     for note in write_sources():
         print(f"docs: {note}")
-    command = [str(ENVIRONMENT / "bin" / "mkdocs"), "build", "--strict", "--quiet"]
-    built = subprocess.run(command, cwd=ROOT, env=os.environ | QUIET, check=False)
+    command = [str(ENVIRONMENT / "bin" / "mkdocs"), "build", "--strict"]
+    built = subprocess.run(
+        command, cwd=ROOT, env=os.environ | QUIET, stderr=subprocess.PIPE, text=True, check=False
+    )
     if built.returncode:
-        sys.exit("docs: MkDocs has failed; its messages are above")
+        sys.exit(f"docs: MkDocs has failed:\n{built.stderr}")
     print(f"docs: open {(SITE / 'index.html').relative_to(ROOT)}")
 
 

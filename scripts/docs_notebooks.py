@@ -17,6 +17,8 @@ NOTEBOOKS = ROOT / "notebooks"
 OVERVIEW = "notebooks/README.md"
 LONG_OUTPUT = 14
 """Lines; more are folded."""
+KEY_FIGURES = {"01": "curve", "04": "repeats_figure", "05": "users_held", "06": "comparison"}
+"""The variable with the figure that the overview shows, where it is not the notebook's first."""
 _INTRODUCTION = """\
 # Notebooks
 
@@ -153,7 +155,7 @@ def card(notebook: NotebookNode, path: Path) -> str:
     text = notebook.cells[0].source
     title = re.search(r"^# (.*)$", text, re.MULTILINE)
     question = re.search(r"\*\*Question\.\*\* (.*)", text)
-    figure = key_figure(notebook)
+    figure = key_figure(notebook, path)
     return (
         f'<a class="card" href="{path.stem}.html"><strong>{html.escape(title[1])}</strong>'
         f"<span>{html.escape(question[1])}</span>"
@@ -163,13 +165,14 @@ def card(notebook: NotebookNode, path: Path) -> str:
     )
 
 
-def key_figure(notebook: NotebookNode) -> dict[str, Any] | None:
-    """Return the figure with the most data; one with a slider shows no result."""
-    figures = [figure for figure in figures_of(notebook) if not figure.get("frames")]
-    return max(figures, key=lambda figure: len(json.dumps(figure["data"])), default=None)
+def key_figure(notebook: NotebookNode, path: Path) -> dict[str, Any] | None:
+    """Return the figure that the overview shows of a notebook, or None."""
+    shown = f"wb.show({KEY_FIGURES.get(path.stem[:2])})"
+    chosen = [cell for cell in notebook.cells if shown in cell.source] or notebook.cells
+    return next(iter(figures_of(chosen)), None)
 
 
-def figures_of(notebook: NotebookNode) -> list[dict[str, Any]]:
-    """Return the figures of a stored notebook."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+def figures_of(cells: list[NotebookNode]) -> list[dict[str, Any]]:
+    """Return the figures of a stored notebook's cells."""
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
     return [output.data[FIGURE] for output in outputs if FIGURE in output.get("data", {})]

@@ -7,8 +7,9 @@ import json
 from types import ModuleType
 from typing import Any
 
-import workbench as wb
 from docs_sources import ROOT, write
+
+import workbench as wb
 
 GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 GLOSSARY_PAGE = "docs/glossary.md"

@@ -29,6 +29,9 @@ VENDORED = {
 }
 """Scripts and styles of other projects, with their names on the site."""
 SLIDES = {"docs/slides/workshop.ipynb": "docs/slides/workshop.html"}
+SINGLE = ("README.md", "docs/tutorial.md")
+"""Pages that are alone in their section, and so need no list of its pages."""
+_HIDE_LIST = "---\nhide: [navigation]\n---\n\n"
 _LINK = re.compile(r"(\]\()([^)\s#]+)([^)\s]*\))")
 
 
@@ -58,7 +61,8 @@ def copy_pages(generated: set[str]) -> None:
     known = {*pages(), *images, *generated}
     for page in pages():
         text = (ROOT / page).read_text(encoding="utf-8")
-        write(page, with_scripts(with_links(text, page, known), page))
+        text = with_scripts(with_links(text, page, known), page)
+        write(page, _HIDE_LIST + text if page in SINGLE else text)
 
 
 def with_links(text: str, page: str, known: set[str]) -> str:

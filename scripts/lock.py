@@ -1,8 +1,8 @@
 """Write the lock files; `make lock` runs it.
 
-requirements/cpu.txt and requirements/gpu.txt come from pyproject.toml, and those of the clients
-and of tools from a file NAME.in beside each. A version that a file pins is kept if its source allows it, so
-two runs write the same files. `--upgrade` takes the newest versions instead.
+requirements/cpu.txt and requirements/gpu.txt come from pyproject.toml, and those of the clients and
+of tools from a file NAME.in beside each. A version that a file pins is kept if its source allows
+it, so two runs write the same files. `--upgrade` takes the newest versions instead.
 
 Each pin has the SHA-256 of every file that the index offers for its version. The hashes of torch's
 CPU build come from PyTorch's index. If that cannot be reached, the lock keeps those it has, or, for
@@ -39,7 +39,7 @@ OPTIONS = {
     "gpu": [*PROJECT, "--extra", "gpu", *COMMON],
 }
 CLIENT_EXCLUDES = ["--excludes", "requirements/clients/exclude.txt"]
-TOOLS = {"audit": "pip-audit", "docs": "the builder of the docs site"}
+TOOLS = {"audit": "pip-audit", "docs": "MkDocs"}
 TOOL_HEADER = """\
 # {content}, which `make {target}` installs.
 # Written by `make lock` from requirements/{name}.in.

@@ -1,6 +1,6 @@
 // Draws the figures of a page: each is an element with plotly's data as JSON in it.
 (() => {
-  const THUMBNAIL = { height: 230, showlegend: false, margin: { l: 36, r: 8, t: 8, b: 28 } };
+  const THUMBNAIL_WIDTH = 760; // the width at which a thumbnail is drawn before it is scaled
 
   const colour = element => getComputedStyle(element).color;
 
@@ -8,15 +8,19 @@
     if (element.classList.contains("drawn")) return;
     element.classList.add("drawn");
     const { data, layout, frames, config } = JSON.parse(element.querySelector("script").textContent);
-    const thumbnail = element.classList.contains("thumbnail");
     const own = { autosize: true, font: { ...layout.font, color: colour(element) } };
-    if (thumbnail) {
-      Object.assign(own, THUMBNAIL, { title: undefined, annotations: [] });
-      own.font.size = 9;
-      element.style.height = `${THUMBNAIL.height}px`;
-    }
-    const options = { ...config, responsive: true, staticPlot: thumbnail };
-    Plotly.newPlot(element, { data, layout: { ...layout, ...own }, frames, config: options });
+    const thumbnail = element.classList.contains("thumbnail");
+    const target = thumbnail ? scaled(element, layout.height) : element;
+    const options = { ...config, responsive: !thumbnail, staticPlot: thumbnail };
+    Plotly.newPlot(target, { data, layout: { ...layout, ...own }, frames, config: options });
+  }
+
+  function scaled(element, height) {
+    const inner = element.appendChild(document.createElement("div"));
+    const scale = element.clientWidth / THUMBNAIL_WIDTH;
+    inner.style = `width:${THUMBNAIL_WIDTH}px;height:${height}px;transform:scale(${scale})`;
+    element.style.height = `${height * scale}px`;
+    return inner;
   }
 
   // A slide has no width until it is shown, so that its figures wait for this.
@@ -26,8 +30,7 @@
   const figures = document.querySelectorAll(".figure");
   figures.forEach(element => visible.observe(element));
 
-  const recolour = () => document.querySelectorAll(".figure.drawn").forEach(element =>
-    Plotly.relayout(element, { "font.color": colour(element) })
-  );
+  const recolour = () => document.querySelectorAll(".figure .js-plotly-plot, .figure.js-plotly-plot")
+    .forEach(plot => Plotly.relayout(plot, { "font.color": colour(plot) }));
   new MutationObserver(recolour).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
 })();
