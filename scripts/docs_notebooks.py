@@ -152,16 +152,14 @@ def download(path: Path) -> str:
 
 def card(notebook: NotebookNode, path: Path) -> str:
     """Return the overview's entry of a notebook: its title, its question, and one figure."""
-    text = notebook.cells[0].source
-    title = re.search(r"^# (.*)$", text, re.MULTILINE)
-    question = re.search(r"\*\*Question\.\*\* (.*)", text)
+    title, _, text = notebook.cells[0].source.partition("\n")
+    first = re.sub("[*`]", "", text.strip().partition("\n\n")[0])
+    question = first.partition(". ")[2]  # after "Question. "
     figure = key_figure(notebook, path)
+    thumbnail = figure_html(figure, "figure thumbnail") if figure else ""
     return (
-        f'<a class="card" href="{path.stem}.html"><strong>{html.escape(title[1])}</strong>'
-        f"<span>{html.escape(question[1])}</span>"
-        f"{figure_html(figure, 'figure thumbnail') if figure else ''}</a>"
-        if title and question
-        else ""
+        f'<a class="card" href="{path.stem}.html"><strong>{html.escape(title[2:])}</strong>'
+        f"<span>{html.escape(question)}</span>{thumbnail}</a>"
     )
 
 

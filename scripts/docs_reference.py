@@ -63,7 +63,7 @@ def pages() -> list[str]:
 
 def split() -> tuple[dict[str, Any], dict[str, ModuleType]]:
     """Return the core names of `wb` and its namespaces."""
-    names = {name: getattr(wb, name) for name in wb.__all__}
+    names = {name: getattr(wb, name) for name in dir(wb)}
     modules = {name: value for name, value in names.items() if inspect.ismodule(value)}
     return {name: value for name, value in names.items() if name not in modules}, modules
 

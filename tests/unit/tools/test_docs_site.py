@@ -155,6 +155,12 @@ class TestPage:
         assert text.index("# 01") < text.index("a note") < code < printed < text.index('"scatter"')
         assert "given = 1" not in text
 
+    def test_the_overview_has_title_question_and_the_first_figure(self) -> None:
+        entry = PAGES.card(GALLERY.reduced(executed()), Path("09_title.ipynb"))
+        assert 'href="09_title.html"' in entry
+        assert "<strong>01 · A title</strong><span>Why?</span>" in entry
+        assert entry.count('"scatter"') == 1
+
     def test_texts_cannot_become_markup(self) -> None:
         assert "<b>" not in PAGES.text_html("<b>")
         figure = {"layout": {"title": {"text": "</script><b>"}}, "data": []}
