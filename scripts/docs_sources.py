@@ -90,6 +90,8 @@ def site_link(link: str, page: str, known: set[str]) -> str:
     on_site = SLIDES.get(target) or re.sub(r"^(notebooks/.*)\.ipynb$", r"\1.md", target)
     if on_site in known:
         return posixpath.relpath(on_site, folder or ".")
+    if not (ROOT / target).exists():
+        return link  # MkDocs reports it
     kind = "tree" if (ROOT / target).is_dir() else "blob"
     return f"{REPOSITORY}/{kind}/main/{target}"
 

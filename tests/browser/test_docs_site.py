@@ -49,10 +49,10 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site, built as `make docs` does."""
-    environment, docs = load("tool_environment"), load("docs")
+    docs = load("docs")
     try:
-        environment.install(docs.LOCK, docs.ENVIRONMENT)
-    except environment.PipError as error:
+        docs.install(docs.LOCK, docs.ENVIRONMENT)
+    except docs.PipError as error:
         pytest.skip(f"MkDocs cannot be installed: {error}")
     built = subprocess.run(
         [sys.executable, "scripts/docs.py"],
