@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import nbformat
@@ -12,6 +12,8 @@ from docs_sources import ROOT, SLIDES, SOURCES
 from gallery import FIGURE, reduced
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
+
+from workbench.automation.execution import execute
 
 TEMPLATE = ROOT / "docs" / "slides" / "template.html.j2"
 EXECUTED = ROOT / "build" / "slides"
@@ -31,10 +33,8 @@ def write_slides() -> None:
 
 def deck(path: Path) -> NotebookNode:
     """Return an executed notebook with its figures as the elements that figures.js draws."""
-    EXECUTED.mkdir(parents=True, exist_ok=True)
-    executed = EXECUTED / path.name
-    command = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar"]
-    subprocess.run([*command, "--cwd", str(ROOT), str(path), str(executed)], check=True)
+    with redirect_stdout(StringIO()):
+        executed = execute(path, {}, output=EXECUTED / path.name, cwd=ROOT)
     notebook = nbformat.read(executed, as_version=4)
     slides = [cell.metadata.get("slideshow", {}) for cell in notebook.cells]
     notebook = reduced(notebook)
