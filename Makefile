@@ -78,6 +78,12 @@ test-nodes: setup  ## test a cluster of three nodes on this machine, and its fau
 test-browser: setup browser  ## test the notebooks in JupyterLab with headless Chromium
 	$(BIN)/pytest -m browser
 
+docs: setup  ## build the docs site and the slides in build/site
+	@$(BIN)/python scripts/docs.py
+
+gallery: setup  ## execute the notebooks and store their results for the docs site (ONLY="00 01"; an hour)
+	@$(BIN)/python scripts/gallery.py $(ONLY)
+
 bench: setup $(if $(filter browser_memory,$(or $(ONLY),browser_memory)),browser)  ## run the benchmarks and append to benchmarks/results/ (ONLY=name runs one)
 	$(BIN)/python scripts/bench.py $(ONLY)
 
@@ -103,4 +109,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser bench claims browser lock audit image-test clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser lock audit image-test clean

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch_index import PipError, read_pins, run_pip
+from tool_environment import install
+from torch_index import PipError, read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 LOCK = REQUIREMENTS / "audit.txt"
 ENVIRONMENT = ROOT / "build" / "audit"
-STAMP = ENVIRONMENT / "installed"
 NO_SERVICE = (
     "the vulnerability service cannot be used: {reason}. Nothing was audited. It needs an index "
     "with the JSON API of PyPI (/pypi/NAME/VERSION/json), or the OSV database. Run `make audit` "
@@ -35,7 +35,7 @@ class AuditError(Exception):
 
 def main() -> None:
     """Audit the pins of both profiles."""
-    install()
+    install(LOCK, ENVIRONMENT)
     options = sys.argv[1:]
     pins = sorted({pin for name in ("cpu", "gpu") for pin in read_lock(name)})
     probe = audit(pins[:1], options)
@@ -46,16 +46,6 @@ def main() -> None:
     if faults:
         raise AuditError("\n".join(faults))
     print(f"audit: {len(report)} packages, no known vulnerability")
-
-
-def install() -> None:
-    """Install pip-audit, if its environment is missing or has other pins."""
-    if STAMP.exists() and STAMP.read_text() == LOCK.read_text():
-        return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-    python = ["--python", str(ENVIRONMENT / "bin" / "python")]
-    run_pip([*python, "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(LOCK)])
-    STAMP.write_text(LOCK.read_text())
 
 
 def read_lock(name: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Write the lock files; `make lock` runs it.
 
-requirements/cpu.txt and requirements/gpu.txt come from pyproject.toml, and those of the clients
-from requirements/clients/NAME.in. A version that a file pins is kept if its source allows it, so
-two runs write the same files. `--upgrade` takes the newest versions instead.
+requirements/cpu.txt and requirements/gpu.txt come from pyproject.toml, and those of the clients and
+of tools from a file NAME.in beside each. A version that a file pins is kept if its source allows
+it, so two runs write the same files. `--upgrade` takes the newest versions instead.
 
 Each pin has the SHA-256 of every file that the index offers for its version. The hashes of torch's
 CPU build come from PyTorch's index. If that cannot be reached, the lock keeps those it has, or, for
@@ -39,6 +39,7 @@ OPTIONS = {
     "gpu": [*PROJECT, "--extra", "gpu", *COMMON],
 }
 CLIENT_EXCLUDES = ["--excludes", "requirements/clients/exclude.txt"]
+TOOLS = {"audit": "pip-audit", "docs": "MkDocs"}
 TOOL_HEADER = """\
 # {content}, which `make {target}` installs.
 # Written by `make lock` from requirements/{name}.in.
@@ -193,11 +194,13 @@ def write_client(source: Path, keep: bool) -> None:
     write(name, TOOL_HEADER.format(content=content, target="test-clients", name=name), entries)
 
 
-def write_audit(keep: bool) -> None:
-    """Resolve and write the lock file of pip-audit."""
-    entries = compile_lock(["requirements/audit.in"], read_pins("audit") if keep else [])
-    content = "The pinned environment of pip-audit"
-    write("audit", TOOL_HEADER.format(content=content, target="audit", name="audit"), entries)
+def write_tool(name: str, content: str, keep: bool) -> None:
+    """Resolve and write the lock file of a tool that `make NAME` installs for itself."""
+    entries = compile_lock([f"requirements/{name}.in"], read_pins(name) if keep else [])
+    header = TOOL_HEADER.format(
+        content=f"The pinned environment of {content}", target=name, name=name
+    )
+    write(name, header, entries)
 
 
 def main() -> None:
@@ -205,7 +208,8 @@ def main() -> None:
     keep = "--upgrade" not in sys.argv
     for source in sorted((REQUIREMENTS / "clients").glob("*.in")):
         write_client(source, keep)
-    write_audit(keep)
+    for name, content in TOOLS.items():
+        write_tool(name, content, keep)
     cpu = compile_lock(OPTIONS["cpu"], read_pins("cpu") if keep else [])
     pins = [pin_of(entry) for entry in cpu]
     shared = {pin.partition("==")[0] for pin in pins}

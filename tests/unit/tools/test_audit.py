@@ -46,7 +46,7 @@ echo '{error}' >&2
 @pytest.fixture
 def pip_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePipAudit:
     monkeypatch.setattr(AUDIT, "ENVIRONMENT", tmp_path)
-    monkeypatch.setattr(AUDIT, "install", lambda: None)
+    monkeypatch.setattr(AUDIT, "install", lambda *_: None)
     monkeypatch.setattr(AUDIT.sys, "argv", ["audit.py"])
     return FakePipAudit(tmp_path)
 
