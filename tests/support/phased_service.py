@@ -11,7 +11,7 @@ from typing import Any
 
 from support.records import record
 
-from workbench.records import DecisionSample, DeploymentSample, ReplicaSample
+from workbench.records import DecisionSample, DeploymentSample, LoadChange, ReplicaSample
 from workbench.runs.run import Run
 
 STEP_S = 0.1
@@ -54,6 +54,7 @@ class PhasedService:
     def follow_rate(self, rate: float) -> float:
         self.rate = rate
         self.rates.append((round(self.now, 1), rate))
+        self.run.append_change(LoadChange(self.now, "rate", rate))
         return rate
 
     def stop(self, reason: str) -> None:

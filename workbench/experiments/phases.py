@@ -78,7 +78,6 @@ class PhaseOutcome:
     start_s: float
     end_s: float
     ended_by: Ending
-    rate: float
 
 
 class Controlled(Protocol):
@@ -167,7 +166,7 @@ async def _run_phase(
     end_s = load.clock()
     if ended_by != "reached":
         notify(f"{end_s:5.1f} s  {phase.name}: {_ENDINGS[ended_by].format(phase.limit_s)}")
-    return PhaseOutcome(phase.name, phase.waits_for, start_s, end_s, ended_by, rate)
+    return PhaseOutcome(phase.name, phase.waits_for, start_s, end_s, ended_by)
 
 
 _ENDINGS = {

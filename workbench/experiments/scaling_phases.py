@@ -1,4 +1,4 @@
-"""The phases that show an autoscaler at work: steady, rise, scale-up, recovered, drop, wake-up."""
+"""The phases that show an autoscaler at work: steady, rise, scale-up, hold, drop, wake-up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAKE_UP_LOAD_S = 4.0
 
 
 def autoscaling_phases(
-    rate: float, slo: SLO, *, recovered_s: float = 15.0, limit_s: float = 90.0
+    rate: float, slo: SLO, *, hold_s: float = 15.0, limit_s: float = 90.0
 ) -> list[Phase]:
     """Return phases for a service that has one replica, may have two, and scales to zero.
 
@@ -32,7 +32,7 @@ def autoscaling_phases(
     steady     `rate` / 2         requests meet the SLO, after 10 s at the earliest
     rise       `rate`, then more  the target is two replicas
     scale-up   as before          the second replica serves, and recent requests meet the SLO
-    recovered  as before          `recovered_s` are over
+    hold       as before          `hold_s` are over
     drop       0                  no replica is left
     wake-up    `rate` / 10, then 0 the first request was answered 5 s ago
     ========== ================== ============================================================
@@ -42,7 +42,7 @@ def autoscaling_phases(
     Args:
         rate: Requests/s that one replica cannot serve, but two can.
         slo: The bounds and the share of requests that must meet them.
-        recovered_s: Duration of the phase `recovered` in seconds.
+        hold_s: Duration of the phase `hold` in seconds.
         limit_s: Maximum duration of each other phase in seconds.
     """
 
@@ -78,10 +78,10 @@ def autoscaling_phases(
             limit_s,
         ),
         Phase(
-            "recovered",
-            f"{recovered_s:g} s are over",
-            lambda view: view.phase_s >= recovered_s,
-            recovered_s + 1,
+            "hold",
+            f"{hold_s:g} s are over",
+            lambda view: view.phase_s >= hold_s,
+            hold_s + 1,
         ),
         Phase("drop", "no replica is left", lambda view: view.held == 0, limit_s, rate=0.0),
         Phase(

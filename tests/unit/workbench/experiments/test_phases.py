@@ -19,7 +19,7 @@ SLO_1S = SLO(ttft_ms=1000, target=0.9)
 def run_on(path: Path, limit_s: float = 60.0, **service: Any) -> tuple[PhasedService, list[Any]]:
     run = Run.create(path, {}, run_id="r")
     fake = PhasedService(run, **service)
-    phases = autoscaling_phases(4.6, SLO_1S, recovered_s=15, limit_s=limit_s)
+    phases = autoscaling_phases(4.6, SLO_1S, hold_s=15, limit_s=limit_s)
     outcomes = asyncio.run(
         run_phases(phases, fake, run, deployment="m", notify=fake.log.append, sleep=fake.sleep)
     )
@@ -36,7 +36,7 @@ def test_all_phases_reach_what_they_wait_for(tmp_path: Path) -> None:
         "steady",
         "rise",
         "scale-up",
-        "recovered",
+        "hold",
         "drop",
         "wake-up",
     ]
@@ -45,3 +45,6 @@ def test_all_phases_reach_what_they_wait_for(tmp_path: Path) -> None:
     print(fake.log, fake.rates)
     print(outcomes)
     assert read_phases(fake.run) == outcomes
+    from workbench.analysis.story import closing_lines
+
+    print("\n".join(closing_lines(fake.run, deployment="m", slo=SLO_1S)))
