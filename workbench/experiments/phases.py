@@ -13,6 +13,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench.experiments.run_watch import RunWatch, View
@@ -127,8 +128,9 @@ async def run_phases(
     while load.state == "starting":
         await sleep(POLL_S)
     for phase in phases:
+        _write(run, outcomes, phase)
         outcomes.append(await _run_phase(phase, load, watch, notify, sleep))
-        write_document(run.path / PHASES_FILE, {"phases": [asdict(o) for o in outcomes]})
+        _write(run, outcomes)
         if outcomes[-1].ended_by in ("manual", "stopped"):
             return outcomes
     await _end(load, sleep)
@@ -144,6 +146,20 @@ def read_phases(run: Run) -> list[PhaseOutcome]:
     file = run.path / PHASES_FILE
     phases = read_document(file)["phases"] if file.exists() else []
     return [PhaseOutcome(**fields) for fields in phases]
+
+
+def present_phase(path: Path) -> tuple[str, str] | None:
+    """Return the name of the phase that runs in the run folder `path`, and what it waits for."""
+    file = path / PHASES_FILE
+    present = read_document(file).get("present") if file.exists() else None
+    return None if present is None else (present["name"], present["waits_for"])
+
+
+def _write(run: Run, outcomes: Sequence[PhaseOutcome], present: Phase | None = None) -> None:
+    document: dict[str, Any] = {"phases": [asdict(outcome) for outcome in outcomes]}
+    if present is not None:
+        document["present"] = {"name": present.name, "waits_for": present.waits_for}
+    write_document(run.path / PHASES_FILE, document)
 
 
 async def _run_phase(
