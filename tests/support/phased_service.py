@@ -22,6 +22,7 @@ class PhasedService:
     """Appends records and samples to `run` as its virtual time goes on (`sleep`)."""
 
     run: Run
+    deployment: str = "m"
     slots: int = 4
     service_s: float = 1.0
     wanted_above: float = 3.0
@@ -38,7 +39,8 @@ class PhasedService:
     rates: list[tuple[float, float]] = field(default_factory=list)
     stopped: str | None = None
     target: int = 1
-    log: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    decisions: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._ready = [0.0]  # when each replica is ready
@@ -111,10 +113,13 @@ class PhasedService:
             self._idle_since = self.now
 
     def _decide(self, target: int) -> None:
-        self.log.append(f"{self.now:.1f} {self.target}->{target}")
+        self.decisions.append((self.now, f"{self.target}->{target}"))
         self.run.append_telemetry(
             DecisionSample(
-                time_s=self.now, deployment="m", from_target=self.target, to_target=target
+                time_s=self.now,
+                deployment=self.deployment,
+                from_target=self.target,
+                to_target=target,
             )
         )
         if target > self.target:
@@ -128,7 +133,7 @@ class PhasedService:
     def _sample(self) -> None:
         ongoing = len(self._due) + len(self._ends)
         running = sum(at <= self.now for at in self._ready)
-        common: dict[str, Any] = {"time_s": self.now, "deployment": "m"}
+        common: dict[str, Any] = {"time_s": self.now, "deployment": self.deployment}
         self.run.append_telemetry(
             DeploymentSample(
                 **common,

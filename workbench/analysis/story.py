@@ -85,15 +85,15 @@ class _Story:
 
     @cached_property
     def second(self) -> Reaction | None:
-        """The first decision for more than one replica after the load rose."""
-        start_s = self.phases["rise"].start_s
+        """The first decision for more than one replica, before the load ended."""
+        end_s = self.phases["drop"].start_s if "drop" in self.phases else math.inf
         return next(
             (
                 reaction
                 for reaction in run_reactions(self.run)
                 if reaction.deployment == self.deployment
-                and reaction.to_target > 1
-                and (reaction.delay_passed_s or 0.0) >= start_s
+                and reaction.from_target < 2 <= reaction.to_target
+                and (reaction.delay_passed_s or 0.0) < end_s
             ),
             None,
         )
@@ -116,21 +116,11 @@ class _Story:
         if self.second is None:
             return [f"{load}; the autoscaler asked for no second replica within {limit}."]
         asked_s = self.second.delay_passed_s or 0.0
-        text = (
-            f"{load}; the autoscaler asked for a second replica "
-            f"{after(asked_s - risen[0].time_s)} later"
-        )
-        if self.second.first_token_s is not None:
-            served = (
-                f"it served its first token {after(self.second.first_token_s - asked_s)} after that"
-            )
-        elif self.second.loaded_s is not None:
-            served = (
-                f"it ran {after(self.second.loaded_s - asked_s)} after that, but served no request"
-            )
+        if asked_s < risen[0].time_s:
+            asked = f"had asked for a second replica at {at(asked_s)}"
         else:
-            served = "it never ran"
-        return [f"{text}; {served}."]
+            asked = f"asked for a second replica {after(asked_s - risen[0].time_s)} later"
+        return [f"{load}; the autoscaler {asked}; {_served(self.second, asked_s)}."]
 
     def scale_up(self, phase: PhaseOutcome) -> list[str]:
         """Return whether latency recovered."""
@@ -220,6 +210,14 @@ def _rise(before: float | None, changes: Sequence[LoadChange]) -> str:
     if last > first:
         text += f" and rose to {quantity(last)} by {at(changes[-1].time_s)}"
     return text
+
+
+def _served(second: Reaction, asked_s: float) -> str:
+    if second.first_token_s is not None:
+        return f"it served its first token {after(second.first_token_s - asked_s)} after that"
+    if second.loaded_s is not None:
+        return f"it ran {after(second.loaded_s - asked_s)} after that, but served no request"
+    return "it never ran"
 
 
 def _ttft_p95_s(records: Sequence[RequestRecord]) -> float | None:
