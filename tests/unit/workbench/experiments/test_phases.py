@@ -12,6 +12,7 @@ from support.phased_service import PhasedService
 from workbench.experiments import Phase, autoscaling_phases, read_phases, run_phases
 from workbench.experiments.phases import PhaseOutcome, present_phase
 from workbench.metrics.slo import SLO
+from workbench.records import ReplicaSample
 from workbench.runs.run import Run
 
 SLO_1S = SLO(ttft_ms=1000, target=0.9)
@@ -32,6 +33,10 @@ def run_with(fake: PhasedService, phases: list[Phase]) -> list[PhaseOutcome]:
             phases, fake, fake.run, deployment="m", notify=fake.lines.append, sleep=fake.sleep
         )
     )
+
+
+def replica_samples(run: Run) -> list[ReplicaSample]:
+    return [sample for sample in run.samples() if isinstance(sample, ReplicaSample)]
 
 
 def endings(outcomes: list[PhaseOutcome]) -> dict[str, str]:
@@ -79,11 +84,12 @@ def test_limits_end_phases_that_wait_in_vain(tmp_path: Path) -> None:
     assert rise.end_s - rise.start_s == pytest.approx(40, abs=1)
 
 
-def test_replica_that_serves_nothing_does_not_end_the_phase(tmp_path: Path) -> None:
-    # It runs, and its counter shows the tokens of its warm-up.
-    _, outcomes = run_on(tmp_path, limit_s=40, second_serves=False)
-    ended = endings(outcomes)
-    assert (ended["rise"], ended["scale-up"]) == ("reached", "limit")
+@pytest.mark.parametrize(("serves", "ending"), [(True, "reached"), (False, "limit")])
+def test_warm_up_of_a_replica_is_no_service(tmp_path: Path, serves: bool, ending: str) -> None:
+    fake = PhasedService(Run.create(tmp_path, {}, run_id="r"), second_serves=serves)
+    two = Phase("two", "two serve", lambda view: view.serving == 2, limit_s=40, rate=4.6)
+    assert endings(run_with(fake, [two])) == {"two": ending}
+    assert any(sample.output_tokens == 6 for sample in replica_samples(fake.run)) or serves
 
 
 @pytest.mark.parametrize("attribute", ["manual_rate", "state"])
