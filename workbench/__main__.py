@@ -248,6 +248,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     """Run or continue a sweep, and print its table."""
     from workbench.automation.execution import run_notebook
     from workbench.automation.grid import Cell, make_sweep
+    from workbench.automation.kept_kernel import KeptKernel
     from workbench.automation.notebooks import find_notebook
     from workbench.automation.sweep import open_sweep, run_sweep
     from workbench.automation.sweep_results import results_table
@@ -258,13 +259,15 @@ def run_grid(arguments: argparse.Namespace) -> int:
     sweep = make_sweep(path, arguments.grid, parameters, repeats=arguments.repeats)
     out = (arguments.runs or default_run_root() / f"sweep-{path.stem}").resolve()
 
+    kernel = KeptKernel()
+
     def run(cell: Cell) -> None:
-        run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)
+        run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id, kernel=kernel)
 
     def notify(line: str) -> None:
         print(line, flush=True)
 
-    with open_sweep(out, sweep):
+    with open_sweep(out, sweep), kernel:
         all_done = run_sweep(sweep, out, run=run, clock=time.monotonic, notify=notify)
     print(f"\n{results_table(out, sweep)}\n\nresults     {display_path(out / 'results.csv')}")
     return 0 if all_done else 1
