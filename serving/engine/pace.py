@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.sample.logits_processor import BatchUpdate
 
 
-class PacedSteps(LogitsProcessor):
+class PacedSteps(LogitsProcessor):  # type: ignore[misc]
     """Lets a step take `WORKBENCH_MIN_STEP_MS` at least. It sleeps, and changes no logits."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:

@@ -41,7 +41,9 @@ class ScalingTimeline:
             samples.append(ReplicaSample(**old, replica="old", state="running", output_tokens=at))
             if 18 <= at < 35:
                 # Its warm-up samples 6 tokens.
-                tokens = {"output_tokens": 50 if at >= 27 else 6} if at >= 24 else {}
+                tokens: dict[str, Any] = (
+                    {"output_tokens": 50 if at >= 27 else 6} if at >= 24 else {}
+                )
                 samples.append(ReplicaSample(**old, replica="new", **tokens))
         return samples
 

@@ -24,7 +24,7 @@ def run_demo(path: Path, parameters: Mapping[str, Any], *, runs: Path, run_id: s
     Raises:
         NotebookError: If the notebook ends with an error.
     """
-    folder, values = runs / run_id, parameters_of(path) | parameters
+    folder, values = runs / run_id, parameters_of(path) | dict(parameters)
     model = ModelSpec(source=values["source"], accelerator=values["accelerator"])
     deployment = deployment_name(model)
     with _live_view(folder, deployment):

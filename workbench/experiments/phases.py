@@ -84,10 +84,13 @@ class PhaseOutcome:
 class Controlled(Protocol):
     """The part of a `LiveLoad` that phases need."""
 
-    clock: Clock
     state: Any
     manual_rate: bool
     in_progress: int
+
+    @property
+    def clock(self) -> Clock:
+        """The run's clock, in seconds."""
 
     @property
     def rate(self) -> float:

@@ -50,7 +50,11 @@ class RunByHand:
         for at in range(140):
             now = 0 if at >= zero_s else 2 if up_s <= at < 93 else 1
             if now != target:
-                decision = {"deployment": "m", "from_target": target, "to_target": now}
+                decision: dict[str, Any] = {
+                    "deployment": "m",
+                    "from_target": target,
+                    "to_target": now,
+                }
                 self.run.append_telemetry(DecisionSample(time_s=at, **decision))
             target = now
             running = 2 if runs_s <= at < 93 else min(1, now)
@@ -162,7 +166,7 @@ def test_replica_of_the_wake_up_is_not_the_second(tmp_path: Path) -> None:
     run = RunByHand(tmp_path, rise="limit")
     run.load((32.1, 4.0))
     run.telemetry(up_s=999, runs_s=999)
-    decision = {"deployment": "m", "from_target": 1, "to_target": 2}
+    decision: dict[str, Any] = {"deployment": "m", "from_target": 1, "to_target": 2}
     run.run.append_telemetry(DecisionSample(time_s=130.0, **decision))
     assert "asked for no second replica" in run.lines()[0]
 

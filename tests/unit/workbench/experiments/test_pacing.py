@@ -47,9 +47,9 @@ def test_vllm_loads_the_processor_and_steps_take_their_time(
     monkeypatch.setenv(MIN_STEP_MS, model.env[MIN_STEP_MS])
     (loaded,) = _load_logitsprocs_by_fqcns(model.engine_kwargs["logits_processors"])
     assert loaded is PacedSteps
-    processor = loaded(None, None, False)  # type: ignore[arg-type]
+    processor = loaded(None, None, False)
     logits = object()
     start_s = time.monotonic()
-    assert all(processor.apply(logits) is logits for _ in range(6))  # type: ignore[arg-type]
+    assert all(processor.apply(logits) is logits for _ in range(6))
     assert time.monotonic() - start_s >= 5 * 0.020
     assert not processor.is_argmax_invariant()
