@@ -51,6 +51,9 @@ def test_each_phase_ends_when_the_service_shows_it(tmp_path: Path) -> None:
     # Each phase begins after the event it waited for, within a sample and a look at it.
     assert 0 < start_s["scale-up"] - decided_s["1->2"] < 2
     assert start_s["hold"] - decided_s["1->2"] > fake.start_s
+    ended = [r for r in fake.run.records() if 0 <= start_s["hold"] - (r.end_s or 0) < 6]
+    fast = [r for r in ended if (r.first_token_s or 0) - (r.sent_s or 0) <= 1]
+    assert len(fast) >= 0.9 * len(ended) > 0  # latency has recovered
     assert 0 < start_s["wake-up"] - decided_s["1->0"] < 2
     assert decided_s["0->1"] > start_s["wake-up"]
     assert fake.stopped == "all phases are complete"
