@@ -22,7 +22,7 @@ WAKE_UP_LOAD_S = 4.0
 
 
 def autoscaling_phases(
-    rate: float, slo: SLO, *, hold_s: float = 15.0, limit_s: float = 90.0
+    rate: float, slo: SLO, *, hold_s: float = 15.0, limit_s: float = 120.0
 ) -> list[Phase]:
     """Return phases for a service that has one replica, may have two, and scales to zero.
 
