@@ -57,6 +57,8 @@ def _add_notebook_commands(commands: Any) -> None:
     demo.add_argument(
         "--profile", choices=("cpu", "gpu"), default=None, help="parameters to use (by hardware)"
     )
+    demo.add_argument("--run-id", help="name of the run folder (default: from the time)")
+    demo.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
     demo.set_defaults(call=run_demo)
 
     run = commands.add_parser("run", help="run a notebook once")
@@ -179,10 +181,22 @@ def has_gpu() -> bool:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """Run the demo notebook with the parameters of a profile."""
+    """Run the demo notebook with the parameters of a profile, and print what happened."""
+    from workbench.automation.demo import run_demo
+    from workbench.automation.notebooks import find_notebook, read_parameters
+    from workbench.session import default_run_root
+
     profile = arguments.profile or ("gpu" if has_gpu() else "cpu")
-    command = ["run", DEMO, "--profile", profile]
-    return run_once(parser().parse_args(command))
+    path = find_notebook(DEMO)
+    parameters = read_parameters(*_profile(path, profile))
+    runs, name = (arguments.runs or default_run_root()).resolve(), arguments.run_id or _new_run_id()
+    print(f"notebook {path.stem}, profile {profile}, run {name}\n", flush=True)
+    run_demo(path, parameters, runs=runs, run_id=name)
+    return 0
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 def run_once(arguments: argparse.Namespace) -> int:
@@ -220,7 +234,7 @@ def _run(
     from workbench.automation.execution import run_notebook
     from workbench.session import default_run_root
 
-    name = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    name = run_id or _new_run_id()
     with_profile = f", profile {profile}" if profile else ""
     print(f"notebook {path.stem}{with_profile}, run {name}\n", flush=True)
     executed = run_notebook(
@@ -237,6 +251,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     """Run or continue a sweep, and print its table."""
     from workbench.automation.execution import run_notebook
     from workbench.automation.grid import Cell, make_sweep
+    from workbench.automation.kept_kernel import KeptKernel
     from workbench.automation.notebooks import find_notebook
     from workbench.automation.sweep import open_sweep, run_sweep
     from workbench.automation.sweep_results import results_table
@@ -247,13 +262,15 @@ def run_grid(arguments: argparse.Namespace) -> int:
     sweep = make_sweep(path, arguments.grid, parameters, repeats=arguments.repeats)
     out = (arguments.runs or default_run_root() / f"sweep-{path.stem}").resolve()
 
+    kernel = KeptKernel()
+
     def run(cell: Cell) -> None:
-        run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id)
+        run_notebook(path, cell.parameters, runs=out, run_id=cell.run_id, kernel=kernel)
 
     def notify(line: str) -> None:
         print(line, flush=True)
 
-    with open_sweep(out, sweep):
+    with open_sweep(out, sweep), kernel:
         all_done = run_sweep(sweep, out, run=run, clock=time.monotonic, notify=notify)
     print(f"\n{results_table(out, sweep)}\n\nresults     {display_path(out / 'results.csv')}")
     return 0 if all_done else 1

@@ -15,5 +15,6 @@ if TYPE_CHECKING:
     from workbench.analysis.autoscaling import recorded_decisions as recorded_decisions
     from workbench.analysis.reactions import load_changes as load_changes
     from workbench.analysis.reactions import run_reactions as run_reactions
+    from workbench.analysis.story import closing_lines as closing_lines
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__)

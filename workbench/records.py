@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
+from serving.engine.warmup import WARM_UP_TOKENS
 from workbench.errors import UnknownMetricError
 
 Status = Literal["ok", "error", "shed", "timeout", "cancelled"]
@@ -149,6 +150,11 @@ class ReplicaSample(SampleBase, frozen=True, kw_only=True, tag="replica"):
     preemptions: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+
+    @property
+    def has_served(self) -> bool:
+        """Whether it has generated tokens for a request, besides those of its warm-up."""
+        return (self.output_tokens or 0) > WARM_UP_TOKENS
 
 
 class GpuSample(SampleBase, frozen=True, kw_only=True, tag="gpu"):

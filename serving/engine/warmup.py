@@ -25,6 +25,8 @@ FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 COMPLETE = "whole"
 """A file in the folder, written once a replica has filled it."""
 TIMEOUT_S = 180.0
+WARM_UP_TOKENS = 6
+"""Tokens that `warm_up` samples: 2 for one sequence, then 2 for each of two."""
 logger = logging.getLogger(__name__)
 
 

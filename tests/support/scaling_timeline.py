@@ -40,7 +40,10 @@ class ScalingTimeline:
             old: dict[str, Any] = {"time_s": at, "deployment": "m", "node": "n"}
             samples.append(ReplicaSample(**old, replica="old", state="running", output_tokens=at))
             if 18 <= at < 35:
-                tokens: dict[str, Any] = {"output_tokens": 5} if at >= 27 else {}
+                # Its warm-up samples 6 tokens.
+                tokens: dict[str, Any] = (
+                    {"output_tokens": 50 if at >= 27 else 6} if at >= 24 else {}
+                )
                 samples.append(ReplicaSample(**old, replica="new", **tokens))
         return samples
 

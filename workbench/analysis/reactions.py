@@ -170,7 +170,7 @@ def _served(
     first_tokens_s: Sequence[float],
 ) -> float | None:
     """Return when a new replica served its first token, None if it is unknown."""
-    times = [sample.time_s for sample in new if (sample.output_tokens or 0) > 0]
+    times = [sample.time_s for sample in new if sample.has_served]
     if decision.from_target == 0:
         times += [at for at in first_tokens_s if at >= decision.time_s][:1]
     elif times and loaded is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import WorkbenchError
+from workbench.automation.kept_kernel import QUIET, KeptKernel
 from workbench.automation.notebooks import check_parameters, find_notebook, parameters_of
 from workbench.errors import SettingError
 from workbench.runs.run import LOCATION_PARAMETERS
@@ -55,8 +56,17 @@ def parameters_of_run(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, kept
 
 
-def run_notebook(path: Path, parameters: Mapping[str, Any], *, runs: Path, run_id: str) -> Path:
+def run_notebook(
+    path: Path,
+    parameters: Mapping[str, Any],
+    *,
+    runs: Path,
+    run_id: str,
+    kernel: KeptKernel | None = None,
+) -> Path:
     """Check and run a notebook as the run `runs/run_id`, and return the executed notebook.
+
+    It runs in `kernel`, by default in a kernel of its own.
 
     Raises:
         SettingError: For an invalid parameter or run id, or if the run exists.
@@ -75,10 +85,18 @@ def run_notebook(path: Path, parameters: Mapping[str, Any], *, runs: Path, run_i
     # A pipeline shows lines, and no widgets.
     headless = {"live": False} if "live" in defaults else {}
     output = runs / run_id / path.name
-    return execute(path, {**headless, **parameters, **managed}, output=output, cwd=path.parent)
+    given = {**headless, **parameters, **managed}
+    return execute(path, given, output=output, cwd=path.parent, kernel=kernel)
 
 
-def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Path) -> Path:
+def execute(
+    path: Path,
+    parameters: Mapping[str, Any],
+    *,
+    output: Path,
+    cwd: Path,
+    kernel: KeptKernel | None = None,
+) -> Path:
     """Run a notebook, print its output as it comes, and return `output`, the executed notebook.
 
     The run itself creates the folder of `output`. Until the end, the executed notebook is
@@ -89,7 +107,7 @@ def execute(path: Path, parameters: Mapping[str, Any], *, output: Path, cwd: Pat
     """
     partial = Path(tempfile.mkdtemp(prefix="workbench-")) / output.name
     try:
-        error = _papermill(path, partial, parameters, cwd)
+        error = _papermill(path, partial, parameters, cwd, kernel)
     finally:
         if output.parent.is_dir():
             _move(partial, output)
@@ -108,13 +126,20 @@ def _move(partial: Path, output: Path) -> None:
     partial.parent.rmdir()
 
 
-def _papermill(path: Path, output: Path, parameters: Mapping[str, Any], cwd: Path) -> str | None:
+def _papermill(
+    path: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    cwd: Path,
+    kernel: KeptKernel | None,
+) -> str | None:
     """Execute the notebook, and return the error that it ended with in one line, if any."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    kept = {} if kernel is None else {"km": kernel.ready(cwd)}
     try:
         papermill.execute_notebook(
             path,
@@ -125,13 +150,21 @@ def _papermill(path: Path, output: Path, parameters: Mapping[str, Any], cwd: Pat
             log_output=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            # Only this process talks to the kernel: its warning about encryption is noise.
-            extra_arguments=["--log-level=CRITICAL"],
+            extra_arguments=QUIET,
+            **kept,
         )
     except PapermillExecutionError as error:
+        _end(kernel)
         text = " ".join(f"{error.ename}: {error.evalue}".split())
         short = text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
         return f"In [{error.exec_count}]: {short}"
     except DeadKernelError:
+        _end(kernel)
         return "the kernel died, possibly out of memory"
     return None
+
+
+def _end(kernel: KeptKernel | None) -> None:
+    """End a kernel in which a notebook failed: the next one must not find what it left."""
+    if kernel is not None:
+        kernel.end()

@@ -120,7 +120,7 @@ def _check_axes(path: Path, axes: Mapping[str, list[Any]], parameters: Mapping[s
             raise SettingError(f"{name} is secret and no run keeps it: remove it from --grid")
     for name in (*parameters, *axes):
         if name in LOCATION_PARAMETERS:
-            raise SettingError(f"{name} is set by the sweep: give its folder with --out")
+            raise SettingError(f"{name} is set by the sweep: give its folder with --runs")
         if name in parameters and name in axes:
             raise SettingError(
                 f"{name} must be given once, got it in --grid and as a parameter: remove one"

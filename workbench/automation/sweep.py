@@ -61,14 +61,14 @@ def _check_continuation(before: Sweep, now: Sweep, out: Path) -> None:
         if name not in (*before.grid, *now.grid) and old.get(name) != new.get(name):
             raise SettingError(
                 f"{name} is {new.get(name)!r}, but {old.get(name)!r} in the sweep in {out}: give "
-                "another --out"
+                "another --runs"
             )
     run_ids = {cell.run_id for cell in now.cells()}
     lost = [cell for cell in before.cells() if cell.run_id not in run_ids]
     if lost:
         raise SettingError(
             f"--grid lacks {len(lost)} cells of the sweep in {out}, such as {lost[0]}: only add "
-            "values or repeats, or give another --out"
+            "values or repeats, or give another --runs"
         )
 
 

@@ -163,12 +163,20 @@ class LiveLoad(LoadRun):
         Raises:
             SettingError: The rate is out of range, or the load has ended.
         """
+        capped = self.follow_rate(rate)
+        self.manual_rate = True
+        return capped
+
+    def follow_rate(self, rate: float) -> float:
+        """Do the same for a program, such as the phases of an experiment, that is the plan itself.
+
+        The rate does not count as set by a person.
+        """
         capped = min(check_rate(rate), self.max_rate)
         note = None
         if capped < rate:
             note = f"{rate:g} requests/s requested, capped to what the load workers reach"
         self._request("rate", capped, note)
-        self.manual_rate = True
         return capped
 
     def set_burstiness(self, burstiness: float | None) -> None:

@@ -16,10 +16,12 @@ from support.scripted_server import ScriptedServer, threaded, tokens
 
 from serving.errors import ClusterError, DeployError, EndpointGoneError
 from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from serving.spec.tenants import Tenant
 from workbench.clock import start_clock
 from workbench.endpoints.remote import Remote
+from workbench.endpoints.services import KEEP_VARIABLE, delete_left_services
 from workbench.errors import RunError, SettingError
 from workbench.loadgen.closed_loop import closed_loop
 from workbench.loadgen.handle import LoadResult
@@ -108,6 +110,7 @@ class Deployed:
         # The cluster has another application of the default name, so this one has a suffix.
         self.requested, self.gone, self.deleted = spec, False, 0
         self.spec = spec.model_copy(update={"name": f"{spec.name}-ada"})
+        self.extra_body: dict[str, Any] = {}
 
     @property
     def requested_spec(self) -> ServiceSpec:
@@ -409,3 +412,58 @@ class TestTheFolderOfRuns:
         monkeypatch.delenv("WORKBENCH_RUNS")
         monkeypatch.setattr("workbench.session.NOTEBOOKS", tmp_path / "none")
         assert default_run_root() == tmp_path / "runs"
+
+
+class TestServicesBetweenNotebooks:
+    @pytest.fixture(autouse=True)
+    def keep(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(KEEP_VARIABLE, "1")
+
+    def test_the_same_specification_is_not_deployed_again(self, deployments: Deployments) -> None:
+        first, second = session(), session()
+        endpoint = first.open(ServiceSpec())
+        first.close()
+        assert second.open(ServiceSpec()) is endpoint
+        assert len(deployments.made) == 1
+
+    def test_the_next_load_finds_no_prompts_of_an_earlier_one(
+        self, deployments: Deployments
+    ) -> None:
+        salts = []
+        for _ in range(3):
+            notebook = session()
+            salts.append(notebook.open(ServiceSpec()).extra_body.get("cache_salt"))
+            notebook.close()
+        assert salts[0] is None
+        assert salts[1] != salts[2]
+        assert all(salts[1:])
+
+    def test_another_specification_replaces_it(self, deployments: Deployments) -> None:
+        first, second = session(), session()
+        first.open(ServiceSpec())
+        first.open(ServiceSpec(name="other"))
+        first.close()
+        second.open(ServiceSpec(port=8123))
+        assert len(deployments.made) == 3
+        assert deployments.made[1].deleted == 1  # it would take the resources of the new one
+
+    def test_what_the_next_notebook_does_not_open_ends_with_it(
+        self, deployments: Deployments
+    ) -> None:
+        first, second = session(), session()
+        first.open(ServiceSpec())
+        other = first.open(ServiceSpec(name="other"))
+        first.close()
+        second.open(ServiceSpec())
+        second.close()
+        assert [made.deleted for made in deployments.made] == [0, 1]
+        assert other is deployments.made[1]
+        delete_left_services()
+        assert [made.deleted for made in deployments.made] == [1, 1]
+
+    def test_autoscaled_service_is_not_kept(self, deployments: Deployments) -> None:
+        scaling = ScalingSpec(min_replicas=1, max_replicas=2)
+        notebook = session()
+        notebook.open(ServiceSpec(model=ModelSpec(scaling=scaling)))
+        notebook.close()
+        assert deployments.made[0].deleted == 1

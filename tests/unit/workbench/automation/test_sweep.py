@@ -95,6 +95,25 @@ def test_only_failed_cells_run_again(probe: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
+def test_cells_share_a_kernel_but_no_variables(probe: Path) -> None:
+    notebook = nbformat.read(probe, 4)
+    notebook.cells[1].source += """
+import os
+assert "left" not in globals()
+left = os.getpid()
+with open("kernels.txt", "a") as file:
+    file.write(f"{left} {os.environ['WORKBENCH_KEEP_SERVICES']}\\n")
+"""
+    nbformat.write(notebook, probe)
+    (probe.parent / "broken").touch()
+    out = probe.parent / "out"
+    assert main(["sweep", str(probe), "--grid", "rate=1,3,2,4", "--runs", str(out)]) == 1
+    one, two, three = (probe.parent / "kernels.txt").read_text().splitlines()
+    assert one == two != three  # the kernel of the failed cell is not used again
+    assert one.endswith(" 1")
+    assert not any(Path(f"/proc/{kernel.split()[0]}").exists() for kernel in (one, three))
+
+
 def test_killed_sweep_continues(probe: Path) -> None:
     out = probe.parent / "out"
     (probe.parent / "hang").touch()

@@ -239,3 +239,15 @@ def test_rate_beyond_the_maximum_is_capped_and_noted() -> None:
         50,
         "400 requests/s requested, capped to what the load workers reach",
     )
+
+
+def test_rate_of_a_program_is_not_set_by_a_person() -> None:
+    running = LiveLoad(planned=0, clock=lambda: 5.0, max_rate=50)
+    assert running.follow_rate(400) == 50
+    assert not running.manual_rate
+    assert running.set_rate(40) == 40
+    assert running.manual_rate
+    assert [(change.what, change.value) for change in running._requested] == [
+        ("rate", 50),
+        ("rate", 40),
+    ]
