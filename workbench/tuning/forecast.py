@@ -37,8 +37,11 @@ class Forecast:
         if not measured:
             return None
         start_s = sum(trial.start_s for trial in measured) / len(measured)
-        load_s = sum(trial.load_s / self.eta**trial.rung for trial in measured) / len(measured)
-        return start_s + load_s * self.eta**rung
+        first_s = sum(trial.load_s / self._factor(trial.rung) for trial in measured) / len(measured)
+        return start_s + first_s * self._factor(rung)
+
+    def _factor(self, rung: int) -> float:
+        return float(self.eta) ** rung
 
     def rest(self) -> str:
         """Return the time left in words, empty if nothing is known yet."""

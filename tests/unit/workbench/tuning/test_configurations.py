@@ -19,7 +19,10 @@ from workbench.tuning.configurations import (
     supported_settings,
 )
 
-SETTINGS = {"max_num_seqs": [None, 8, 2], "enable_prefix_caching": [False, True]}
+SETTINGS: dict[str, list[Any]] = {
+    "max_num_seqs": [None, 8, 2],
+    "enable_prefix_caching": [False, True],
+}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
 
 

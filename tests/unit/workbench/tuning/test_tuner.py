@@ -44,6 +44,7 @@ def tune(
 ) -> TuningResult:
     """Tune the values that `measured` knows; the first is the default."""
     (folder / "trials").mkdir(exist_ok=True)
+    received: list[str] = [] if lines is None else lines
     rungs, complete = asyncio.run(
         run_trials(
             [configuration(value) for value in measured.goodput],
@@ -51,7 +52,7 @@ def tune(
             measured,
             store=Store(folder),
             budget_min=budget_min,
-            notify=[].append if lines is None else lines.append,
+            notify=received.append,
             clock=measured.clock,
         )
     )
