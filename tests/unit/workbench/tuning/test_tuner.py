@@ -157,15 +157,15 @@ def test_meeting_the_slo_comes_before_goodput(tmp_path: Path) -> None:
 
 def test_a_configuration_that_does_not_start_is_a_result(tmp_path: Path) -> None:
     lines: list[str] = []
-    measured = Measured({1: 10, 2: None, 3: 30, 4: None})
-    result = tune(measured, tmp_path, lines=lines)
+    measured = Measured({1: 10, 2: None, 3: 30, 4: None, 5: None})
+    result = tune(measured, tmp_path, eta=2, lines=lines)
     assert result.best == configuration(3)
     table = result.frame()
-    assert table.max_num_seqs.tolist() == ["3", "1", "2", "4"]
-    assert table.note.tolist()[2:] == ["failed: the engine reported: no memory"] * 2
-    assert table.goodput.isna().tolist() == [False, False, True, True]
-    assert measured.calls[4:] == [(3, 1), (1, 1)], "what failed does not go on"
-    assert lines.count("    failed: the engine reported: no memory") == 2
+    assert table.max_num_seqs.tolist() == ["3", "1", "2", "4", "5"]
+    assert table.note.tolist()[2:] == ["failed: the engine reported: no memory"] * 3
+    assert table.goodput.isna().tolist() == [False, False, True, True, True]
+    assert measured.calls[5:] == [(3, 1), (1, 1), (1, 2), (3, 2)], "what failed does not go on"
+    assert lines.count("    failed: the engine reported: no memory") == 3
 
 
 def test_the_default_may_fail_and_so_may_all(tmp_path: Path) -> None:
