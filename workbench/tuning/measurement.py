@@ -93,10 +93,8 @@ class Measurement:
                 f"{endpoint.base_url} was not deployed by this process, so that its engine "
                 "arguments cannot be changed: give the address of a Ray cluster"
             )
-        scaling = self.spec.model.scaling
-        if scaling.min_replicas == scaling.max_replicas:
-            # The replicas of the configuration before may still be stopping.
-            await endpoint.wait_until_scaled(scaling.max_replicas)
+        # The replicas of the configuration before may still be stopping.
+        await endpoint.wait_until_scaled(self.spec.model.scaling.max_replicas)
         return endpoint
 
     async def _send(

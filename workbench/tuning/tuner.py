@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.deploy.preflight import check_spec
+from serving.spec.service import ServiceSpec
 from workbench.errors import SettingError
 from workbench.metrics.bootstrap import MIN_REPEATS
 from workbench.quantities import rough_duration
@@ -30,7 +31,7 @@ from workbench.workload.arrivals import ClosedLoop
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from serving.spec.service import ServiceSpec
+    from serving.spec.service import EndpointSpec
     from workbench.metrics.slo import SLO
     from workbench.workload.spec import LoadSpec
 
@@ -88,6 +89,7 @@ async def tune_engine(
     """
     import numpy as np
 
+    _check_service(spec)
     check_settings(settings)
     kept, left_out = supported_settings(settings, spec.model.accelerator)
     _check_numbers(load, loads, slo, eta, repeats, budget_min)
@@ -122,7 +124,8 @@ async def tune_engine(
             configurations, eta, measurement, store=store, budget_min=budget_min, notify=progress
         )
     model = spec.model
-    gpus = math.ceil(model.workers * (model.num_gpus or 1)) * model.scaling.max_replicas
+    workers = model.workers * model.data_parallel_size * model.scaling.max_replicas
+    gpus = math.ceil(workers * (model.num_gpus or 1))
     return TuningResult(
         rungs=tuple(rungs),
         complete=complete,
@@ -131,6 +134,20 @@ async def tune_engine(
         seed=seed,
         left_out=tuple(left_out),
     )
+
+
+def _check_service(spec: EndpointSpec) -> None:
+    """Check that `spec` is one model with a fixed number of replicas."""
+    if not isinstance(spec, ServiceSpec):
+        raise SettingError(
+            f"spec must be a ServiceSpec, whose engine is tuned, got a {type(spec).__name__}"
+        )
+    scaling = spec.model.scaling
+    if scaling.min_replicas != scaling.max_replicas:
+        raise SettingError(
+            "spec must have as many min_replicas as max_replicas, so that configurations are "
+            f"comparable, got {scaling.min_replicas} and {scaling.max_replicas}"
+        )
 
 
 def _check_numbers(

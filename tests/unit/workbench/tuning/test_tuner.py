@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from support.tuning import BOUNDS, Measured, configuration
 
 from serving.spec.model import ModelSpec
+from serving.spec.pipeline import PipelineSpec
+from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
 from workbench.errors import RunError, SettingError, SpecError
 from workbench.figures.pareto import frontier
@@ -178,6 +180,7 @@ def test_the_default_may_fail_and_so_may_all(tmp_path: Path) -> None:
     assert nothing.summary is None
     assert nothing.headline() == "no configuration was measured (the engine reported: no memory)"
     assert len(nothing.frame()) == 2
+    assert len(frontier(nothing.frontier()).data) == 0
 
 
 def test_an_interrupted_tuning_continues(tmp_path: Path) -> None:
@@ -280,6 +283,11 @@ class TestInvalidInput:
                 "arrivals of kind 'trace' have no single rate",
             ),
             ({"settings": {"max_num_seqs": list(range(1, 1002))}}, "1001 combinations"),
+            ({"spec": PipelineSpec(models=[ModelSpec()])}, "a ServiceSpec.*got a PipelineSpec"),
+            (
+                {"spec": ServiceSpec(model=ModelSpec(scaling=ScalingSpec(max_replicas=2)))},
+                "as many min_replicas as max_replicas.*got 1 and 2",
+            ),
         ],
     )
     def test_number(self, changed: dict[str, Any], message: str, tmp_path: Path) -> None:
