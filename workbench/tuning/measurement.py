@@ -34,7 +34,7 @@ Open = Callable[["ServiceSpec"], "Remote"]
 FAILURES = (DeployError, ResourcesError, SpecError, EndpointGoneError)
 """The errors that are a configuration's own: they are recorded, and the tuning continues."""
 
-MAX_REASON_CHARS = 300
+MAX_REASON_CHARS = 600
 SEEDS_PER_RUNG = 10_000
 
 

@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.deploy.preflight import check_spec
-from serving.spec.service import ServiceSpec
-from workbench.errors import SettingError
-from workbench.metrics.bootstrap import MIN_REPEATS
 from workbench.quantities import rough_duration
+from workbench.tuning.checks import check_configurations, check_numbers, check_service
 from workbench.tuning.configurations import (
     Configuration,
     Settings,
@@ -31,11 +28,9 @@ from workbench.workload.arrivals import ClosedLoop
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from serving.spec.service import EndpointSpec
+    from serving.spec.service import ServiceSpec
     from workbench.metrics.slo import SLO
     from workbench.workload.spec import LoadSpec
-
-MAX_CONFIGURATIONS = 1000
 
 
 async def tune_engine(
@@ -89,13 +84,13 @@ async def tune_engine(
     """
     import numpy as np
 
-    _check_service(spec)
+    check_service(spec)
     check_settings(settings)
     kept, left_out = supported_settings(settings, spec.model.accelerator)
-    _check_numbers(load, loads, slo, eta, repeats, budget_min)
+    check_numbers(load, loads, eta, repeats, budget_min)
     rng = np.random.default_rng(seed)
     configurations = make_configurations(kept, limit=max_configurations, rng=rng)
-    _check_configurations(spec, kept, configurations)
+    check_configurations(spec, kept, configurations)
     problem = Problem(
         model=spec.model.model_dump(mode="json"),
         settings=kept,
@@ -134,59 +129,6 @@ async def tune_engine(
         seed=seed,
         left_out=tuple(left_out),
     )
-
-
-def _check_service(spec: EndpointSpec) -> None:
-    """Check that `spec` is one model with a fixed number of replicas."""
-    if not isinstance(spec, ServiceSpec):
-        raise SettingError(
-            f"spec must be a ServiceSpec, whose engine is tuned, got a {type(spec).__name__}"
-        )
-    scaling = spec.model.scaling
-    if scaling.min_replicas != scaling.max_replicas:
-        raise SettingError(
-            "spec must have as many min_replicas as max_replicas, so that configurations are "
-            f"comparable, got {scaling.min_replicas} and {scaling.max_replicas}"
-        )
-
-
-def _check_numbers(
-    load: LoadSpec,
-    loads: Sequence[float],
-    slo: SLO,
-    eta: int,
-    repeats: int,
-    budget_min: float | None,
-) -> None:
-    rung_sizes(1, eta)
-    if repeats < MIN_REPEATS:
-        raise SettingError(f"repeats must be at least {MIN_REPEATS} for an interval, got {repeats}")
-    if budget_min is not None and not 0 < budget_min < math.inf:
-        raise SettingError(f"budget_min must be above 0 and finite, got {budget_min}")
-    if load.duration_s is None and load.count is None:
-        raise SettingError("load must have duration_s or count, got neither; give one")
-    if len(set(loads)) < len(loads):
-        raise SettingError(f"loads has a value twice: {list(loads)}; remove one")
-    for value in loads:
-        load.at(value)
-
-
-def _check_configurations(
-    spec: ServiceSpec, settings: Settings, configurations: Sequence[Configuration]
-) -> None:
-    """Check the number of configurations, and each value alone as far as possible beforehand.
-
-    A combination that is invalid although each of its values is valid fails when it is deployed.
-    """
-    if len(configurations) > MAX_CONFIGURATIONS:
-        raise SettingError(
-            f"settings have {len(configurations)} combinations, more than {MAX_CONFIGURATIONS}: "
-            "give max_configurations, or fewer values"
-        )
-    check_spec(spec)
-    for name, values in settings.items():
-        for value in values:
-            check_spec(Configuration(settings={name: value}).apply(spec))
 
 
 async def run_trials(

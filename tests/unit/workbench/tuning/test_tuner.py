@@ -232,6 +232,15 @@ def test_the_budget_ends_a_call_and_the_next_one_continues(tmp_path: Path) -> No
     assert tune(Measured(goodput), tmp_path).complete
 
 
+def test_the_answer_is_that_of_the_last_complete_rung(tmp_path: Path) -> None:
+    """Of the second rung only 6 is measured: 6 * 16 + 28 s of 126 s."""
+    measured = Measured({1: 60, 2: 10, 3: 20, 4: 30, 5: 15, 6: 55})
+    result = tune(measured, tmp_path, budget_min=2.1)
+    assert measured.calls[6:] == [(6, 1)]
+    assert result.best == configuration(1)
+    assert result.frame().max_num_seqs.tolist()[:3] == ["1", "6", "4"]
+
+
 def test_progress_estimates_the_rest(tmp_path: Path) -> None:
     lines: list[str] = []
     tune(Measured({value: 10 * value for value in range(6, 0, -1)}), tmp_path, lines=lines)
