@@ -21,7 +21,14 @@ from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints.deployed import Endpoint
 from workbench.endpoints.remote import Remote
-from workbench.errors import DeployError, EndpointGoneError, MissingPackageError, SettingError
+from workbench.errors import (
+    DeployError,
+    EndpointGoneError,
+    MissingPackageError,
+    RunError,
+    SettingError,
+)
+from workbench.runs.lock import lock_folder
 from workbench.tuning import measurement
 from workbench.tuning.result import TuningResult
 from workbench.tuning.tuner import tune_engine
@@ -137,6 +144,16 @@ def test_an_error_of_the_machine_ends_the_tuning(cluster: Cluster, tmp_path: Pat
     with pytest.raises(MissingPackageError):
         tune(cluster, tmp_path)
     cluster.broken.clear()
+    assert tune(cluster, tmp_path).complete
+
+
+def test_one_process_at_a_time_works_in_a_folder(cluster: Cluster, tmp_path: Path) -> None:
+    with (
+        lock_folder(tmp_path, "tuning"),
+        pytest.raises(RunError, match=f"{tmp_path} is in use by another tuning: wait for it"),
+    ):
+        tune(cluster, tmp_path)
+    assert cluster.deployed == []
     assert tune(cluster, tmp_path).complete
 
 
