@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workbench import guardrail as guardrail
     from workbench import router as router
     from workbench import teaching as teaching
+    from workbench import tuning as tuning
     from workbench import whatif as whatif
     from workbench.cost.cost import cost_of as cost_of
     from workbench.cost.cost import with_cost as with_cost

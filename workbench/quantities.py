@@ -59,6 +59,11 @@ def quantity(value: float | None, unit: str = "") -> str:
     return f"{significant(value)} {unit}".rstrip()
 
 
+def rough_duration(seconds: float) -> str:
+    """Return an estimate in whole seconds, or in whole minutes from 100 s on."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def _duration(seconds: float) -> str:
     if seconds == 0:
         return "0 s"

@@ -44,9 +44,20 @@ GIVEN: dict[str, dict[str, Any]] = {
     "07": {"rate": 40.0, "duration_s": 5.0, "output_tokens": 64},
     "09": FEW | {"low_rate": 1.0, "high_rate": 3.0, "low_s": 2.0, "high_s": 6.0, "ttft_ms": 5000},
     "10": {"students": 2},
+    "12": {
+        # vLLM takes no more sequences than tokens in a step, so 8 sequences do not start with 4.
+        "settings": {"max_num_seqs": [8, 2], "max_num_batched_tokens": [None, 4]},
+        "concurrencies": [4],
+        "slo": {"ttft_ms": 20_000, "tpot_ms": 5_000, "target": 0.5},
+        "prefix_tokens": 16,
+        "input_tokens": 32,
+        "output_tokens": 8,
+        "duration_s": 1.0,
+        "budget_min": 14.0,
+    },
 }
 TRACE = "Timestamp,Request tokens,Response tokens\n0,12,6\n1,30,9\n2,8,4\n"
-Finished = Callable[[str], tuple[Path, Path]]
+Finished = Callable[..., tuple[Path, Path]]
 
 
 @pytest.fixture
@@ -56,15 +67,17 @@ def finished(tmp_path: Path) -> Finished:
     trace.write_text(TRACE)
     own = {"04": {"trace": str(trace)}}
 
-    def run(number: str) -> tuple[Path, Path]:
-        parameters = tmp_path / f"{number}.yaml"
-        parameters.write_text(json.dumps(GIVEN[number] | own.get(number, {}) | {"port": 0}))
-        options = ["-f", str(parameters), "--runs", str(tmp_path), "--run-id", number]
+    def run(number: str, run_id: str = "", **more: Any) -> tuple[Path, Path]:
+        run_id = run_id or number
+        parameters = tmp_path / f"{run_id}.yaml"
+        given = GIVEN[number] | own.get(number, {}) | {"port": 0} | more
+        parameters.write_text(json.dumps(given))
+        options = ["-f", str(parameters), "--runs", str(tmp_path), "--run-id", run_id]
         command = [sys.executable, "-m", "workbench", "run", number, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=840)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        (executed,) = (tmp_path / number).glob("*.ipynb")
-        return tmp_path / number, executed
+        (executed,) = (tmp_path / run_id).glob("*.ipynb")
+        return tmp_path / run_id, executed
 
     return run
 
@@ -233,3 +246,31 @@ def test_notebook_10_enforces_the_cap_and_stops_a_student(finished: Finished) ->
     assert "tenant 'student-01': max_replicas must be at most 1, got 2" in outputs
     assert "student-01: stopped by the instructor" in outputs
     assert "student-02" in outputs
+
+
+def test_notebook_12_measures_what_starts_and_continues(finished: Finished) -> None:
+    folder, executed = finished("12")
+    tuning = folder / "tuning"
+    trials = [json.loads(file.read_text()) for file in sorted((tuning / "trials").iterdir())]
+    outcomes = {
+        (trial["rung"], *trial["configuration"]["settings"].values()): trial for trial in trials
+    }
+    failure = outcomes.pop((0, 8, 4))["failure"]
+    assert "max_num_seqs" in failure
+    assert "max_num_batched_tokens" in failure
+    assert {(0, 8, None), (0, 2, None), (1, 8, None)} <= outcomes.keys()
+    for trial in outcomes.values():
+        assert [point["summary"]["failed"] for point in trial["points"]] == [0, 0, 0]
+        assert all(point["summary"]["slo_attainment"] > 0.5 for point in trial["points"])
+    runs = {path.name for path in (tuning / "runs").iterdir()}
+    assert len(runs) == sum(len(trial["points"]) for trial in outcomes.values())
+    outputs = output_text(executed)
+    assert "requests/s within the SLO" in outputs
+    assert "failed: " in outputs
+    assert "Frontier" in report_of(Run.open(folder))
+
+    _, again = finished("12", "continued", continue_in=str(tuning))
+    assert {path.name for path in (tuning / "runs").iterdir()} == runs
+    outputs = output_text(again)
+    assert outputs.count("already measured") == len(trials)
+    assert "starting Ray Serve" not in outputs, "nothing was deployed"

@@ -137,6 +137,9 @@ class Documented:
         self.export = create_autospec(wb.export)
         self.analysis = create_autospec(wb.analysis)
         self.figures = create_autospec(wb.figures)
+        self.tuning = create_autospec(wb.tuning)
+        tuned = create_autospec(wb.tuning.TuningResult, instance=True)
+        self.tuning.tune_engine.return_value = tuned
         self.show = create_autospec(wb.show)
         self.classroom = create_autospec(wb.classroom)
         self.classroom.join.return_value = create_autospec(wb.classroom.Seat, instance=True)

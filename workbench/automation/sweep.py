@@ -6,7 +6,6 @@ A cell is done if its run folder has a `summary.json`.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from pydantic import ValidationError
 from serving.errors import WorkbenchError
 from workbench.automation.grid import Cell, Sweep
 from workbench.automation.sweep_results import write_results
-from workbench.errors import RunError, SettingError
+from workbench.errors import SettingError
+from workbench.quantities import rough_duration
+from workbench.runs.lock import lock_folder
 from workbench.runs.redact import redact
 
 INTERRUPTED = "cut_off"
@@ -32,13 +33,8 @@ def open_sweep(out: Path, sweep: Sweep) -> Iterator[None]:
         SettingError: If the sweep there has other parameters, or cells that this one lacks.
         RunError: If another process works in the folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
     file = out / "sweep.json"
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{out} is in use by another sweep: wait for it, or stop it") from None
+    with lock_folder(out, "sweep"):
         kept = sweep.model_copy(update={"fixed": redact(sweep.fixed)})
         if file.exists():
             _check_continuation(_read(file), kept, out)
@@ -129,5 +125,4 @@ def _time_left(durations: Sequence[float], cells: int) -> str:
     if not durations:
         return ""
     seconds = sum(durations) / len(durations) * cells
-    text = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    return f" (about {text} left)"
+    return f" (about {rough_duration(seconds)} left)"

@@ -24,7 +24,7 @@ from workbench.telemetry.sampler import Telemetry
 from workbench.workload.arrivals import ClosedLoop, TraceReplay
 from workbench.workload.prompts import FromTrace, RandomPrompts
 from workbench.workload.spec import LoadSpec
-from workbench.workload.traces import read_trace
+from workbench.workload.traces import replay_trace
 
 if TYPE_CHECKING:
     from workbench.endpoints.remote import Remote
@@ -222,20 +222,29 @@ def engine_stats(target: Remote) -> dict[str, Any]:
     return stats if isinstance(stats, dict) and "batches" in stats else {}
 
 
-def load_from_trace(load: LoadSpec, path: str, *, within_s: float = 2.0) -> LoadSpec:
+def load_from_trace(
+    load: LoadSpec, path: str, *, within_s: float = 2.0, **options: Any
+) -> LoadSpec:
     """Return `load` with the lengths of a trace's first requests, all sent within `within_s`.
 
     At the trace's own pace the engines would wait for requests. Here their speed is measured.
+
+    Args:
+        load: The load; its `count` limits the requests.
+        path: The trace file, or the folder of a run.
+        within_s: Seconds within which all requests are sent.
+        options: Further fields of `TraceReplay`, such as `time_unit` and `columns`.
 
     Raises:
         TraceError: If the trace is invalid.
         SettingError: If it has no lengths.
     """
-    offsets = [entry.offset_s for entry in read_trace(path, limit=load.count)]
+    trace = TraceReplay(path=path, limit=load.count, **options)
+    offsets = [request.offset_s for request in replay_trace(trace).requests]
     speed = max(1.0, offsets[-1] / within_s)
     return load.model_copy(
         update={
-            "arrivals": TraceReplay(path=path, limit=load.count, speed=speed),
+            "arrivals": trace.model_copy(update={"speed": speed}),
             "prompts": RandomPrompts(input=FromTrace(), output=FromTrace()),
         }
     )

@@ -19,7 +19,7 @@ from workbench._lazy import exported_names, lazy_names, type_checking_imports
 
 NAMESPACES = (
     *("analysis", "autoscaling", "baselines", "claims", "classroom", "client"),
-    *("experiments", "figures", "guardrail", "router", "teaching", "whatif"),
+    *("experiments", "figures", "guardrail", "router", "teaching", "tuning", "whatif"),
 )
 LAZY = ["workbench", *(f"workbench.{name}" for name in NAMESPACES if name != "classroom")]
 HEAVY = ("ray", "pandas", "plotly", "numpy", "vllm", "IPython", "openai", "pydantic")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,6 +138,21 @@ def test_lengths_of_a_trace_are_sent_within_two_seconds(tmp_path: Path) -> None:
     assert [(turn.prompt_tokens, turn.max_tokens) for turn in turns] == [(20, 5), (30, 6), (25, 7)]
     with pytest.raises(TraceError, match="cannot be read"):
         load_from_trace(load, str(tmp_path / "none.csv"))
+
+
+def test_fields_of_the_replay_apply_to_the_lengths_of_a_trace(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": t, "input_length": 20, "output_length": 5} for t in (0, 400, 1000)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    load = LoadSpec(
+        arrivals=ClosedLoop(max_concurrency=3), prompts=RandomPrompts(input=4, output=4), count=3
+    )
+    with pytest.raises(TraceError, match="time_unit"):
+        load_from_trace(load, str(file))
+    tokenizer = SimpleNamespace(regular_token_ids=range(9))
+    for unit, times in (("ms", [0, 0.4, 1.0]), ("s", [0, 0.8, 2.0])):
+        made = make_plan(load_from_trace(load, str(file), time_unit=unit), tokenizer)
+        assert [session.at_s for session in made] == pytest.approx(times)
 
 
 def test_a_foreign_endpoint_has_no_baseline(tmp_path: Path) -> None:
