@@ -118,7 +118,7 @@ class ScriptedService:
         share = len(self.queue) / max(1, len(self.running(now)))
         for name, (_, ready) in self.started.items():
             up = ready <= now
-            busy = min(4, round(share)) if up else None
+            busy = min(4, round(share) + (self.idle_s == 0)) if up else None
             found.append(
                 ReplicaSample(
                     time_s=now,
@@ -182,7 +182,7 @@ class ScriptedLoad:
                 sampled = now
                 for sample in self.service.samples(now, self.deployment):
                     self.sink(sample)
-            if curve.ends_s is not None and now > curve.ends_s and not self.service.queue:
+            if curve.ends_s is not None and now >= curve.ends_s and not self.service.queue:
                 break
         running.state = "ended"
         self._log(run, LoadChange(now, "end", note=running._stopped))

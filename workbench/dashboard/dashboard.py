@@ -233,15 +233,17 @@ class Dashboard:
         self._state.advance(now)
         if view is None:
             return
-        self._show_latest_message(view)
+        self._show_latest_message(view, now)
         view.set_state(self._phase or running.state)
         if self._state.pending or final:
             self._state.pending = 0
             self._state.log.changed(running.changes)
             view.draw(self._state.frames(running.changes), now, final=final)
 
-    def _show_latest_message(self, view: View) -> None:
+    def _show_latest_message(self, view: View, now_s: float) -> None:
         messages, self._messages = self._messages, []
+        for text, error in messages:
+            self._state.log.add(now_s, "error" if error else "note", text)
         if messages:  # a later message must not hide an error
             errors = [message for message in messages if message[1]]
             text, error = (errors or messages)[-1]

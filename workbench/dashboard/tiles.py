@@ -94,7 +94,8 @@ def _achieved(frames: Frames, tally: Tally) -> Tile:
     value, failed = _last(frames.requests, "achieved"), tally.failed
     detail = f"requests/s; {significant(tally.ok)} completed, {significant(failed)} failed"
     text = NONE if value is None else f"{value:.1f}"
-    return Tile("Achieved", text, detail, "bad" if failed else "none", value)
+    failing = any(_last(frames.requests, name) for name in ("failed", "shed"))
+    return Tile("Achieved", text, detail, "bad" if failing else "none", value)
 
 
 def _replicas(frames: Frames) -> Tile:
@@ -127,7 +128,7 @@ def _health(running: LiveLoad | None, tally: Tally) -> Tile:
     if lag_ms is None:
         return Tile("Client health", NONE, detail, "bad" if dropped else "none")
     limited = lag_ms > bound_ms or dropped > 0
-    text, level = ("client limited", "bad") if limited else ("ok", "good")
+    text, level = ("limited", "bad") if limited else ("ok", "good")
     return Tile("Client health", text, detail, level, round(lag_ms, 3))  # type: ignore[arg-type]
 
 

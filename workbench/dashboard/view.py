@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workbench.dashboard.state import LiveState
     from workbench.figures.cluster_frames import Frames
 
-LIVE_HEIGHT, _TOP_PX = 700, 30
+LIVE_HEIGHT, _TOP_PX = 640, 26
 _SET = {"set_rate": "rate", "set_burstiness": "burstiness", "set_output_tokens": "output_tokens"}
 """The actions that set a value of the load."""
 _ACTIONS = {"start", "pause", "stop", "rescale", *_SET}

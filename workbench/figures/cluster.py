@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.figures.cluster_frames import Frames
     from workbench.metrics.health import ClientHealth
 
-_GAP_PX, _TOP_PX, _BOTTOM_PX = 32, 90, 45
+_GAP_PX, _TOP_PX, _BOTTOM_PX = 28, 90, 45
 """Pixels above each panel, for its title and legend; above the first one, and below the last."""
 _PANEL_PX = 640
 HEIGHT = round(_TOP_PX + _BOTTOM_PX + sum(_GAP_PX + _PANEL_PX * panel.height for panel in PANELS))
@@ -100,6 +100,7 @@ def _blank(height: int, panels: tuple[Panel, ...], top: int) -> go.Figure:
         hovermode="x unified",
         hoversubplots="axis",
         barmode="overlay",
+        showlegend=False,
         dragmode="zoom",
     )
     figure.update_xaxes(
@@ -110,7 +111,7 @@ def _blank(height: int, panels: tuple[Panel, ...], top: int) -> go.Figure:
         showspikes=True,
         spikemode="across",
         spikesnap="cursor",
-        spikethickness=1,
+        spikethickness=-2,  # one pixel, without the border that a positive one gets
         spikedash="solid",
         spikecolor=GREY,
     )
@@ -130,7 +131,7 @@ def _domains(height: int, panels: Sequence[Panel]) -> list[tuple[float, float]]:
 
 
 def _axes(row: int, panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
-    """Return a panel's axes and legend by their names in the layout."""
+    """Return a panel's axes by their names in the layout."""
     small = {"title_font_size": 11, "tickfont_size": 11, "domain": domain}
     y = small | {"rangemode": "tozero", "nticks": 4, "tickmode": "auto", "anchor": "x"}
     right = {"title_text": panel.right_title, "title_standoff": 6, "showgrid": False}
@@ -138,25 +139,18 @@ def _axes(row: int, panel: Panel, domain: tuple[float, float]) -> dict[str, Any]
     return {
         f"yaxis{2 * row - 1}": y | dict(panel.axis),
         f"yaxis{2 * row}": y | right | dict(panel.right_axis),
-        _legend(row): _LEGEND | {"y": domain[1]},
     }
-
-
-_LEGEND = {
-    "orientation": "h",
-    "x": 1,
-    "xanchor": "right",
-    "yanchor": "bottom",
-    "font": {"size": 11},
-    "traceorder": "normal",
-    "bgcolor": "rgba(0,0,0,0)",
-    "itemwidth": 30,
-}
 
 
 def _title(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
     place = {"x": 0, "xref": "paper", "xanchor": "left", "y": domain[1], "yref": "paper"}
-    text = {"text": f"<b>{panel.title}</b>", "font": {"size": 12}}
+    keys = [*(trace.key for trace in panel.traces if trace.key), *panel.keys]
+    # plotly's own legends take space from the panels, and wrap into the panel above.
+    legend = [
+        f'<span style="color:{colour}">{symbol}</span> {name}' for symbol, colour, name in keys
+    ]
+    parts = [f"<b>{panel.title}</b>", *legend]
+    text = {"text": "&nbsp;&nbsp;&nbsp;".join(parts), "font": {"size": 11}}
     return place | text | {"yanchor": "bottom", "yshift": 3, "showarrow": False}
 
 
@@ -173,10 +167,6 @@ def axis_name(row: int, *, right: bool = False) -> str:
 
 def _layout_name(axis: str) -> str:
     return axis.replace("y", "yaxis", 1)
-
-
-def _legend(row: int) -> str:
-    return "legend" if row == 1 else f"legend{row}"
 
 
 def scales(frames: Frames, panels: Sequence[Panel] | None = None) -> dict[str, Any]:
@@ -254,5 +244,5 @@ def mark_traces(frames: Frames, panels: Sequence[Panel] | None = None) -> list[T
 
 
 def _placed(trace: dict[str, Any], row: int, *, right: bool = False) -> TimelineTrace:
-    axes = {"xaxis": "x", "yaxis": axis_name(row, right=right), "legend": _legend(row)}
+    axes = {"xaxis": "x", "yaxis": axis_name(row, right=right)}
     return TimelineTrace(trace | axes, row, right)

@@ -22,6 +22,13 @@ LANE_STYLES = {
     "draining": (GREY, "x"),
 }
 """The colour and the pattern of each state."""
+LANE_KEYS = (
+    ("▨", ORANGE, "Starting"),
+    ("■", BLUE, "Serving"),
+    ("■", SKY, "Idle"),
+    ("▩", GREY, "Draining"),
+)
+"""What the legend shows of them: a symbol, its colour and a name."""
 MAX_LINES = 12
 """Replicas that a hover text lists."""
 
@@ -59,7 +66,8 @@ def lane_axis(lanes: Lanes, *, right: bool) -> dict[str, Any]:
 class LaneTexts:
     """An invisible line, whose hover text lists all replicas at a moment."""
 
-    label, right = "Replicas", False
+    right = True  # otherwise plotly does not draw that axis
+    key = None
 
     def points(self, frames: Frames) -> tuple[Vector, Vector, list[str] | None]:
         """Return times in seconds, zeros, and the texts."""
@@ -73,10 +81,9 @@ class LaneTexts:
         """Return the trace without its points, as plotly's dictionary."""
         return {
             "type": "scatter",
-            "name": self.label,
+            "name": "Replicas",
             "mode": "lines",
             "line": {"width": 0},
-            "showlegend": False,
             "hovertemplate": "%{text}<extra></extra>",
         }
 

@@ -159,8 +159,8 @@ def _text(row: dict[Any, Any]) -> str:
     where = f"{short(row['replica'])} on {short(row['node'])}"
     if running is None:
         return f"{where}: {_known(row.get('state')) or NONE}"
-    parts = [f"{running:.0f} in the batch", f"{significant(_whole(waiting))} waiting"]
-    return f"{where}: {', '.join(parts)}, KV cache {quantity(kv_cache, 'share')}"
+    queue = significant(_whole(waiting))
+    return f"{where}: {running:.0f} + {queue} waiting, KV cache {quantity(kv_cache, 'share')}"
 
 
 def _whole(value: float | None) -> int | None:

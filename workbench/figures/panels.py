@@ -14,12 +14,15 @@ from workbench.figures.cluster_frames import (
     SampleColumn,
     Vector,
 )
-from workbench.figures.lane_traces import LaneTexts, lane_axis, lane_marks
+from workbench.figures.lane_traces import LANE_KEYS, LaneTexts, lane_axis, lane_marks
 from workbench.figures.replica_traces import decision_trace
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from workbench.quantities import SHARE_TICKS, quantity
 from workbench.records import LoadChange
 from workbench.workload.rate_curve import offered_rates
+
+_DASHES = {"solid": "━━", "dash": "━ ━", "dot": "•••", "dashdot": "━ •"}
+"""The symbol of each dash in the legend."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Trace:
             "hovertemplate": f"{self.hover}<extra></extra>",
         }
 
+    @property
+    def key(self) -> tuple[str, str, str] | None:
+        """What the legend shows: a symbol, its colour and the name."""
+        return _DASHES[self.dash], self.colour, self.label
+
 
 @dataclass(frozen=True, eq=False)
 class Panel:
@@ -84,6 +92,7 @@ class Panel:
         scale: Returns more properties of the left axis that depend on the data.
         right_scale: The same for the right axis.
         limits: Returns horizontal lines: a value of the left axis, and its name.
+        keys: What the legend shows for the marks: a symbol, its colour and a name.
         empty: What the panel says while it has no data.
     """
 
@@ -97,6 +106,7 @@ class Panel:
     scale: Callable[[Frames], Mapping[str, Any]] | None = None
     right_scale: Callable[[Frames], Mapping[str, Any]] | None = None
     limits: Callable[[Frames], Iterable[tuple[float, str]]] | None = None
+    keys: tuple[tuple[str, str, str], ...] = ()
     empty: str = "No data yet"
 
 
@@ -215,6 +225,7 @@ REQUESTS = Panel(
         ),
     ),
     marks=change_marks,
+    keys=(("◆", ORANGE, "Manual change"),),
     empty="Waiting for the load to start",
 )
 
@@ -252,6 +263,7 @@ REPLICAS = Panel(
         _replicas("Desired", ORANGE, dash="dashdot", right=True),
     ),
     marks=decision_marks,
+    keys=(("▲", VERMILLION, "Decision for more"), ("▼", BLUE, "for fewer")),
     scale=replica_scale,
     empty="Waiting for the first sample of the cluster",
 )
@@ -264,6 +276,7 @@ LANES = Panel(
     axis={"showgrid": False, "zeroline": False, "rangemode": "normal", "tickmode": "array"},
     right_axis={"tickmode": "array", "rangemode": "normal"},
     marks=lane_marks,
+    keys=LANE_KEYS,
     scale=lambda frames: lane_axis(frames.lanes, right=False),
     right_scale=lambda frames: lane_axis(frames.lanes, right=True),
     empty="Waiting for the first replica",

@@ -141,7 +141,7 @@ function themed(root, layout) {
   layout.annotations.forEach((note, i) => (note.font.color = i < layout.annotations.length / 2 ? text : muted));
   return {
     font: { ...layout.font, color: muted, family: style.fontFamily },
-    hoverlabel: { bgcolor: card, bordercolor: line, font: { color: text, size: 12 } },
+    hoverlabel: { bgcolor: card, bordercolor: line, font: { color: text, size: 11 } },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
   };

@@ -2,7 +2,7 @@
 
 function createLoadCard(model, send) {
   const rate = slider("Rate", "requests/s", (value) => send("set_rate", value));
-  const tokens = slider("Output tokens", "per request", (value) => send("set_output_tokens", value));
+  const tokens = slider("Output tokens", "", (value) => send("set_output_tokens", value));
   const gaps = make("select", { "aria-label": "Gaps between requests", onchange: () => send("set_burstiness", JSON.parse(gaps.value)) });
   const note = make("p", { class: "wb-note" });
   let choices = "";
@@ -21,14 +21,15 @@ function createLoadCard(model, send) {
     setText(note, load.disabled || (load.manual ? "Rate set by hand: runs until Stop" : "Follows the plan until you move the rate"));
   }
 
-  const grid = make("div", { class: "wb-fields" }, rate.element, field("Gaps", gaps, ""), tokens.element);
+  const grid = make("div", { class: "wb-fields" }, rate.element, field("Gaps", gaps), tokens.element);
   return { element: card("Load", note, grid), update };
 }
 
 /** Return a slider with a number field; both show the same value. */
 function slider(label, unit, changed) {
-  const range = make("input", { type: "range", "aria-label": `${label}, ${unit}` });
-  const number = make("input", { type: "number", "aria-label": `${label} as a number, ${unit}` });
+  const name = unit ? `${label}, ${unit}` : label;
+  const range = make("input", { type: "range", "aria-label": name });
+  const number = make("input", { type: "number", "aria-label": `${name}, as a number` });
   const set = (source, other) => {
     other.value = source.value;
     if (source.value !== "" && source.checkValidity()) changed(Number(source.value));
@@ -45,11 +46,11 @@ function slider(label, unit, changed) {
     }
   }
 
-  return { element: field(label, range, unit, number), update };
+  return { element: field(label, range, number, unit), update };
 }
 
 function field(label, ...parts) {
-  const named = parts.map((part) => (typeof part === "string" ? make("span", { class: "wb-unit" }, part) : part));
+  const named = parts.filter(Boolean).map((part) => (typeof part === "string" ? make("span", { class: "wb-unit" }, part) : part));
   return make("div", { class: "wb-field" }, make("span", { class: "wb-label" }, label), ...named);
 }
 

@@ -34,8 +34,8 @@ function createHeader(model, send, root) {
     message.classList.toggle("wb-error", header.error);
   }
 
-  const row = make("div", { class: "wb-header-row" }, badge, bar, progress, make("span", { class: "wb-space" }), ...Object.values(buttons), screen);
-  return { element: make("header", { class: "wb-card wb-header" }, row, message), update };
+  const row = make("div", { class: "wb-header-row" }, badge, bar, progress, message, ...Object.values(buttons), screen);
+  return { element: make("header", { class: "wb-card wb-header" }, row), update };
 }
 
 function headerButton(name, label, title, act) {

@@ -187,7 +187,7 @@ def test_a_panel_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         cluster._blank.cache_clear()
     # Each panel has two y axes.
     axis = 2 * len(PANELS) + 1
-    assert figure.layout.annotations[len(PANELS)].text == "<b>Power (W)</b>"
+    assert figure.layout.annotations[len(PANELS)].text.startswith("<b>Power (W)</b>")
     (power,) = (trace for trace in figure.data if trace.name == "GPUs")
     assert (power.yaxis, list(power.y)) == (f"y{axis}", [400])
     assert figure.layout.xaxis.anchor == f"y{axis}"

@@ -67,7 +67,7 @@ def test_number_of_segments_has_a_limit_and_no_time_is_lost() -> None:
     [
         (
             {"running_requests": 3, "waiting_requests": 1, "kv_cache_usage": 0.125},
-            "r1 on n1: 3 in the batch, 1 waiting, KV cache 12.5%",
+            "r1 on n1: 3 + 1 waiting, KV cache 12.5%",
         ),
         ({"state": "starting"}, "r1 on n1: starting"),
         ({}, "r1 on n1: -"),
