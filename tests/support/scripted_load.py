@@ -86,7 +86,7 @@ class ScriptedService:
                 now,
                 now + START_S,
             )
-        gone = [name for name in list(self.started)[want:]]
+        gone = list(self.started)[want:]
         for name in gone:
             del self.started[name]
         self.target = want

@@ -38,6 +38,7 @@ function slider(label, unit, changed) {
   range.addEventListener("input", () => (number.value = range.value));
   range.addEventListener("change", () => set(range, number));
   number.addEventListener("change", () => set(number, range));
+  number.addEventListener("keydown", (event) => event.key === "Enter" && number.blur());
 
   function update(value, min, max, step, disabled) {
     for (const input of [range, number]) {
