@@ -152,7 +152,7 @@ class ScriptedLoad:
             max_rate=options["max_rate"],
         )
         self.running._task = asyncio.get_running_loop().create_task(self._play(options))
-        return self.running  # type: ignore[no-any-return]
+        return self.running
 
     async def _play(self, options: dict[str, Any]) -> LoadResult:
         running, run = self.running, options["run"]

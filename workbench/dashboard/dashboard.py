@@ -275,7 +275,7 @@ class Dashboard:
         """Put the last state next to the widgets, for a saved notebook, which has no widgets."""
         from workbench.dashboard.picture import picture
 
-        data, _ = view.widget._repr_mimebundle_()
+        data, _ = view.widget._repr_mimebundle_() or ({}, {})
         bundle = data | {"text/html": picture(view)}
         for handle in self._shown:
             if handle is not None:

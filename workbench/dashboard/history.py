@@ -29,7 +29,8 @@ class Line:
 
     def thin(self) -> None:
         """Keep every second of the older points."""
-        for points in (self.x, self.y, self.text):
+        lists: tuple[list[Any], ...] = (self.x, self.y, self.text)
+        for points in lists:
             points[:-RECENT_POINTS] = points[:-RECENT_POINTS:2]
 
     def fields(self) -> dict[str, Any]:

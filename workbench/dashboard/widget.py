@@ -26,7 +26,7 @@ def module() -> str:
     return "\n".join((FRONTEND / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
-class DashboardWidget(anywidget.AnyWidget):  # type: ignore[misc]
+class DashboardWidget(anywidget.AnyWidget):
     """The state of the page.
 
     Attributes:
@@ -48,10 +48,10 @@ class DashboardWidget(anywidget.AnyWidget):  # type: ignore[misc]
     history = traitlets.Instance(History).tag(sync=True, to_json=lambda value, _: value.state())
     scene = traitlets.Dict().tag(sync=True)
     header = traitlets.Dict().tag(sync=True)
-    tiles = traitlets.List().tag(sync=True)
+    tiles: traitlets.List[Any] = traitlets.List().tag(sync=True)
     load = traitlets.Dict().tag(sync=True)
     scaling = traitlets.Dict().tag(sync=True)
-    events = traitlets.List().tag(sync=True)
+    events: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
     def __init__(self, history: History, **state: Any) -> None:
         super().__init__(plotly=FILE.read_bytes(), history=history, **state)

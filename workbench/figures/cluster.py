@@ -207,10 +207,10 @@ def _limit(row: int, value: float, name: str) -> dict[str, Any]:
 
 def _decision_lines(frames: Frames) -> Iterator[dict[str, Any]]:
     """Yield a line per decision: solid for more replicas, dotted for fewer."""
-    for row in frames.samples("decision").tail(MAX_DECISIONS).itertuples():
-        more = row.to_target > row.from_target  # type: ignore[operator]
+    for row in frames.samples("decision").tail(MAX_DECISIONS).to_dict("records"):
+        more = row["to_target"] > row["from_target"]
         style = {"color": VERMILLION if more else BLUE, "dash": "solid" if more else "dot"}
-        at = {"x0": row.time_s, "x1": row.time_s, "yref": "paper", "y0": 0, "y1": 1}
+        at = {"x0": row["time_s"], "x1": row["time_s"], "yref": "paper", "y0": 0, "y1": 1}
         yield {"type": "line", **at, "line": style | {"width": 1}, "opacity": 0.7}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from workbench.figures.lanes import MAX_SEGMENTS, Lanes, lane_texts
 
-REPLICA = {"replica": "r1", "node": "n1"}
+REPLICA: dict[str, Any] = {"replica": "r1", "node": "n1"}
 
 
 def seen(lanes: Lanes) -> list[list[tuple[str, str, float, float]]]:
@@ -22,7 +22,11 @@ def test_replica_passes_through_its_states() -> None:
         lanes.observe(time_s=second, **REPLICA, state="starting")
     for second in range(4, 20):
         requests = 2 if second < 10 else 0
-        counts = {"running_requests": requests, "waiting_requests": 0, "kv_cache_usage": 0.1234}
+        counts: dict[str, Any] = {
+            "running_requests": requests,
+            "waiting_requests": 0,
+            "kv_cache_usage": 0.1234,
+        }
         lanes.observe(time_s=second, **REPLICA, state="running", **counts)
     lanes.observe(time_s=20, **REPLICA, state="stopping")
     assert seen(lanes) == [
