@@ -243,7 +243,8 @@ class Dashboard:
     def _show_latest_message(self, view: View, now_s: float) -> None:
         messages, self._messages = self._messages, []
         for text, error in messages:
-            self._state.log.add(now_s, "error" if error else "note", text)
+            if error:
+                self._state.log.add(now_s, "error", text)
         if messages:  # a later message must not hide an error
             errors = [message for message in messages if message[1]]
             text, error = (errors or messages)[-1]

@@ -18,7 +18,7 @@ MAX_EVENTS = 200
 MERGE_S = 10.0
 """Failures within so many seconds of the first one are one event."""
 
-Kind: TypeAlias = Literal["more", "fewer", "change", "failed", "shed", "slow", "note", "error"]
+Kind: TypeAlias = Literal["more", "fewer", "change", "failed", "shed", "slow", "error"]
 Event: TypeAlias = dict[str, Any]
 """An event as the page gets it: `time_s`, `kind`, `title` and `detail`."""
 _FAILED: dict[str, tuple[Kind, str]] = {

@@ -105,6 +105,8 @@ def _blank(height: int, panels: tuple[Panel, ...], top: int) -> go.Figure:
     )
     figure.update_xaxes(
         title_text=TIME_TITLE,
+        title_font_size=12,
+        tickfont_size=11,
         rangemode="nonnegative",
         hoverformat=",.1f",
         unifiedhovertitle_text="<b>%{x} s</b>",
@@ -150,7 +152,9 @@ def _title(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
         f'<span style="color:{colour}">{symbol}</span> {name}' for symbol, colour, name in keys
     ]
     parts = [f"<b>{panel.title}</b>", *legend]
-    text = {"text": "&nbsp;&nbsp;&nbsp;".join(parts), "font": {"size": 11}}
+    # plotly takes what is between two dollars for a formula.
+    joined = "&nbsp;&nbsp;&nbsp;".join(parts).replace("$", "&#36;")
+    text = {"text": joined, "font": {"size": 11}}
     return place | text | {"yanchor": "bottom", "yshift": 3, "showarrow": False}
 
 

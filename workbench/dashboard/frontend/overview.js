@@ -88,7 +88,7 @@ function sparkline(values) {
     .join(" ");
 }
 
-const EVENT_MARKS = { more: "▲", fewer: "▼", change: "◆", failed: "✕", shed: "⊘", slow: "!", note: "·", error: "✕" };
+const EVENT_MARKS = { more: "▲", fewer: "▼", change: "◆", failed: "✕", shed: "⊘", slow: "!", error: "✕" };
 
 function createEvents(model, zoomTo) {
   const list = make("ol", { class: "wb-event-list", role: "log", "aria-label": "Events, the latest first", tabindex: 0 });

@@ -111,6 +111,13 @@ def test_panels_do_not_overlap_and_fill_the_height(frames: Frames) -> None:
         assert below[0] < below[1] < above[0]
 
 
+def test_titles_with_dollars_are_no_formulas(frames: Frames) -> None:
+    """plotly takes text between two dollars for a formula, and then draws nothing."""
+    titles = [note.text for note in cluster_timeline(frames).layout.annotations]
+    assert any("per hour" in title for title in titles)
+    assert not any("$" in title for title in titles)
+
+
 def test_panels_without_data_say_what_they_wait_for(frames: Frames, tmp_path: Path) -> None:
     def notes(frames: Frames) -> list[str]:
         annotations = cluster_timeline(frames).layout.annotations[len(PANELS) :]
