@@ -112,7 +112,7 @@ def test_panels_do_not_overlap_and_fill_the_height(frames: Frames) -> None:
 
 
 def test_titles_with_dollars_are_no_formulas(frames: Frames) -> None:
-    """plotly takes text between two dollars for a formula, and then draws nothing."""
+    """Plotly takes text between two dollars for a formula, and then draws nothing."""
     titles = [note.text for note in cluster_timeline(frames).layout.annotations]
     assert any("per hour" in title for title in titles)
     assert not any("$" in title for title in titles)
