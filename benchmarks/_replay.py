@@ -83,26 +83,27 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     from workbench import LoadSpec, ModelSpec, Poisson, Prices, RandomPrompts, Run, ServiceSpec
     from workbench.cost.series import CostSeries
     from workbench.dashboard.controller import Controller, Settings
-    from workbench.dashboard.readings import readings
-    from workbench.dashboard.state import LiveState
+    from workbench.dashboard.state import KEEP_S, LiveState
     from workbench.dashboard.view import View
     from workbench.loadgen.handle import LiveLoad
     from workbench.loadgen.progress import NoProgress
     from workbench.loadgen.runner import LoadRunner
     from workbench.loadgen.sources import LiveSource
+    from workbench.metrics.slo import SLO
 
     spec, run = ServiceSpec(model=ModelSpec(id="engine")), Run.create(folder, {})
     deployment = deployment_name(spec.model)
-    cost = CostSeries(spec, Prices(cpu_hour=1.0), keep=180)
-    state = LiveState([deployment], window_s=180, cost=cost)
+    cost = CostSeries(spec, Prices(cpu_hour=1.0), keep=KEEP_S)
+    state = LiveState([deployment], cost=cost, slo=SLO(ttft_ms=1000))
     load = LoadSpec(arrivals=Poisson(rate=10), prompts=RandomPrompts(input=64, output=64))
     running = LiveLoad(0, lambda: 0.0, load=load)
     no_progress = NoProgress(0, None, "")
     source = LiveSource(running, (), 1)
     runner = LoadRunner(None, load, source, running, run, no_progress, state.ended)  # type: ignore[arg-type]
     controller = Controller(None, load, begin=print, post=print)  # type: ignore[arg-type]
-    view = View(Settings(10, 20, 1.0, 64, 128, 4, 8), controller, state.frames([]))
-    display(view.box)  # type: ignore[no-untyped-call]
+    controller.running = running
+    view = View(Settings(10, 20, 1.0, 64, 128), controller, state, window_s=300)
+    display(view.widget)  # type: ignore[no-untyped-call]
     started = time.monotonic()
     for second in range(seconds):
         for sample in _samples(deployment, second):
@@ -114,9 +115,8 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
         for half in range(UPDATES_A_SECOND):
             now = second + 1.5 + half / UPDATES_A_SECOND
             state.advance(now)
-            frames = state.frames([])
-            view.draw(frames, max(0.0, now - 180), now)
-            view.show_readings(readings(running, frames))
+            view.set_state("running")
+            view.draw(state.frames([]), now)
             if drawings_a_second:
                 due = started + (second * UPDATES_A_SECOND + half + 1) / drawings_a_second
                 time.sleep(max(0.0, due - time.monotonic()))

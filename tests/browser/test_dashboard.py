@@ -69,17 +69,15 @@ def wait_for_replicas(page: Any) -> None:
 
 def move_the_rate(page: Any) -> None:
     """Move the sliders by keyboard."""
-    slider = page.locator(".workbench-dashboard .noUi-handle").first
+    slider = page.get_by_label("Rate, requests/s", exact=True)
     slider.focus()
     before = trace(page, "Offered")[1][-1]
     for _ in range(15):
         page.keyboard.press("ArrowRight")
-    tokens = page.locator(".workbench-dashboard .noUi-handle").nth(1)
-    tokens.focus()
+    page.get_by_label("Output tokens", exact=True).focus()
     page.keyboard.press("ArrowRight")
     wait_until(page, lambda: trace(page, "Offered")[1][-1] > before, "a higher rate", timeout_s=30)
-    readout = page.locator(".workbench-dashboard .widget-readout").first
-    rate = float(readout.inner_text())
+    rate = float(slider.input_value())
     wait_until(
         page,
         lambda: abs(trace(page, "Offered")[1][-1] - rate) < 0.05,
@@ -94,16 +92,14 @@ def take_picture(page: Any, tmp_path: Path) -> None:
     dashboard = page.locator(".workbench-dashboard")
     dashboard.scroll_into_view_if_needed()
     figure = page.locator(".workbench-dashboard .js-plotly-plot")
-    assert figure.bounding_box()["width"] > 800
+    assert figure.bounding_box()["width"] > 500
     dashboard.screenshot(path=pictures / "dashboard.png")
     page.screenshot(path=pictures / "dashboard-lab.png")
 
 
 def change_the_scaling(page: Any) -> None:
     """Allow one replica: the running service stops one and continues to answer."""
-    max_replicas = page.locator(
-        ".workbench-dashboard .widget-text", has_text="max_replicas"
-    ).locator("input")
+    max_replicas = page.get_by_label("max_replicas", exact=True)
     max_replicas.fill("1")
     max_replicas.press("Tab")
     page.locator(".workbench-dashboard button", has_text="Apply").click()

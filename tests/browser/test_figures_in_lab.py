@@ -32,7 +32,7 @@ dashboard.show()
 """
 AT_THE_END = """
 dashboard.view.show_message("The last line")
-dashboard._save_picture()
+dashboard._save_picture(dashboard.view)
 """
 
 

@@ -101,8 +101,8 @@ def trace(page: Any, name: str) -> tuple[list[float], list[float]]:
     """Return times and values of a trace as the browser shows it in the dashboard's figure."""
     script = """name => {
         const figure = document.querySelector('.workbench-dashboard .js-plotly-plot');
-        const trace = figure._fullData.find(trace => trace.name === name);
-        return [Array.from(trace.x ?? []), Array.from(trace.y ?? [])];
+        const trace = figure?.data?.find(trace => trace.name === name);
+        return [Array.from(trace?.x ?? []), Array.from(trace?.y ?? [])];
     }"""
     times, values = page.evaluate(script, name)
     return times, values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +23,17 @@ MAX_OUTPUT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
+class ScalingInForce:
+    """The scaling of the running service; `min_replicas` cannot be changed here."""
+
+    target_ongoing_requests: float
+    max_replicas: int
+    min_replicas: int
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The initial values of the controls, and their limits. None hides a control's value.
+    """The values of the controls, and their limits. Without `scaling` there is nothing to scale.
 
     `rate` and `max_rate` are in requests/s, `burstiness` is the shape of the gamma distribution
     of the gaps (None for even gaps).
@@ -34,8 +44,7 @@ class Settings:
     burstiness: float | None
     output_tokens: int
     max_output_tokens: int
-    target_ongoing_requests: float | None = None
-    max_replicas: int | None = None
+    scaling: ScalingInForce | None = None
 
 
 class PostMessage(Protocol):
@@ -76,7 +85,6 @@ class Controller:
             EndpointGoneError: If nothing answers at the endpoint.
         """
         arrivals, prompts, endpoint = self._load.arrivals, self._load.prompts, self._endpoint
-        scaling = endpoint.spec.models[0].scaling if isinstance(endpoint, Endpoint) else None
         longest_prompt = getattr(prompts.input, "high", 1) if prompts.kind == "random" else 1
         output = int(getattr(prompts.output, "high", 1))
         context = context_length(endpoint) or MAX_OUTPUT_TOKENS + longest_prompt
@@ -86,9 +94,29 @@ class Controller:
             burstiness=getattr(arrivals, "burstiness", None),
             output_tokens=output,
             max_output_tokens=max(output, min(context - longest_prompt, MAX_OUTPUT_TOKENS)),
-            target_ongoing_requests=scaling.target_ongoing_requests if scaling else None,
-            max_replicas=scaling.max_replicas if scaling else None,
+            scaling=self.scaling(),
         )
+
+    def scaling(self) -> ScalingInForce | None:
+        """Return the scaling in force; None if this process did not deploy the service."""
+        if not isinstance(self._endpoint, Endpoint):
+            return None
+        scaling = self._endpoint.spec.models[0].scaling
+        return ScalingInForce(
+            scaling.target_ongoing_requests, scaling.max_replicas, scaling.min_replicas
+        )
+
+    @property
+    def plan_s(self) -> float | None:
+        """The duration of the plan in seconds; None if it has no end."""
+        segments: Any = getattr(self._load.arrivals, "segments", tuple)()
+        ends = [self._load.duration_s or math.inf, sum(piece.duration_s for piece in segments)]
+        return min(ends) if segments and min(ends) < math.inf else None
+
+    @property
+    def applying(self) -> bool:
+        """Whether a change of scaling is being applied."""
+        return self.rescaling is not None and not self.rescaling.done()
 
     def start(self) -> None:
         """Start the load, or resume it after a pause."""
@@ -130,7 +158,7 @@ class Controller:
             "max_replicas": max_replicas,
         }
         rescaled(self._endpoint.spec, scaling)  # an invalid scaling is reported at once
-        if self.rescaling is not None and not self.rescaling.done():
+        if self.applying:
             raise SettingError("a change of scaling is being applied: wait until it is done")
         self.rescaling = asyncio.get_running_loop().create_task(self._rescale(scaling))
 

@@ -1,11 +1,13 @@
-"""The dashboard's input widgets: the load, the scaling and the buttons."""
+"""What the page shows of the controls and the header, as plain values."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.dashboard.controller import Settings
+    from workbench.dashboard.controller import Controller, Settings
+    from workbench.loadgen.handle import LiveLoad
 
 GAPS = (
     ("even", None),
@@ -14,50 +16,33 @@ GAPS = (
     ("very bursty (0.2)", 0.2),
 )
 """The choices of burstiness: label, and shape of the gamma distribution."""
-_STYLE = {"description_width": "initial"}
+STATES = {
+    "waiting": "Ready",
+    "starting": "Starting",
+    "running": "Running",
+    "paused": "Paused",
+    "settling": "Scaling down",
+    "ended": "Ended",
+    "interrupted": "Interrupted",
+    "failed": "Failed",
+}
+"""The states of the dashboard, and their names."""
+OVER = ("settling", "ended", "interrupted", "failed")
 
 
-class LoadControls:
-    """The controls of the load: rate, gaps between requests, and output tokens."""
-
-    def __init__(self, settings: Settings) -> None:
-        import ipywidgets as widgets
-
-        slider = {
-            "style": _STYLE,
-            "continuous_update": False,
-            "layout": widgets.Layout(width="300px"),
-        }
-        self.rate = widgets.FloatSlider(
-            value=min(settings.rate, settings.max_rate),
-            min=0,
-            max=settings.max_rate,
-            step=max(0.1, round(settings.max_rate / 100, 1)),
-            description="Requests/s",
-            readout_format=".1f",
-            tooltip="Request rate. Moving the slider replaces the plan.",
-            **slider,
-        )
-        self.burstiness = widgets.Dropdown(
-            options=_gaps(settings.burstiness),
-            value=settings.burstiness,
-            description="Gaps",
-            tooltip="Gaps between requests: the shape of their gamma distribution.",
-            layout=widgets.Layout(width="210px"),
-            style=_STYLE,
-        )
-        self.output_tokens = widgets.IntSlider(
-            value=settings.output_tokens,
-            min=1,
-            max=settings.max_output_tokens,
-            description="Output tokens",
-            tooltip="Output tokens of each further request.",
-            **slider,
-        )
-
-    def all(self) -> list[Any]:
-        """Return the widgets in order."""
-        return [self.rate, self.burstiness, self.output_tokens]
+def load_controls(settings: Settings) -> dict[str, Any]:
+    """Return the controls of the load with their limits."""
+    return {
+        "rate": min(settings.rate, settings.max_rate),
+        "max_rate": settings.max_rate,
+        "rate_step": max(0.1, round(settings.max_rate / 100, 1)),
+        "burstiness": settings.burstiness,
+        "gaps": [list(choice) for choice in _gaps(settings.burstiness)],
+        "output_tokens": settings.output_tokens,
+        "max_output_tokens": settings.max_output_tokens,
+        "disabled": "Press Start first",
+        "manual": False,
+    }
 
 
 def _gaps(burstiness: float | None) -> tuple[tuple[str, float | None], ...]:
@@ -66,56 +51,36 @@ def _gaps(burstiness: float | None) -> tuple[tuple[str, float | None], ...]:
     return (*GAPS, (f"{burstiness:g}", burstiness))
 
 
-class ScalingControls:
-    """The controls of the autoscaler, shown for a service that we deployed."""
-
-    def __init__(self, settings: Settings) -> None:
-        import ipywidgets as widgets
-
-        self.shown = settings.max_replicas is not None
-        if not self.shown:
-            return
-        self.target = widgets.BoundedFloatText(
-            value=settings.target_ongoing_requests,
-            min=0.1,
-            max=4096,
-            step=0.5,
-            description="target_ongoing_requests",
-            tooltip="Requests per replica that the autoscaler aims at.",
-            layout=widgets.Layout(width="235px"),
-            style=_STYLE,
-        )
-        self.max_replicas = widgets.BoundedIntText(
-            value=settings.max_replicas,
-            min=1,
-            max=1024,
-            description="max_replicas",
-            tooltip="Maximum number of replicas that the autoscaler starts.",
-            layout=widgets.Layout(width="150px"),
-            style=_STYLE,
-        )
-
-    def all(self) -> list[Any]:
-        """Return the widgets in order; none if there is nothing to scale."""
-        return [self.target, self.max_replicas] if self.shown else []
+def scaling_controls(controller: Controller) -> dict[str, Any]:
+    """Return the scaling in force, and whether a change is being applied; empty without one."""
+    scaling = controller.scaling()
+    return {} if scaling is None else asdict(scaling) | {"applying": controller.applying}
 
 
-def make_buttons(*, scaling: bool) -> dict[str, Any]:
-    """Return the buttons by name; `apply` only if the service can be scaled."""
-    buttons = {
-        "start": _button("Start", "Start the load, or resume it after a pause.", "play", "success"),
-        "pause": _button("Pause", "Stop sending for now.", "pause"),
-        "stop": _button("Stop", "End the load. Results are kept.", "stop", "danger"),
+def disabled_because(state: str) -> str:
+    """Return why the load cannot be changed; "" if it can."""
+    if state in OVER:
+        return "The load has ended: create another dashboard for another run"
+    return "Press Start first" if state == "waiting" else ""
+
+
+def progress_fields(running: LiveLoad | None, plan_s: float | None) -> dict[str, Any]:
+    """Return the part of the plan that is over (None without an end), in words and as a share."""
+    if running is None:
+        return {"share": None, "progress": f"The plan takes {_clock(plan_s)}" if plan_s else ""}
+    elapsed_s = max(0.0, running.clock() - (running.start_s or running.clock()))
+    ends_s = running.plan_ends_s
+    if running.manual_rate:
+        text = f"{_clock(elapsed_s)}, rate set by hand: runs until Stop"
+        return {"share": None, "progress": text}
+    if ends_s is None or not plan_s:
+        return {"share": None, "progress": f"{_clock(elapsed_s)} elapsed"}
+    done_s = min(plan_s, max(0.0, plan_s - (ends_s - running.clock())))
+    return {
+        "share": round(done_s / plan_s, 3),
+        "progress": f"{_clock(done_s)} of {_clock(plan_s)}",
     }
-    if scaling:
-        tip = "Change the scaling of the running service. Its replicas keep running."
-        buttons["apply"] = _button("Apply", tip, "check")
-    return buttons
 
 
-def _button(label: str, tooltip: str, icon: str, style: str = "") -> Any:
-    import ipywidgets as widgets
-
-    button = widgets.Button(description=label, tooltip=tooltip, icon=icon, button_style=style)
-    button.layout.width = "90px"
-    return button
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

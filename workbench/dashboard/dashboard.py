@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cost.series import CostSeries
 from workbench.dashboard.controller import Controller
-from workbench.dashboard.readings import readings
-from workbench.dashboard.state import LiveState
+from workbench.dashboard.state import KEEP_S, LiveState
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster_frames import Frames, frames_of
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 DRAW_EVERY_S = 1.0
 """The minimum seconds between two drawings."""
-LIVE_WINDOW_S = 180
+LIVE_WINDOW_S = 300
 
 
 class Dashboard:
@@ -52,11 +51,11 @@ class Dashboard:
         run: The run folder.
         live: Whether to show widgets. If not, lines are printed.
         prices: What replicas cost; without prices no cost is shown.
-        slo: Which requests count as good in the cost per million tokens.
+        slo: Which requests count as good, in the numbers and the cost per million tokens.
         max_rate: The end of the rate slider in requests/s; by default twice the plan's peak.
         settle_s: Maximum seconds to watch the cluster after the plan ends, until its replicas
             are back at their minimum.
-        window_s: Seconds that the live figure shows.
+        window_s: Seconds that the live figure shows at first.
     """
 
     def __init__(
@@ -81,14 +80,13 @@ class Dashboard:
         self._deployments = endpoint.deployments
         # The specification before any rescaling: prices do not depend on the scaling.
         self._cost = partial(CostSeries, own.spec if own else None, prices, slo=slo)
-        self._state = LiveState(
-            self._deployments, window_s=window_s, cost=self._cost(keep=window_s)
-        )
+        self._state = LiveState(self._deployments, cost=self._cost(keep=KEEP_S), slo=slo)
         self._settle_s, self._window_s = settle_s, window_s
-        self._live = live
+        self._live, self._slo = live, slo
+        self._phase: str | None = None  # what follows the load, or how it ended
         self._messages: list[tuple[str, bool]] = []
         self._task: asyncio.Task[LoadResult] | None = None
-        self._shown: Any = None  # the handle of the displayed widgets
+        self._shown: list[Any] = []  # the handles of the displayed widgets
 
     @property
     def running(self) -> LiveLoad | None:
@@ -96,15 +94,21 @@ class Dashboard:
         return self.controller.running
 
     def show(self) -> None:
-        """Show the widgets in the cell's output. Without `live`, do nothing."""
-        if self._live and self.view is None:
-            from IPython.display import display
+        """Show the dashboard in the cell's output, any number of times. Without `live`, do nothing.
 
+        All outputs show the same. They are restored after a reload of the page.
+        """
+        if not self._live:
+            return
+        from IPython.display import display
+
+        if self.view is None:
             from workbench.dashboard.view import View
 
             settings = self.controller.settings()
-            self.view = View(settings, self.controller, self._state.frames([]))
-            self._shown = display(self.view.box, display_id=True)  # type: ignore[no-untyped-call]
+            self.view = View(settings, self.controller, self._state, window_s=self._window_s)
+        handle = display(self.view.widget, display_id=True)  # type: ignore[no-untyped-call]
+        self._shown.append(handle)
 
     def start(self) -> None:
         """Start to send, sample and draw, and return at once. Await the dashboard for the end.
@@ -112,9 +116,10 @@ class Dashboard:
         Raises:
             SettingError: If the dashboard has been started before, and as `start_live_load`.
         """
-        self.show()
         if self._task is not None:
             raise SettingError("this dashboard has been started: create another for another run")
+        if self.view is None:
+            self.show()
         self.controller.running = start_live_load(
             self.endpoint,
             self.load,
@@ -155,7 +160,7 @@ class Dashboard:
 
     def frames(self) -> Frames:
         """Return the whole run as frames, read from its folder."""
-        return frames_of(self.run, self._deployments, cost=self._cost())
+        return frames_of(self.run, self._deployments, cost=self._cost(), slo=self._slo)
 
     def figure(self) -> go.Figure:
         """Return the whole run on one timeline, read from its folder."""
@@ -176,12 +181,10 @@ class Dashboard:
                 result = await self.running
                 if result.ended_early is None:
                     await self._wait_for_scale_down()
-            self._post(f"Ended: {result.ended_early or 'the plan is complete'}")
-            self._draw(final=True)
+            self._end("ended", f"Ended: {result.ended_early or 'the plan is complete'}")
             return result
         except asyncio.CancelledError:
-            self._post_error(interrupted(self.running.cancelled).capitalize())
-            self._draw(final=True)
+            self._end("interrupted", interrupted(self.running.cancelled).capitalize())
             raise
         finally:
             drawing.cancel()
@@ -189,10 +192,16 @@ class Dashboard:
             if isinstance(drawn, Exception):
                 raise drawn
 
+    def _end(self, phase: str, text: str) -> None:
+        self._phase = phase
+        self._post(text, error=phase == "interrupted")
+        self._draw(final=True)
+
     async def _wait_for_scale_down(self) -> None:
         """Wait until the replicas are at their minimum, for at most `settle_s`."""
         if not isinstance(self.endpoint, Endpoint) or not self._settle_s:
             return
+        self._phase = "settling"
         self._post(
             f"The plan is complete, and nothing more is sent; watching the replicas for at most "
             f"{self._settle_s:g} s"
@@ -224,18 +233,18 @@ class Dashboard:
         self._state.advance(now)
         if view is None:
             return
-        self._show_latest_message(view)
-        view.set_state(running.state)
-        if running.state == "running" and not running.manual_rate:
-            view.follow_rate(running.rate)
+        self._show_latest_message(view, now)
+        view.set_state(self._phase or running.state)
         if self._state.pending or final:
             self._state.pending = 0
-            frames = self._state.frames(running.changes)
-            view.draw(frames, max(0.0, now - self._window_s), max(now, 30.0))
-            view.show_readings(readings(running, frames))
+            self._state.log.changed(running.changes)
+            view.draw(self._state.frames(running.changes), now, final=final)
 
-    def _show_latest_message(self, view: View) -> None:
+    def _show_latest_message(self, view: View, now_s: float) -> None:
         messages, self._messages = self._messages, []
+        for text, error in messages:
+            if error:
+                self._state.log.add(now_s, "error", text)
         if messages:  # a later message must not hide an error
             errors = [message for message in messages if message[1]]
             text, error = (errors or messages)[-1]
@@ -255,15 +264,20 @@ class Dashboard:
     def _show_end(self, task: asyncio.Task[LoadResult]) -> None:
         # Awaiting raises the exception too; this is for a user who only watches.
         error = None if task.cancelled() else task.exception()
-        if self.view is not None:
-            self.view.set_state("ended")
-            if error is not None:
-                self.view.show_message(f"{type(error).__name__}: {error}", error=True)
-            self._save_picture()
+        if self.view is None:
+            return
+        if error is not None:
+            self._phase = "failed"
+            self.view.show_message(f"{type(error).__name__}: {error}", error=True)
+        self.view.set_state(self._phase or "ended")
+        self._save_picture(self.view)
 
-    def _save_picture(self) -> None:
+    def _save_picture(self, view: View) -> None:
         """Put the last state next to the widgets, for a saved notebook, which has no widgets."""
-        assert self.view is not None
-        if self._shown is not None:
-            bundle = self.view.box._repr_mimebundle_()
-            self._shown.update(bundle | {"text/html": self.view.picture()}, raw=True)
+        from workbench.dashboard.picture import picture
+
+        data, _ = view.widget._repr_mimebundle_() or ({}, {})
+        bundle = data | {"text/html": picture(view)}
+        for handle in self._shown:
+            if handle is not None:
+                handle.update(bundle, raw=True)

@@ -1,164 +1,159 @@
-"""The dashboard's widgets: one figure, the latest readings, and the controls. Measures nothing."""
+"""The view of a dashboard: it fills the widget, and hands the page's actions on."""
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from workbench.clock import running_loop
-from workbench.dashboard.controls import LoadControls, ScalingControls, make_buttons
+from workbench.dashboard.controls import (
+    STATES,
+    disabled_because,
+    load_controls,
+    progress_fields,
+    scaling_controls,
+)
+from workbench.dashboard.history import History
+from workbench.dashboard.tiles import Tiles
+from workbench.dashboard.widget import DashboardWidget
 from workbench.dashboard.widgets import ack_widget_messages
-from workbench.figures.cluster import HEIGHT, cluster_timeline, tick_layout, timeline_traces
-from workbench.figures.style import VERMILLION
+from workbench.figures.cluster import blank_timeline, line_traces, mark_traces, scales, shapes
+from workbench.figures.panels import LIVE_PANELS
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from workbench.dashboard.controller import Controller, Settings
+    from workbench.dashboard.state import LiveState
     from workbench.figures.cluster_frames import Frames
 
-LIVE_HEIGHT = round(HEIGHT * 720 / 980)
-"""Pixels of the live figure, which shares the screen with the controls."""
+LIVE_HEIGHT, _TOP_PX = 640, 26
+_SET = {"set_rate": "rate", "set_burstiness": "burstiness", "set_output_tokens": "output_tokens"}
+"""The actions that set a value of the load."""
+_ACTIONS = {"start", "pause", "stop", "rescale", *_SET}
 
 
 class View:
-    """Widgets in the output of the cell that displays `box`."""
+    """A widget and its content. The widget can be displayed any number of times."""
 
-    def __init__(self, settings: Settings, controller: Controller, empty: Frames) -> None:
-        """`empty` are the frames before the start, for the first drawing."""
-        import ipywidgets as widgets
-        import plotly.graph_objects as go
-
+    def __init__(
+        self, settings: Settings, controller: Controller, state: LiveState, *, window_s: int
+    ) -> None:
+        """`window_s` is the number of seconds that the figure shows at first."""
         self._controller, self._loop = controller, running_loop()
-        self._follows_plan = False
-        self.figure = go.FigureWidget(cluster_timeline(empty, title="", height=LIVE_HEIGHT))
-        self.figure.update_layout(margin_t=30, uirevision="live")
-        self._time_axes = [axis.plotly_name for axis in self.figure.select_xaxes()]
-        self.readings, self.status = widgets.HTML(), widgets.HTML()
-        self.load, self.scaling = LoadControls(settings), ScalingControls(settings)
-        self.buttons = make_buttons(scaling=self.scaling.shown)
-        self._connect()
-        self.box = widgets.VBox([*self._rows(), self.readings, self.status, self.figure])
-        self.box.add_class("workbench-dashboard")
-        for control in (*self.load.all(), *self.buttons.values(), *self.scaling.all()):
-            ack_widget_messages(control)
+        self._tiles, self._data = Tiles(), state
+        empty = state.frames([])
+        lines = line_traces(empty, LIVE_PANELS)
+        self.history = History(len(lines))
+        self.widget = DashboardWidget(
+            self.history,
+            figure={
+                "lines": [_plain(placed.trace) for placed in lines],
+                "layout": self._blank().to_plotly_json()["layout"],
+                "rows": [placed.row for placed in [*lines, *mark_traces(empty, LIVE_PANELS)]],
+                "window_s": window_s,
+            },
+            scene=_scene(empty, 0.0),
+            header={"state": "waiting", "label": STATES["waiting"], "message": "", "error": False},
+            tiles=self._tiles.update(None, empty, state.tally),
+            load=load_controls(settings),
+            scaling=scaling_controls(controller),
+        )
+        self.widget.on_msg(self._received)
+        ack_widget_messages(self.widget)
         self.set_state("waiting")
 
-    def _rows(self) -> list[Any]:
-        import ipywidgets as widgets
+    def _blank(self) -> go.Figure:
+        return blank_timeline(LIVE_HEIGHT, LIVE_PANELS, top=_TOP_PX)
 
-        wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
-        run = [self.buttons[name] for name in ("start", "pause", "stop")]
-        scaling = [*self.scaling.all(), *(b for b in self.buttons.values() if b not in run)]
-        return [
-            widgets.HBox(self.load.all(), layout=wrap),
-            widgets.HBox([*run, *scaling], layout=wrap),
-        ]
-
-    def _connect(self) -> None:
-        self._observe(self.load.rate, "set_rate")
-        self._observe(self.load.burstiness, "set_burstiness")
-        self._observe(self.load.output_tokens, "set_output_tokens")
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: self._click(name))
-
-    def _observe(self, control: Any, action: str) -> None:
-        def changed(change: dict[str, Any]) -> None:
-            if not self._follows_plan:
-                self._do(action, change["new"])
-
-        control.observe(changed, names="value")
-
-    def _click(self, button: str) -> None:
-        if button == "apply":
-            self._do("rescale", self.scaling.target.value, self.scaling.max_replicas.value)
-        else:
-            self._do(button)
-
-    def _do(self, action: str, *values: Any) -> None:
+    def _received(self, _: Any, content: dict[str, Any], __: Any) -> None:
         """Act in the load's event loop: JupyterLab may deliver a message in another thread."""
         if self._loop is not None and running_loop() is not self._loop:
-            self._loop.call_soon_threadsafe(self._do_here, action, *values)
+            self._loop.call_soon_threadsafe(self._act, content)
         else:
-            self._do_here(action, *values)
+            self._act(content)
 
-    def _do_here(self, action: str, *values: Any) -> None:
+    def _act(self, content: dict[str, Any]) -> None:
+        action, values = str(content.get("action")), content.get("values", [])
+        if action == "resync":
+            self.widget.send(self.history.message())
+            return
         try:
+            if action not in _ACTIONS:
+                raise ValueError(f"unknown action {action!r}")
             getattr(self._controller, action)(*values)
         except Exception as error:
             # The exception of a callback would only be written to a log.
             self.show_message(f"{type(error).__name__}: {error}", error=True)
-
-    def follow_rate(self, rate: float) -> None:
-        """Move the slider to the plan's rate in requests/s, without setting that rate."""
-        slider = self.load.rate
-        if abs(rate - slider.value) < slider.step:
+            self._put_back()
             return
-        self._follows_plan = True
-        try:
-            slider.value = min(rate, slider.max)
-        finally:
-            self._follows_plan = False
+        if action in _SET:
+            self._update("load", **{_SET[action]: values[0]})
+        if action == "rescale" and self._controller.rescaling is not None:
+            self._controller.rescaling.add_done_callback(lambda _: self._refresh_scaling())
+        self._refresh_scaling()
+
+    def _put_back(self) -> None:
+        """Send the values in force again, because the page shows the ones that were rejected."""
+        self.widget.send({"type": "values"})
+
+    def _refresh_scaling(self) -> None:
+        self.widget.scaling = scaling_controls(self._controller)
+
+    def _update(self, name: str, **fields: Any) -> None:
+        setattr(self.widget, name, getattr(self.widget, name) | fields)
 
     def set_state(self, state: str) -> None:
-        """Enable the controls for `waiting`, `starting`, `running`, `paused` or `ended`."""
-        self.buttons["start"].description = "Resume" if state == "paused" else "Start"
-        self.buttons["start"].disabled = state not in ("waiting", "paused")
-        self.buttons["pause"].disabled = state != "running"
-        self.buttons["stop"].disabled = state not in ("starting", "running", "paused")
-        for control in self.load.all():
-            control.disabled = state in ("waiting", "ended")
+        """Show a state of `STATES`, and enable the controls that it allows."""
+        running = self._controller.running
+        progress = progress_fields(running, self._controller.plan_s)
+        self._update("header", state=state, label=STATES[state], **progress)
+        manual = running is not None and running.manual_rate
+        self._update("load", disabled=disabled_because(state), manual=manual)
+        if running is not None and not manual and state == "running":
+            self._update("load", rate=round(running.rate, 1))
 
     def show_message(self, text: str, *, error: bool = False) -> None:
-        """Show one line below the controls."""
-        style = f' style="color:{VERMILLION};font-weight:600"' if error else ""
-        self.status.value = f'<div role="status"{style}>{html.escape(text)}</div>'
+        """Show one line below the header."""
+        self._update("header", message=text, error=error)
 
-    def show_readings(self, readings: dict[str, str]) -> None:
-        """Show values by label above the figure."""
-        cells = "".join(
-            f"<span>{html.escape(label)} <b>{html.escape(value)}</b></span>"
-            for label, value in readings.items()
-        )
-        row = "display:flex;flex-wrap:wrap;gap:0 1.6em;font-variant-numeric:tabular-nums"
-        self.readings.value = f'<div style="{row}">{cells}</div>'
+    def draw(self, frames: Frames, now_s: float, *, final: bool = False) -> None:
+        """Show `frames` and the numbers at `now_s`, in seconds since the start of the run."""
+        lines = [line.points(frames) for panel in LIVE_PANELS for line in panel.traces]
+        message = self.history.extend(lines, final=final)
+        with self.widget.hold_sync():
+            self.widget.scene = _scene(frames, now_s)
+            self.widget.tiles = self._tiles.update(
+                self._controller.running, frames, self._data.tally
+            )
+            self.widget.events = self._data.log.events()
+            self._refresh_scaling()
+        if message is not None:
+            self.widget.send(message)
 
-    def picture(self) -> str:
-        """Return the present state without controls, as HTML that needs no kernel."""
-        from workbench.display import StaticFigure
-
-        texts: str = self.readings.value + self.status.value
-        return texts + StaticFigure(_plain(self.figure)).html()
-
-    def draw(self, frames: Frames, start_s: float, end_s: float) -> None:
-        """Show `frames` from `start_s` to `end_s`, in seconds since the start of the run."""
-        ranges = {axis: {"range": [start_s, end_s]} for axis in self._time_axes}
-        with self.figure.batch_update():
-            for shown, placed in zip(self.figure.data, timeline_traces(frames), strict=True):
-                _update(shown, placed.trace)
-            self.figure.update_layout(ranges | tick_layout(self.figure, frames))
-
-
-def _plain(figure: Any) -> Any:
-    """Return a plain figure with the data and layout of a FigureWidget."""
-    import plotly.graph_objects as go
-
-    return go.Figure(figure.to_dict())
+    def figure(self) -> go.Figure:
+        """Return the live figure as a plain figure."""
+        figure, scene = self._blank(), self.widget.scene
+        styles = self.widget.figure["lines"]
+        lines = zip(styles, self.history.lines, strict=True)
+        traces = [*(style | line.fields() for style, line in lines), *scene["marks"]]
+        figure.add_traces(traces)
+        rows = zip(self.widget.figure["rows"], traces, strict=True)
+        filled = {row for row, trace in rows if len(trace.get("x", ()))}
+        for row, note in enumerate(figure.layout.annotations[len(LIVE_PANELS) :], 1):
+            note.visible = row not in filled
+        figure.update_layout(scene["scales"] | {"shapes": scene["shapes"]})
+        return figure
 
 
-def _update(shown: Any, new: dict[str, Any]) -> None:
-    x, y = (_floats(new.get(name)) for name in ("x", "y"))
-    if _same(shown.x, x) and _same(shown.y, y):
-        return
-    if new.get("mode") == "markers":
-        marker = {name: new["marker"][name] for name in ("symbol", "color")}
-        shown.update(customdata=new.get("customdata"), marker=marker)
-    shown.x, shown.y = x, y
+def _scene(frames: Frames, now_s: float) -> dict[str, Any]:
+    return {
+        "now_s": round(now_s, 1),
+        "marks": [placed.trace for placed in mark_traces(frames, LIVE_PANELS)],
+        "scales": scales(frames, LIVE_PANELS),
+        "shapes": shapes(frames, LIVE_PANELS),
+    }
 
 
-def _same(shown: Any, new: Any) -> bool:
-    return np.array_equal(_floats(shown), new, equal_nan=True)
-
-
-def _floats(values: Any) -> Any:
-    return np.asarray(() if values is None else values, float)
+def _plain(trace: dict[str, Any]) -> dict[str, Any]:
+    """Return a trace without its points."""
+    return {name: value for name, value in trace.items() if name not in ("x", "y", "text")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.cost.series import CostSeries, cost_rows
+from workbench.figures.lanes import Lanes
 from workbench.metrics.windows import request_windows
 from workbench.records import LoadChange
 from workbench.workload.rate_curve import offered_rates
@@ -18,6 +19,7 @@ from workbench.workload.rate_curve import offered_rates
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.metrics.slo import SLO
     from workbench.runs.run import Run
 
 GAP_S = 3.5
@@ -42,12 +44,16 @@ class Frames:
             Samples of deployments and replicas are those of the models' deployments only.
         cost: A row per second, in dollars (`workbench.cost.series.COST_COLUMNS`); empty without
             prices.
+        lanes: What each replica did.
+        slo: The bounds that the latency panel shows.
     """
 
     requests: pd.DataFrame
     changes: Sequence[LoadChange]
     samples: Callable[[str], pd.DataFrame]
     cost: pd.DataFrame
+    lanes: Lanes = field(default_factory=Lanes)
+    slo: SLO | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,20 @@ class SampleColumn:
         return with_gaps(times, combined)
 
 
-def frames_of(run: Run, deployments: Collection[str], *, cost: CostSeries | None = None) -> Frames:
+def frames_of(
+    run: Run,
+    deployments: Collection[str],
+    *,
+    cost: CostSeries | None = None,
+    slo: SLO | None = None,
+) -> Frames:
     """Read the frames of a whole run from its folder.
 
     Args:
         run: The run.
         deployments: The deployments of the models.
         cost: A new series that knows the prices.
+        slo: The SLO whose bounds the figure shows.
     """
     changes = run.changes()
 
@@ -124,6 +137,8 @@ def frames_of(run: Run, deployments: Collection[str], *, cost: CostSeries | None
         changes=changes,
         samples=samples,
         cost=cost_rows(series, run.samples(), run.records()),
+        lanes=Lanes.of(samples("replica")),
+        slo=slo,
     )
 
 

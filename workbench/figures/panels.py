@@ -7,24 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.figures.cluster_frames import CostColumn, Frames, RequestColumn, SampleColumn
-from workbench.figures.replica_traces import replica_traces
+from workbench.figures.cluster_frames import (
+    CostColumn,
+    Frames,
+    RequestColumn,
+    SampleColumn,
+    Vector,
+)
+from workbench.figures.lane_traces import LANE_KEYS, LaneTexts, lane_axis, lane_marks
+from workbench.figures.replica_traces import decision_trace
 from workbench.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 from workbench.quantities import SHARE_TICKS, quantity
 from workbench.records import LoadChange
 from workbench.workload.rate_curve import offered_rates
 
-
-@dataclass(frozen=True)
-class Mark:
-    """A trace as plotly's dictionary, and whether it belongs to the right axis.
-
-    plotly checks the objects of its own classes, at a cost that a live view would pay at every
-    drawing.
-    """
-
-    trace: dict[str, Any]
-    right: bool = False
+_DASHES = {"solid": "━━", "dash": "━ ━", "dot": "•••", "dashdot": "━ •"}
+"""The symbol of each dash in the legend."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Trace:
         dash: The line's dash, as plotly names it.
         right: Whether the line belongs to the right axis.
         step: Whether a value holds until the next one.
+        unit: The unit of `workbench.quantities.quantity` with which `hover` shows "%{text}".
     """
 
     label: str
@@ -49,50 +48,82 @@ class Trace:
     dash: str = "solid"
     right: bool = False
     step: bool = False
+    unit: str | None = None
+
+    def points(self, frames: Frames) -> tuple[Vector, Vector, list[str] | None]:
+        """Return times in seconds, values, and the texts for `hover` (None without a unit)."""
+        times, values = self.source.read(frames)
+        texts = None if self.unit is None else [quantity(v, self.unit) for v in values.tolist()]
+        return times, values, texts
+
+    def style(self) -> dict[str, Any]:
+        """Return the trace without its points, as plotly's dictionary."""
+        line = {"color": self.colour, "dash": self.dash, "width": 2}
+        return {
+            "type": "scatter",
+            "name": self.label,
+            "mode": "lines",
+            "line": line | ({"shape": "hv"} if self.step else {}),
+            "hovertemplate": f"{self.hover}<extra></extra>",
+        }
+
+    @property
+    def key(self) -> tuple[str, str, str] | None:
+        """What the legend shows: a symbol, its colour and the name."""
+        return _DASHES[self.dash], self.colour, self.label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Panel:
     """A row of the timeline.
 
+    plotly checks the objects of its own classes, at a cost that a live view would pay at every
+    drawing. Everything here is therefore a plain dictionary.
+
     Attributes:
-        title: The title of the left axis, with its unit.
-        height: The height relative to the other panels; 1 is the whole of the first six.
-        traces: The lines, in the order of the legend.
+        title: The title, with the unit of the left axis.
+        height: The height relative to the other panels; 1 is about the height of a screen.
+        traces: The lines, in the order of the legend. A live view only ever adds points to them.
         right_title: The title of the right axis, with its unit.
         axis: More properties of the left axis, as plotly names them.
         right_axis: More properties of the right axis.
-        marks: Returns further traces that are not plain lines, always the same number in the same
-            order, because a live figure is updated in place.
-        tick: Returns the distance between ticks of the left axis.
+        marks: Returns further traces, always the same number in the same order. A live view
+            replaces them as a whole.
+        scale: Returns more properties of the left axis that depend on the data.
+        right_scale: The same for the right axis.
+        limits: Returns horizontal lines: a value of the left axis, and its name.
+        keys: What the legend shows for the marks: a symbol, its colour and a name.
+        empty: What the panel says while it has no data.
     """
 
     title: str
     height: float
-    traces: tuple[Trace, ...] = ()
+    traces: tuple[Trace | LaneTexts, ...] = ()
     right_title: str = ""
     axis: Mapping[str, Any] = field(default_factory=dict)
     right_axis: Mapping[str, Any] = field(default_factory=dict)
-    marks: Callable[[Frames], Iterable[Mark]] | None = None
-    tick: Callable[[Frames], float] | None = None
+    marks: Callable[[Frames], Iterable[dict[str, Any]]] | None = None
+    scale: Callable[[Frames], Mapping[str, Any]] | None = None
+    right_scale: Callable[[Frames], Mapping[str, Any]] | None = None
+    limits: Callable[[Frames], Iterable[tuple[float, str]]] | None = None
+    keys: tuple[tuple[str, str, str], ...] = ()
+    empty: str = "No data yet"
 
 
-def change_marks(frames: Frames) -> Iterator[Mark]:
+def change_marks(frames: Frames) -> Iterator[dict[str, Any]]:
     """Yield one trace: a diamond at each manual change of the load, on the offered rate."""
     changes = [change for change in frames.changes if change.what not in ("start", "end")]
     times = [change.time_s for change in changes]
-    yield Mark(
-        {
-            "type": "scatter",
-            "x": times,
-            "y": offered_rates(frames.changes, times),
-            "name": "Manual change",
-            "mode": "markers",
-            "marker": {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1}},
-            "customdata": [[_change_text(change)] for change in changes],
-            "hovertemplate": "%{customdata[0]}<extra></extra>",
-        }
-    )
+    yield {
+        "type": "scatter",
+        "x": times,
+        "y": offered_rates(frames.changes, times),
+        "name": "Manual change",
+        "mode": "markers",
+        "marker": {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1}},
+        "customdata": [[change_html(change)] for change in changes],
+        "hovertemplate": "%{customdata[0]}<extra></extra>",
+    }
 
 
 _CHANGES = {
@@ -106,36 +137,52 @@ _CHANGES = {
 }
 
 
-def _change_text(change: LoadChange) -> str:
+def change_text(change: LoadChange) -> str:
+    """Return what changed, with its new value: "Rate 8 requests/s"."""
     label, unit = _CHANGES.get(change.what, (change.what, ""))
-    value = "" if change.value is None else f" {quantity(change.value, unit)}"
+    return label if change.value is None else f"{label} {quantity(change.value, unit)}"
+
+
+def change_html(change: LoadChange) -> str:
+    """Return what changed and why as HTML."""
     note = f"<br>{html.escape(change.note)}" if change.note else ""
-    return html.escape(f"{label}{value}") + note
+    return html.escape(change_text(change)) + note
 
 
-def replica_marks(frames: Frames) -> Iterator[Mark]:
-    """Yield the replicas by state, the target, the desired count and the decisions."""
-    for scatter in replica_traces(frames.samples("deployment"), frames.samples("decision")):
-        trace = scatter.to_plotly_json()
-        label = trace["name"].removeprefix("Replicas ").capitalize()
-        yield Mark(trace | {"name": label}, right=label == "Desired")
+def decision_marks(frames: Frames) -> Iterator[dict[str, Any]]:
+    """Yield one trace: a triangle at each decision of the autoscaler."""
+    yield decision_trace(frames.samples("decision"))
 
 
-def replica_tick(frames: Frames) -> float:
-    """Return the distance between ticks of the replica axis: whole numbers, about four ticks."""
+def replica_scale(frames: Frames) -> dict[str, Any]:
+    """Return the distance between ticks of the replica axis: whole numbers, about three ticks."""
     counts = frames.samples("deployment").reindex(columns=["target", "running"])
     highest = counts.max().max()
-    return max(1, round(highest / 4)) if highest == highest else 1
+    return {"dtick": max(1, round(highest / 3)) if highest == highest else 1}
+
+
+def slo_limits(frames: Frames) -> Iterator[tuple[float, str]]:
+    """Yield the SLO's bounds of the latencies that the panel shows, in ms."""
+    bounds = {} if frames.slo is None else frames.slo.bounds()
+    for key, name in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT")):
+        if key in bounds:
+            yield bounds[key], f"SLO: {name} {quantity(bounds[key], 'ms')}"
 
 
 _MILLISECONDS = {1: "1 ms", 10: "10 ms", 100: "100 ms", 1e3: "1 s", 1e4: "10 s", 1e5: "100 s"}
-_LOG_MILLISECONDS = {
+_LOG_MILLISECONDS: dict[str, Any] = {
     "type": "log",
     "rangemode": "normal",
     "tickmode": "array",
     "tickvals": list(_MILLISECONDS),
     "ticktext": list(_MILLISECONDS.values()),
 }
+
+
+def _latency(label: str, column: str, colour: str, dash: str = "solid") -> Trace:
+    hover = f"{label} %{{text}}"
+    return Trace(label, RequestColumn(column), colour, hover, dash, unit="ms")
+
 
 REQUESTS = Panel(
     title="Requests/s",
@@ -178,6 +225,8 @@ REQUESTS = Panel(
         ),
     ),
     marks=change_marks,
+    keys=(("◆", ORANGE, "Manual change"),),
+    empty="Waiting for the load to start",
 )
 
 LATENCY = Panel(
@@ -185,27 +234,58 @@ LATENCY = Panel(
     height=0.22,
     axis=_LOG_MILLISECONDS,
     traces=(
-        Trace("TTFT p50", RequestColumn("ttft_p50_ms"), BLUE, "TTFT p50 %{y:,.0f} ms"),
-        Trace("TTFT p99", RequestColumn("ttft_p99_ms"), BLUE, "TTFT p99 %{y:,.0f} ms", "dot"),
-        Trace("ITL p50", RequestColumn("itl_p50_ms"), GREEN, "ITL p50 %{y:,.1f} ms"),
-        Trace("ITL p99", RequestColumn("itl_p99_ms"), GREEN, "ITL p99 %{y:,.1f} ms", "dot"),
+        _latency("TTFT p50", "ttft_p50_ms", BLUE),
+        _latency("TTFT p99", "ttft_p99_ms", BLUE, "dot"),
+        _latency("ITL p50", "itl_p50_ms", GREEN),
+        _latency("ITL p99", "itl_p99_ms", GREEN, "dot"),
     ),
+    limits=slo_limits,
+    empty="Waiting for the first completed request",
 )
+
+
+def _replicas(label: str, colour: str, **style: Any) -> Trace:
+    column = label.lower()
+    source = SampleColumn("deployment", column, "sum")
+    return Trace(label, source, colour, f"%{{y:.0f}} replicas {column}", step=True, **style)
+
 
 REPLICAS = Panel(
     title="Replicas",
     # A queue may make the policy ask for hundreds; on the left axis no replica would be visible.
     right_title="Desired",
-    height=0.18,
+    height=0.13,
     axis={"tickmode": "linear", "tick0": 0, "dtick": 1},
-    marks=replica_marks,
-    tick=replica_tick,
+    traces=(
+        _replicas("Running", GREEN),
+        _replicas("Starting", PURPLE, dash="dash"),
+        _replicas("Target", BLUE, dash="dot"),
+        _replicas("Desired", ORANGE, dash="dashdot", right=True),
+    ),
+    marks=decision_marks,
+    keys=(("▲", VERMILLION, "Decision for more"), ("▼", BLUE, "for fewer")),
+    scale=replica_scale,
+    empty="Waiting for the first sample of the cluster",
+)
+
+LANES = Panel(
+    title="Each replica",
+    right_title="Batch + queue · KV",
+    height=0.16,
+    traces=(LaneTexts(),),
+    axis={"showgrid": False, "zeroline": False, "rangemode": "normal", "tickmode": "array"},
+    right_axis={"tickmode": "array", "rangemode": "normal"},
+    marks=lane_marks,
+    keys=LANE_KEYS,
+    scale=lambda frames: lane_axis(frames.lanes, right=False),
+    right_scale=lambda frames: lane_axis(frames.lanes, right=True),
+    empty="Waiting for the first replica",
 )
 
 ENGINE = Panel(
     title="Engine requests",
     right_title="KV cache",
-    height=0.18,
+    height=0.15,
     right_axis={"tickformat": SHARE_TICKS},
     traces=(
         Trace(
@@ -230,6 +310,7 @@ ENGINE = Panel(
             right=True,
         ),
     ),
+    empty="Waiting for the metrics of an engine",
 )
 
 COST = Panel(
@@ -242,6 +323,7 @@ COST = Panel(
         Trace("$ per hour", CostColumn("per_hour"), BLUE, "$%{y:.2f} per hour", step=True),
         Trace("$ so far", CostColumn("so_far"), ORANGE, "$%{y:.4f} so far", "dash", right=True),
     ),
+    empty="No cost yet: it needs prices and a replica",
 )
 
 COST_PER_MILLION = Panel(
@@ -256,7 +338,10 @@ COST_PER_MILLION = Panel(
             hover="$%{y:,.2f} per million tokens",
         ),
     ),
+    empty="No cost yet: it needs prices and a completed request",
 )
 
-PANELS = (REQUESTS, LATENCY, REPLICAS, ENGINE, COST, COST_PER_MILLION)
+PANELS = (REQUESTS, LATENCY, REPLICAS, LANES, ENGINE, COST, COST_PER_MILLION)
 """All panels from top to bottom."""
+LIVE_PANELS = PANELS[:-1]
+"""Those of the dashboard, which shows the cost per million tokens as a number."""

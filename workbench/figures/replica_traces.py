@@ -34,6 +34,8 @@ def replica_traces(
         decisions: `Run.samples("decision")`.
         deployment: The deployment to show; by default the sum of all.
     """
+    import plotly.graph_objects as go
+
     rows = telemetry if deployment is None else telemetry[telemetry.deployment == deployment]
     names = ["running", "starting", "stopping", "target", "desired"]
     counts = rows.reindex(columns=["time_s", *names]).astype(float).groupby("time_s")[names]
@@ -42,7 +44,8 @@ def replica_traces(
     areas = [_area(level[name], name, colour, pattern) for name, colour, pattern in STATE_STYLES]
     target = _line(level["target"], "Target", SKY, 2.5, "solid")
     desired = _line(level["desired"], "Desired", ORANGE, 1.5, "dot")
-    return [*areas, target, desired, _decision_marks(decisions, deployment)]
+    decided = decision_trace(decisions, deployment)
+    return [*areas, target, desired, go.Scatter(decided)]
 
 
 def replica_axis(traces: Sequence[go.Scatter]) -> dict[str, Any]:
@@ -85,35 +88,40 @@ def _line(level: pd.Series[float], name: str, colour: str, width: float, dash: s
     )
 
 
-def _decision_marks(decisions: pd.DataFrame | None, deployment: str | None) -> go.Scatter:
-    import plotly.graph_objects as go
-
+def decision_trace(decisions: pd.DataFrame | None, deployment: str | None = None) -> dict[str, Any]:
+    """Return a triangle at each decision of the autoscaler, with its reason, as a plotly trace."""
     rows: list[dict[str, Any]] = []
     if decisions is not None:
         own = decisions if deployment is None else decisions[decisions.deployment == deployment]
         rows = [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]
     upscales = [row["to_target"] > row["from_target"] for row in rows]
-    return go.Scatter(
-        x=[row["time_s"] for row in rows],
-        y=[row["to_target"] for row in rows],
-        name="Decisions",
-        mode="markers",
-        marker={
+    return {
+        "type": "scatter",
+        "x": [row["time_s"] for row in rows],
+        "y": [row["to_target"] for row in rows],
+        "name": "Decisions",
+        "mode": "markers",
+        "marker": {
             "symbol": ["triangle-up" if up else "triangle-down" for up in upscales],
             "color": [VERMILLION if up else BLUE for up in upscales],
             "size": 11,
             "line": {"width": 1, "color": "white"},
         },
-        customdata=[[_decision_text(row)] for row in rows],
-        hovertemplate="%{customdata[0]}<extra></extra>",
-    )
+        "customdata": [[decision_text(row)] for row in rows],
+        "hovertemplate": "%{customdata[0]}<extra></extra>",
+    }
 
 
-def _decision_text(row: dict[str, Any]) -> str:
-    lines = [
-        f"{row['deployment']}: {row['from_target']:g} → {row['to_target']:g} "
-        f"at {row['time_s']:.1f} s"
-    ]
+def decision_text(row: dict[str, Any]) -> str:
+    """Return a decision and its reason as HTML."""
+    first = f"{row['deployment']}: {row['from_target']:g} → {row['to_target']:g} "
+    lines = [f"{first}at {row['time_s']:.1f} s", *decision_reasons(row)]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def decision_reasons(row: dict[str, Any]) -> list[str]:
+    """Return what the policy requested and saw, and what held the decision back, as lines."""
+    lines = []
     if _is_number(row.get("desired")):
         lines.append(f"Desired by the policy: {row['desired']:g}")
     saw = row.get("saw")
@@ -126,7 +134,7 @@ def _decision_text(row: dict[str, Any]) -> str:
         since = f" since {wanted_s:.1f} s" if _is_number(wanted_s) else ""
         bounds = ", ".join(words(name) for name in row["held_by"].split(", "))
         lines.append(f"Held by: {bounds}{since}")
-    return "<br>".join(html.escape(line, quote=False) for line in lines)
+    return lines
 
 
 def _is_number(value: Any) -> bool:

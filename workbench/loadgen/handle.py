@@ -147,6 +147,14 @@ class LiveLoad(LoadRun):
         """The current target rate, in requests per second; 0 while paused."""
         return 0.0 if self._curve is None else self._curve.rate_at(self.clock())
 
+    @property
+    def plan_ends_s(self) -> float | None:
+        """When the plan is over, on the run's clock.
+
+        None before the start, while paused, and if the plan has no end or was replaced.
+        """
+        return None if self._curve is None else self._curve.ends_s
+
     def add(self, record: RequestRecord) -> None:
         """Count a request that ended."""
         super().add(record)

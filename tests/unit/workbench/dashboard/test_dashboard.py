@@ -31,11 +31,13 @@ from workbench.dashboard.dashboard import Dashboard
 from workbench.endpoints.deployed import Endpoint
 from workbench.errors import SettingError
 from workbench.figures.cluster import timeline_traces
+from workbench.figures.panels import LIVE_PANELS
 from workbench.loadgen.handle import LiveLoad, LoadResult
 from workbench.metrics.health import ClientHealth
 from workbench.records import SAMPLE_KINDS
 from workbench.runs.run import Run
 from workbench.telemetry import sampler
+from workbench.workload.rate_curve import RateCurve
 
 INSTANCES = ipywidgets.widgets.widget._instances
 SCALING = ScalingSpec(min_replicas=0, max_replicas=2, target_ongoing_requests=4)
@@ -142,8 +144,7 @@ def replayed(
     spec = ServiceSpec(model=ModelSpec(id=MODEL, scaling=SCALING))
     endpoint = Endpoint(spec, Cluster("127.0.0.1:6379"), 8123, SecretStr("sk-x"))
     run = Run.create(folder, {}, run_id="live" if live else "headless")
-    window = {"window_s": 2 * SECONDS} | options
-    return Dashboard(endpoint, LOAD, run, live=live, prices=PRICES, **window)
+    return Dashboard(endpoint, LOAD, run, live=live, prices=PRICES, **options)
 
 
 def finished(dashboard: Dashboard) -> LoadResult:
@@ -189,10 +190,24 @@ def test_live_and_headless_runs_have_the_same_figure_and_numbers(
     check_live_figure_matches_final_figure(live)
 
 
+def press(dashboard: Dashboard, action: str, *values: Any) -> None:
+    """Send what the page sends when a control is used."""
+    assert dashboard.view is not None
+    dashboard.view.widget._handle_custom_msg({"action": action, "values": list(values)}, [])
+
+
+def message(dashboard: Dashboard) -> str:
+    assert dashboard.view is not None
+    return str(dashboard.view.widget.header["message"])
+
+
 def check_live_figure_matches_final_figure(live: Dashboard) -> None:
     """Compare the last drawing with the final figure, except for an unfinished second."""
     assert live.view is not None
-    for seen, placed in zip(live.view.figure.data, timeline_traces(live.frames()), strict=True):
+    final = timeline_traces(live.frames(), LIVE_PANELS)
+    drawn = live.view.figure().data
+    assert [trace.name for trace in drawn] == [placed.trace["name"] for placed in final]
+    for seen, placed in zip(drawn, final, strict=True):
         rows = min(len(seen.x), len(placed.trace["x"]))
         assert rows >= len(placed.trace["x"]) - 1, placed.trace["name"]
         # Tokens are replayed half a second at a time, and there are few at first.
@@ -206,16 +221,49 @@ def check_live_figure_matches_final_figure(live: Dashboard) -> None:
             )
 
 
-def test_only_the_window_is_kept_and_drawn(
+def test_only_a_minute_is_kept_but_the_page_has_all(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
-    live = replayed(recorded, tmp_path, monkeypatch, live=True, window_s=30)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
     finished(live)
     assert live.view is not None
-    assert max(len(trace.x) for trace in live.view.figure.data) <= 33
-    start, end = live.view.figure.layout.xaxis.range
-    assert end - start == 30
-    assert all(len(kept) <= 2 * 33 for kept in live._state._samples.values())
+    kept = {kind: len(samples) for kind, samples in live._state._samples.items()}
+    assert kept["decision"] == 4
+    assert kept["deployment"] <= 62
+    assert len(live.view.figure().data[0].x) >= SECONDS
+
+
+def test_dashboard_can_be_shown_again_and_all_outputs_get_the_picture(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
+    live.show()
+    live.show()
+    assert shown[0] is shown[1]
+    finished(live)
+    assert len(shown) == 2, "start shows it only if nobody has"
+    assert len(live._shown) == 2
+
+
+def test_state_that_a_reloaded_page_reads_has_the_whole_view(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
+    finished(live)
+    assert live.view is not None
+    state = live.view.widget.get_state()
+    offered, achieved = state["history"]["lines"][:2]
+    assert len(offered["x"]) == len(achieved["x"]) >= SECONDS
+    assert (state["header"]["state"], state["header"]["label"]) == ("ended", "Ended")
+    assert state["load"]["max_rate"] == 8
+    assert [event["title"] for event in state["events"] if "Target" in event["title"]] == [
+        "Target 1 → 0",
+        "Target 2 → 1",
+        "Target 1 → 2",
+        "Target 0 → 1",
+    ]
+    assert {"1 request shed", "1 request failed"} <= {event["title"] for event in state["events"]}
+    json.dumps({name: value for name, value in state.items() if name != "plotly"}, allow_nan=False)
 
 
 def test_lost_endpoint_is_reported_and_the_figure_stays(
@@ -226,9 +274,10 @@ def test_lost_endpoint_is_reported_and_the_figure_stays(
     with pytest.raises(EndpointGoneError, match="stopped answering"):
         finished(live)
     assert live.view is not None
-    assert "EndpointGoneError" in live.view.status.value
-    assert len(live.view.figure.data[0].x) > 20
-    assert live.view.buttons["stop"].disabled
+    assert "EndpointGoneError" in message(live)
+    assert len(live.view.figure().data[0].x) > 20
+    assert live.view.widget.header["state"] == "failed"
+    assert live.view.widget.load["disabled"]
     assert len(live.figure().data[0].x) > 20  # and the run's folder has it too
 
 
@@ -242,7 +291,9 @@ def test_saved_output_has_a_picture_of_the_last_state(
     picture = bundle["text/html"]
     assert "Ended: the plan is complete" in picture
     assert "plotly-graph-div" in picture
-    assert "Failed" in picture
+    assert "202 completed" not in picture
+    assert "200 completed, 2 failed" in picture
+    assert "Target 0 → 1" in picture
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", picture)
 
 
@@ -268,17 +319,17 @@ def test_interrupt_is_shown(
             await waiting
 
     asyncio.run(go())
-    text = capsys.readouterr().out if dashboard.view is None else dashboard.view.status.value
+    text = capsys.readouterr().out if dashboard.view is None else message(dashboard)
     assert "Interrupted: 198 requests cancelled" in text
     if dashboard.view is not None:
-        assert dashboard.view.buttons["stop"].disabled
-        assert dashboard.view.load.rate.disabled
+        assert dashboard.view.widget.header["label"] == "Interrupted"
+        assert "has ended" in dashboard.view.widget.load["disabled"]
 
 
 def test_drawing_error_is_raised_and_shown(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("drawn wrong")
 
     live = replayed(recorded, tmp_path, monkeypatch, live=True)
@@ -286,7 +337,7 @@ def test_drawing_error_is_raised_and_shown(
     with pytest.raises(ZeroDivisionError, match="drawn wrong"):
         finished(live)
     assert live.view is not None
-    assert "drawn wrong" in live.view.status.value
+    assert "drawn wrong" in message(live)
     assert len(list(live.run.records())) == 202  # the load continued
 
 
@@ -318,16 +369,11 @@ class TestControls:
         return [(change.what, change.value) for change in dashboard.running._requested]
 
     def test_controls_act_on_the_load(self, running: Dashboard) -> None:
-        view = running.view
-        assert view is not None
-        view.load.rate.value = 12.0
-        view.load.burstiness.value = 0.5
-        view.load.output_tokens.value = 20
-        view.set_state("running")
-        view.buttons["pause"].click()
-        view.set_state("paused")
-        assert view.buttons["start"].description == "Resume"
-        view.buttons["start"].click()
+        press(running, "set_rate", 12.0)
+        press(running, "set_burstiness", 0.5)
+        press(running, "set_output_tokens", 20)
+        press(running, "pause")
+        press(running, "start")
         assert self.asked(running) == [
             ("rate", 12.0),
             ("burstiness", 0.5),
@@ -335,55 +381,69 @@ class TestControls:
             ("pause", None),
             ("resume", None),
         ]
-        view.buttons["stop"].click()
+        press(running, "stop")
         assert running.running is not None
         assert running.running._stopped == "stopped by the user"
 
-    def test_rate_slider_follows_the_plan_without_setting_a_rate(self, running: Dashboard) -> None:
+    def test_values_in_force_are_shown(self, running: Dashboard) -> None:
         assert running.view is not None
-        running.view.follow_rate(3.0)
-        assert running.view.load.rate.value == 3.0
+        press(running, "set_rate", 12.0)
+        press(running, "set_burstiness", None)
+        running.view.set_state("running")
+        load = running.view.widget.load
+        assert (load["rate"], load["burstiness"], load["manual"]) == (12.0, None, True)
+        assert load["disabled"] == ""
+
+    def test_rate_follows_the_plan_without_setting_a_rate(self, running: Dashboard) -> None:
+        assert running.view is not None
+        assert running.running is not None
+        running.running._curve = RateCurve(3.0)
+        running.view.set_state("running")
+        assert running.view.widget.load["rate"] == 3.0
         assert self.asked(running) == []
 
     def test_errors_are_shown_below_the_controls(self, running: Dashboard) -> None:
+        press(running, "set_output_tokens", 99)
+        assert "beyond max_model_len = 64" in message(running)
         assert running.view is not None
-        running.view.load.output_tokens.value = 99
-        assert "beyond max_model_len = 64" in running.view.status.value
-        assert 'role="status"' in running.view.status.value
+        assert running.view.widget.header["error"]
+        assert running.view.widget.load["output_tokens"] != 99
         assert self.asked(running) == []
+
+    def test_only_the_controls_can_be_called(self, running: Dashboard) -> None:
+        press(running, "settings")
+        assert "unknown action 'settings'" in message(running)
 
     def test_scaling_is_applied_in_the_background(
         self, running: Dashboard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         applied: list[Any] = []
+        assert running.view is not None
+        widget = running.view.widget
 
         def rescale(self: Endpoint, *, progress: Any, **scaling: Any) -> None:
             applied.append((threading.current_thread() is threading.main_thread(), scaling))
+            assert widget.scaling["applying"]
 
         monkeypatch.setattr(Endpoint, "rescale", rescale)
-        view = running.view
-        assert view is not None
 
         async def go() -> None:
-            view.scaling.target.value, view.scaling.max_replicas.value = 1.5, 3
-            view.buttons["apply"].click()
+            press(running, "rescale", 1.5, 3)
             assert running.controller.rescaling is not None
             await running.controller.rescaling
+            await asyncio.sleep(0)
 
         asyncio.run(go())
         assert applied == [(False, {"target_ongoing_requests": 1.5, "max_replicas": 3})]
         assert self.asked(running) == [("scaling", None)]
+        assert widget.scaling == {
+            "target_ongoing_requests": 4,
+            "max_replicas": 2,
+            "min_replicas": 0,
+            "applying": False,
+        }
 
     def test_invalid_scaling_starts_nothing(self, running: Dashboard) -> None:
-        assert running.view is not None
-        running.view.scaling.target.value = 1000.0
-        running.view.buttons["apply"].click()
-        assert "target_ongoing_requests must be at most" in running.view.status.value
+        press(running, "rescale", 1000.0, 2)
+        assert "target_ongoing_requests must be at most" in message(running)
         assert running.controller.rescaling is None
-
-    def test_every_control_has_a_label_and_a_tooltip(self, running: Dashboard) -> None:
-        view = running.view
-        assert view is not None
-        for control in (*view.load.all(), *view.scaling.all(), *view.buttons.values()):
-            assert control.description
-            assert control.tooltip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,8 @@ from workbench.cost.series import CostSeries
 from workbench.figures import cluster
 from workbench.figures.cluster import cluster_timeline, timeline_traces
 from workbench.figures.cluster_frames import Frames, SampleColumn, frames_of
-from workbench.figures.panels import PANELS, Panel, Trace, replica_tick
+from workbench.figures.panels import PANELS, Panel, Trace, replica_scale
+from workbench.metrics.slo import SLO
 from workbench.records import GpuSample
 from workbench.runs.run import Run
 
@@ -88,16 +90,56 @@ def test_no_cost_without_prices(run: Run) -> None:
 
 
 def test_all_panels_share_one_time_axis(frames: Frames) -> None:
+    """One axis and not linked ones: only then does one hover box show a moment of all panels."""
     figure = cluster_timeline(frames)
-    axes = {trace.xaxis or "x" for trace in figure.data}
-    assert len(axes) == len(PANELS)
-    linked = {figure.layout[name].matches for name in ("xaxis", "xaxis2", "xaxis5")}
-    assert linked == {f"x{len(PANELS)}"}
+    assert {trace.xaxis for trace in figure.data} == {"x"}
+    assert len({trace.yaxis for trace in figure.data}) >= len(PANELS)
+    assert (figure.layout.hovermode, figure.layout.hoversubplots) == ("x unified", "axis")
     names = [trace.name for trace in figure.data]
     for name in ("Offered", "TTFT p99", "Starting", "Decisions", "KV cache in use", "$ so far"):
         assert name in names
-    last = figure.layout[f"xaxis{len(PANELS)}"]
-    assert last.title.text == "Time since the start of the run (s)"
+    assert figure.layout.xaxis.title.text == "Time since the start of the run (s)"
+    assert figure.layout.xaxis.anchor == f"y{2 * len(PANELS) - 1}"
+
+
+def test_panels_do_not_overlap_and_fill_the_height(frames: Frames) -> None:
+    layout = cluster_timeline(frames).layout
+    domains = [layout[f"yaxis{2 * row - 1 if row > 1 else ''}"].domain for row in range(1, 8)]
+    assert domains[0][1] == 1
+    assert domains[-1][0] == pytest.approx(0)
+    for above, below in pairwise(domains):
+        assert below[0] < below[1] < above[0]
+
+
+def test_titles_with_dollars_are_no_formulas(frames: Frames) -> None:
+    """Plotly takes text between two dollars for a formula, and then draws nothing."""
+    titles = [note.text for note in cluster_timeline(frames).layout.annotations]
+    assert any("per hour" in title for title in titles)
+    assert not any("$" in title for title in titles)
+
+
+def test_panels_without_data_say_what_they_wait_for(frames: Frames, tmp_path: Path) -> None:
+    def notes(frames: Frames) -> list[str]:
+        annotations = cluster_timeline(frames).layout.annotations[len(PANELS) :]
+        return [note.text for note in annotations if note.visible is not False]
+
+    assert notes(frames) == []
+    empty = frames_of(Run.create(tmp_path, {}), [MODEL])
+    assert notes(empty) == [panel.empty for panel in PANELS]
+
+
+def test_decisions_are_lines_across_all_panels_and_bounds_lines_in_one(frames: Frames) -> None:
+    slo = SLO(ttft_ms=250, tpot_ms=40)
+    drawn = cluster_timeline(dataclasses.replace(frames, slo=slo)).layout.shapes
+    bounds = [shape for shape in drawn if shape.xref == "paper"]
+    assert [(shape.y0, shape.label.text) for shape in bounds] == [
+        (250, "SLO: TTFT 250 ms"),
+        (40, "SLO: TPOT 40 ms"),
+    ]
+    decisions = [shape for shape in drawn if shape.yref == "paper"]
+    # The hand-made run changes its number of replicas at these seconds, 0.25 s into each.
+    assert [shape.x0 for shape in decisions] == [1.25, 15.25, 80.25, 95.25]
+    assert [shape.line.dash for shape in decisions] == ["solid", "solid", "dot", "dot"]
 
 
 def test_desired_replicas_use_the_right_axis(frames: Frames) -> None:
@@ -133,9 +175,9 @@ def test_long_runs_are_thinned(frames: Frames) -> None:
 
 
 def test_replica_axis_has_whole_numbers(frames: Frames) -> None:
-    assert replica_tick(frames) == 1
+    assert replica_scale(frames) == {"dtick": 1}
     more = frames.samples("deployment").assign(target=40)
-    assert replica_tick(with_samples(frames, "deployment", more)) == 10
+    assert replica_scale(with_samples(frames, "deployment", more)) == {"dtick": 13}
 
 
 def test_a_panel_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +194,7 @@ def test_a_panel_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         cluster._blank.cache_clear()
     # Each panel has two y axes.
     axis = 2 * len(PANELS) + 1
-    assert figure.layout[f"yaxis{axis}"].title.text == "Power (W)"
-    assert (figure.data[-1].yaxis, list(figure.data[-1].y)) == (f"y{axis}", [400])
-    last = figure.layout[f"xaxis{len(PANELS) + 1}"]
-    assert last.title.text == "Time since the start of the run (s)"
+    assert figure.layout.annotations[len(PANELS)].text.startswith("<b>Power (W)</b>")
+    (power,) = (trace for trace in figure.data if trace.name == "GPUs")
+    assert (power.yaxis, list(power.y)) == (f"y{axis}", [400])
+    assert figure.layout.xaxis.anchor == f"y{axis}"

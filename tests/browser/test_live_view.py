@@ -1,0 +1,173 @@
+"""The dashboard in JupyterLab, in a real browser. Load and cluster are scripted: no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from support.jupyterlab import jupyterlab, run_all, trace, wait_until
+from support.paths import ROOT
+
+from workbench.runs.run import Run
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+CREATE = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from support.scripted_load import scripted_dashboard
+dashboard = scripted_dashboard("runs", [(4.0, 20.0), (4.0, 4000.0)], speed=2.0)
+dashboard.start()
+"""
+WAIT = "result = await dashboard"
+SHOW = "dashboard.show()"
+BOX = ".workbench-dashboard"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a notebook whose load lasts until Stop."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_markdown_cell("# Live")]
+    notebook.cells += [nbformat.v4.new_code_cell(cell.strip()) for cell in (CREATE, SHOW, WAIT)]
+    nbformat.write(notebook, tmp_path / "live.ipynb")
+    return tmp_path
+
+
+@pytest.fixture
+def address(folder: Path) -> Iterator[Callable[[str], str]]:
+    """A function from the name of a notebook to its address in JupyterLab."""
+    settings = f"--LabApp.user_settings_dir={folder / 'settings'}"
+    with jupyterlab(folder, folder / "lab.log", settings) as address_of:
+        yield address_of
+
+
+@pytest.fixture
+def running(page: Any, address: Callable[[str], str]) -> Any:
+    """The page while the load is sent and the last cell waits for it."""
+    run_all(page, address("live"), "Live")
+    page.locator(f"{BOX} .js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    wait_until(page, lambda: max(trace(page, "Completed")[1], default=0) > 0, "load", timeout_s=60)
+    return page
+
+
+def part(page: Any, selector: str) -> Any:
+    """Return the parts of the first output that match."""
+    return page.locator(BOX).first.locator(selector)
+
+
+def test_load_and_scaling_are_changed_by_keyboard(running: Any, folder: Path) -> None:
+    page = running
+    number = part(page, "[aria-label='Rate, requests/s, as a number']")
+    number.fill("6.5")
+    number.press("Enter")
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 6.5, "the rate", timeout_s=30)
+    assert "set by hand" in part(page, ".wb-progress").inner_text()
+
+    part(page, "[aria-label=max_replicas]").fill("1")
+    part(page, "button[type=submit]").press("Enter")
+    part(page, "button[aria-busy=true]").wait_for(timeout=10_000)
+    force = part(
+        page,
+        ".wb-note",
+    ).last
+    wait_until(page, lambda: "0 to 1 replicas" in force.inner_text(), "applied", timeout_s=30)
+    assert part(page, "button[aria-busy=false]").count() == 1
+
+    part(page, "[aria-label=target_ongoing_requests]").fill("5000")
+    part(page, "button[type=submit]").click()
+    status = part(page, "[role=status]")
+    wait_until(page, lambda: "must be at most" in status.inner_text(), "an error", timeout_s=30)
+
+    part(page, "button:has-text('Stop')").click()
+    wait_until(page, lambda: "stopped by the user" in status.inner_text(), "the end", timeout_s=60)
+    assert part(page, "[aria-label='Rate, requests/s']").is_disabled()
+    assert "has ended" in part(page, ".wb-note").first.inner_text()
+    changes = [change.what for change in Run.open(next((folder / "runs").iterdir())).changes()]
+    assert changes == ["start", "rate", "scaling", "end"]
+
+
+def test_reload_restores_history_and_controls_while_the_cell_runs(running: Any) -> None:
+    page = running
+    assert page.locator(BOX).count() == 2, "one per call of show"
+    number = part(page, "[aria-label='Rate, requests/s, as a number']")
+    number.fill("3")
+    number.press("Enter")
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 3, "the rate", timeout_s=30)
+    saved = page.locator(".jp-NotebookPanel")
+    before = trace(page, "Offered")[0]
+    assert saved.count() == 1
+
+    page.reload()
+    page.locator(f"{BOX} .js-plotly-plot .main-svg").first.wait_for(timeout=60_000)
+    wait_until(page, lambda: len(trace(page, "Offered")[0]) > len(before), "more", timeout_s=30)
+    assert trace(page, "Offered")[0][: len(before)] == before, "the history is complete"
+    restored = part(page, "[aria-label='Rate, requests/s, as a number']")
+    assert float(restored.input_value()) == 3
+    part(page, "button:has-text('Pause')").click()
+    badge = part(page, ".wb-badge")
+    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=30)
+    part(page, "button:has-text('Resume')").click()
+    wait_until(page, lambda: badge.inner_text() == "Running", "the load", timeout_s=30)
+    part(page, "button:has-text('Stop')").click()
+    wait_until(page, lambda: badge.inner_text() == "Ended", "the end", timeout_s=60)
+
+
+def time_range(page: Any) -> list[float]:
+    figure = "document.querySelector('.workbench-dashboard .js-plotly-plot')"
+    return [float(value) for value in page.evaluate(f"{figure}._fullLayout.xaxis.range")]
+
+
+def test_ranges_events_and_sizes(running: Any) -> None:
+    page = running
+    event = part(page, ".wb-events button:has-text('Target')").first
+    event.wait_for(timeout=60_000)
+    at_s = float(event.locator(".wb-event-time").inner_text().removesuffix(" s"))
+    event.press("Enter")
+    page.wait_for_timeout(500)
+    start, end = time_range(page)
+    assert start <= at_s <= end
+    assert end - start <= 30
+    page.wait_for_timeout(2_500)
+    assert time_range(page) == [start, end], "a zoomed figure does not follow"
+
+    part(page, ".wb-ranges button:has-text('1 min')").click()
+    newest = trace(page, "Offered")[0][-1]
+
+    def follows() -> bool:
+        start, end = time_range(page)
+        return end > newest and abs(end - start - min(60, max(30, end))) < 0.1
+
+    wait_until(page, follows, "the last minute", timeout_s=20)
+
+    plot = part(page, ".js-plotly-plot .main-svg").first
+    height = plot.bounding_box()["height"]
+    for width, columns in ((800, 1), (1600, 2), (1280, 2)):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(1500)
+        assert plot.bounding_box()["height"] == height
+        chart, events = (part(page, f".wb-{name}").bounding_box() for name in ("chart", "events"))
+        beside = events["x"] >= chart["x"] + chart["width"]
+        assert beside == (columns == 2)
+        assert plot.bounding_box()["width"] <= chart["width"]
+    part(page, "button:has-text('Stop')").click()
+
+
+def test_every_control_has_a_name_and_is_reached_by_keyboard(running: Any) -> None:
+    page = running
+    names = page.evaluate(
+        """() => [...document.querySelector('.workbench-dashboard')
+            .querySelectorAll('button, input, select')]
+            .map(e => [e.tabIndex, e.ariaLabel || e.title || e.textContent.trim()])"""
+    )
+    assert len(names) > 12
+    assert all(tab == 0 and name for tab, name in names)
+    part(page, "button:has-text('Pause')").focus()
+    page.keyboard.press("Space")
+    badge = part(page, ".wb-badge")
+    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=30)
+    part(page, "button:has-text('Stop')").click()
+    wait_until(page, lambda: badge.inner_text() == "Ended", "the end", timeout_s=60)
