@@ -47,6 +47,17 @@ SERVE_TUNING = {
 }
 """For every process of Ray Serve."""
 
+SINGLE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""For replicas on a GPU: the engine's client runs on the event loop that serves HTTP.
+
+By default it runs on a loop of its own, and each chunk passes through a queue between the two."""
+
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Fields of ``ray.serve.schema.LoggingConfig`` for every process of Ray Serve.
+
+An access log costs a line per request. At a level below ``WARNING`` Serve also formats the lines
+that ``enable_access_log`` drops."""
+
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

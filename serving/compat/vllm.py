@@ -35,6 +35,12 @@ ENGINE_METRICS = {
 """vLLM's metrics (``vllm.v1.metrics.loggers``), with the colon as Ray exports it, and the field of
 a ``ReplicaSample`` that each fills."""
 
+METRIC_PREFIX = "vllm:"
+"""Start of the names of all metrics that vLLM registers with prometheus_client."""
+
+ADAPTERS_METRIC = "vllm:lora_requests_info"
+"""A gauge whose labels are the LoRA adapters in use, and whose value is the time in seconds."""
+
 OLDER_METRICS = {"vllm_gpu_cache_usage_perc": "vllm_kv_cache_usage_perc"}
 """Names of metrics in earlier versions of vLLM, and their present names."""
 

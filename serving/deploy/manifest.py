@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 import yaml
 
-from serving.compat.variables import FORWARD_BODY_FLAGS, QUIET, SERVE_FLAGS, SERVE_TUNING
+from serving.compat.variables import (
+    FORWARD_BODY_FLAGS,
+    LOGGING,
+    QUIET,
+    SERVE_FLAGS,
+    SERVE_TUNING,
+)
 from serving.deploy import kuberay
 from serving.deploy.arguments import spec_from
 from serving.deploy.preflight import check_manifest
@@ -64,7 +70,7 @@ def serve_config(spec: EndpointSpec, callers: Mapping[str, Any]) -> dict[str, An
         "proxy_location": "HeadOnly",
         "http_options": {"host": spec.host, "port": spec.port or PORT},
         "controller_options": {"runtime_env": {"env_vars": serve_environment(spec)}},
-        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "logging_config": dict(LOGGING),
         "applications": [
             {
                 "name": spec.name,

@@ -17,6 +17,7 @@ from serving.compat.ray import free_resources
 from serving.compat.variables import (
     FORWARD_BODY_FLAGS,
     HAPROXY_PROGRAM,
+    LOGGING,
     METRICS_ENV,
     SERVE_FLAGS,
     SERVE_TUNING,
@@ -241,7 +242,7 @@ def _start_serve(spec: EndpointSpec, cluster: Cluster, progress: ProgressCallbac
     serve.start(
         proxy_location=proxy_location(spec, ray.nodes()),
         http_options=HTTPOptions(host=spec.host, port=port),
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        logging_config=LoggingConfig(**LOGGING),
         controller_options={"runtime_env": {"env_vars": variables}},
     )
     return port

@@ -7,36 +7,34 @@ millisecond, whatever its size. The first item, and one that arrives after a pau
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
-PACKET_S = float(os.environ.get("LLM_WORKBENCH_PACKET_S", "0.05"))
-"""Tokens of a stream that arrive within this many seconds are sent to the ingress together."""
-
-PACKETS = float(os.environ.get("LLM_WORKBENCH_PACKETS", "200"))
-"""Packets per second of all streams of a replica; beyond this, each stream sends fewer."""
+STREAMS = 64
+"""Streams of a replica up to which the interval is as configured."""
 
 MAX_INTERVAL_S = 0.25
+"""The longest interval that more streams lead to."""
 
 
 class StreamCoalescer:
     """Coalesces the streams of one replica.
 
     Args:
-        packet_s: The shortest time between two packets of a stream, in seconds.
-        packets_per_s: With more than ``packets_per_s * packet_s`` streams, the time between
-            packets grows with the number of streams, up to ``MAX_INTERVAL_S``.
+        interval_s: The time between two packets of a stream, in seconds. With more than
+            ``STREAMS`` streams it grows with their number, up to ``MAX_INTERVAL_S``, so that the
+            packets per second of all streams do not.
     """
 
-    def __init__(self, packet_s: float = PACKET_S, packets_per_s: float = PACKETS) -> None:
-        self._packet_s, self._packets_per_s = packet_s, packets_per_s
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
         self._running = 0
 
     @property
     def interval_s(self) -> float:
         """Seconds between two packets of a stream now."""
-        return max(self._packet_s, min(MAX_INTERVAL_S, self._running / self._packets_per_s))
+        grown_s = self._interval_s * self._running / STREAMS
+        return max(self._interval_s, min(MAX_INTERVAL_S, grown_s))
 
     async def coalesce(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Yield the items, with texts joined to at most one packet per interval.

@@ -103,5 +103,7 @@ def llm_config(model: ModelSpec) -> LLMConfig:
         placement_group_config={"bundles": bundles, "strategy": model.placement_strategy},
         # The last event of each answer then has its times in queue, prefill and decode.
         engine_kwargs={"enable_per_request_metrics": True} | engine_kwargs(model),
+        # serving.engine.ray_metrics publishes vLLM's metrics at a lower cost.
+        log_engine_metrics=False,
         callback_config=skip_download if loads_by_itself else {},
     )

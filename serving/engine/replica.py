@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from ray import serve
 
 from serving.compat.ray_server import DPServer, EngineServer
@@ -29,6 +30,7 @@ from serving.engine.engine_args import llm_config, prepare_front_end
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
+from serving.engine.ray_metrics import RayMetrics
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -56,8 +58,8 @@ class EngineReplica(EngineServer):
         hide_hub_token()
         self._health_check: asyncio.Future[Any] | None = None
         self._first_tokens = FirstTokens()
-        self._coalescer = StreamCoalescer()
         spec = ModelSpec(**model)
+        self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
         lower_engine_priority(spec.accelerator)
         self._compiles_sampler = spec.accelerator == "cpu"
         if self._compiles_sampler:
@@ -79,8 +81,9 @@ class EngineReplica(EngineServer):
         self._app = build_engine_app(await self.engine_app(), await client.get_supported_tasks())
         self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
         add_stat_logger(client, self._stats)
+        metrics = RayMetrics(REGISTRY, serve.get_replica_context().replica_id.unique_id)
         self._tasks = [
-            asyncio.create_task(self._stats.stay_fresh(client)),
+            asyncio.create_task(self._stats.report(client, metrics.publish)),
             asyncio.create_task(report_cache(*kv_cache_blocks(client))),
             asyncio.create_task(self._end_with_the_engine()),
         ]

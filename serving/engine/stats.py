@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from serving.compat.vllm import first_token_times, log_idle_step, scheduler_figures
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WINDOW_S = 10.0
 MAX_TIMES = 4096
-REPORT_S, IDLE_REPORT_S = 0.5, 1.0
+REPORT_S, PUBLISH_S = 0.5, 1.0
 PERCENTILES = (50, 90, 99)
 CACHE_METRIC = "workbench_kv_cache_blocks"
 GATE_METRICS = ("workbench_gate_running", "workbench_gate_queued", "workbench_gate_shed")
@@ -111,16 +111,21 @@ class EngineStats:
     def record_sleep_state(self, *state: Any) -> None:
         """Do nothing; called by vLLM when its engine is put to sleep or woken."""
 
-    async def stay_fresh(self, client: Any) -> None:
-        """Report an idle step to all stat loggers every second while nothing is in progress.
+    async def report(self, client: Any, publish: Callable[[], None]) -> None:
+        """Publish vLLM's metrics every second.
 
-        vLLM reports nothing then: before the first request, after an abort, and for so long that
-        Ray drops the gauges of an idle engine.
+        While nothing is in progress, report an idle step to all stat loggers before. vLLM reports
+        nothing then: before the first request, and after an abort.
+
+        Args:
+            client: The engine.
+            publish: Publishes the metrics. Ray drops a gauge that is not set for two seconds.
         """
         while True:
             if not self._unfinished():
                 log_idle_step(client)
-            await asyncio.sleep(IDLE_REPORT_S)
+            publish()
+            await asyncio.sleep(PUBLISH_S)
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name; ``kv_cache_usage`` is between 0 and 1.
@@ -165,13 +170,17 @@ def with_ttft(app: App, first_tokens: FirstTokens) -> App:
         if scope["type"] != "http" or scope.get("method") != "POST":
             return await app(scope, receive, send)
         request = first_tokens.begin()
+        waiting = True
 
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and not _streams(message):
+        def watch(message: Message) -> Awaitable[None]:
+            nonlocal waiting
+            if waiting and message["type"] == "http.response.start" and not _streams(message):
+                waiting = False
                 first_tokens.dropped(request)
-            elif message.get("body") and not message["body"].startswith(b":"):  # a comment
+            elif waiting and message.get("body") and not message["body"].startswith(b":"):
+                waiting = False  # the first part that is not a comment
                 first_tokens.served(request)
-            await send(message)
+            return send(message)
 
         try:
             await app(scope, receive, watch)
@@ -210,4 +219,4 @@ async def report_cache(blocks: int, block_size: int) -> None:
     gauge = Gauge(CACHE_METRIC, "Blocks of the engine's KV cache.", tag_keys=("block_size",))
     while True:
         gauge.set(blocks, tags={"block_size": str(block_size)})
-        await asyncio.sleep(IDLE_REPORT_S)
+        await asyncio.sleep(PUBLISH_S)

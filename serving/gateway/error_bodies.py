@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from serving.gateway.asgi import Message, Send
+from serving.gateway.asgi import Message, Send, send_nothing
 
 MESSAGES = "/v1/messages"
 """Anthropic's routes begin with this."""
@@ -24,18 +24,19 @@ class ErrorRewriter:
         self._start: Message | None = None
         self._body = b""
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass on a message of the response, or keep it until the body is complete."""
+        if self._start is not None:
+            return self._keep(self._start, message)
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._start = message
-        elif self._start is None:
-            await self._send(message)
-        else:
-            self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._finish(self._start)
+            return send_nothing()
+        return self._send(message)
 
-    async def _finish(self, start: Message) -> None:
+    async def _keep(self, start: Message, message: Message) -> None:
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return
         body = self._rewrite(self._body)
         headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +46,7 @@ class KeepAlive:
     ) -> None:
         self._send, self._interval_s, self._kind, self._headers = send, interval_s, kind, headers
         self._lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
         self._comments: asyncio.Task[None] | None = None
         self._begun = self.started = False
         self._error_status: int | None = None
@@ -53,7 +54,9 @@ class KeepAlive:
 
     async def __aenter__(self) -> Self:
         if self._interval_s:
-            self._comments = asyncio.create_task(self._send_comments())
+            # Most streams begin before it is due, and so need no task.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._interval_s, self._start_comments)
         return self
 
     async def __aexit__(
@@ -64,7 +67,13 @@ class KeepAlive:
     ) -> None:
         self._stop()
 
+    def _start_comments(self) -> None:
+        self._comments = asyncio.create_task(self._send_comments())
+
     def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._comments is not None:
             self._comments.cancel()
             self._comments = None
@@ -72,12 +81,12 @@ class KeepAlive:
     async def _send_comments(self) -> None:
         with contextlib.suppress(OSError):  # The client has left; the gate learns it elsewhere.
             while True:
-                await asyncio.sleep(self._interval_s)
                 async with self._lock:
                     if not self._begun:
                         await self._start()
                     message = {"type": "http.response.body", "body": COMMENT, "more_body": True}
                     await self._send(message)
+                await asyncio.sleep(self._interval_s)
 
     async def _start(self) -> None:
         self._begun = self.started = True
@@ -85,10 +94,13 @@ class KeepAlive:
         headers = [(name.encode(), value.encode()) for name, value in fields]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass on a message of the application."""
-        if self._comments is None and not self.started:
-            return await self._send(message)
+        if self._timer is None and not self.started:
+            return self._send(message)
+        return self._send_in_turn(message)
+
+    async def _send_in_turn(self, message: Message) -> None:
         async with self._lock:  # A comment being sent is sent whole.
             if message["type"] == "http.response.start":
                 await self._pass_start(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,10 +102,10 @@ class StageTimings:
 def with_server_timing(send: Send, timings: StageTimings) -> Send:
     """Wrap ``send`` so that the response has the ``Server-Timing`` header."""
 
-    async def send_with_header(message: Message) -> None:
+    def send_with_header(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             header = (TIMING_HEADER.encode(), timings.to_header().encode())
             message = {**message, "headers": [*message.get("headers", ()), header]}
-        await send(message)
+        return send(message)
 
     return send_with_header

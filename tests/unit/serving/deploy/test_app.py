@@ -258,6 +258,16 @@ class TestDirectPath:
         assert large["actor_options"]["runtime_env"]["env_vars"]["MINE"] == "x"
         assert apps["plain"]["bundles"] == [{"CPU": 1.0}]
 
+    def test_only_replicas_on_a_gpu_run_their_code_on_the_loop_of_http(
+        self, apps: dict[str, Any]
+    ) -> None:
+        name = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+        environments = {
+            key: apps[key]["actor_options"]["runtime_env"]["env_vars"] for key in ("large", "plain")
+        }
+        assert environments["large"][name] == "0"
+        assert name not in environments["plain"]
+
     def test_scaling_is_passed_to_serve_by_its_own_names(self, apps: dict[str, Any]) -> None:
         scaling = apps["scaled"]["autoscaling"]
         assert scaling["max_replicas"] == 4

@@ -564,3 +564,14 @@ class TestMessages:
         assert error_of(Lease, **lease) == (
             "Lease.tenant must have a key_hash, got {'name': 'ada'}; key_hash(key) returns it"
         )
+
+
+@pytest.mark.parametrize("interval_ms", [-1, 10_001, float("nan")])
+def test_the_interval_between_packets_is_bounded(interval_ms: float) -> None:
+    with pytest.raises(SpecError, match="stream_batching_interval_ms must be"):
+        ModelSpec(stream_batching_interval_ms=interval_ms)
+
+
+def test_a_changed_interval_needs_new_replicas() -> None:
+    changed = ServiceSpec(model=ModelSpec(stream_batching_interval_ms=100))
+    assert changed.engine_fingerprint() != ServiceSpec().engine_fingerprint()
