@@ -24,7 +24,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "serving.engine.entry": (),
     "serving.engine.replica": ("EngineReplica.__init__", "EngineReplica.on_engine_started"),
     "serving.engine.warmup": ("warm_up",),
-    "serving.engine.preload": (),
+    "serving.compat.vllm_preload": (),
     "vllm.entrypoints.openai.api_server": (),
     "vllm.v1.engine.async_llm": ("AsyncLLM.__init__",),
     "vllm.v1.engine.core": ("EngineCoreProc.__init__",),

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 from serving.compat.vllm_processes import keep_fork_server, replace_process_context
 
-PRELOAD = "serving.engine.preload"
+PRELOAD = "serving.compat.vllm_preload"
 CPU_MARK = "VLLM_CPU_OMP_THREADS_BIND"
 """A variable of the replicas whose engine computes on a CPU."""
 LOADER = "LD_PRELOAD"
