@@ -7,39 +7,30 @@ times `deploy()` to the first streamed token of the endpoint: first before Ray S
 (`serve_running`). `delete_s` is the time to delete the service and stop the cluster. One start of
 bare vLLM fills the file caches first, and does not count.
 
-The stages, from the times at which processes were created, add up to the total:
-
-    submit_s       (ours) deploy() checks, imports and starts Ray Serve, and submits the service
-    schedule_s     (ours) Serve and Ray create the replica's process
-    server_s       the process with the HTTP server imports vLLM, up to the engine core's process
-    core_s         the engine core imports vLLM, up to the worker's process
-    engine_s       the worker imports vLLM and loads the model, the engine warms up, the server
-                   answers, and `deploy()` returns
-    first_token_s  one request
+The parts of each start, from the steps that its processes note (`_start_parts.py`), add up to the
+total. They are printed as a table of medians before the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 
 from _report import report
+from _start_parts import PARTS, Steps, noting, now, parts, table
 from _vllm import BareServer, add_model_arguments, model_spec, prepare
 from openai import OpenAI
 
 import workbench as wb
 from serving.cluster import connection
-from serving.cluster.supervisor import descendants
 
 GOALS = {"cold_start_ratio": {"max": 1.5}, "delete_s": {"max": 5.0}}
-OURS = ("submit_s", "schedule_s", "server_s", "core_s", "engine_s", "first_token_s")
-BARE = OURS[2:]
+CASES = {"bare": "bare vLLM", "idle": "ours", "serve_running": "ours, Serve running"}
 TOTALS = ("bare_s", "idle_s", "serve_running_s", "delete_s")
 SETTLE_S = 8
 Row = dict[str, float]
@@ -56,16 +47,25 @@ def main() -> None:
     options = parser.parse_args()
     prepare()
     model = model_spec(options)
-    if options.ours:
-        print(json.dumps(our_cold_starts(model)))
-        return
-    bare_cold_start(model)
-    rows = []
-    for repeat in range(1, options.repeats + 1):
-        rows.append(bare_cold_start(model) | in_own_process())
-        text = ", ".join(f"{name} {rows[-1][name]:.1f}" for name in TOTALS)
-        print(f"repeat {repeat}: {text}", flush=True)
-    report("cold_start", summary(rows), GOALS)
+    with noting() as take:
+        if options.ours:
+            print(json.dumps(our_cold_starts(model, take)))
+            return
+        bare_cold_start(model, take)
+        rows = []
+        for repeat in range(1, options.repeats + 1):
+            rows.append(bare_cold_start(model, take) | in_own_process())
+            text = ", ".join(f"{name} {rows[-1][name]:.1f}" for name in TOTALS)
+            print(f"repeat {repeat}: {text}", flush=True)
+    figures = summary(rows)
+    print(table({title: of_case(figures, case) for case, title in CASES.items()}), flush=True)
+    report("cold_start", figures, GOALS)
+
+
+def of_case(figures: Row, case: str) -> Row:
+    """Return the parts of one kind of start."""
+    named = {part: f"{case}_{part}_s" for part in PARTS}
+    return {part: figures[name] for part, name in named.items() if name in figures}
 
 
 def summary(rows: list[Row]) -> Row:
@@ -93,38 +93,37 @@ def in_own_process() -> Row:
     return row
 
 
-def bare_cold_start(model: wb.ModelSpec) -> Row:
-    """Return the seconds from starting bare vLLM to its first token, and of each stage."""
+def bare_cold_start(model: wb.ModelSpec, take: Callable[[], Steps]) -> Row:
+    """Return the seconds from starting bare vLLM to its first token, and of each part."""
     started = now()
     with BareServer(model) as server:
         server.wait()
-        answers = now()
+        ready = now()
         first_token(OpenAI(base_url=f"{server.base_url}/v1", api_key="none"), model)
         ended = now()
-        _, core, worker = engine_births(server.processes())
-        marks = [started, core, worker, answers, ended]
-        return {"bare_s": ended - started} | stages("bare", BARE, marks)
+        return named("bare", parts(take(), started, ready, ended), ended - started)
 
 
-def our_cold_starts(model: wb.ModelSpec) -> Row:
-    """Return the seconds of both cases on one new cluster, of each stage, and of the deletion."""
+def our_cold_starts(model: wb.ModelSpec, take: Callable[[], Steps]) -> Row:
+    """Return the seconds of both cases on one new cluster, of each part, and of the deletion."""
     spec = wb.ServiceSpec(port=0, model=model)
     cluster = connection.connect(spec)
     time.sleep(SETTLE_S)
-    _, row = timed("idle", spec, cluster)
+    _, row = timed("idle", spec, take)
     # Not earlier: it reads variables that connect() sets, and its import is part of deploy().
     from ray import serve
 
     serve.delete(spec.name)
     time.sleep(SETTLE_S)
-    endpoint, again = timed("serve_running", spec, cluster)
+    endpoint, again = timed("serve_running", spec, take)
     started = now()
     endpoint.delete()
+    assert cluster.ours
     return row | again | {"delete_s": now() - started}
 
 
-def timed(case: str, spec: wb.ServiceSpec, cluster: connection.Cluster) -> tuple[wb.Endpoint, Row]:
-    """Deploy, and return the seconds to the first token and of each stage."""
+def timed(case: str, spec: wb.ServiceSpec, take: Callable[[], Steps]) -> tuple[wb.Endpoint, Row]:
+    """Deploy, and return the seconds to the first token and of each part."""
     messages: list[tuple[float, str]] = []
     started = now()
     endpoint = wb.deploy(spec, progress=lambda line: messages.append((now(), line)))
@@ -132,10 +131,12 @@ def timed(case: str, spec: wb.ServiceSpec, cluster: connection.Cluster) -> tuple
     first_token(endpoint.client, spec.model)
     ended = now()
     submitted = next(at for at, line in messages if "starting Ray Serve" not in line)
-    assert cluster.supervisor is not None
-    replica, core, worker = engine_births(descendants(cluster.supervisor.pid))
-    marks = [started, min(submitted, replica), replica, core, worker, ready, ended]
-    return endpoint, {f"{case}_s": ended - started} | stages(case, OURS, marks)
+    return endpoint, named(case, parts(take(), started, ready, ended, submitted), ended - started)
+
+
+def named(case: str, seconds: Row, total: float) -> Row:
+    """Return the seconds under the names of the result."""
+    return {f"{case}_s": total} | {f"{case}_{part}_s": took for part, took in seconds.items()}
 
 
 def first_token(client: OpenAI, model: wb.ModelSpec) -> None:
@@ -144,51 +145,6 @@ def first_token(client: OpenAI, model: wb.ModelSpec) -> None:
         model=model.model_id, prompt="Prefill is", max_tokens=2, stream=True
     )
     next(iter(stream))
-
-
-def stages(case: str, names: tuple[str, ...], marks: list[float]) -> Row:
-    """Return the seconds between neighbouring marks, one name for each gap."""
-    gaps = zip(names, marks, marks[1:], strict=False)
-    return {f"{case}_{name}": end - start for name, start, end in gaps}
-
-
-def now() -> float:
-    """Return the seconds of the clock by which the kernel dates processes."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def engine_births(processes: list[int]) -> tuple[float, float, float]:
-    """Return when an engine's server, core and first worker were created, by process titles.
-
-    With vLLM's `ray` and `uni` executors no process has a worker's title. The core's time takes its
-    place then, so that the worker's share belongs to the next stage.
-    """
-    core = next(pid for pid in processes if title(pid).startswith("VLLM::EngineCore"))
-    workers = [born(pid) for pid in processes if title(pid).startswith("VLLM::Worker")]
-    return born(parent(core)), born(core), min(workers, default=born(core))
-
-
-def title(pid: int) -> str:
-    """Return a process's title as `ps` shows it; empty if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def parent(pid: int) -> int:
-    """Return the id of a process's parent."""
-    return int(_stat(pid)[1])
-
-
-def born(pid: int) -> float:
-    """Return when a process was created, on the clock of `now`, to 10 ms."""
-    # psutil.Process.create_time adds the boot time in whole seconds, which is up to 1 s off.
-    return int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 if __name__ == "__main__":

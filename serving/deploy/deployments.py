@@ -32,10 +32,10 @@ from serving.spec.tenants import Tenant
 if TYPE_CHECKING:
     from ray.serve import Application
 
-DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
-DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
-ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
-ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
+DIRECT_REPLICA = "serving.engine.entry.DirectReplica"
+DIRECT_GROUP = "serving.engine.entry.DirectGroupReplica"
+ENGINE_REPLICA = "serving.engine.entry.EngineReplica"
+ENGINE_GROUP = "serving.engine.entry.EngineGroupReplica"
 BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
 GUARDRAIL = "serving.guardrail.deployment.Guardrail"
 AUTO_ROUTER = "serving.pipeline.router.ModelRouter"

@@ -1,6 +1,7 @@
 """The replicas: Ray Serve LLM's server, on the direct path behind our gate.
 
-The application names these classes by import path, so that only replicas import vLLM.
+The application names these classes by import path (``serving.engine.entry``), so that only replicas
+import vLLM.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from serving.compat.vllm import (
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config, prepare_front_end
+from serving.engine.fork_server import use_fork_server
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
@@ -66,6 +68,9 @@ class EngineReplica(EngineServer):
             choose_folder(spec.path)
         try:
             prepare_front_end(spec)
+            # vLLM binds a process to a NUMA node through a program that runs the interpreter.
+            if not spec.engine_kwargs.get("numa_bind"):
+                use_fork_server()
             await super().__init__(llm_config(spec))
         except Exception as error:
             raise RuntimeError(engine_errors(error)) from None

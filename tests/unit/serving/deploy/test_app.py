@@ -221,7 +221,7 @@ class TestEveryApplication:
 class TestDirectPath:
     def test_replicas_are_named_by_path(self, apps: dict[str, Any]) -> None:
         # So that only replicas import vLLM.
-        assert apps["plain"]["target"] == "serving.engine.replica.DirectReplica"
+        assert apps["plain"]["target"] == "serving.engine.entry.DirectReplica"
         assert apps["plain"]["ingress_router"]["target"].startswith("ray.llm.")
 
     def test_the_gate_has_the_limits_of_the_spec_and_serve_allows_more(
@@ -284,7 +284,7 @@ class TestComposedPath:
         assert app["autoscaling"] is None
         assert app["ingress_router"] is None
         (model,) = app["inner"]
-        assert model["target"] == "serving.engine.replica.EngineReplica"
+        assert model["target"] == "serving.engine.entry.EngineReplica"
         assert model["autoscaling"]["min_replicas"] == 0
         assert model["autoscaling"]["initial_replicas"] is None
         assert model["autoscaling"]["max_replicas"] == 3

@@ -1,0 +1,18 @@
+"""The classes of the replicas, as the application names them by import path.
+
+Importing this module starts the fork server of a replica and only then imports vLLM, so that both
+processes import it at the same time.
+"""
+
+from serving.engine.fork_server import start_fork_server
+
+start_fork_server()
+
+from serving.engine.replica import (  # noqa: E402
+    DirectGroupReplica,
+    DirectReplica,
+    EngineGroupReplica,
+    EngineReplica,
+)
+
+__all__ = ["DirectGroupReplica", "DirectReplica", "EngineGroupReplica", "EngineReplica"]
