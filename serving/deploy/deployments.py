@@ -18,6 +18,7 @@ from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import (
     LIVE_FIELDS,
     ModelSpec,
+    absolute,
     capacity,
     deployment_name,
     served_names,
@@ -237,9 +238,11 @@ def autoscaling_config(scaling: ScalingSpec, group_size: int = 1) -> dict[str, A
 def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
     """Return the constructor's arguments of a replica.
 
-    vLLM caps the answers of requests that name no limit, as the spec's limits say.
+    vLLM caps the answers of requests that name no limit, as the spec's limits say. It would take a
+    relative path of an adapter for a hub id, because a replica has another working directory.
     """
     fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
+    fields["adapters"] = {name: absolute(path) for name, path in model.adapters.items()}
     default = {"max_new_tokens": spec.limits.max_tokens}
     overrides = fields["engine_kwargs"].get("override_generation_config", {})
     fields["engine_kwargs"]["override_generation_config"] = default | overrides
@@ -286,7 +289,7 @@ def _served_model(model: ModelSpec, names: dict[str, str]) -> ServedModel:
     return ServedModel(
         id=model.model_id,
         aliases=tuple(name for name in model.aliases if names.get(name) == model.model_id),
-        adapters=model.adapters,
+        adapters=tuple(model.adapters),
         max_model_len=model.max_model_len,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies, proxy_variable
 from serving.compat.variables import FORWARD_BODY, HA_PROXY
+from serving.deploy.adapter_files import adapter_paths, check_adapters
 from serving.deploy.arguments import tenants_from
 from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
 from serving.deploy.model_files import check_model_files
@@ -52,6 +53,7 @@ def check_model(model: ModelSpec) -> None:
     check_engine_kwargs(model)
     check_files(model)
     check_model_files(model)
+    check_adapters(model)
     checks.check_parallel(model)
     checks.check_cache(model)
 
@@ -81,7 +83,7 @@ def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
 
 
 def _check_portable(model: ModelSpec) -> None:
-    paths = local_paths(model)
+    paths = local_paths(model) | adapter_paths(model)
     if not model.embedded and is_local(model.source):
         paths["model.source"] = model.source
     for argument, path in paths.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.compat.vllm import bound_whitespace_in_calls, import_parser_plugins
-from serving.spec.model import ModelSpec
+from serving.spec.model import ModelSpec, is_local
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -25,14 +25,17 @@ MAX_WHITESPACE = 2
 """Whitespace characters in a row in the arguments of a forced tool call."""
 
 
+MAX_BATCHED_ADAPTERS = 8
+"""vLLM's ``max_loras`` for a model with more adapters: a GPU reserves memory for each."""
+
+
 def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     """Return vLLM's arguments; fields of the specification override ``engine_kwargs``."""
     kwargs = dict(model.engine_kwargs)
     structured = kwargs.get("structured_outputs_config") or {}
     if "backend" not in structured:
         kwargs["structured_outputs_config"] = COMPACT_JSON | structured
-    if model.adapters:
-        kwargs.setdefault("enable_lora", True)
+    kwargs |= _lora(model)
     if model.accelerator == "cpu":
         kwargs.setdefault("enforce_eager", True)
         kwargs.setdefault("worker_extension_cls", "serving.engine.amx.Extension")
@@ -54,10 +57,28 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     return kwargs
 
 
+def _lora(model: ModelSpec) -> dict[str, Any]:
+    """Return vLLM's arguments for adapters; all of them may be in one batch and stay in memory.
+
+    By default vLLM puts requests of one adapter only into a batch, and the others wait.
+    """
+    if not model.adapters:
+        return {}
+    count = len(model.adapters)
+    per_batch = model.engine_kwargs.get("max_loras", min(count, MAX_BATCHED_ADAPTERS))
+    return {
+        "enable_lora": True,
+        "lora_modules": [{"name": name, "path": path} for name, path in model.adapters.items()],
+        "max_loras": per_batch,
+        "max_cpu_loras": model.engine_kwargs.get("max_cpu_loras", max(count, per_batch)),
+    }
+
+
 def environment(model: ModelSpec) -> dict[str, str]:
     """Return the environment variables of a replica and its engine processes, without secrets."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if model.embedded or Path(model.source).expanduser().is_dir():
+    local = model.embedded or Path(model.source).expanduser().is_dir()
+    if local and all(is_local(path) for path in model.adapters.values()):
         variables["HF_HUB_OFFLINE"] = "1"
     if model.accelerator == "cpu":
         variables |= {

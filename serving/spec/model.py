@@ -25,8 +25,13 @@ TINY = "tiny"
 LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
 """Fields of a ModelSpec that running replicas adopt without a restart."""
 
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_MODULE = "{'name': NAME, 'path': FOLDER OR HUB ID}"
+MAX_ADAPTERS = 32
+"""Adapters of one model. The engine keeps all of them in the memory of each worker's host."""
+
+_NAME = r"^[\w./:-]+$"
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+"""A model or an adapter of Hugging Face's hub, with or without its owner."""
+
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
@@ -40,7 +45,7 @@ class ModelSpec(Strict):
     )
     id: str | None = Field(
         None,
-        pattern=r"^[\w./:-]+$",
+        pattern=_NAME,
         description="Name that clients use; default: derived from source.",
     )
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="Device type of the engine.")
@@ -92,6 +97,12 @@ class ModelSpec(Strict):
         default_factory=dict,
         description="More arguments of vLLM's engine and of its front end, by vLLM's names.",
     )
+    adapters: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=MAX_ADAPTERS,
+        description="LoRA adapters by the name that clients use: a folder or a Hugging Face id, in "
+        f"PEFT's format; at most {MAX_ADAPTERS}.",
+    )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
     )
@@ -116,22 +127,20 @@ class ModelSpec(Strict):
     @property
     def model_id(self) -> str:
         """Name that clients put into a request's ``model`` field."""
-        if self.id is not None:
-            return self.id
+        return self.id or self.default_id
+
+    @property
+    def default_id(self) -> str:
+        """Name of the model itself: the embedded model's, or the last part of ``source``."""
         return EMBEDDED.get(self.source) or self.source.rstrip("/").split("/")[-1]
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Other names that the model answers to: its hub id, and the last part of that id."""
-        if self.embedded or is_local(self.source) or not _HUB_ID.match(self.source):
+        if self.embedded or is_local(self.source) or not HUB_ID.match(self.source):
             return ()
         names = dict.fromkeys((self.source, self.source.split("/")[-1]))
         return tuple(name for name in names if name != self.model_id)
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the LoRA adapters, which clients use like the names of models."""
-        return tuple(module["name"] for module in self.engine_kwargs.get("lora_modules") or ())
 
     @property
     def path(self) -> str:
@@ -195,30 +204,27 @@ class ModelSpec(Strict):
             raise ValueError(f"chat_template = {template!r} must contain a Jinja template")
         return kwargs | {"chat_template": text}
 
-    @field_validator("engine_kwargs")
+    @field_validator("adapters")
     @classmethod
-    def _check_adapters(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        modules = kwargs.get("lora_modules")
-        if modules is None:
-            return kwargs
-        if not isinstance(modules, list | tuple):
-            raise ValueError(f"lora_modules must be a list of {_MODULE}, got {modules!r}")
-        for position, module in enumerate(modules):
-            if not _is_module(module):
-                raise ValueError(f"lora_modules[{position}] must be {_MODULE}, got {module!r}")
-        return kwargs
+    def _check_adapters(cls, adapters: dict[str, str]) -> dict[str, str]:
+        for name, path in adapters.items():
+            if not re.match(_NAME, name):
+                raise ValueError(
+                    "must have names of letters, digits and the characters _ . / : -; rename "
+                    f"{name!r}"
+                )
+            if not path:
+                raise ValueError(
+                    f"must have a folder or a Hugging Face id for every name; {name!r} has none"
+                )
+        return adapters
 
     @model_validator(mode="after")
     def _check_adapter_names(self) -> Self:
-        names = Counter(self.adapters)
-        if twice := [name for name, count in names.items() if count > 1]:
+        if own := self.adapters.keys() & {self.model_id, *self.aliases}:
             raise ValueError(
-                f"lora_modules must have unique names, got {twice[0]!r} more than once"
-            )
-        if own := names.keys() & {self.model_id, *self.aliases}:
-            raise ValueError(
-                f"lora_modules must not have the name {min(own)!r}, which the model itself "
-                "answers to; give the adapter another name"
+                f"adapters must not have the name {min(own)!r}, which the model itself answers to; "
+                "give the adapter another name"
             )
         return self
 
@@ -271,16 +277,15 @@ class ModelSpec(Strict):
         return self
 
 
-def _is_module(module: Any) -> bool:
-    """Whether this is an adapter as vLLM's ``LoRAModulePath`` describes one."""
-    return isinstance(module, dict) and all(
-        isinstance(module.get(field), str) and module[field] for field in ("name", "path")
-    )
-
-
 def is_local(source: str) -> bool:
     """Return whether a model or an adapter is a folder here, not an id or a URL."""
     return source.startswith(("/", ".", "~")) or Path(source).exists()
+
+
+def absolute(source: str) -> str:
+    """Return the absolute path of a folder that is here; an id, a URL or another path as it is."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def is_path(template: str) -> bool:

@@ -206,7 +206,6 @@ class TestRejections:
         ("name", "value"),
         [
             ("chat_template", "templates/mine.jinja"),
-            ("lora_modules", [{"name": "pirate", "path": "./pirate"}]),
             ("tool_parser_plugin", "plugins/parser.py"),
         ],
     )
@@ -218,9 +217,14 @@ class TestRejections:
     def test_a_file_in_the_image(self) -> None:
         kwargs = {
             "chat_template": "/opt/templates/mine.jinja",
-            "lora_modules": [{"name": "pirate", "path": "/mnt/pirate"}],
         }
-        serve_config(ServiceSpec(model=ModelSpec(engine_kwargs=kwargs)), CALLERS)
+        model = ModelSpec(engine_kwargs=kwargs, adapters={"pirate": "/mnt/pirate"})
+        serve_config(ServiceSpec(model=model), CALLERS)
+
+    def test_an_adapter_of_this_machine(self) -> None:
+        spec = ServiceSpec(model=ModelSpec(adapters={"pirate": "./pirate"}))
+        with pytest.raises(SpecError, match=r"model\.adapters\['pirate'\] = .* is on this machine"):
+            serve_config(spec, CALLERS)
 
     def test_a_key_instead_of_its_hash(self) -> None:
         with pytest.raises(SpecError) as caught:
