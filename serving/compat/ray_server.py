@@ -19,6 +19,17 @@ from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  
 from ray.serve.llm.deployment import LLMServer  # noqa: E402
 
 
+def report_kv_blocks(config: Any) -> None:
+    """Let the engine of an ``LLMConfig`` report its KV blocks, for KV-aware routing.
+
+    Calls ``ray.llm._internal.serve.routing_policies.kv_aware.vllm.kv_events``'s
+    ``configure_kv_events_for_kv_routing(llm_config)``.
+    """
+    from ray.llm._internal.serve.routing_policies.kv_aware.vllm import kv_events
+
+    kv_events.configure_kv_events_for_kv_routing(config)
+
+
 class SkipNodeInit(CallbackBase):  # type: ignore[misc]
     """Skip Ray's download task; vLLM loads a model from a path or from the hub by itself.
 

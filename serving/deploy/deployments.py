@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.compat.ray import LLM_ROUTER, POWER_OF_TWO_ROUTER, ROUND_ROBIN_ROUTER, with_version
-from serving.compat.variables import METRICS_ENV
+from serving.compat.ray import (
+    KV_AWARE_ROUTER,
+    KV_LLM_ROUTER_NAME,
+    LLM_ROUTER,
+    POWER_OF_TWO_ROUTER,
+    ROUND_ROBIN_ROUTER,
+    SESSION_ROUTER,
+    with_version,
+)
+from serving.compat.variables import KV_AWARE_ENV, METRICS_ENV
 from serving.deploy.ownership import current_owner
-from serving.engine.engine_args import environment
+from serving.engine.engine_args import environment, llm_config
 from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import (
-    LIVE_FIELDS,
+    KV_AWARE,
     ModelSpec,
     absolute,
     capacity,
@@ -46,11 +54,14 @@ DIRECT_ROUTERS = {
     "round_robin": ROUND_ROBIN_ROUTER,
     "power_of_two": "serving.deploy.replica_routers.DirectPowerOfTwo",
     "prefix_aware": "serving.deploy.replica_routers.DirectPrefixAware",
+    "session": SESSION_ROUTER,
+    "kv_aware": KV_AWARE_ROUTER,
 }
 HANDLE_ROUTERS = {
     "round_robin": ROUND_ROBIN_ROUTER,
     "power_of_two": POWER_OF_TWO_ROUTER,
     "prefix_aware": "serving.deploy.replica_routers.PrefixAware",
+    "session": SESSION_ROUTER,
 }
 
 ONE_MORE_PERCENT = 1
@@ -103,15 +114,26 @@ def _baseline_deployment(spec: BaselineSpec, **options: Any) -> Application:
 
 
 def llm_router_deployment(model: ModelSpec, replicas: Application) -> Application:
-    """Return Ray Serve LLM's router, which HAProxy asks for a replica on the direct path."""
+    """Return Ray Serve LLM's router, which HAProxy asks for a replica on the direct path.
+
+    For KV-aware routing it tokenizes prompts as the model does, so it has the configuration of the
+    model, and the process that builds the application imports vLLM.
+    """
     from ray import serve
 
-    router = serve.deployment(
-        name="router", max_ongoing_requests=BACKSTOP, ray_actor_options={"num_cpus": 0}
-    )(LLM_ROUTER)
+    actor: dict[str, Any] = {"num_cpus": 0}
+    arguments: dict[str, Any] = {}
     # Its handle names the model's deployment, so another model needs another router.
-    version = short_hash([model.routing, deployment_name(model)])
-    return with_version(router, version).bind(server=replicas)
+    version = [model.routing, deployment_name(model)]
+    name = "router"
+    if model.routing == KV_AWARE:
+        name, actor["runtime_env"] = KV_LLM_ROUTER_NAME, {"env_vars": KV_AWARE_ENV}
+        arguments["llm_config"] = llm_config(model)
+        version.append(short_hash(model.fixed_fields()))
+    router = serve.deployment(name=name, max_ongoing_requests=BACKSTOP, ray_actor_options=actor)(
+        LLM_ROUTER
+    )
+    return with_version(router, short_hash(version)).bind(server=replicas, **arguments)
 
 
 def ingress_deployment(
@@ -241,7 +263,7 @@ def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
     vLLM caps the answers of requests that name no limit, as the spec's limits say. It would take a
     relative path of an adapter for a hub id, because a replica has another working directory.
     """
-    fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
+    fields = model.fixed_fields()
     fields["adapters"] = {name: absolute(path) for name, path in model.adapters.items()}
     default = {"max_new_tokens": spec.limits.max_tokens}
     overrides = fields["engine_kwargs"].get("override_generation_config", {})
@@ -276,6 +298,7 @@ def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
         tenants=tenants,
         models=tuple(_served_model(model, names) for model in spec.models),
         auto=isinstance(spec, PipelineSpec) and spec.router is not None,
+        sessions=spec.uses_sessions,
         stores_responses=_stores_responses(spec, tenants),
         cors_origins=spec.cors_origins,
         limits=spec.limits,

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.ray import KV_AWARE_ROUTER
+from serving.compat.variables import KV_AWARE_ENV
 from serving.compat.vllm import bound_whitespace_in_calls, import_parser_plugins
-from serving.spec.model import ModelSpec, is_local
+from serving.spec.model import KV_AWARE, ModelSpec, is_local
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -88,6 +90,8 @@ def environment(model: ModelSpec) -> dict[str, str]:
     elif (model.num_gpus or 1) < 1:
         # By default vLLM's Ray executor asks for a whole GPU per worker.
         variables["VLLM_RAY_PER_WORKER_GPUS"] = str(model.num_gpus)
+    if model.routing == KV_AWARE:
+        variables |= KV_AWARE_ENV
     return variables | model.env
 
 
@@ -117,7 +121,9 @@ def llm_config(model: ModelSpec) -> LLMConfig:
     bundles = [dict(model.worker_resources) for _ in range(model.workers)]
     loads_by_itself = "://" not in model.source
     skip_download = {"callback_class": "serving.compat.ray_server.SkipNodeInit"}
-    return LLMConfig(
+    kv_aware = model.routing == KV_AWARE
+    router = {"request_router_config": {"request_router_class": KV_AWARE_ROUTER}}
+    config = LLMConfig(
         model_loading_config={"model_id": model.model_id, "model_source": model.path},
         accelerator_config={"kind": model.accelerator},
         accelerator_type=model.accelerator_type,
@@ -125,4 +131,10 @@ def llm_config(model: ModelSpec) -> LLMConfig:
         # The last event of each answer then has its times in queue, prefill and decode.
         engine_kwargs={"enable_per_request_metrics": True} | engine_kwargs(model),
         callback_config=skip_download if loads_by_itself else {},
+        deployment_config=router if kv_aware else {},
     )
+    if kv_aware:
+        from serving.compat.ray_server import report_kv_blocks
+
+        report_kv_blocks(config)
+    return config

@@ -17,7 +17,13 @@ from serving.models.embedded import EMBEDDED, tiny_model_path
 from serving.spec.base import Strict
 from serving.spec.scaling import ScalingSpec
 
-Routing = Literal["round_robin", "power_of_two", "prefix_aware"]
+Routing = Literal["round_robin", "power_of_two", "prefix_aware", "session", "kv_aware"]
+
+READS_PROMPTS = ("prefix_aware", "kv_aware")
+"""Policies that compare prompts, which the proxy must show them on the direct path."""
+
+KV_AWARE = "kv_aware"
+"""The policy for which the engine itself reports the blocks of its KV cache."""
 
 TINY = "tiny"
 """The ``source`` of the default embedded model."""
@@ -108,8 +114,9 @@ class ModelSpec(Strict):
     )
     routing: Routing | None = Field(
         None,
-        description="Ray Serve's policy that chooses the replica of a request; default: "
-        "round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
+        description="Ray Serve's policy that chooses the replica of a request: round_robin, "
+        "power_of_two, prefix_aware, session (by the header x-session-id), or kv_aware (needs "
+        "ai-dynamo); default: round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
     )
     health_check_period_s: float = Field(
         5, gt=0, description="Seconds between health checks of a replica's engine."
@@ -169,6 +176,11 @@ class ModelSpec(Strict):
     def workers(self) -> int:
         """Engine workers of one replica: tensor- times pipeline-parallel size."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def fixed_fields(self) -> dict[str, Any]:
+        """Return the fields, as JSON, that running replicas cannot adopt."""
+        fields = self.model_dump(mode="json", exclude=LIVE_FIELDS)
+        return fields | {"routing": KV_AWARE} if self.routing == KV_AWARE else fields
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -268,6 +280,12 @@ class ModelSpec(Strict):
             raise ValueError(
                 f"placement must be left out with data_parallel_size = {self.data_parallel_size}, "
                 f"got {self.placement!r}; Ray Serve places these replicas as one group"
+            )
+        if self.data_parallel_size > 1 and self.routing == KV_AWARE:
+            raise ValueError(
+                f"routing must not be 'kv_aware' with data_parallel_size = "
+                f"{self.data_parallel_size}; Ray Serve's router does not know the ranks of a "
+                "group, so choose another routing"
             )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):
             raise ValueError(

@@ -50,6 +50,8 @@ SIGNATURES = {
         "replicas",
         "backoff_index",
     ),
+    "ray.llm._internal.serve.routing_policies.kv_aware.vllm.kv_events"
+    ":configure_kv_events_for_kv_routing": ("llm_config",),
     "ray.llm._internal.common.callbacks.base:CallbackBase.on_before_node_init": ("self",),
     "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router"
     ":PrefixCacheAffinityRouter._normalize_prompt_to_string": ("self", "prompt"),
