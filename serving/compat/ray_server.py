@@ -16,7 +16,17 @@ from ray.llm._internal.common.callbacks.base import CallbackBase  # noqa: E402
 from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  # noqa: E402
     DPServer as DPServer,
 )
+from ray.llm._internal.serve.serving_patterns.prefill_decode.pd_server import (  # noqa: E402
+    PDDecodeServer as PDDecodeServer,
+)
+from ray.llm._internal.serve.serving_patterns.prefill_decode.pd_server import (  # noqa: E402
+    PDPrefillServer as PDPrefillServer,
+)
 from ray.serve.llm.deployment import LLMServer  # noqa: E402
+
+DECODE_PORTS = {"NIXL_SIDE_CHANNEL_PORT_BASE": 22_000}
+"""``experimental_configs`` of a decode server, whose ports must not be those of a prefill server on
+the same host (``ray.llm._internal.serve.serving_patterns.prefill_decode.builder``)."""
 
 
 def report_kv_blocks(config: Any) -> None:

@@ -26,6 +26,7 @@ from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import (
     KV_AWARE,
     ModelSpec,
+    PrefillModel,
     absolute,
     capacity,
     deployment_name,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 DIRECT_REPLICA = "serving.engine.replica.DirectReplica"
 DIRECT_GROUP = "serving.engine.replica.DirectGroupReplica"
+DECODE_REPLICA = "serving.engine.replica.DecodeReplica"
+PREFILL_REPLICA = "serving.engine.replica.PrefillReplica"
 ENGINE_REPLICA = "serving.engine.replica.EngineReplica"
 ENGINE_GROUP = "serving.engine.replica.EngineGroupReplica"
 BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
@@ -74,9 +77,16 @@ in less than a millisecond, must not use up the slots that valid requests wait i
 
 
 def direct_deployment(
-    spec: EndpointSpec, model: ModelSpec, tenants: tuple[Tenant, ...], surge_percent: int
+    spec: EndpointSpec,
+    model: ModelSpec,
+    tenants: tuple[Tenant, ...],
+    surge_percent: int,
+    prefill: PrefillModel | None = None,
 ) -> Application:
-    """Return the bound deployment of a model, or of a baseline, that answers clients itself."""
+    """Return the bound deployment of a model, or of a baseline, that answers clients itself.
+
+    With ``prefill``, the model is the decode side of a disaggregated one.
+    """
     scaling = model.scaling
     gate_capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
     options: dict[str, Any] = {
@@ -87,16 +97,28 @@ def direct_deployment(
     }
     if isinstance(spec, BaselineSpec):
         return _baseline_deployment(spec, **options)
+    if prefill is not None:
+        reader = _handle_deployment(PREFILL_REPLICA, spec, prefill, surge_percent)
+        deployment = model_deployment(DECODE_REPLICA, spec, model, **options)
+        return deployment.bind(engine_fields(spec, model), prefill_server=reader)
     path = DIRECT_REPLICA if model.data_parallel_size == 1 else DIRECT_GROUP
     return model_deployment(path, spec, model, **options).bind(engine_fields(spec, model))
 
 
 def engine_deployment(spec: EndpointSpec, model: ModelSpec, surge_percent: int) -> Application:
     """Return the bound deployment of a model behind a handle."""
+    path = ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP
+    return _handle_deployment(path, spec, model, surge_percent)
+
+
+def _handle_deployment(
+    path: str, spec: EndpointSpec, model: ModelSpec, surge_percent: int
+) -> Application:
     return model_deployment(
-        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
+        path,
         spec,
         model,
+        behind_handle=True,
         max_ongoing_requests=model.scaling.max_ongoing_requests,
         max_queued_requests=BACKSTOP,
         max_surge_percent=surge_percent,
@@ -187,10 +209,18 @@ def router_deployment(router: RouterSpec, models: tuple[str, ...]) -> Applicatio
     return with_version(chooser, short_hash(list(models))).bind(models)
 
 
-def model_deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) -> Any:
+def model_deployment(
+    path: str,
+    spec: EndpointSpec,
+    model: ModelSpec,
+    *,
+    behind_handle: bool = False,
+    **options: Any,
+) -> Any:
     """Return a model's deployment of the replica class at ``path``, not bound.
 
-    It has the model's resources, scaling and routing; ``options`` are Serve's own.
+    It has the model's resources, scaling and routing; ``options`` are Serve's own. Its replicas are
+    behind a handle, or HAProxy sends them requests.
     """
     from ray import serve
 
@@ -210,7 +240,7 @@ def model_deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options:
         max_constructor_retry_count=1,
         health_check_period_s=model.health_check_period_s,
         health_check_timeout_s=model.health_check_timeout_s,
-        request_router_config=request_router_config(model, composed=spec.composed),
+        request_router_config=request_router_config(model, composed=behind_handle),
         # Replacing or removing replicas must not cut off requests in progress.
         graceful_shutdown_timeout_s=spec.limits.max_seconds,
         **options,

@@ -23,10 +23,11 @@ from serving.proxy.wrapper import PER_ADDRESS_VARIABLE
 from serving.sizing import checks
 from serving.sizing.memory import weight_bytes
 from serving.spec.baseline import BaselineSpec
+from serving.spec.disaggregated import PACKAGES
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import KV_AWARE, READS_PROMPTS, ModelSpec, is_local
 from serving.spec.pipeline import PipelineSpec
-from serving.spec.service import EndpointSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 
 PROCESSES_GIB = 3.5
 """Memory of a CPU replica's three processes, without weights and KV cache."""
@@ -46,6 +47,7 @@ def check_spec(spec: EndpointSpec) -> None:
             "model.routing = 'kv_aware' needs the package 'ai-dynamo', which is not installed. "
             "Install it: pip install ai-dynamo, or choose another routing."
         )
+    check_connector(spec)
     for model in spec.engines:
         check_model(model)
     guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
@@ -73,6 +75,22 @@ def check_routing(spec: EndpointSpec) -> None:
         raise SpecError(
             "model.routing = 'kv_aware' needs vLLM, which a baseline does not use. Choose another "
             "routing."
+        )
+
+
+def check_connector(spec: EndpointSpec) -> None:
+    """Check that the package of a disaggregated model's connector is installed.
+
+    Raises:
+        MissingPackageError: It is not.
+    """
+    split = spec.model.disaggregated if isinstance(spec, ServiceSpec) else None
+    module, package = PACKAGES.get(split.connector, ("", "")) if split else ("", "")
+    if split and module and not find_spec(module):
+        raise MissingPackageError(
+            f"model.disaggregated.connector = {split.connector!r} needs the package {package!r}, "
+            f"which is not installed. Install it: pip install {package}, or choose another "
+            "connector."
         )
 
 
@@ -143,6 +161,25 @@ def check_resources(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = 
             )
     for model in spec.engines:
         _check_model_resources(model, nodes)
+    if isinstance(spec, ServiceSpec) and spec.model.disaggregated:
+        _check_sides(spec, nodes)
+
+
+def _check_sides(spec: ServiceSpec, nodes: list[Mapping[str, Any]]) -> None:
+    """Both sides of a disaggregated model must run at once."""
+    for name in ("CPU", "GPU"):
+        needs = [
+            model.worker_resources.get(name, 0.0) * model.workers * model.scaling.min_replicas
+            for model in spec.engines
+        ]
+        total = sum(float(node.get(name, 0)) for node in nodes)
+        if sum(needs) > total + 1e-9:
+            decode, prefill = needs
+            raise ResourcesError(
+                f"model.disaggregated needs {sum(needs):g} {name}s, {prefill:g} for prefill and "
+                f"{decode:g} for decode, but the cluster has {total:g}. Lower "
+                f"scaling.min_replicas or the {name}s of a side, or add nodes."
+            )
 
 
 def _check_model_resources(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:

@@ -172,6 +172,11 @@ class BaselineSpec(ServiceSpec):
                 "model.scaling.min_replicas must be at least 1, because a baseline cannot scale "
                 "to zero, got 0; set it to 1"
             )
+        if self.model.disaggregated:
+            raise ValueError(
+                "model.disaggregated must be left out, because a baseline's engine reads prompts "
+                "and generates on one device; remove it from the baseline's model"
+            )
         if self.model.adapters:
             raise ValueError(
                 "model.adapters must be left out, because a baseline serves no LoRA adapters, got "

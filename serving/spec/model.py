@@ -13,8 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serving.cpu import fast_bfloat16
+from serving.errors import SpecError
 from serving.models.embedded import EMBEDDED, tiny_model_path
 from serving.spec.base import Strict
+from serving.spec.disaggregated import Disaggregated, Side
 from serving.spec.scaling import ScalingSpec
 
 Routing = Literal["round_robin", "power_of_two", "prefix_aware", "session", "kv_aware"]
@@ -33,6 +35,9 @@ LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_time
 
 MAX_ADAPTERS = 32
 """Adapters of one model. The engine keeps all of them in the memory of each worker's host."""
+
+PREFILL_SUFFIX = "-prefill"
+"""After the name of a model's deployment, for that of its prefill replicas."""
 
 _NAME = r"^[\w./:-]+$"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -109,6 +114,11 @@ class ModelSpec(Strict):
         description="LoRA adapters by the name that clients use: a folder or a Hugging Face id, in "
         f"PEFT's format; at most {MAX_ADAPTERS}.",
     )
+    disaggregated: Disaggregated | None = Field(
+        None,
+        description="Prefill and decode on separate replicas, each side with its own scaling and "
+        "resources; default: every replica does both.",
+    )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
     )
@@ -176,6 +186,27 @@ class ModelSpec(Strict):
     def workers(self) -> int:
         """Engine workers of one replica: tensor- times pipeline-parallel size."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def decode_side(self) -> ModelSpec:
+        """The model as its decode replicas run it; the model itself if it is not disaggregated."""
+        split = self.disaggregated
+        return self if split is None else self.model_copy(update=self._side_fields(split.decode))
+
+    @property
+    def prefill_side(self) -> PrefillModel | None:
+        """The model as its prefill replicas run it; None if it is not disaggregated."""
+        if self.disaggregated is None:
+            return None
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        fields = own | self._side_fields(self.disaggregated.prefill)
+        return PrefillModel.model_construct(**fields)
+
+    def _side_fields(self, side: Side) -> dict[str, Any]:
+        assert self.disaggregated is not None
+        transfer = {"kv_transfer_config": self.disaggregated.transfer_config}
+        kwargs = self.engine_kwargs | side.engine_kwargs | transfer
+        return side.fields() | {"engine_kwargs": kwargs, "disaggregated": None}
 
     def fixed_fields(self) -> dict[str, Any]:
         """Return the fields, as JSON, that running replicas cannot adopt."""
@@ -275,6 +306,39 @@ class ModelSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_disaggregated(self) -> Self:
+        split = self.disaggregated
+        if split is None:
+            return self
+        if self.scaling != ScalingSpec():
+            raise ValueError(
+                "scaling must be left out with disaggregated; set disaggregated.prefill.scaling "
+                "and disaggregated.decode.scaling"
+            )
+        if self.data_parallel_size > 1 or self.routing == KV_AWARE:
+            name = "routing" if self.routing == KV_AWARE else "data_parallel_size"
+            raise ValueError(
+                f"{name} must not be {getattr(self, name)!r} with disaggregated; choose another "
+                "value, or leave disaggregated out"
+            )
+        for kwargs in (self.engine_kwargs, split.prefill.engine_kwargs, split.decode.engine_kwargs):
+            if "kv_transfer_config" in kwargs:
+                raise ValueError(
+                    "engine_kwargs must not have kv_transfer_config with disaggregated; set "
+                    "disaggregated.connector and disaggregated.connector_options"
+                )
+        self._check_sides(split)
+        return self
+
+    def _check_sides(self, split: Disaggregated) -> None:
+        """Apply the checks of a model's resources to each side."""
+        for name, side in (("prefill", split.prefill), ("decode", split.decode)):
+            try:
+                ModelSpec(**self.model_dump(exclude={"scaling"}) | self._side_fields(side))
+            except SpecError as error:
+                raise ValueError(f"disaggregated.{name}: {error}") from None
+
+    @model_validator(mode="after")
     def _check_parallel(self) -> Self:
         if self.data_parallel_size > 1 and self.placement is not None:
             raise ValueError(
@@ -293,6 +357,10 @@ class ModelSpec(Strict):
                 "each of them needs a whole GPU"
             )
         return self
+
+
+class PrefillModel(ModelSpec):
+    """The prefill side of a disaggregated model."""
 
 
 def is_local(source: str) -> bool:
@@ -343,7 +411,8 @@ def short_hash(value: Any) -> str:
 
 def deployment_name(model: ModelSpec) -> str:
     """Return the name of the model's deployment in Serve's status and metrics."""
-    return model.model_id.replace("/", "--").replace(".", "_")
+    name = model.model_id.replace("/", "--").replace(".", "_")
+    return f"{name}{PREFILL_SUFFIX}" if isinstance(model, PrefillModel) else name
 
 
 def capacity(model: ModelSpec) -> int:

@@ -69,6 +69,11 @@ class PipelineSpec(EndpointSpec):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        if split := [model.model_id for model in self.engines if model.disaggregated]:
+            raise ValueError(
+                f"models of a pipeline must not be disaggregated, got {split[0]!r}; deploy it as a "
+                "ServiceSpec"
+            )
         ids = [model.model_id for model in self.engines]
         duplicates = sorted({name for name in ids if ids.count(name) > 1})
         if duplicates:

@@ -123,8 +123,14 @@ class ServiceSpec(EndpointSpec):
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The only model."""
-        return (self.model,)
+        """The only model; of a disaggregated one, the decode side, which answers clients."""
+        return (self.model.decode_side,)
+
+    @property
+    def engines(self) -> tuple[ModelSpec, ...]:
+        """The model, and the prefill side of a disaggregated one."""
+        prefill = self.model.prefill_side
+        return self.models if prefill is None else (*self.models, prefill)
 
     @property
     def composed(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -41,7 +42,7 @@ def test_every_turn_of_a_conversation_goes_to_one_replica(endpoint: Endpoint) ->
         workers=1,
     )
 
-    async def send() -> wb.Run:
+    async def send() -> Any:
         return await wb.start_load(endpoint, load, progress=None)
 
     records = asyncio.run(send()).records

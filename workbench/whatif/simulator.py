@@ -125,6 +125,11 @@ def _gate(spec: ServiceSpec) -> Gate:
     from workbench.whatif.state import Gate
 
     scaling = spec.model.scaling
+    if spec.model.disaggregated:
+        raise SettingError(
+            "model.disaggregated must be left out in a simulation, whose replicas read prompts "
+            "and generate"
+        )
     if spec.model.routing not in (None, *ROUTINGS):
         raise SettingError(
             f"model.routing must be one of {', '.join(ROUTINGS)} in a simulation, got "

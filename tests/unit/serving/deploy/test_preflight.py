@@ -350,6 +350,40 @@ class TestFlagsInErrors:
         assert not flags & (REJECTED.keys() | OWN_FIELDS.keys())
 
 
+class TestDisaggregated:
+    def spec(self, connector: str = "nixl", **sides: Any) -> ServiceSpec:
+        options = {"shared_storage_path": "/mnt/kv"} if connector == "example" else {}
+        split = {"connector": connector, "connector_options": options, **sides}
+        return ServiceSpec(
+            model=ModelSpec(disaggregated=split, accelerator="gpu", source="org/m")  # type: ignore[arg-type]
+        )
+
+    @pytest.mark.parametrize("connector", ["nixl", "lmcache"])
+    def test_a_connector_that_is_not_installed(
+        self, connector: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        with pytest.raises(MissingPackageError) as caught:
+            preflight.check_connector(self.spec(connector))
+        assert f"connector = {connector!r} needs the package {connector!r}" in str(caught.value)
+        monkeypatch.setattr(preflight, "find_spec", lambda name: name)
+        preflight.check_connector(self.spec(connector))
+
+    def test_other_services_need_no_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        preflight.check_connector(self.spec("example"))
+        preflight.check_connector(ServiceSpec())
+
+    def test_more_cards_than_the_cluster_has(self) -> None:
+        two = {"scaling": {"min_replicas": 2, "max_replicas": 2}}
+        check_resources(self.spec("example", decode=two), CLUSTER)
+        with pytest.raises(ResourcesError) as caught:
+            check_resources(self.spec("example", decode=two, prefill=two), CLUSTER)
+        assert "needs 4 GPUs, 2 for prefill and 2 for decode, but the cluster has 3" in (
+            str(caught.value)
+        )
+
+
 class TestModelPath:
     def test_a_path_that_does_not_exist(self, tmp_path: Path) -> None:
         missing = str(tmp_path / "nowhere")
