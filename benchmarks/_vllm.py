@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,11 +85,16 @@ def flags(arguments: dict[str, Any]) -> list[str]:
 class BareServer:
     """vLLM's own OpenAI server, with a replica's engine arguments and environment.
 
-    `executor` is vLLM's `distributed_executor_backend`; default: vLLM chooses. Like our endpoint,
-    the server writes no access log.
+    `executor` is vLLM's `distributed_executor_backend`; default: vLLM chooses. `variables` are
+    added to its environment. Like our endpoint, the server writes no access log.
     """
 
-    def __init__(self, model: ModelSpec, executor: str | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        executor: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         arguments = engine_kwargs(model) | {
@@ -102,7 +108,8 @@ class BareServer:
         server = "vllm.entrypoints.openai.api_server"
         self._command = [sys.executable, "-m", server, *flags(arguments)]
         # With the ray executor vLLM would otherwise join our cluster on this host.
-        self._environment = {**os.environ, **environment(model), "RAY_ADDRESS": "local"}
+        own = {**environment(model), "RAY_ADDRESS": "local", **(variables or {})}
+        self._environment = {**os.environ, **own}
 
     def __enter__(self) -> BareServer:
         self.log = tempfile.NamedTemporaryFile(suffix=".log")
