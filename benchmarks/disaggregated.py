@@ -115,7 +115,7 @@ async def measured(endpoint: wb.Endpoint, load: wb.LoadSpec) -> tuple[Any, list[
 def transfers(samples: list[Any]) -> dict[str, float]:
     """Return the mean time and size of a transfer so far; nothing if none is reported."""
     last = {s.replica: s for s in samples if isinstance(s, ReplicaSample) and s.kv_transfers}
-    count = sum(sample.kv_transfers for sample in last.values())
+    count = sum(sample.kv_transfers or 0 for sample in last.values())
     if not count:
         return {}
     seconds = sum(sample.kv_transfer_s or 0.0 for sample in last.values())

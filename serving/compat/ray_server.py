@@ -16,13 +16,9 @@ from ray.llm._internal.common.callbacks.base import CallbackBase  # noqa: E402
 from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  # noqa: E402
     DPServer as DPServer,
 )
-from ray.llm._internal.serve.serving_patterns.prefill_decode.pd_server import (  # noqa: E402
-    PDDecodeServer as PDDecodeServer,
-)
-from ray.llm._internal.serve.serving_patterns.prefill_decode.pd_server import (  # noqa: E402
-    PDPrefillServer as PDPrefillServer,
-)
 from ray.serve.llm.deployment import LLMServer  # noqa: E402
+from ray.serve.llm.deployment import PDDecodeServer as PDDecodeServer  # noqa: E402
+from ray.serve.llm.deployment import PDPrefillServer as PDPrefillServer  # noqa: E402
 
 DECODE_PORTS = {"NIXL_SIDE_CHANNEL_PORT_BASE": 22_000}
 """``experimental_configs`` of a decode server, whose ports must not be those of a prefill server on

@@ -18,7 +18,12 @@ def verdict(benchmark: str, folder: Path, *results: dict[str, Any]) -> dict[str,
     for number, figures in enumerate(results):
         files.append(folder / f"{number}.json")
         files[-1].write_text("a line before it\n" + json.dumps({"figures": figures}) + "\n")
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{benchmark}.py"), "verdict", *files]
+    command: list[Any] = [
+        sys.executable,
+        str(ROOT / "benchmarks" / f"{benchmark}.py"),
+        "verdict",
+        *files,
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-2000:]
     line: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])

@@ -354,9 +354,7 @@ class TestDisaggregated:
     def spec(self, connector: str = "nixl", **sides: Any) -> ServiceSpec:
         options = {"shared_storage_path": "/mnt/kv"} if connector == "example" else {}
         split = {"connector": connector, "connector_options": options, **sides}
-        return ServiceSpec(
-            model=ModelSpec(disaggregated=split, accelerator="gpu", source="org/m")  # type: ignore[arg-type]
-        )
+        return ServiceSpec(model=ModelSpec(disaggregated=split, accelerator="gpu", source="org/m"))
 
     @pytest.mark.parametrize("connector", ["nixl", "lmcache"])
     def test_a_connector_that_is_not_installed(
