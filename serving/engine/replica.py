@@ -35,6 +35,7 @@ from serving.engine.engine_args import llm_config, prepare_front_end
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
+from serving.engine.prefill import without_min_tokens
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -182,6 +183,14 @@ class DirectGroupReplica(GatedReplica, DPServer):  # type: ignore[misc]
 
 class PrefillReplica(EngineReplica, PDPrefillServer):  # type: ignore[misc]
     """One engine that reads prompts and gives their KV cache to decode replicas."""
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Read the prompt of a chat."""
+        return await super().chat(without_min_tokens(request), raw_request_info)
+
+    async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Read the prompt of a completion."""
+        return await super().completions(without_min_tokens(request), raw_request_info)
 
 
 @serve.ingress()

@@ -95,6 +95,13 @@ def test_a_short_prompt_moves_nothing(endpoint: Endpoint, storage: Path) -> None
     assert blocks(storage) == set()
 
 
+def test_an_answer_of_a_minimum_length(endpoint: Endpoint) -> None:
+    request: Any = {"messages": SHORT, "max_tokens": 12, "extra_body": {"min_tokens": 12}}
+    reply = endpoint.client.chat.completions.create(model=endpoint.model_id, **request)
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 12
+
+
 def test_a_stream(endpoint: Endpoint) -> None:
     request: Any = {"messages": SHORT, "max_tokens": 20, "temperature": 0, "stream": True}
     stream = endpoint.client.chat.completions.create(model=endpoint.model_id, **request)
