@@ -18,6 +18,7 @@ from serving.compat.vllm import (
     reasoning_parsers,
     tool_call_parsers,
 )
+from serving.engine.engine_args import cpu_places
 from serving.errors import SpecError
 from serving.spec.base import shown
 from serving.spec.model import ModelSpec, is_path
@@ -134,6 +135,13 @@ def check_engine_kwargs(model: ModelSpec) -> None:
     if model.adapters and kwargs.get("enable_lora") is False:
         raise SpecError(
             f"{_item('enable_lora', False)}: model.adapters needs LoRA. Leave enable_lora out."
+        )
+    least, places = cpu_places(len(model.adapters)), kwargs.get("max_loras")
+    if model.adapters and model.accelerator == "cpu" and places is not None and places < least:
+        raise SpecError(
+            f"{_item('max_loras', places)} must be at least {least} on a CPU, one more than there "
+            "are adapters, because vLLM would apply an adapter to requests for the model itself. "
+            "Leave it out."
         )
     if kwargs.get("sse_keep_alive_interval", 0) < 0:
         raise _invalid("sse_keep_alive_interval", kwargs["sse_keep_alive_interval"], "at least 0")

@@ -67,13 +67,24 @@ def _lora(model: ModelSpec) -> dict[str, Any]:
     if not model.adapters:
         return {}
     count = len(model.adapters)
-    per_batch = model.engine_kwargs.get("max_loras", min(count, MAX_BATCHED_ADAPTERS))
+    places = cpu_places(count) if model.accelerator == "cpu" else min(count, MAX_BATCHED_ADAPTERS)
+    places = model.engine_kwargs.get("max_loras", places)
     return {
         "enable_lora": True,
         "lora_modules": [{"name": name, "path": path} for name, path in model.adapters.items()],
-        "max_loras": per_batch,
-        "max_cpu_loras": model.engine_kwargs.get("max_cpu_loras", max(count, per_batch)),
+        "max_loras": places,
+        "max_cpu_loras": model.engine_kwargs.get("max_cpu_loras", max(count, places)),
     }
+
+
+def cpu_places(adapters: int) -> int:
+    """Return vLLM's smallest safe ``max_loras`` on a CPU: one more than there are adapters.
+
+    In a batch with several of them, its CPU kernels (``vllm.lora.ops.torch_ops``) apply the last
+    place to the requests without an adapter. vLLM fills the places in order, so one that is never
+    filled changes nothing.
+    """
+    return adapters + 1
 
 
 def environment(model: ModelSpec) -> dict[str, str]:

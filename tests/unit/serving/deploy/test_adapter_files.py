@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed import source
 from support.lora import write_adapter
 
 from serving.deploy.deployments import engine_fields
@@ -117,9 +118,9 @@ class TestRejected:
 
     def test_an_adapter_of_another_model_by_its_name(self, adapter: Path) -> None:
         configure(adapter, base_model_name_or_path="Qwen/Qwen3-8B")
-        for source in ("tiny", "Qwen/Qwen3-4B"):
-            message = error_of(adapter, source=source)
-            assert f"trained for the model 'Qwen/Qwen3-8B', not for model.source = {source!r}" in (
+        for other in ("tiny", "Qwen/Qwen3-4B"):
+            message = error_of(adapter, source=other)
+            assert f"trained for the model 'Qwen/Qwen3-8B', not for model.source = {other!r}" in (
                 message
             )
 
@@ -152,19 +153,36 @@ class TestRejected:
 
 class TestEngineArguments:
     def test_each_adapter_is_a_module_of_vllm(self) -> None:
-        arguments = engine_kwargs(ModelSpec(adapters={"a": "/x", "b": "org/y"}))
+        arguments = engine_kwargs(ModelSpec(adapters={"a": "/x", "b": "org/y"}, accelerator="gpu"))
         assert arguments["enable_lora"] is True
         modules = [{"name": "a", "path": "/x"}, {"name": "b", "path": "org/y"}]
         assert arguments["lora_modules"] == modules
         assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (2, 2)
 
-    def test_many_adapters_share_the_places_of_a_batch(self) -> None:
-        adapters = {str(number): "org/x" for number in range(20)}
-        arguments = engine_kwargs(ModelSpec(adapters=adapters))
+    def test_many_adapters_share_the_places_of_a_batch_on_a_gpu(self) -> None:
+        model = ModelSpec(accelerator="gpu", adapters={str(n): "org/x" for n in range(20)})
+        arguments = engine_kwargs(model)
         assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (8, 20)
         given = {"max_loras": 3, "max_cpu_loras": 4}
-        arguments = engine_kwargs(ModelSpec(adapters=adapters, engine_kwargs=given))
+        arguments = engine_kwargs(model.model_copy(update={"engine_kwargs": given}))
         assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (3, 4)
+
+    @pytest.mark.parametrize("count", [1, 2, 20])
+    def test_a_place_stays_free_on_a_cpu(self, count: int) -> None:
+        arguments = engine_kwargs(ModelSpec(adapters={str(n): "org/x" for n in range(count)}))
+        assert arguments["max_loras"] == arguments["max_cpu_loras"] == count + 1
+
+    def test_without_a_free_place_on_a_cpu_it_is_rejected(self) -> None:
+        adapters = {"a": "org/a", "b": "org/b"}
+        with pytest.raises(SpecError, match=r"\['max_loras'\] = 2 must be at least 3 on a CPU"):
+            check_model(ModelSpec(adapters=adapters, engine_kwargs={"max_loras": 2}))
+        check_model(ModelSpec(adapters=adapters, engine_kwargs={"max_loras": 3}))
+
+    def test_the_cpu_kernels_of_vllm_apply_the_last_place_to_no_adapter(self) -> None:
+        """If this fails, a free place is no longer needed."""
+        code = source("vllm", "lora", "ops", "torch_ops", "lora_ops.py")
+        assert code.count("lora_b_weights[lora_indices_tensor]") == 3
+        assert "-1" not in code
 
     def test_without_adapters_there_is_no_lora(self) -> None:
         assert not {"enable_lora", "lora_modules", "max_loras"} & engine_kwargs(ModelSpec()).keys()
