@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -172,11 +173,17 @@ class BareServer(Server):
     Args:
         model: The model.
         executor: vLLM's `distributed_executor_backend`; None: vLLM chooses.
+        variables: Are added to its environment.
         rust: Use vLLM's Rust front end, which only `vllm serve` starts.
     """
 
     def __init__(
-        self, model: ModelSpec, executor: str | None = None, *, rust: bool = False
+        self,
+        model: ModelSpec,
+        executor: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        *,
+        rust: bool = False,
     ) -> None:
         port = free_port()
         arguments = engine_kwargs(model) | {
@@ -190,9 +197,9 @@ class BareServer(Server):
         if rust:
             server = ["vllm.entrypoints.cli.main", "serve", model.path]
         # With the ray executor vLLM would otherwise join our cluster on this host.
-        variables = {**environment(model), "RAY_ADDRESS": "local"}
-        variables |= {"VLLM_USE_RUST_FRONTEND": "1"} if rust else {}
-        super().__init__(port, [sys.executable, "-m", *server, *flags(arguments)], variables)
+        own = {**environment(model), "RAY_ADDRESS": "local", **(variables or {})}
+        own |= {"VLLM_USE_RUST_FRONTEND": "1"} if rust else {}
+        super().__init__(port, [sys.executable, "-m", *server, *flags(arguments)], own)
 
 
 class Router(Server):

@@ -12,6 +12,12 @@
 #   benchmarks/gpu.sh limit           decode and prefill compared with the limits of the GPU
 #   benchmarks/gpu.sh energy          watt-hours per million tokens, and the cost ledger compared with nvidia-smi
 #   benchmarks/gpu.sh layouts         two GPUs: tensor-, pipeline-, data- and expert-parallel engines
+#   benchmarks/gpu.sh fleet [SIDE]    a fleet with a replica per GPU: a day of DAY_S (330) seconds, SIDE fixed or autoscaled
+#   benchmarks/gpu.sh pd [SIDE]       long prompts: SIDE split (prefill and decode apart) or colocated
+#   benchmarks/gpu.sh routers         routing policies on conversations, with a replica per GPU
+#   benchmarks/gpu.sh scale [SIDE]    1 to N replicas: SIDE ours, data_parallel (of vLLM) or router (vllm-router)
+#                                     (these four need 2 or 4 GPUs; without SIDE all sides in turn, for which one part is
+#                                     too short; each side updates the comparison in RESULTS)
 #   benchmarks/gpu.sh all             every part for one GPU
 #
 # Each part writes RESULTS/NAME.json (default: benchmarks/results/gpu). SITE is the bundle's folder.
@@ -19,7 +25,7 @@
 # ACCELERATOR=cpu is a dry run of the same parts on a CPU with the embedded model, into build/gpu-dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|energy|layouts|all}
+part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|energy|layouts|fleet|pd|routers|scale|all}
 export SITE=${SITE:-/tmp/llm-workbench-site} ACCELERATOR=${ACCELERATOR:-gpu}
 [ "$ACCELERATOR" = gpu ] && default=benchmarks/results/gpu || default=build/gpu-dry
 RESULTS=${RESULTS:-$default}
@@ -109,12 +115,76 @@ notebook() {  # NUMBER NAME [-p NAME VALUE ...]: run a notebook with its profile
   "$PYTHON" -m workbench keep "${RUNS:-runs}/$id" --to "$RESULTS"
 }
 
+cards() {  # the number of visible GPUs; 2 replicas on a CPU
+  [ "$ACCELERATOR" = cpu ] && echo 2 && return
+  nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id "$CUDA_VISIBLE_DEVICES"} --list-gpus | wc -l
+}
+
+model() {  # LENGTH: the options of a benchmark that select the model, one per line
+  [ "$ACCELERATOR" = cpu ] && printf '%s\n' --max-model-len 1024 && return
+  printf '%s\n' --accelerator gpu --load-format dummy --max-model-len "$1" \
+    --source "$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")"
+}
+
+sides() {  # NAME SCRIPT SIDES [OPTION ...]: measure each side, and compare all that have been measured
+  local side name=$1 script=$2 given=$3
+  for side in $given; do
+    "$PYTHON" "benchmarks/$script.py" "$side" "${@:4}" | last_line "${name}_$side"
+  done
+  "$PYTHON" "benchmarks/$script.py" verdict "$RESULTS/${name}"_*.json | last_line "$name"
+}
+
+fleet() {
+  local options; mapfile -t options < <(model 2048)
+  options+=(--replicas "$(cards)")
+  if [ "$ACCELERATOR" = gpu ]; then
+    options+=(--rate "${RATE:-16}" --target 32 --seconds "${DAY_S:-330}")
+  else
+    options+=(--seconds "${DAY_S:-60}")
+  fi
+  sides fleet fleet "${1:-autoscaled fixed}" "${options[@]}"
+}
+
+pd() {
+  local options; mapfile -t options < <(model 8192)
+  options+=(--replicas "$(cards)")
+  if [ "$ACCELERATOR" = gpu ]; then
+    options+=(--connector "${CONNECTOR:-nixl}" --input 4096 --output 128 --rates 2 4 8)
+  else
+    options+=(--seconds 10)
+  fi
+  sides pd disaggregated "${1:-colocated split}" "${options[@]}"
+}
+
+routers() {
+  local options; mapfile -t options < <(model 8192)
+  options+=(--replicas "$(cards)")
+  if [ "$ACCELERATOR" = gpu ]; then
+    options+=(--conversations 192 --turns 6 --input 512 --output 64 --users 16)
+  fi
+  "$PYTHON" benchmarks/routers.py "${options[@]}" | last_line routers
+}
+
+scale() {
+  local most options given; mapfile -t options < <(model 2048)
+  most=$(cards)
+  if [ "$ACCELERATOR" = gpu ]; then
+    given="ours data_parallel router"
+    options+=(--streams 64 --repeats 2)
+    [ "$most" -gt 2 ] && options+=(--replicas 1 2 "$most") || options+=(--replicas 1 "$most")
+  else
+    given=ours  # vLLM's data parallelism and vllm-router are for GPUs here
+  fi
+  sides scale scale_out "${1:-$given}" "${options[@]}"
+}
+
 claims() { notebook 04 claims "$@"; }
 users() { notebook 05 users "$@"; }
 
 case $part in
   install) install "${2:-}" ;;
   all) for name in tests serving claims users limit energy; do echo "== $name"; "$0" "$name"; done ;;
-  tests | serving | claims | users | limit | energy | layouts) "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
-  *) echo "PART must be one of install, tests, serving, claims, users, limit, energy, layouts, all, got '$part'"; exit 2 ;;
+  tests | serving | claims | users | limit | energy | layouts | fleet | pd | routers | scale)
+    "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
+  *) echo "PART must be one of install, tests, serving, claims, users, limit, energy, layouts, fleet, pd, routers, scale, all, got '$part'"; exit 2 ;;
 esac

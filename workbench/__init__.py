@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     __version__: str
     from serving.errors import LeaseError as LeaseError
     from serving.errors import WorkbenchError as WorkbenchError
+    from serving.spec.disaggregated import Disaggregated as Disaggregated
+    from serving.spec.disaggregated import Side as Side
     from serving.spec.limits import Limits as Limits
     from serving.spec.model import ModelSpec as ModelSpec
     from serving.spec.pipeline import PipelineSpec as PipelineSpec

@@ -136,6 +136,9 @@ class ReplicaSample(SampleBase, frozen=True, kw_only=True, tag="replica"):
         preemptions: Preemptions since the engine started.
         prompt_tokens: Tokens read since the engine started.
         output_tokens: Tokens generated since the engine started.
+        kv_transfers: Transfers of KV blocks from other replicas since the engine started.
+        kv_transfer_s: Seconds that these transfers took together.
+        kv_transfer_bytes: Bytes that they moved.
     """
 
     deployment: str
@@ -150,6 +153,9 @@ class ReplicaSample(SampleBase, frozen=True, kw_only=True, tag="replica"):
     preemptions: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    kv_transfers: int | None = None
+    kv_transfer_s: float | None = None
+    kv_transfer_bytes: int | None = None
 
     @property
     def has_served(self) -> bool:

@@ -38,7 +38,13 @@ LLM_ROUTER = "ray.llm._internal.serve.core.ingress.router.LLMRouter"
 
 ROUND_ROBIN_ROUTER = "ray.serve.experimental.round_robin_router.RoundRobinRouter"
 POWER_OF_TWO_ROUTER = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+SESSION_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+KV_AWARE_ROUTER = "ray.llm._internal.serve.routing_policies.kv_aware.kv_aware_router.KVAwareRouter"
 """Request routers by import path, as ``RequestRouterConfig`` takes them."""
+
+KV_LLM_ROUTER_NAME = "LLMRouter"
+"""Name by which engines look up the deployment of ``LLM_ROUTER`` for KV-aware routing
+(``ray.llm._internal.serve.routing_policies.kv_aware.kv_token_tracker``)."""
 
 TOTAL_REQUESTS = "serve_autoscaling_total_requests"
 TARGET_ONGOING = "serve_autoscaling_target_ongoing_requests"

@@ -17,6 +17,23 @@ from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  
     DPServer as DPServer,
 )
 from ray.serve.llm.deployment import LLMServer  # noqa: E402
+from ray.serve.llm.deployment import PDDecodeServer as PDDecodeServer  # noqa: E402
+from ray.serve.llm.deployment import PDPrefillServer as PDPrefillServer  # noqa: E402
+
+DECODE_PORTS = {"NIXL_SIDE_CHANNEL_PORT_BASE": 22_000}
+"""``experimental_configs`` of a decode server, whose ports must not be those of a prefill server on
+the same host (``ray.llm._internal.serve.serving_patterns.prefill_decode.builder``)."""
+
+
+def report_kv_blocks(config: Any) -> None:
+    """Let the engine of an ``LLMConfig`` report its KV blocks, for KV-aware routing.
+
+    Calls ``ray.llm._internal.serve.routing_policies.kv_aware.vllm.kv_events``'s
+    ``configure_kv_events_for_kv_routing(llm_config)``.
+    """
+    from ray.llm._internal.serve.routing_policies.kv_aware.vllm import kv_events
+
+    kv_events.configure_kv_events_for_kv_routing(config)
 
 
 class SkipNodeInit(CallbackBase):  # type: ignore[misc]

@@ -25,6 +25,10 @@ FORWARD_BODY_FLAGS = {
 }
 """For prefix-aware routing on the direct path. It costs a second copy of each request body."""
 
+KV_AWARE_ENV = {"PYTHONHASHSEED": "0", "VLLM_USE_SIMPLE_KV_OFFLOAD": "0"}
+"""For KV-aware routing: the same tokens must have the same hash in every replica and in the router
+(``ray.llm._internal.serve.routing_policies.kv_aware.vllm.kv_events``)."""
+
 SERVE_TUNING = {
     # A dead proxy is replaced after three missed checks: 6 s instead of 30 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",

@@ -41,6 +41,14 @@ METRIC_PREFIX = "vllm:"
 ADAPTERS_METRIC = "vllm:lora_requests_info"
 """A gauge whose labels are the LoRA adapters in use, and whose value is the time in seconds."""
 
+TRANSFER_METRICS = {
+    "vllm_nixl_xfer_time_seconds_count": "kv_transfers",
+    "vllm_nixl_xfer_time_seconds_sum": "kv_transfer_s",
+    "vllm_nixl_bytes_transferred_sum": "kv_transfer_bytes",
+}
+"""The same for the histograms of vLLM's NIXL connector
+(``vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats``)."""
+
 OLDER_METRICS = {"vllm_gpu_cache_usage_perc": "vllm_kv_cache_usage_perc"}
 """Names of metrics in earlier versions of vLLM, and their present names."""
 

@@ -17,6 +17,7 @@ from serving.deploy.deployments import (
 )
 from serving.deploy.preflight import check_spec
 from serving.spec.guardrail import GuardModel, PresidioGuardrail
+from serving.spec.model import PrefillModel
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.service import EndpointSpec
 from serving.spec.tenants import HASHES_VARIABLE, Tenant
@@ -60,7 +61,8 @@ def application(
 
 def _direct(spec: EndpointSpec, tenants: tuple[Tenant, ...], surge_percent: int) -> Application:
     (model,) = spec.models
-    replicas = direct_deployment(spec, model, tenants, surge_percent)
+    prefill = next((each for each in spec.engines if isinstance(each, PrefillModel)), None)
+    replicas = direct_deployment(spec, model, tenants, surge_percent, prefill)
     return with_ingress_router(replicas, llm_router_deployment(model, replicas))
 
 

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.compat.ray import LLM_ROUTER, POWER_OF_TWO_ROUTER, ROUND_ROBIN_ROUTER, with_version
-from serving.compat.variables import LOGGING, METRICS_ENV, SINGLE_LOOP
+from serving.compat.ray import (
+    KV_AWARE_ROUTER,
+    KV_LLM_ROUTER_NAME,
+    LLM_ROUTER,
+    POWER_OF_TWO_ROUTER,
+    ROUND_ROBIN_ROUTER,
+    SESSION_ROUTER,
+    with_version,
+)
+from serving.compat.variables import KV_AWARE_ENV, LOGGING, METRICS_ENV, SINGLE_LOOP
 from serving.deploy.ownership import current_owner
-from serving.engine.engine_args import environment
+from serving.engine.engine_args import environment, llm_config
 from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
 from serving.spec.guardrail import PresidioGuardrail
 from serving.spec.model import (
-    LIVE_FIELDS,
+    KV_AWARE,
     ModelSpec,
+    PrefillModel,
+    absolute,
     capacity,
     deployment_name,
     served_names,
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
 
 DIRECT_REPLICA = "serving.engine.entry.DirectReplica"
 DIRECT_GROUP = "serving.engine.entry.DirectGroupReplica"
+DECODE_REPLICA = "serving.engine.entry.DecodeReplica"
+PREFILL_REPLICA = "serving.engine.entry.PrefillReplica"
 ENGINE_REPLICA = "serving.engine.entry.EngineReplica"
 ENGINE_GROUP = "serving.engine.entry.EngineGroupReplica"
 BASELINE_REPLICA = "serving.baselines.replica.BaselineReplica"
@@ -45,11 +57,14 @@ DIRECT_ROUTERS = {
     "round_robin": ROUND_ROBIN_ROUTER,
     "power_of_two": "serving.deploy.replica_routers.DirectPowerOfTwo",
     "prefix_aware": "serving.deploy.replica_routers.DirectPrefixAware",
+    "session": SESSION_ROUTER,
+    "kv_aware": KV_AWARE_ROUTER,
 }
 HANDLE_ROUTERS = {
     "round_robin": ROUND_ROBIN_ROUTER,
     "power_of_two": POWER_OF_TWO_ROUTER,
     "prefix_aware": "serving.deploy.replica_routers.PrefixAware",
+    "session": SESSION_ROUTER,
 }
 
 ONE_MORE_PERCENT = 1
@@ -62,9 +77,16 @@ in less than a millisecond, must not use up the slots that valid requests wait i
 
 
 def direct_deployment(
-    spec: EndpointSpec, model: ModelSpec, tenants: tuple[Tenant, ...], surge_percent: int
+    spec: EndpointSpec,
+    model: ModelSpec,
+    tenants: tuple[Tenant, ...],
+    surge_percent: int,
+    prefill: PrefillModel | None = None,
 ) -> Application:
-    """Return the bound deployment of a model, or of a baseline, that answers clients itself."""
+    """Return the bound deployment of a model, or of a baseline, that answers clients itself.
+
+    With ``prefill``, the model is the decode side of a disaggregated one.
+    """
     scaling = model.scaling
     gate_capacity = scaling.max_ongoing_requests + scaling.max_queued_requests
     options: dict[str, Any] = {
@@ -75,16 +97,28 @@ def direct_deployment(
     }
     if isinstance(spec, BaselineSpec):
         return _baseline_deployment(spec, **options)
+    if prefill is not None:
+        reader = _handle_deployment(PREFILL_REPLICA, spec, prefill, surge_percent)
+        deployment = model_deployment(DECODE_REPLICA, spec, model, **options)
+        return deployment.bind(engine_fields(spec, model), prefill_server=reader)
     path = DIRECT_REPLICA if model.data_parallel_size == 1 else DIRECT_GROUP
     return model_deployment(path, spec, model, **options).bind(engine_fields(spec, model))
 
 
 def engine_deployment(spec: EndpointSpec, model: ModelSpec, surge_percent: int) -> Application:
     """Return the bound deployment of a model behind a handle."""
+    path = ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP
+    return _handle_deployment(path, spec, model, surge_percent)
+
+
+def _handle_deployment(
+    path: str, spec: EndpointSpec, model: ModelSpec, surge_percent: int
+) -> Application:
     return model_deployment(
-        ENGINE_REPLICA if model.data_parallel_size == 1 else ENGINE_GROUP,
+        path,
         spec,
         model,
+        behind_handle=True,
         max_ongoing_requests=model.scaling.max_ongoing_requests,
         max_queued_requests=BACKSTOP,
         max_surge_percent=surge_percent,
@@ -102,18 +136,29 @@ def _baseline_deployment(spec: BaselineSpec, **options: Any) -> Application:
 
 
 def llm_router_deployment(model: ModelSpec, replicas: Application) -> Application:
-    """Return Ray Serve LLM's router, which HAProxy asks for a replica on the direct path."""
+    """Return Ray Serve LLM's router, which HAProxy asks for a replica on the direct path.
+
+    For KV-aware routing it tokenizes prompts as the model does, so it has the configuration of the
+    model, and the process that builds the application imports vLLM.
+    """
     from ray import serve
 
+    actor: dict[str, Any] = {"num_cpus": 0}
+    arguments: dict[str, Any] = {}
+    # Its handle names the model's deployment, so another model needs another router.
+    version = [model.routing, deployment_name(model)]
+    name = "router"
+    if model.routing == KV_AWARE:
+        name, actor["runtime_env"] = KV_LLM_ROUTER_NAME, {"env_vars": KV_AWARE_ENV}
+        arguments["llm_config"] = llm_config(model)
+        version.append(short_hash(model.fixed_fields()))
     router = serve.deployment(
         logging_config=LOGGING,
-        name="router",
+        name=name,
         max_ongoing_requests=BACKSTOP,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=actor,
     )(LLM_ROUTER)
-    # Its handle names the model's deployment, so another model needs another router.
-    version = short_hash([model.routing, deployment_name(model)])
-    return with_version(router, version).bind(server=replicas)
+    return with_version(router, short_hash(version)).bind(server=replicas, **arguments)
 
 
 def ingress_deployment(
@@ -170,10 +215,18 @@ def router_deployment(router: RouterSpec, models: tuple[str, ...]) -> Applicatio
     return with_version(chooser, short_hash(list(models))).bind(models)
 
 
-def model_deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options: Any) -> Any:
+def model_deployment(
+    path: str,
+    spec: EndpointSpec,
+    model: ModelSpec,
+    *,
+    behind_handle: bool = False,
+    **options: Any,
+) -> Any:
     """Return a model's deployment of the replica class at ``path``, not bound.
 
-    It has the model's resources, scaling and routing; ``options`` are Serve's own.
+    It has the model's resources, scaling and routing; ``options`` are Serve's own. Its replicas are
+    behind a handle, or HAProxy sends them requests.
     """
     from ray import serve
 
@@ -194,7 +247,7 @@ def model_deployment(path: str, spec: EndpointSpec, model: ModelSpec, **options:
         max_constructor_retry_count=1,
         health_check_period_s=model.health_check_period_s,
         health_check_timeout_s=model.health_check_timeout_s,
-        request_router_config=request_router_config(model, composed=spec.composed),
+        request_router_config=request_router_config(model, composed=behind_handle),
         # Replacing or removing replicas must not cut off requests in progress.
         graceful_shutdown_timeout_s=spec.limits.max_seconds,
         **options,
@@ -253,9 +306,11 @@ def autoscaling_config(scaling: ScalingSpec, group_size: int = 1) -> dict[str, A
 def engine_fields(spec: EndpointSpec, model: ModelSpec) -> dict[str, Any]:
     """Return the constructor's arguments of a replica.
 
-    vLLM caps the answers of requests that name no limit, as the spec's limits say.
+    vLLM caps the answers of requests that name no limit, as the spec's limits say. It would take a
+    relative path of an adapter for a hub id, because a replica has another working directory.
     """
-    fields = model.model_dump(mode="json", exclude=LIVE_FIELDS)
+    fields = model.fixed_fields()
+    fields["adapters"] = {name: absolute(path) for name, path in model.adapters.items()}
     default = {"max_new_tokens": spec.limits.max_tokens}
     overrides = fields["engine_kwargs"].get("override_generation_config", {})
     fields["engine_kwargs"]["override_generation_config"] = default | overrides
@@ -289,6 +344,7 @@ def _gate_config(spec: EndpointSpec, tenants: tuple[Tenant, ...]) -> GateConfig:
         tenants=tenants,
         models=tuple(_served_model(model, names) for model in spec.models),
         auto=isinstance(spec, PipelineSpec) and spec.router is not None,
+        sessions=spec.uses_sessions,
         stores_responses=_stores_responses(spec, tenants),
         cors_origins=spec.cors_origins,
         limits=spec.limits,
@@ -302,7 +358,7 @@ def _served_model(model: ModelSpec, names: dict[str, str]) -> ServedModel:
     return ServedModel(
         id=model.model_id,
         aliases=tuple(name for name in model.aliases if names.get(name) == model.model_id),
-        adapters=model.adapters,
+        adapters=tuple(model.adapters),
         max_model_len=model.max_model_len,
     )
 

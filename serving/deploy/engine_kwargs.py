@@ -6,7 +6,6 @@ A wrong value would otherwise be reported minutes later, when an engine has star
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,9 +18,10 @@ from serving.compat.vllm import (
     reasoning_parsers,
     tool_call_parsers,
 )
+from serving.engine.engine_args import cpu_places
 from serving.errors import SpecError
 from serving.spec.base import shown
-from serving.spec.model import ModelSpec, is_local, is_path
+from serving.spec.model import ModelSpec, is_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,6 +41,7 @@ OWN_FIELDS = SECRETS | {
     "pipeline_parallel_size": "model.pipeline_parallel_size",
     "data_parallel_size": "model.data_parallel_size",
     "enable_expert_parallel": "model.expert_parallel",
+    "lora_modules": "model.adapters",
     "host": "host",
     "port": "port",
     "root_path": "route_prefix",
@@ -109,10 +110,6 @@ REJECTED = {
 }
 """Arguments that no field replaces, and why they are rejected."""
 
-MAX_LORA_RANK = 16
-"""vLLM's default of ``max_lora_rank``."""
-
-
 BACKENDS = ("xgrammar", "guidance", "outlines", "lm-format-enforcer", "auto")
 """The backends of vLLM's structured output."""
 
@@ -137,7 +134,14 @@ def check_engine_kwargs(model: ModelSpec) -> None:
         check_chat_template(template)
     if model.adapters and kwargs.get("enable_lora") is False:
         raise SpecError(
-            f"{_item('enable_lora', False)}: lora_modules needs LoRA. Leave enable_lora out."
+            f"{_item('enable_lora', False)}: model.adapters needs LoRA. Leave enable_lora out."
+        )
+    least, places = cpu_places(len(model.adapters)), kwargs.get("max_loras")
+    if model.adapters and model.accelerator == "cpu" and places is not None and places < least:
+        raise SpecError(
+            f"{_item('max_loras', places)} must be at least {least} on a CPU, one more than there "
+            "are adapters, because vLLM would apply an adapter to requests for the model itself. "
+            "Leave it out."
         )
     if kwargs.get("sse_keep_alive_interval", 0) < 0:
         raise _invalid("sse_keep_alive_interval", kwargs["sse_keep_alive_interval"], "at least 0")
@@ -270,10 +274,6 @@ def check_files(model: ModelSpec) -> None:
     for argument, path in local_paths(model).items():
         if not Path(path).expanduser().exists():
             raise SpecError(f"{argument} = {path!r} does not exist. Give the path of a file here.")
-    rank = model.engine_kwargs.get("max_lora_rank", MAX_LORA_RANK)
-    for position, module in enumerate(model.engine_kwargs.get("lora_modules") or ()):
-        if is_local(module["path"]):
-            _check_adapter(f"model.engine_kwargs['lora_modules'][{position}]", module, rank)
 
 
 def local_paths(model: ModelSpec) -> dict[str, str]:
@@ -289,27 +289,6 @@ def _local_paths(model: ModelSpec) -> Iterator[tuple[str, str]]:
     for name in ("tool_parser_plugin", "reasoning_parser_plugin"):
         if kwargs.get(name):
             yield f"[{name!r}]", kwargs[name]
-    for position, module in enumerate(kwargs.get("lora_modules") or ()):
-        if is_local(module["path"]):
-            yield f"['lora_modules'][{position}]['path']", module["path"]
-
-
-def _check_adapter(argument: str, module: dict[str, str], max_rank: int) -> None:
-    file = Path(module["path"]).expanduser() / "adapter_config.json"
-    try:
-        rank = json.loads(file.read_text(encoding="utf-8"))["r"]
-    except OSError:
-        raise SpecError(
-            f"{argument}: {module['path']!r} has no adapter_config.json. Give the folder of a LoRA "
-            "adapter in PEFT's format."
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise SpecError(f"{argument}: {file} is not the configuration of a LoRA adapter.") from None
-    if rank > max_rank:
-        raise SpecError(
-            f"{argument}: {module['name']!r} has rank {rank}, more than max_lora_rank = "
-            f"{max_rank}. Set model.engine_kwargs['max_lora_rank'] = {rank} or more."
-        )
 
 
 def _item(name: str, value: Any) -> str:

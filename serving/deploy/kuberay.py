@@ -11,7 +11,7 @@ import yaml
 
 from serving.sizing.checks import architecture_of, data_types_of, layout_of
 from serving.sizing.memory import GIB, weight_bytes
-from serving.spec.model import ModelSpec
+from serving.spec.model import PREFILL_SUFFIX, ModelSpec, PrefillModel
 from serving.spec.service import EndpointSpec
 from serving.spec.tenants import HASHES_VARIABLE
 
@@ -86,6 +86,10 @@ def head_group(image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+MAX_NAME = 50
+"""Characters of a group's name, to which Kubernetes appends more."""
+
+
 def worker_group(model: ModelSpec, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the pods of a model's replicas: as many as its scaling allows."""
     workers, pods = pods_of_a_replica(model)
@@ -105,7 +109,9 @@ def worker_group(model: ModelSpec, image: str, variables: list[dict[str, Any]]) 
         # Tells the autoscaler that this group has what the bundles ask for while no pod runs.
         resource = f"accelerator_type:{model.accelerator_type}"
         start_params["resources"] = f'"{{\\"{resource}\\": 1}}"'
-    return _group(group_name(model.model_id), low, high, start_params, pod)
+    suffix = PREFILL_SUFFIX if isinstance(model, PrefillModel) else ""
+    name = group_name(model.model_id)[: MAX_NAME - len(suffix)] + suffix
+    return _group(name, low, high, start_params, pod)
 
 
 def auxiliary_group(cpus: float, image: str, variables: list[dict[str, Any]]) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def memory_gib(model: ModelSpec, workers: int) -> float:
 def group_name(model_id: str) -> str:
     """Return a model's id as a Kubernetes name."""
     plain = "".join(c if c.isalnum() else "-" for c in model_id.lower())
-    return plain.strip("-")[:50]
+    return plain.strip("-")[:MAX_NAME]
 
 
 def _container(

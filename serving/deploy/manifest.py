@@ -20,6 +20,7 @@ from serving.deploy.arguments import spec_from
 from serving.deploy.preflight import check_manifest
 from serving.errors import SpecError
 from serving.proxy.wrapper import proxy_settings
+from serving.spec.model import READS_PROMPTS
 from serving.spec.service import EndpointSpec
 
 Kind = Literal["serve", "kuberay"]
@@ -86,8 +87,8 @@ def serve_config(spec: EndpointSpec, callers: Mapping[str, Any]) -> dict[str, An
 
 def serve_environment(spec: EndpointSpec) -> dict[str, str]:
     """Return the variables that Ray Serve reads when it starts."""
-    prefix_aware = any(model.routing == "prefix_aware" for model in spec.models)
-    variables = SERVE_FLAGS | (FORWARD_BODY_FLAGS if prefix_aware else {}) | SERVE_TUNING | QUIET
+    reads_prompts = any(model.routing in READS_PROMPTS for model in spec.models)
+    variables = SERVE_FLAGS | (FORWARD_BODY_FLAGS if reads_prompts else {}) | SERVE_TUNING | QUIET
     return variables | proxy_settings(spec.max_connections_per_address)
 
 

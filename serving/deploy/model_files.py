@@ -69,24 +69,32 @@ def check_model_files(model: ModelSpec) -> None:
 
 
 def check_hub(model: ModelSpec) -> None:
-    """Ask the hub for a model that is not on this machine.
+    """Ask the hub for a model and for adapters that are not on this machine.
 
     The check passes if the hub cannot be reached: the cluster may reach it, or have the model.
 
     Raises:
         ModelNotFoundError: The hub says that it has no such model, or refuses access to it.
     """
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    if offline or model.embedded or is_local(model.source) or "://" in model.source:
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        return
+    if not model.embedded:
+        revision = model.engine_kwargs.get("revision")
+        _ask_hub("model.source", model.source, "config.json", revision)
+    for name, path in model.adapters.items():
+        _ask_hub(f"model.adapters[{name!r}]", path, "adapter_config.json", None)
+
+
+def _ask_hub(argument: str, source: str, file: str, revision: str | None) -> None:
+    if is_local(source) or "://" in source:
         return
     import httpx
     from huggingface_hub import get_token, hf_hub_url, try_to_load_from_cache
 
-    revision = model.engine_kwargs.get("revision")
-    if isinstance(try_to_load_from_cache(model.source, "config.json", revision=revision), str):
+    if isinstance(try_to_load_from_cache(source, file, revision=revision), str):
         return
     endpoint = os.environ.get("HF_ENDPOINT")
-    url = hf_hub_url(model.source, "config.json", revision=revision, endpoint=endpoint)
+    url = hf_hub_url(source, file, revision=revision, endpoint=endpoint)
     headers = {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
     try:
         reply = httpx.head(url, headers=headers, timeout=HUB_TIMEOUT_S)
@@ -94,7 +102,7 @@ def check_hub(model: ModelSpec) -> None:
         return
     if problem := HUB_ERRORS.get(reply.headers.get("x-error-code", "")):
         raise ModelNotFoundError(
-            f"model.source = {model.source!r} {problem}. Check the id, and set HF_TOKEN to a token "
+            f"{argument} = {source!r} {problem}. Check the id, and set HF_TOKEN to a token "
             "that may read it."
         )
 
@@ -137,7 +145,7 @@ def _check_weights(model: ModelSpec, folder: Path) -> None:
             "model again, or set model.engine_kwargs['load_format'] = 'dummy' for random weights."
         )
     for file in files:
-        _tensors(file)
+        read_tensors(file)
 
 
 def _check_index(folder: Path) -> None:
@@ -149,14 +157,18 @@ def _check_index(folder: Path) -> None:
     for name in sorted(set(weight_map.values())):
         if not (folder / name).is_file():
             raise _damaged(file, f"names {name}, which does not exist")
-        tensors = _tensors(folder / name)
+        tensors = read_tensors(folder / name)
         for tensor, place in weight_map.items():
             if place == name and tensor not in tensors:
                 raise _damaged(folder / name, f"lacks the tensor {tensor}, which {INDEX} names")
 
 
-def _tensors(file: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file, after a check of the file's size."""
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file, after a check of the file's size.
+
+    Raises:
+        ModelNotFoundError: The file is truncated, or no safetensors file.
+    """
     actual = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")

@@ -9,22 +9,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from serving.compat.ray import HAPROXY_ACTOR, actor_class, forwards_bodies, proxy_variable
 from serving.compat.variables import FORWARD_BODY, HA_PROXY
+from serving.deploy.adapter_files import adapter_paths, check_adapters
 from serving.deploy.arguments import tenants_from
 from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
 from serving.deploy.model_files import check_model_files
-from serving.errors import ClusterError, ResourcesError, SpecError
+from serving.errors import ClusterError, MissingPackageError, ResourcesError, SpecError
 from serving.proxy.wrapper import PER_ADDRESS_VARIABLE
 from serving.sizing import checks
 from serving.sizing.memory import weight_bytes
 from serving.spec.baseline import BaselineSpec
+from serving.spec.disaggregated import PACKAGES
 from serving.spec.guardrail import PresidioGuardrail
-from serving.spec.model import ModelSpec, is_local
+from serving.spec.model import KV_AWARE, READS_PROMPTS, ModelSpec, is_local
 from serving.spec.pipeline import PipelineSpec
-from serving.spec.service import EndpointSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 
 PROCESSES_GIB = 3.5
 """Memory of a CPU replica's three processes, without weights and KV cache."""
@@ -36,8 +39,15 @@ def check_spec(spec: EndpointSpec) -> None:
     Raises:
         SpecError: An engine argument, a parallel size, the KV cache or a recognizer is invalid.
         ModelNotFoundError: A local path holds no model, or a damaged one.
-        MissingPackageError: vLLM is not installed here.
+        MissingPackageError: vLLM is not installed here, or the package that a routing needs.
     """
+    check_routing(spec)
+    if any(model.routing == KV_AWARE for model in spec.models) and not find_spec("dynamo"):
+        raise MissingPackageError(
+            "model.routing = 'kv_aware' needs the package 'ai-dynamo', which is not installed. "
+            "Install it: pip install ai-dynamo, or choose another routing."
+        )
+    check_connector(spec)
     for model in spec.engines:
         check_model(model)
     guardrail = spec.guardrail if isinstance(spec, PipelineSpec) else None
@@ -47,11 +57,49 @@ def check_spec(spec: EndpointSpec) -> None:
         presidio.check_recognizers(guardrail)
 
 
+def check_routing(spec: EndpointSpec) -> None:
+    """Check that the policy of every model can choose its replicas.
+
+    Raises:
+        SpecError: KV-aware routing is not possible for this specification.
+    """
+    if all(model.routing != KV_AWARE for model in spec.engines):
+        return
+    if spec.composed:
+        raise SpecError(
+            "model.routing = 'kv_aware' needs a single model with scaling.min_replicas of at least "
+            "1, because Ray Serve's router is then in front of its replicas. Choose another "
+            "routing."
+        )
+    if isinstance(spec, BaselineSpec):
+        raise SpecError(
+            "model.routing = 'kv_aware' needs vLLM, which a baseline does not use. Choose another "
+            "routing."
+        )
+
+
+def check_connector(spec: EndpointSpec) -> None:
+    """Check that the package of a disaggregated model's connector is installed.
+
+    Raises:
+        MissingPackageError: It is not.
+    """
+    split = spec.model.disaggregated if isinstance(spec, ServiceSpec) else None
+    module, package = PACKAGES.get(split.connector, ("", "")) if split else ("", "")
+    if split and module and not find_spec(module):
+        raise MissingPackageError(
+            f"model.disaggregated.connector = {split.connector!r} needs the package {package!r}, "
+            f"which is not installed. Install it: pip install {package}, or choose another "
+            "connector."
+        )
+
+
 def check_model(model: ModelSpec) -> None:
     """Check one model of a specification; raises as :func:`check_spec` does."""
     check_engine_kwargs(model)
     check_files(model)
     check_model_files(model)
+    check_adapters(model)
     checks.check_parallel(model)
     checks.check_cache(model)
 
@@ -73,6 +121,7 @@ def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
         )
     if callers:
         tenants_from(callers)
+    check_routing(spec)
     for model in spec.engines:
         check_engine_kwargs(model)
         checks.check_parallel(model)
@@ -81,7 +130,7 @@ def check_manifest(spec: EndpointSpec, callers: Mapping[str, Any]) -> None:
 
 
 def _check_portable(model: ModelSpec) -> None:
-    paths = local_paths(model)
+    paths = local_paths(model) | adapter_paths(model)
     if not model.embedded and is_local(model.source):
         paths["model.source"] = model.source
     for argument, path in paths.items():
@@ -112,6 +161,25 @@ def check_resources(spec: EndpointSpec, nodes: list[Mapping[str, Any]] | None = 
             )
     for model in spec.engines:
         _check_model_resources(model, nodes)
+    if isinstance(spec, ServiceSpec) and spec.model.disaggregated:
+        _check_sides(spec, nodes)
+
+
+def _check_sides(spec: ServiceSpec, nodes: list[Mapping[str, Any]]) -> None:
+    """Both sides of a disaggregated model must run at once."""
+    for name in ("CPU", "GPU"):
+        needs = [
+            model.worker_resources.get(name, 0.0) * model.workers * model.scaling.min_replicas
+            for model in spec.engines
+        ]
+        total = sum(float(node.get(name, 0)) for node in nodes)
+        if sum(needs) > total + 1e-9:
+            decode, prefill = needs
+            raise ResourcesError(
+                f"model.disaggregated needs {sum(needs):g} {name}s, {prefill:g} for prefill and "
+                f"{decode:g} for decode, but the cluster has {total:g}. Lower "
+                f"scaling.min_replicas or the {name}s of a side, or add nodes."
+            )
 
 
 def _check_model_resources(model: ModelSpec, nodes: list[Mapping[str, Any]]) -> None:
@@ -249,7 +317,7 @@ def _copies(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
 
 def reads_prompts(spec: EndpointSpec) -> bool:
     """Return whether the proxy must show each prompt to Serve's router."""
-    return not spec.composed and spec.models[0].routing == "prefix_aware"
+    return not spec.composed and spec.models[0].routing in READS_PROMPTS
 
 
 def check_running_serve(spec: EndpointSpec, details: Mapping[str, Any]) -> int:
@@ -283,9 +351,9 @@ def _check_proxies(spec: EndpointSpec, proxies: list[str]) -> None:
         _check_connections(spec.max_connections_per_address, proxies)
     if reads_prompts(spec) and not all(forwards_bodies(proxy) for proxy in proxies):
         raise ClusterError(
-            "model.routing = 'prefix_aware', but Ray Serve already runs on this cluster without "
-            f"{FORWARD_BODY}=1, which cannot change while it runs. Choose another routing, or "
-            "shut Serve down first."
+            f"model.routing = {spec.models[0].routing!r}, but Ray Serve already runs on this "
+            f"cluster without {FORWARD_BODY}=1, which cannot change while it runs. Choose another "
+            "routing, or shut Serve down first."
         )
 
 

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.compat.ray import KV_AWARE_ROUTER
+from serving.compat.variables import KV_AWARE_ENV
 from serving.compat.vllm import bound_whitespace_in_calls, import_parser_plugins
-from serving.spec.model import ModelSpec
+from serving.spec.model import KV_AWARE, ModelSpec, is_local
 
 if TYPE_CHECKING:
     from ray.serve.llm import LLMConfig
@@ -25,14 +27,17 @@ MAX_WHITESPACE = 2
 """Whitespace characters in a row in the arguments of a forced tool call."""
 
 
+MAX_BATCHED_ADAPTERS = 8
+"""vLLM's ``max_loras`` for a model with more adapters: a GPU reserves memory for each."""
+
+
 def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     """Return vLLM's arguments; fields of the specification override ``engine_kwargs``."""
     kwargs = dict(model.engine_kwargs)
     structured = kwargs.get("structured_outputs_config") or {}
     if "backend" not in structured:
         kwargs["structured_outputs_config"] = COMPACT_JSON | structured
-    if model.adapters:
-        kwargs.setdefault("enable_lora", True)
+    kwargs |= _lora(model)
     if model.accelerator == "cpu":
         kwargs.setdefault("enforce_eager", True)
         kwargs.setdefault("worker_extension_cls", "serving.engine.amx.Extension")
@@ -54,10 +59,39 @@ def engine_kwargs(model: ModelSpec) -> dict[str, Any]:
     return kwargs
 
 
+def _lora(model: ModelSpec) -> dict[str, Any]:
+    """Return vLLM's arguments for adapters; all of them may be in one batch and stay in memory.
+
+    By default vLLM puts requests of one adapter only into a batch, and the others wait.
+    """
+    if not model.adapters:
+        return {}
+    count = len(model.adapters)
+    places = cpu_places(count) if model.accelerator == "cpu" else min(count, MAX_BATCHED_ADAPTERS)
+    places = model.engine_kwargs.get("max_loras", places)
+    return {
+        "enable_lora": True,
+        "lora_modules": [{"name": name, "path": path} for name, path in model.adapters.items()],
+        "max_loras": places,
+        "max_cpu_loras": model.engine_kwargs.get("max_cpu_loras", max(count, places)),
+    }
+
+
+def cpu_places(adapters: int) -> int:
+    """Return vLLM's smallest safe ``max_loras`` on a CPU: one more than there are adapters.
+
+    In a batch with several of them, its CPU kernels (``vllm.lora.ops.torch_ops``) apply the last
+    place to the requests without an adapter. vLLM fills the places in order, so one that is never
+    filled changes nothing.
+    """
+    return adapters + 1
+
+
 def environment(model: ModelSpec) -> dict[str, str]:
     """Return the environment variables of a replica and its engine processes, without secrets."""
     variables = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if model.embedded or Path(model.source).expanduser().is_dir():
+    local = model.embedded or Path(model.source).expanduser().is_dir()
+    if local and all(is_local(path) for path in model.adapters.values()):
         variables["HF_HUB_OFFLINE"] = "1"
     if model.accelerator == "cpu":
         variables |= {
@@ -67,6 +101,8 @@ def environment(model: ModelSpec) -> dict[str, str]:
     elif (model.num_gpus or 1) < 1:
         # By default vLLM's Ray executor asks for a whole GPU per worker.
         variables["VLLM_RAY_PER_WORKER_GPUS"] = str(model.num_gpus)
+    if model.routing == KV_AWARE:
+        variables |= KV_AWARE_ENV
     return variables | model.env
 
 
@@ -96,7 +132,9 @@ def llm_config(model: ModelSpec) -> LLMConfig:
     bundles = [dict(model.worker_resources) for _ in range(model.workers)]
     loads_by_itself = "://" not in model.source
     skip_download = {"callback_class": "serving.compat.ray_server.SkipNodeInit"}
-    return LLMConfig(
+    kv_aware = model.routing == KV_AWARE
+    router = {"request_router_config": {"request_router_class": KV_AWARE_ROUTER}}
+    config = LLMConfig(
         model_loading_config={"model_id": model.model_id, "model_source": model.path},
         accelerator_config={"kind": model.accelerator},
         accelerator_type=model.accelerator_type,
@@ -106,4 +144,10 @@ def llm_config(model: ModelSpec) -> LLMConfig:
         # serving.engine.ray_metrics publishes vLLM's metrics at a lower cost.
         log_engine_metrics=False,
         callback_config=skip_download if loads_by_itself else {},
+        deployment_config=router if kv_aware else {},
     )
+    if kv_aware:
+        from serving.compat.ray_server import report_kv_blocks
+
+        report_kv_blocks(config)
+    return config

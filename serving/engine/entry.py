@@ -9,10 +9,19 @@ from serving.engine.fork_server import start_fork_server
 start_fork_server()
 
 from serving.engine.replica import (  # noqa: E402
+    DecodeReplica,
     DirectGroupReplica,
     DirectReplica,
     EngineGroupReplica,
     EngineReplica,
+    PrefillReplica,
 )
 
-__all__ = ["DirectGroupReplica", "DirectReplica", "EngineGroupReplica", "EngineReplica"]
+__all__ = [
+    "DecodeReplica",
+    "DirectGroupReplica",
+    "DirectReplica",
+    "EngineGroupReplica",
+    "EngineReplica",
+    "PrefillReplica",
+]

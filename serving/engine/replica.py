@@ -16,7 +16,13 @@ from typing import Any
 from prometheus_client import REGISTRY
 from ray import serve
 
-from serving.compat.ray_server import DPServer, EngineServer
+from serving.compat.ray_server import (
+    DECODE_PORTS,
+    DPServer,
+    EngineServer,
+    PDDecodeServer,
+    PDPrefillServer,
+)
 from serving.compat.vllm import (
     add_stat_logger,
     check_grammars_elsewhere,
@@ -32,6 +38,7 @@ from serving.engine.fork_server import use_fork_server
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
+from serving.engine.prefill import without_min_tokens
 from serving.engine.ray_metrics import RayMetrics
 from serving.engine.stats import (
     EngineStats,
@@ -56,7 +63,10 @@ EXIT_DELAY_S = 0.5
 class EngineReplica(EngineServer):
     """One vLLM engine, reached through a deployment handle (the composed path)."""
 
-    async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
+    PORTS: dict[str, int] = {}  # noqa: RUF012 (constant)
+    """Ports of the engine that differ from Ray's defaults."""
+
+    async def __init__(self, model: dict[str, Any], **handles: Any) -> None:  # type: ignore[misc]
         hide_hub_token()
         self._health_check: asyncio.Future[Any] | None = None
         self._first_tokens = FirstTokens()
@@ -71,7 +81,9 @@ class EngineReplica(EngineServer):
             # vLLM binds a process to a NUMA node through a program that runs the interpreter.
             if not spec.engine_kwargs.get("numa_bind"):
                 use_fork_server()
-            await super().__init__(llm_config(spec))
+            config = llm_config(spec)
+            config.experimental_configs.update(self.PORTS)
+            await super().__init__(config, **handles)
         except Exception as error:
             raise RuntimeError(engine_errors(error)) from None
 
@@ -136,11 +148,11 @@ class EngineReplica(EngineServer):
 class GatedReplica(EngineReplica):
     """One vLLM engine with vLLM's own OpenAI server in front, behind our gate."""
 
-    async def __init__(self, model: dict[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(self, model: dict[str, Any], **handles: Any) -> None:  # type: ignore[misc]
         self._access: GateConfig | None = None
         self._gate: Gate | None = None
         self._gate_first_tokens = FirstTokens()
-        await super().__init__(model)
+        await super().__init__(model, **handles)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new keys and limits without a restart."""
@@ -175,6 +187,30 @@ class EngineGroupReplica(EngineReplica, DPServer):  # type: ignore[misc]
 @serve.ingress()
 class DirectGroupReplica(GatedReplica, DPServer):  # type: ignore[misc]
     """A rank that answers clients itself."""
+
+
+class PrefillReplica(EngineReplica, PDPrefillServer):  # type: ignore[misc]
+    """One engine that reads prompts and gives their KV cache to decode replicas."""
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Read the prompt of a chat."""
+        return await super().chat(without_min_tokens(request), raw_request_info)
+
+    async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
+        """Read the prompt of a completion."""
+        return await super().completions(without_min_tokens(request), raw_request_info)
+
+
+@serve.ingress()
+class DecodeReplica(GatedReplica, PDDecodeServer):  # type: ignore[misc]
+    """A replica that answers clients, and has the prompts of chats and completions read elsewhere.
+
+    The other routes, such as ``/v1/responses``, read their prompts here.
+
+    Its ``prefill_server`` is the handle of the prefill replicas.
+    """
+
+    PORTS = DECODE_PORTS
 
 
 def hide_hub_token() -> None:

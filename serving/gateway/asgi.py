@@ -20,6 +20,9 @@ REPLICA_HEADER = "x-serving-replica"
 BUDGET_HEADER = "x-budget-usd"
 """Request header with the most an answer may cost, in $; read by pipelines."""
 
+SESSION_HEADER = "x-session-id"
+"""Request header whose value Ray Serve's session router hashes to a replica."""
+
 MODEL_HEADER = "x-routed-model"
 """Response header with the model that answered; set by pipelines."""
 

@@ -42,6 +42,9 @@ class GateConfig(Strict):
         description="Whether /v1/responses may store: one replica, which has the store, and one "
         "tenant.",
     )
+    sessions: bool = Field(
+        False, description="Whether the header x-session-id chooses the replica of a request."
+    )
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins of the web pages that may send requests; '*' allows any."
     )

@@ -35,6 +35,7 @@ from serving.gateway.http_routes import (
     check_headers,
     check_method,
     check_read,
+    check_session,
     content_length,
     is_models_route,
     no_such_route,
@@ -151,6 +152,8 @@ class Gate:
         limits = context.config.limits
         if context.path not in POST_ROUTES:
             raise no_such_route(context.path)
+        if not context.config.sessions:
+            check_session(scope)
         if content_length(scope) > limits.max_body_bytes:
             raise body_too_large(limits)
         self.quotas.start()

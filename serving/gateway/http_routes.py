@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from serving.gateway.asgi import BUDGET_HEADER, ApiError, Message, Receive, Scope, Send
+from serving.gateway.asgi import (
+    BUDGET_HEADER,
+    SESSION_HEADER,
+    ApiError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 from serving.gateway.bodies.fields import POST_ROUTES
 from serving.spec.tenants import OWNER, Tenant
 
@@ -16,7 +24,7 @@ OWNER_ROUTES = frozenset({"/metrics", "/load", "/stats", "/docs", "/redoc"})
 
 FORWARDED = frozenset(
     b"host accept accept-encoding user-agent traceparent tracestate".split()
-    + [BUDGET_HEADER.encode()]
+    + [BUDGET_HEADER.encode(), SESSION_HEADER.encode()]
 )
 """Headers that pass. Others steer the engine (priority, rank, adapter) or carry the key."""
 
@@ -81,6 +89,22 @@ def check_headers(scope: Scope) -> None:
             raise ApiError(
                 400, "serve_multiplexed_model_id is not accepted here.", "unknown_parameter"
             )
+
+
+def check_session(scope: Scope) -> None:
+    """Refuse the session of a request where no router reads it: its turns would be scattered.
+
+    Raises:
+        ApiError: 400, the header is present.
+    """
+    if any(name.lower() == SESSION_HEADER.encode() for name, _ in scope.get("headers", ())):
+        raise ApiError(
+            400,
+            f"This service has no session router, so leave the header {SESSION_HEADER} out, or "
+            "deploy the model with routing='session'.",
+            "session_routing_disabled",
+            param=SESSION_HEADER,
+        )
 
 
 def content_length(scope: Scope) -> int:

@@ -13,11 +13,19 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from serving.cpu import fast_bfloat16
+from serving.errors import SpecError
 from serving.models.embedded import EMBEDDED, tiny_model_path
 from serving.spec.base import Strict
+from serving.spec.disaggregated import Disaggregated, Side
 from serving.spec.scaling import ScalingSpec
 
-Routing = Literal["round_robin", "power_of_two", "prefix_aware"]
+Routing = Literal["round_robin", "power_of_two", "prefix_aware", "session", "kv_aware"]
+
+READS_PROMPTS = ("prefix_aware", "kv_aware")
+"""Policies that compare prompts, which the proxy must show them on the direct path."""
+
+KV_AWARE = "kv_aware"
+"""The policy for which the engine itself reports the blocks of its KV cache."""
 
 TINY = "tiny"
 """The ``source`` of the default embedded model."""
@@ -25,8 +33,16 @@ TINY = "tiny"
 LIVE_FIELDS = {"scaling", "routing", "health_check_period_s", "health_check_timeout_s"}
 """Fields of a ModelSpec that running replicas adopt without a restart."""
 
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_MODULE = "{'name': NAME, 'path': FOLDER OR HUB ID}"
+MAX_ADAPTERS = 32
+"""Adapters of one model. The engine keeps all of them in the memory of each worker's host."""
+
+PREFILL_SUFFIX = "-prefill"
+"""After the name of a model's deployment, for that of its prefill replicas."""
+
+_NAME = r"^[\w./:-]+$"
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+"""A model or an adapter of Hugging Face's hub, with or without its owner."""
+
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$")
 
 
@@ -40,7 +56,7 @@ class ModelSpec(Strict):
     )
     id: str | None = Field(
         None,
-        pattern=r"^[\w./:-]+$",
+        pattern=_NAME,
         description="Name that clients use; default: derived from source.",
     )
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="Device type of the engine.")
@@ -92,13 +108,25 @@ class ModelSpec(Strict):
         default_factory=dict,
         description="More arguments of vLLM's engine and of its front end, by vLLM's names.",
     )
+    adapters: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=MAX_ADAPTERS,
+        description="LoRA adapters by the name that clients use: a folder or a Hugging Face id, in "
+        f"PEFT's format; at most {MAX_ADAPTERS}.",
+    )
+    disaggregated: Disaggregated | None = Field(
+        None,
+        description="Prefill and decode on separate replicas, each side with its own scaling and "
+        "resources; default: every replica does both.",
+    )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment variables of the engine; never secrets."
     )
     routing: Routing | None = Field(
         None,
-        description="Ray Serve's policy that chooses the replica of a request; default: "
-        "round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
+        description="Ray Serve's policy that chooses the replica of a request: round_robin, "
+        "power_of_two, prefix_aware, session (by the header x-session-id), or kv_aware (needs "
+        "ai-dynamo); default: round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
     )
     stream_batching_interval_ms: float = Field(
         50,
@@ -125,22 +153,20 @@ class ModelSpec(Strict):
     @property
     def model_id(self) -> str:
         """Name that clients put into a request's ``model`` field."""
-        if self.id is not None:
-            return self.id
+        return self.id or self.default_id
+
+    @property
+    def default_id(self) -> str:
+        """Name of the model itself: the embedded model's, or the last part of ``source``."""
         return EMBEDDED.get(self.source) or self.source.rstrip("/").split("/")[-1]
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Other names that the model answers to: its hub id, and the last part of that id."""
-        if self.embedded or is_local(self.source) or not _HUB_ID.match(self.source):
+        if self.embedded or is_local(self.source) or not HUB_ID.match(self.source):
             return ()
         names = dict.fromkeys((self.source, self.source.split("/")[-1]))
         return tuple(name for name in names if name != self.model_id)
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the LoRA adapters, which clients use like the names of models."""
-        return tuple(module["name"] for module in self.engine_kwargs.get("lora_modules") or ())
 
     @property
     def path(self) -> str:
@@ -169,6 +195,32 @@ class ModelSpec(Strict):
     def workers(self) -> int:
         """Engine workers of one replica: tensor- times pipeline-parallel size."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def decode_side(self) -> ModelSpec:
+        """The model as its decode replicas run it; the model itself if it is not disaggregated."""
+        split = self.disaggregated
+        return self if split is None else self.model_copy(update=self._side_fields(split.decode))
+
+    @property
+    def prefill_side(self) -> PrefillModel | None:
+        """The model as its prefill replicas run it; None if it is not disaggregated."""
+        if self.disaggregated is None:
+            return None
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        fields = own | self._side_fields(self.disaggregated.prefill)
+        return PrefillModel.model_construct(**fields)
+
+    def _side_fields(self, side: Side) -> dict[str, Any]:
+        assert self.disaggregated is not None
+        transfer = {"kv_transfer_config": self.disaggregated.transfer_config}
+        kwargs = self.engine_kwargs | side.engine_kwargs | transfer
+        return side.fields() | {"engine_kwargs": kwargs, "disaggregated": None}
+
+    def fixed_fields(self) -> dict[str, Any]:
+        """Return the fields, as JSON, that running replicas cannot adopt."""
+        fields = self.model_dump(mode="json", exclude=LIVE_FIELDS)
+        return fields | {"routing": KV_AWARE} if self.routing == KV_AWARE else fields
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -204,30 +256,27 @@ class ModelSpec(Strict):
             raise ValueError(f"chat_template = {template!r} must contain a Jinja template")
         return kwargs | {"chat_template": text}
 
-    @field_validator("engine_kwargs")
+    @field_validator("adapters")
     @classmethod
-    def _check_adapters(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        modules = kwargs.get("lora_modules")
-        if modules is None:
-            return kwargs
-        if not isinstance(modules, list | tuple):
-            raise ValueError(f"lora_modules must be a list of {_MODULE}, got {modules!r}")
-        for position, module in enumerate(modules):
-            if not _is_module(module):
-                raise ValueError(f"lora_modules[{position}] must be {_MODULE}, got {module!r}")
-        return kwargs
+    def _check_adapters(cls, adapters: dict[str, str]) -> dict[str, str]:
+        for name, path in adapters.items():
+            if not re.match(_NAME, name):
+                raise ValueError(
+                    "must have names of letters, digits and the characters _ . / : -; rename "
+                    f"{name!r}"
+                )
+            if not path:
+                raise ValueError(
+                    f"must have a folder or a Hugging Face id for every name; {name!r} has none"
+                )
+        return adapters
 
     @model_validator(mode="after")
     def _check_adapter_names(self) -> Self:
-        names = Counter(self.adapters)
-        if twice := [name for name, count in names.items() if count > 1]:
+        if own := self.adapters.keys() & {self.model_id, *self.aliases}:
             raise ValueError(
-                f"lora_modules must have unique names, got {twice[0]!r} more than once"
-            )
-        if own := names.keys() & {self.model_id, *self.aliases}:
-            raise ValueError(
-                f"lora_modules must not have the name {min(own)!r}, which the model itself "
-                "answers to; give the adapter another name"
+                f"adapters must not have the name {min(own)!r}, which the model itself answers to; "
+                "give the adapter another name"
             )
         return self
 
@@ -266,11 +315,50 @@ class ModelSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_disaggregated(self) -> Self:
+        split = self.disaggregated
+        if split is None:
+            return self
+        if self.scaling != ScalingSpec():
+            raise ValueError(
+                "scaling must be left out with disaggregated; set disaggregated.prefill.scaling "
+                "and disaggregated.decode.scaling"
+            )
+        if self.data_parallel_size > 1 or self.routing == KV_AWARE:
+            name = "routing" if self.routing == KV_AWARE else "data_parallel_size"
+            raise ValueError(
+                f"{name} must not be {getattr(self, name)!r} with disaggregated; choose another "
+                "value, or leave disaggregated out"
+            )
+        for kwargs in (self.engine_kwargs, split.prefill.engine_kwargs, split.decode.engine_kwargs):
+            if "kv_transfer_config" in kwargs:
+                raise ValueError(
+                    "engine_kwargs must not have kv_transfer_config with disaggregated; set "
+                    "disaggregated.connector and disaggregated.connector_options"
+                )
+        self._check_sides(split)
+        return self
+
+    def _check_sides(self, split: Disaggregated) -> None:
+        """Apply the checks of a model's resources to each side."""
+        for name, side in (("prefill", split.prefill), ("decode", split.decode)):
+            try:
+                ModelSpec(**self.model_dump(exclude={"scaling"}) | self._side_fields(side))
+            except SpecError as error:
+                raise ValueError(f"disaggregated.{name}: {error}") from None
+
+    @model_validator(mode="after")
     def _check_parallel(self) -> Self:
         if self.data_parallel_size > 1 and self.placement is not None:
             raise ValueError(
                 f"placement must be left out with data_parallel_size = {self.data_parallel_size}, "
                 f"got {self.placement!r}; Ray Serve places these replicas as one group"
+            )
+        if self.data_parallel_size > 1 and self.routing == KV_AWARE:
+            raise ValueError(
+                f"routing must not be 'kv_aware' with data_parallel_size = "
+                f"{self.data_parallel_size}; Ray Serve's router does not know the ranks of a "
+                "group, so choose another routing"
             )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):
             raise ValueError(
@@ -280,16 +368,19 @@ class ModelSpec(Strict):
         return self
 
 
-def _is_module(module: Any) -> bool:
-    """Whether this is an adapter as vLLM's ``LoRAModulePath`` describes one."""
-    return isinstance(module, dict) and all(
-        isinstance(module.get(field), str) and module[field] for field in ("name", "path")
-    )
+class PrefillModel(ModelSpec):
+    """The prefill side of a disaggregated model."""
 
 
 def is_local(source: str) -> bool:
     """Return whether a model or an adapter is a folder here, not an id or a URL."""
     return source.startswith(("/", ".", "~")) or Path(source).exists()
+
+
+def absolute(source: str) -> str:
+    """Return the absolute path of a folder that is here; an id, a URL or another path as it is."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def is_path(template: str) -> bool:
@@ -329,7 +420,8 @@ def short_hash(value: Any) -> str:
 
 def deployment_name(model: ModelSpec) -> str:
     """Return the name of the model's deployment in Serve's status and metrics."""
-    return model.model_id.replace("/", "--").replace(".", "_")
+    name = model.model_id.replace("/", "--").replace(".", "_")
+    return f"{name}{PREFILL_SUFFIX}" if isinstance(model, PrefillModel) else name
 
 
 def capacity(model: ModelSpec) -> int:

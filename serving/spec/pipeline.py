@@ -69,6 +69,11 @@ class PipelineSpec(EndpointSpec):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        if split := [model.model_id for model in self.engines if model.disaggregated]:
+            raise ValueError(
+                f"models of a pipeline must not be disaggregated, got {split[0]!r}; deploy it as a "
+                "ServiceSpec"
+            )
         ids = [model.model_id for model in self.engines]
         duplicates = sorted({name for name in ids if ids.count(name) > 1})
         if duplicates:
@@ -81,7 +86,7 @@ class PipelineSpec(EndpointSpec):
             raise ValueError(f"models must not have the reserved id {taken[0]!r}; set another id")
         if AUTO in served_names(self.models):
             raise ValueError(
-                f"lora_modules must not have the name {AUTO!r}, by which clients ask the router; "
+                f"adapters must not have the name {AUTO!r}, by which clients ask the router; "
                 "give the adapter another name"
             )
         served = [model.model_id for model in self.models]

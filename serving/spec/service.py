@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from serving.spec.base import Strict
 from serving.spec.limits import Limits
-from serving.spec.model import LIVE_FIELDS, ModelSpec, short_hash
+from serving.spec.model import ModelSpec, short_hash
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
@@ -87,6 +87,11 @@ class EndpointSpec(Strict):
         """CPUs of all replicas of the deployments without an engine."""
         return 0.0
 
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether the header ``x-session-id`` chooses the replica of a model."""
+        return any(model.routing == "session" for model in self.models)
+
     def fingerprint(self) -> str:
         """Return a hash of the whole spec, which excludes tenants.
 
@@ -102,7 +107,7 @@ class EndpointSpec(Strict):
         Args:
             model: One of the spec's models; default: the first.
         """
-        engine = (model or self.models[0]).model_dump(mode="json", exclude=LIVE_FIELDS)
+        engine = (model or self.models[0]).fixed_fields()
         max_tokens = self.limits.max_tokens
         return short_hash({"model": engine, "composed": self.composed, "max_tokens": max_tokens})
 
@@ -118,8 +123,14 @@ class ServiceSpec(EndpointSpec):
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """The only model."""
-        return (self.model,)
+        """The only model; of a disaggregated one, the decode side, which answers clients."""
+        return (self.model.decode_side,)
+
+    @property
+    def engines(self) -> tuple[ModelSpec, ...]:
+        """The model, and the prefill side of a disaggregated one."""
+        prefill = self.model.prefill_side
+        return self.models if prefill is None else (*self.models, prefill)
 
     @property
     def composed(self) -> bool:

@@ -68,13 +68,14 @@ def endpoint(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> It
     kwargs = {
         "enable_auto_tool_choice": True,
         "tool_call_parser": "hermes",
-        "lora_modules": [{"name": "pirate", "path": str(adapter)}],
     }
     spec = wb.ServiceSpec(
         name="tools",
         route_prefix="/tools",
         port=0,
-        model=wb.ModelSpec(id="base", max_model_len=1024, engine_kwargs=kwargs),
+        model=wb.ModelSpec(
+            id="base", max_model_len=1024, engine_kwargs=kwargs, adapters={"pirate": str(adapter)}
+        ),
     )
     with wb.deploy(spec, progress=lambda line: None) as endpoint:
         yield endpoint

@@ -1,17 +1,19 @@
-"""LoRA adapters with random weights, in the format of PEFT."""
+"""LoRA adapters with random weights, in PEFT's format."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 RANK = 8
 
 
-def write_adapter(model: Path, folder: Path) -> None:
+def write_adapter(model: Path, folder: Path, **fields: Any) -> None:
     """Write an adapter that changes the queries of every attention layer of a Llama.
 
-    Its weights are large, so that its answers differ from those of the model.
+    Its weights are large, so that its answers differ from those of the model. ``fields`` replace
+    those of its configuration.
     """
     import torch
     from safetensors.torch import save_file
@@ -34,4 +36,4 @@ def write_adapter(model: Path, folder: Path) -> None:
         "target_modules": ["q_proj"],
         "bias": "none",
     }
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    (folder / "adapter_config.json").write_text(json.dumps(adapter | fields))

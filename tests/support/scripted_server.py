@@ -63,6 +63,7 @@ class Exchange:
     path: str
     body: dict[str, Any]
     received_s: float
+    session: str | None = None
     sends_s: list[float] = dataclasses.field(default_factory=list)
     token_sends_s: list[float] = dataclasses.field(default_factory=list)
     ended_s: float | None = None
@@ -203,7 +204,9 @@ class ScriptedServer:
             body = json.dumps({} if answer is None else answer).encode()
             _plain(writer, 404 if answer is None else 200, body)
             return True
-        exchange = Exchange(headers.get("x-request-id"), path, json.loads(raw), received)
+        body = json.loads(raw)
+        session = headers.get("x-session-id")
+        exchange = Exchange(headers.get("x-request-id"), path, body, received, session)
         if (exchange.request_id or "").startswith("probe-"):
             self.probes.append(exchange)
             answer_probe = self.answer_probe(exchange.body, len(self.probes) - 1)

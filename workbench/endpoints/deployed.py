@@ -62,7 +62,14 @@ class Endpoint(Remote):
         ids = [model.model_id for model in spec.models]
         ids += [AUTO] if isinstance(spec, PipelineSpec) and spec.router else []
         base_url = _base_url(spec, cluster, port)
-        super().__init__(base_url, api_key, ids, spec.models[0].tokenizer, ours=True)
+        super().__init__(
+            base_url,
+            api_key,
+            ids,
+            spec.models[0].tokenizer,
+            ours=True,
+            sessions=spec.uses_sessions,
+        )
         self.spec = spec
         self._requested = requested or spec
         self.tenant_keys = dict(tenant_keys or {})
@@ -100,7 +107,9 @@ class Endpoint(Remote):
                 "workbench.remote with the tenant's own key"
             )
         key = self.tenant_keys[name]
-        return Remote(self.base_url, key, self.model_ids, self.tokenizer, ours=True)
+        return Remote(
+            self.base_url, key, self.model_ids, self.tokenizer, ours=True, sessions=self.sessions
+        )
 
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment, as Serve reports them."""

@@ -90,6 +90,8 @@ def _call_running(spec: EndpointSpec | None, url: str, api_key: str | None) -> R
         )
     if spec is None:
         return remote(url, api_key=api_key)
-    endpoint = remote(url, tokenizer=spec.models[0].path, api_key=api_key)
+    endpoint = remote(
+        url, tokenizer=spec.models[0].path, api_key=api_key, sessions=spec.uses_sessions
+    )
     endpoint.model_ids = served_models(spec, endpoint.model_ids, endpoint.base_url)
     return endpoint

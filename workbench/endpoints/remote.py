@@ -40,6 +40,7 @@ class Remote:
         connection: How it is reached; default: without TLS settings, by the environment's proxy.
         ours: Whether this process deployed the service. It is then reached without a proxy.
         extra_body: Fields that are added to the body of every request of a load.
+        sessions: Whether a load sends each conversation's turns with the same `x-session-id`.
 
     Attributes:
         adapted: What `workbench.loadgen.accepted` has found out about the server.
@@ -55,6 +56,7 @@ class Remote:
         connection: Connection | None = None,
         ours: bool = False,
         extra_body: Mapping[str, Any] | None = None,
+        sessions: bool = False,
     ) -> None:
         self.base_url = base_url
         self.api_key = api_key
@@ -65,6 +67,7 @@ class Remote:
         self.model_ids = model_ids
         self.tokenizer = tokenizer
         self.extra_body = dict(extra_body or {})
+        self.sessions = sessions
         self.adapted: dict[Any, Mapping[str, str | None]] = {}
         self._async: tuple[AbstractEventLoop | None, AsyncOpenAI, object] | None = None
 
@@ -164,6 +167,7 @@ def remote(
     proxy: str | bool | None = None,
     headers: Mapping[str, str] | None = None,
     extra_body: Mapping[str, Any] | None = None,
+    sessions: bool = False,
 ) -> Remote:
     """Return an endpoint that this process did not deploy.
 
@@ -179,6 +183,8 @@ def remote(
             the cluster.
         headers: Headers to add to every request.
         extra_body: Fields to add to the body of every request of a load.
+        sessions: Whether a load sends the turns of a conversation with the same `x-session-id`,
+            by which the endpoint chooses a replica.
 
     Raises:
         EndpointGoneError: Nothing answers at the URL.
@@ -203,6 +209,7 @@ def remote(
         tokenizer or model_ids[0],
         connection=connection,
         extra_body=extra_body,
+        sessions=sessions,
     )
 
 

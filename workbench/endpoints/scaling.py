@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import DeployError, SpecError
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.scaling import ScalingSpec
-from serving.spec.service import EndpointSpec
+from serving.spec.service import EndpointSpec, ServiceSpec
 
 if TYPE_CHECKING:
     from serving.deploy.status import ServiceStatus
@@ -26,6 +26,11 @@ def rescaled(spec: EndpointSpec, scaling: Mapping[str, Any]) -> EndpointSpec:
         SpecError: A field or value is invalid, or the change turns scaling to zero on or off.
             Requests take another path then, so all replicas would be replaced.
     """
+    if isinstance(spec, ServiceSpec) and spec.model.disaggregated:
+        raise SpecError(
+            "a disaggregated model has a scaling for each side; deploy it again with other values "
+            "of disaggregated.prefill.scaling and disaggregated.decode.scaling"
+        )
     # The number of replicas of the first deployment does not apply to a running service.
     scaling = {"initial_replicas": None, **scaling}
     models = tuple(

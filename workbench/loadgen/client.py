@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER
+from serving.gateway.asgi import MODEL_HEADER, REPLICA_HEADER, SESSION_HEADER
 from serving.gateway.stages import TIMING_HEADER
 from workbench.clock import Clock
 from workbench.loadgen.outcome import ends_request, redact_error
@@ -71,7 +71,8 @@ async def stream_chat(
             for the whole call, instead of the client's own limits; `on_event(kind, at_s)`, called
             with `sent` or `read` while other requests stream, so it must be fast; and
             `on_record(record)`, called with every record, even that of a cancelled call, which
-            then raises `CancelledError`; and `connection`, for errors of TLS and of the proxy.
+            then raises `CancelledError`; `connection`, for errors of TLS and of the proxy; and
+            `session`, sent as `x-session-id`.
 
     Returns:
         The record of the request.
@@ -159,6 +160,7 @@ async def _call(
     on_record: OnRecord | None = None,
     on_event: OnEvent | None = None,
     connection: Connection | None = None,
+    session: str | None = None,
 ) -> RequestRecord:
     request_id = request_id or uuid.uuid4().hex
     reads: list[tuple[float, bytes]] = []
@@ -168,7 +170,10 @@ async def _call(
     # The client's own limits (5 s for a connection) would cut a request that may take longer.
     limit = {} if timeout_s is None else {"timeout": timeout_s}
     arguments = bypass_client_validation(body)
-    call = create(**arguments, extra_headers={"x-request-id": request_id}, **limit)
+    identity = {"x-request-id": request_id}
+    if session is not None:
+        identity[SESSION_HEADER] = session
+    call = create(**arguments, extra_headers=identity, **limit)
     headers: dict[str, str] = {}
     failure = await _read(call, reads, headers, clock, timeout_s, on_event)
     stopped, answer = clock(), parse_answer(reads)

@@ -112,6 +112,7 @@ class LoadRunner:
             epoch_s=0.0,
             start_s=start_s,
             duration_s=self.load.duration_s,
+            sessions=self.target.sessions,
         )
         handles = self.pool.handles
         await asyncio.gather(

@@ -31,7 +31,8 @@ class WorkerConfig:
 
     `epoch_s` is the zero of the run's clock on the worker's own clock, and `start_s` the start of
     the load on the run's clock. `call` has arguments for every request, `chat_call` and
-    `completion_call` those for one route, which take precedence.
+    `completion_call` those for one route, which take precedence. With `sessions`, all turns of a
+    conversation are sent with the same session.
     """
 
     model: str
@@ -43,6 +44,13 @@ class WorkerConfig:
     duration_s: float | None = None
     chat_call: Mapping[str, Any] = field(default_factory=dict)
     completion_call: Mapping[str, Any] = field(default_factory=dict)
+    sessions: bool = False
+
+    def session(self, conversation: int, prompt: Prompt) -> str | None:
+        """Return the session to send with a turn of a conversation, if the endpoint reads it."""
+        if not self.sessions or prompt.conversation is None:
+            return None
+        return f"{self.tag}-{conversation}"
 
 
 def is_chat(content: Any) -> bool:
@@ -53,7 +61,9 @@ def is_chat(content: Any) -> bool:
 class Worker(Protocol):
     """The methods of a load worker that a sender uses."""
 
-    async def send(self, request_id: str, prompt: Prompt, due_s: float) -> RequestRecord:
+    async def send(
+        self, request_id: str, prompt: Prompt, due_s: float, session: str | None = None
+    ) -> RequestRecord:
         """Send one request now."""
         ...
 
@@ -114,7 +124,9 @@ class PlannedSender:
                 if due_s >= end_s:
                     return
                 await worker.sleep_until(due_s)
-            record = await worker.send(f"{self._config.tag}-{number}-{turn}", prompt, due_s)
+            request_id = f"{self._config.tag}-{number}-{turn}"
+            session = self._config.session(number, prompt)
+            record = await worker.send(request_id, prompt, due_s, session)
             if record.status != "ok":
                 if self._config.max_concurrency and (record.error or "").startswith(UNREACHABLE):
                     await asyncio.sleep(UNREACHABLE_PAUSE_S)

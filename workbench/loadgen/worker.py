@@ -145,7 +145,9 @@ class LoadWorker:
         async with self._watch, self._client:
             await sender.run(self)
 
-    async def send(self, request_id: str, prompt: Prompt, due_s: float) -> RequestRecord:
+    async def send(
+        self, request_id: str, prompt: Prompt, due_s: float, session: str | None = None
+    ) -> RequestRecord:
         """Send one request now. `due_s` is when it should have been sent."""
         config = self._config
         timing: dict[str, Any] = {
@@ -156,6 +158,7 @@ class LoadWorker:
             "model": config.model,
             "max_tokens": prompt.max_tokens,
             "connection": self._connection,
+            "session": session,
         }
         content: Any = prompt.content
         if self._journal is not None:

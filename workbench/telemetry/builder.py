@@ -15,7 +15,7 @@ from serving.compat.ray import (
     TARGET_ONGOING,
     TOTAL_REQUESTS,
 )
-from serving.compat.vllm import ENGINE_METRICS
+from serving.compat.vllm import ENGINE_METRICS, TRANSFER_METRICS
 from serving.deploy.status import state_name
 from workbench.records import (
     DecisionSample,
@@ -203,12 +203,12 @@ def engine_metrics(merged: MetricsPage, replica: str) -> dict[str, Any]:
     Over several engines of one replica they are sums, and the mean for the use of the KV cache.
     """
     metrics: dict[str, Any] = {}
-    for metric, name in ENGINE_METRICS.items():
+    for metric, name in (ENGINE_METRICS | TRANSFER_METRICS).items():
         values = [value for _, value in merged.rows(metric, ReplicaId=replica)]
         if values and name == "kv_cache_usage":
             metrics[name] = sum(values) / len(values)
         elif values:
-            metrics[name] = round(sum(values))
+            metrics[name] = sum(values) if name.endswith("_s") else round(sum(values))
     return metrics
 
 

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from serving.compat.vllm import ENGINE_METRICS, OLDER_METRICS
+from serving.compat.vllm import ENGINE_METRICS, OLDER_METRICS, TRANSFER_METRICS
 from workbench.records import ReplicaSample, Sample
 
 SGLANG_METRICS = {
@@ -28,7 +28,7 @@ TGI_METRICS = {
     "tgi_request_input_length_sum": "prompt_tokens",
     "tgi_request_generated_tokens_sum": "output_tokens",
 }
-ENGINES = {"vllm": ENGINE_METRICS, "sglang": SGLANG_METRICS, "tgi": TGI_METRICS}
+ENGINES = {"vllm": ENGINE_METRICS | TRANSFER_METRICS, "sglang": SGLANG_METRICS, "tgi": TGI_METRICS}
 """For each engine, its metrics without colon and `_total`, and the fields that they fill."""
 
 _PREFIXES = (b"vllm", b"sglang", b"tgi")
@@ -80,4 +80,6 @@ def _normalized(name: str) -> str:
 
 
 def _combined(name: str, values: list[float]) -> float:
-    return sum(values) / len(values) if name == "kv_cache_usage" else round(sum(values))
+    if name == "kv_cache_usage":
+        return sum(values) / len(values)
+    return sum(values) if name.endswith("_s") else round(sum(values))

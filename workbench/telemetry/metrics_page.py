@@ -15,7 +15,7 @@ from serving.compat.ray import (
     TARGET_ONGOING,
     TOTAL_REQUESTS,
 )
-from serving.compat.vllm import ENGINE_METRICS, OLDER_METRICS
+from serving.compat.vllm import ENGINE_METRICS, OLDER_METRICS, TRANSFER_METRICS
 
 SERVE_METRICS = (TOTAL_REQUESTS, TARGET_ONGOING, HANDLE_QUEUE, IN_FLIGHT, HTTP_REQUESTS)
 
@@ -24,7 +24,14 @@ POLICY_LED = "workbench_policy_led"
 GATE_QUEUED, GATE_SHED = "workbench_gate_queued", "workbench_gate_shed"
 WORKBENCH_METRICS = (POLICY_DESIRED, POLICY_SAW, POLICY_LED, GATE_QUEUED, GATE_SHED)
 
-_METRICS = (*ENGINE_METRICS, *OLDER_METRICS, *SERVE_METRICS, *WORKBENCH_METRICS, *GPU_METRICS)
+_METRICS = (
+    *ENGINE_METRICS,
+    *TRANSFER_METRICS,
+    *OLDER_METRICS,
+    *SERVE_METRICS,
+    *WORKBENCH_METRICS,
+    *GPU_METRICS,
+)
 _PREFIXES = (b"ray_vllm", b"ray_serve_", b"ray_workbench_", b"ray_node_g")
 _NAMES = {
     f"ray_{name}{suffix}".replace("vllm_", f"vllm{separator}", 1).encode()

@@ -152,10 +152,12 @@ class TelemetrySource:
     """Serve's details and the cluster's nodes, by calls that wait at most `DETAILS_TIMEOUT_S`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from serving.spec.model import deployment_name
+        from serving.spec.model import PrefillModel, deployment_name
 
         self._endpoint = endpoint
-        engines = frozenset(deployment_name(model) for model in endpoint.spec.models)
+        spec = endpoint.spec
+        models = [*spec.models, *(each for each in spec.engines if isinstance(each, PrefillModel))]
+        engines = frozenset(deployment_name(model) for model in models)
         self.builder = SampleBuilder(endpoint.spec.name, engines)
         self._nodes: list[Node] = []
         self._nodes_at_s = float("-inf")

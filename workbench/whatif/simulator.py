@@ -127,6 +127,16 @@ def _gate(spec: ServiceSpec) -> Gate:
     from workbench.whatif.state import Gate
 
     scaling = spec.model.scaling
+    if spec.model.disaggregated:
+        raise SettingError(
+            "model.disaggregated must be left out in a simulation, whose replicas read prompts "
+            "and generate"
+        )
+    if spec.model.routing not in (None, *ROUTINGS):
+        raise SettingError(
+            f"model.routing must be one of {', '.join(ROUTINGS)} in a simulation, got "
+            f"{spec.model.routing!r}; choose one of them"
+        )
     routing = spec.model.routing or ("power_of_two" if spec.composed else "round_robin")
     return Gate(
         composed=int(spec.composed),

@@ -50,6 +50,8 @@ SIGNATURES = {
         "replicas",
         "backoff_index",
     ),
+    "ray.llm._internal.serve.routing_policies.kv_aware.vllm.kv_events"
+    ":configure_kv_events_for_kv_routing": ("llm_config",),
     "ray.llm._internal.common.callbacks.base:CallbackBase.on_before_node_init": ("self",),
     "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router"
     ":PrefixCacheAffinityRouter._normalize_prompt_to_string": ("self", "prompt"),
@@ -74,6 +76,10 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     (f"{LLM}/serving_patterns/data_parallel/dp_server.py", "DPServer"): {
         "__init__": ("self", "llm_config"),
     },
+    (f"{LLM}/serving_patterns/prefill_decode/pd_server.py", "PDDecodeServer"): {
+        "__init__": ("self", "llm_config", "prefill_server"),
+    },
+    (f"{LLM}/serving_patterns/prefill_decode/pd_server.py", "PDPrefillServer"): {},
     ("vllm/v1/engine/async_llm.py", "AsyncLLM"): {
         "generate": ("self", "prompt", "sampling_params", "request_id"),
         "collective_rpc": ("self", "method"),
@@ -314,6 +320,11 @@ def test_every_metric_of_vllm_has_its_name() -> None:
     text = source("vllm", "v1", "metrics", "loggers.py")
     for name in compat_vllm.ENGINE_METRICS:
         assert f'"{name.replace("vllm_", "vllm:", 1)}"' in text
+    connector = ("distributed", "kv_transfer", "kv_connector", "v1", "nixl", "stats.py")
+    text = source("vllm", *connector)
+    for name in compat_vllm.TRANSFER_METRICS:
+        histogram = name.removesuffix("_count").removesuffix("_sum")
+        assert f'"{histogram.replace("vllm_", "vllm:", 1)}"' in text
 
 
 def test_every_metric_of_ray_has_its_name() -> None:

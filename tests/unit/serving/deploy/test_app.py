@@ -47,7 +47,8 @@ def describe(app, routed=False):
     # The router's own argument is the application it routes to.
     router = None if routed else app._ingress_request_router
     models = {} if routed else deployment.init_kwargs.get("models", {})
-    inner = list(models.values())
+    prefill = {} if routed else deployment.init_kwargs
+    inner = [*models.values(), *(prefill[k] for k in ("prefill_server",) if k in prefill)]
     return {
         "name": deployment.name,
         "target": deployment.func_or_class,
@@ -100,6 +101,17 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "sleeps": {"model": {"scaling": SCALES_TO_ZERO}},
+    "split": {
+        "name": "split",
+        "model": {
+            "disaggregated": {
+                "prefill": {"num_cpus": 2, "scaling": {"max_replicas": 3}},
+                "decode": {"scaling": {"max_replicas": 2, "max_ongoing_requests": 9}},
+                "connector": "example",
+                "connector_options": {"shared_storage_path": "/mnt/kv"},
+            }
+        },
+    },
 }
 
 
@@ -130,6 +142,31 @@ def apps(answer: dict[str, Any]) -> dict[str, Any]:
 def every_deployment(app: dict[str, Any]) -> list[dict[str, Any]]:
     below = [*app["inner"], *filter(None, [app["ingress_router"]])]
     return [app, *(deployment for part in below for deployment in every_deployment(part))]
+
+
+class TestDisaggregated:
+    def test_a_decode_replica_is_behind_the_gate_and_has_a_handle_to_prefill(
+        self, answer: dict[str, Any]
+    ) -> None:
+        decode = answer["apps"]["split"]
+        (prefill,) = decode["inner"]
+        assert decode["target"].endswith(".DecodeReplica")
+        assert prefill["target"].endswith(".PrefillReplica")
+        assert (decode["name"], prefill["name"]) == (
+            "tiny-llama-glossary",
+            "tiny-llama-glossary-prefill",
+        )
+        assert decode["user_config"]["access"]["max_ongoing_requests"] == 9
+        assert prefill["user_config"] is None
+        assert decode["ingress_router"] is not None
+
+    def test_each_side_has_its_own_scaling_and_resources(self, answer: dict[str, Any]) -> None:
+        decode = answer["apps"]["split"]
+        (prefill,) = decode["inner"]
+        assert decode["autoscaling"]["max_replicas"] == 2
+        assert prefill["autoscaling"]["max_replicas"] == 3
+        assert (decode["bundles"], prefill["bundles"]) == ([{"CPU": 1}], [{"CPU": 2}])
+        assert decode["version"] != prefill["version"]
 
 
 class TestRefusals:
@@ -189,7 +226,7 @@ class TestEveryApplication:
     def test_a_model_that_cannot_start_is_retried_once(self, apps: dict[str, Any]) -> None:
         for app in apps.values():
             models = [d for d in every_deployment(app) if d["bundles"]]
-            assert [d["max_constructor_retry_count"] for d in models] == [1]
+            assert {d["max_constructor_retry_count"] for d in models} == {1}
 
     @pytest.mark.parametrize("name", CASES)
     def test_the_version_covers_what_a_replica_cannot_change(
@@ -197,7 +234,9 @@ class TestEveryApplication:
     ) -> None:
         spec = ServiceSpec(**CASES[name])
         models = [d for d in every_deployment(apps[name]) if d["bundles"]]
-        assert [d["version"] for d in models] == [spec.engine_fingerprint()]
+        assert [d["version"] for d in models] == [
+            spec.engine_fingerprint(model) for model in spec.engines
+        ]
         assert apps[name]["version"] == spec.engine_fingerprint()
         assert apps[name]["user_config"]["fingerprint"] == spec.fingerprint()
 
@@ -239,6 +278,7 @@ class TestDirectPath:
                 }
             ],
             "auto": False,
+            "sessions": False,
             "stores_responses": False,
             "cors_origins": [],
             "limits": Limits().model_dump(),

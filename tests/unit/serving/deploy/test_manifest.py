@@ -21,6 +21,7 @@ from serving.deploy.kuberay import pods_of_a_replica
 from serving.deploy.manifest import ray_service, read_spec, serve_config, write
 from serving.errors import SpecError
 from serving.spec.baseline import BaselineSpec
+from serving.spec.disaggregated import Disaggregated, Side
 from serving.spec.model import ModelSpec
 from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
@@ -206,7 +207,6 @@ class TestRejections:
         ("name", "value"),
         [
             ("chat_template", "templates/mine.jinja"),
-            ("lora_modules", [{"name": "pirate", "path": "./pirate"}]),
             ("tool_parser_plugin", "plugins/parser.py"),
         ],
     )
@@ -218,9 +218,30 @@ class TestRejections:
     def test_a_file_in_the_image(self) -> None:
         kwargs = {
             "chat_template": "/opt/templates/mine.jinja",
-            "lora_modules": [{"name": "pirate", "path": "/mnt/pirate"}],
         }
-        serve_config(ServiceSpec(model=ModelSpec(engine_kwargs=kwargs)), CALLERS)
+        model = ModelSpec(engine_kwargs=kwargs, adapters={"pirate": "/mnt/pirate"})
+        serve_config(ServiceSpec(model=model), CALLERS)
+
+    def test_both_sides_of_a_disaggregated_model_have_pods(self) -> None:
+        split = Disaggregated(
+            prefill=Side(scaling=ScalingSpec(max_replicas=3)), decode=Side(tensor_parallel_size=2)
+        )
+        model = ModelSpec(source="org/m-7B", accelerator="gpu", disaggregated=split)
+        manifest = ray_service(ServiceSpec(model=model), "image", CALLERS)
+        groups = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        assert [(group["groupName"], group["maxReplicas"]) for group in groups] == [
+            ("m-7b", 1),
+            ("m-7b-prefill", 3),
+        ]
+        long = model.model_copy(update={"id": "m" * 80})
+        manifest = ray_service(ServiceSpec(model=long), "image", CALLERS)
+        groups = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        assert len({group["groupName"] for group in groups}) == 2
+
+    def test_an_adapter_of_this_machine(self) -> None:
+        spec = ServiceSpec(model=ModelSpec(adapters={"pirate": "./pirate"}))
+        with pytest.raises(SpecError, match=r"model\.adapters\['pirate'\] = .* is on this machine"):
+            serve_config(spec, CALLERS)
 
     def test_a_key_instead_of_its_hash(self) -> None:
         with pytest.raises(SpecError) as caught:

@@ -248,6 +248,13 @@ class TestHub:
         with pytest.raises(ModelNotFoundError, match=f"model.source = 'org/{name}' {problem}"):
             check_hub(ModelSpec(source=f"org/{name}"))
 
+    def test_adapters(self, hub: str) -> None:
+        check_hub(ModelSpec(adapters={"a": "org/model", "here": "/mnt/here"}))
+        with pytest.raises(
+            ModelNotFoundError, match=r"model.adapters\['b'\] = 'org/none' does not"
+        ):
+            check_hub(ModelSpec(adapters={"a": "org/model", "b": "org/none"}))
+
     def test_an_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard service

@@ -93,6 +93,7 @@ class TestEngineArguments:
             ("api_key", "api_key of deploy()"),
             ("port", "port"),
             ("root_path", "route_prefix"),
+            ("lora_modules", "model.adapters"),
             ("allowed_origins", "cors_origins"),
         ],
     )
@@ -148,7 +149,7 @@ class TestFrontEndArguments:
             ("enable_auto_tool_choise", "enable_auto_tool_choice"),
             ("tool_parser", "tool_call_parser"),
             ("chat_templat", "chat_template"),
-            ("lora_module", "lora_modules"),
+            ("response_rol", "response_role"),
         ],
     )
     def test_the_nearest_name_is_from_both_lists(self, name: str, nearest: str) -> None:
@@ -349,45 +350,36 @@ class TestFlagsInErrors:
         assert not flags & (REJECTED.keys() | OWN_FIELDS.keys())
 
 
-class TestAdapters:
-    def adapter(self, folder: Path, config: str) -> dict[str, Any]:
-        (folder / "adapter_config.json").write_text(config)
-        return {"lora_modules": [{"name": "pirate", "path": str(folder)}]}
+class TestDisaggregated:
+    def spec(self, connector: str = "nixl", **sides: Any) -> ServiceSpec:
+        options = {"shared_storage_path": "/mnt/kv"} if connector == "example" else {}
+        split = {"connector": connector, "connector_options": options, **sides}
+        return ServiceSpec(model=ModelSpec(disaggregated=split, accelerator="gpu", source="org/m"))
 
-    def test_an_adapter_here_or_on_the_hub_passes(self, tmp_path: Path) -> None:
-        check_model(ModelSpec(engine_kwargs=self.adapter(tmp_path, '{"r": 16}')))
-        hub = [{"name": "pirate", "path": "org/pirate-lora"}]
-        check_model(ModelSpec(engine_kwargs={"lora_modules": hub}))
+    @pytest.mark.parametrize("connector", ["nixl", "lmcache"])
+    def test_a_connector_that_is_not_installed(
+        self, connector: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        with pytest.raises(MissingPackageError) as caught:
+            preflight.check_connector(self.spec(connector))
+        assert f"connector = {connector!r} needs the package {connector!r}" in str(caught.value)
+        monkeypatch.setattr(preflight, "find_spec", lambda name: name)
+        preflight.check_connector(self.spec(connector))
 
-    def test_lora_is_enabled_for_an_adapter(self, tmp_path: Path) -> None:
-        kwargs = self.adapter(tmp_path, '{"r": 8}')
-        assert engine_kwargs(ModelSpec(engine_kwargs=kwargs))["enable_lora"] is True
-        assert "enable_lora" not in engine_kwargs(ModelSpec())
-        with pytest.raises(SpecError, match="lora_modules needs LoRA"):
-            check_model(ModelSpec(engine_kwargs=kwargs | {"enable_lora": False}))
+    def test_other_services_need_no_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        preflight.check_connector(self.spec("example"))
+        preflight.check_connector(ServiceSpec())
 
-    def test_a_folder_that_does_not_exist(self, tmp_path: Path) -> None:
-        modules = [{"name": "pirate", "path": str(tmp_path / "none")}]
-        with pytest.raises(
-            SpecError, match=r"\['lora_modules'\]\[0\]\['path'\] = .* does not exist"
-        ):
-            check_model(ModelSpec(engine_kwargs={"lora_modules": modules}))
-
-    def test_a_folder_without_an_adapter(self, tmp_path: Path) -> None:
-        modules = [{"name": "pirate", "path": str(tmp_path)}]
-        with pytest.raises(SpecError, match=r"\['lora_modules'\]\[0\].*no adapter_config\.json"):
-            check_model(ModelSpec(engine_kwargs={"lora_modules": modules}))
-
-    @pytest.mark.parametrize("config", ["{", "[]", '{"alpha": 1}'])
-    def test_an_invalid_configuration(self, config: str, tmp_path: Path) -> None:
-        with pytest.raises(SpecError, match="not the configuration of a LoRA adapter"):
-            check_model(ModelSpec(engine_kwargs=self.adapter(tmp_path, config)))
-
-    def test_a_rank_beyond_the_maximum(self, tmp_path: Path) -> None:
-        kwargs = self.adapter(tmp_path, '{"r": 32}')
-        with pytest.raises(SpecError, match="rank 32, more than max_lora_rank = 16"):
-            check_model(ModelSpec(engine_kwargs=kwargs))
-        check_model(ModelSpec(engine_kwargs=kwargs | {"max_lora_rank": 32}))
+    def test_more_cards_than_the_cluster_has(self) -> None:
+        two = {"scaling": {"min_replicas": 2, "max_replicas": 2}}
+        check_resources(self.spec("example", decode=two), CLUSTER)
+        with pytest.raises(ResourcesError) as caught:
+            check_resources(self.spec("example", decode=two, prefill=two), CLUSTER)
+        assert "needs 4 GPUs, 2 for prefill and 2 for decode, but the cluster has 3" in (
+            str(caught.value)
+        )
 
 
 class TestModelPath:

@@ -17,18 +17,21 @@ class TestSpec:
     def test_baseline_beside_a_service_has_the_same_model(self) -> None:
         kwargs = {"load_format": "dummy", "max_num_seqs": 8}
         scaling = ScalingSpec(max_ongoing_requests=99)
-        model = ModelSpec(engine_kwargs=kwargs, scaling=scaling, num_cpus=2)
+        adapters = {"pirate": "org/pirate"}
+        model = ModelSpec(engine_kwargs=kwargs, adapters=adapters, scaling=scaling, num_cpus=2)
         service = ServiceSpec(name="llm", model=model, port=8123)
         baseline = BaselineSpec.from_service(service, OneAtATime())
         assert (baseline.name, baseline.route_prefix, baseline.port) == ("llm-one", "/one", 0)
         assert baseline.model.engine_kwargs == {"load_format": "dummy"}
-        assert baseline.model.model_copy(update={"engine_kwargs": kwargs}) == model
+        left_out = {"engine_kwargs": kwargs, "adapters": adapters}
+        assert baseline.model.model_copy(update=left_out) == model
 
     @pytest.mark.parametrize(
         ("model", "message"),
         [
             ({"tensor_parallel_size": 2}, "runs on one device"),
             ({"scaling": ScalingSpec(min_replicas=0)}, "cannot scale to zero"),
+            ({"adapters": {"pirate": "org/pirate"}}, "serves no LoRA adapters, got pirate"),
             (
                 {"engine_kwargs": {"max_num_seqs": 8}},
                 r"load_format and tokenizer, got max_num_seqs = 8",

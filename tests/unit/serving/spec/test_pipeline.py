@@ -39,8 +39,7 @@ def error_of(**fields: Any) -> str:
 
 
 def with_adapter(adapter: str, **fields: Any) -> ModelSpec:
-    modules = [{"name": adapter, "path": f"org/{adapter}"}]
-    return ModelSpec(engine_kwargs={"lora_modules": modules}, **fields)
+    return ModelSpec(adapters={adapter: f"org/{adapter}"}, **fields)
 
 
 class TestServedNames:

@@ -355,32 +355,27 @@ class TestNames:
         monkeypatch.chdir(tmp_path)
         assert ModelSpec(source="org/model").aliases == ()
 
-    def test_adapters_are_the_names_in_lora_modules(self) -> None:
-        modules = [{"name": name, "path": f"org/{name}"} for name in ("pirate", "poet")]
-        model = ModelSpec(engine_kwargs={"lora_modules": modules})
-        assert model.adapters == ("pirate", "poet")
-        assert (
-            ModelSpec().adapters == ModelSpec(engine_kwargs={"lora_modules": None}).adapters == ()
-        )
-
     @pytest.mark.parametrize(
-        ("modules", "problem"),
+        ("adapters", "problem"),
         [
-            ("pirate=/path", "lora_modules must be a list of {'name': NAME"),
-            ({"name": "a", "path": "b"}, "lora_modules must be a list of {'name': NAME"),
-            (["pirate=/path"], "lora_modules[0] must be {'name': NAME"),
-            ([{"name": "pirate"}], "lora_modules[0] must be {'name': NAME"),
-            ([{"name": "", "path": "x"}], "lora_modules[0] must be {'name': NAME"),
-            ([{"name": "a", "path": "x"}, {"name": "b", "path": 1}], "lora_modules[1] must be"),
-            ([{"name": "a", "path": "x"}] * 2, "unique names, got 'a' more than once"),
-            ([{"name": "mine", "path": "x"}], "must not have the name 'mine'"),
-            ([{"name": "org/model", "path": "x"}], "must not have the name 'org/model'"),
+            ({"mine": "x"}, "adapters must not have the name 'mine'"),
+            ({"org/model": "x"}, "adapters must not have the name 'org/model'"),
+            ({"a b": "x"}, "ModelSpec.adapters must have names of letters"),
+            ({"a": "x", "b": ""}, "for every name"),
+            ({str(number): "x" for number in range(33)}, "ModelSpec.adapters must have at most 32"),
         ],
     )
-    def test_invalid_adapters(self, modules: Any, problem: str) -> None:
-        kwargs = {"lora_modules": modules}
-        message = error_of(ModelSpec, source="org/model", id="mine", engine_kwargs=kwargs)
+    def test_invalid_adapters(self, adapters: dict[str, str], problem: str) -> None:
+        message = error_of(ModelSpec, source="org/model", id="mine", adapters=adapters)
         assert problem in message
+        assert len(message.splitlines()) == 1
+
+    def test_as_many_adapters_as_allowed(self) -> None:
+        assert len(ModelSpec(adapters={str(number): "x" for number in range(32)}).adapters) == 32
+
+    def test_adapters_need_new_replicas(self) -> None:
+        plain, adapted = with_model(), with_model(adapters={"pirate": "org/pirate"})
+        assert plain.engine_fingerprint() != adapted.engine_fingerprint()
 
 
 class TestChatTemplate:

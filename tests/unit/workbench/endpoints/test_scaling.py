@@ -11,7 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from serving.cluster.connection import Cluster
-from serving.errors import DeployError, EndpointGoneError
+from serving.errors import DeployError, EndpointGoneError, SpecError
+from serving.spec.disaggregated import Disaggregated
+from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from workbench.endpoints import scaling
 from workbench.endpoints.deployed import Endpoint
@@ -94,3 +96,9 @@ def test_deleted_service_ends_the_wait(make_endpoint: Any) -> None:
     endpoint, _ = make_endpoint(state(1, 0), EndpointGoneError("llm: the cluster is gone"))
     with pytest.raises(EndpointGoneError):
         asyncio.run(endpoint.wait_until_scaled(1))
+
+
+def test_a_disaggregated_model_is_not_rescaled_as_one() -> None:
+    spec = ServiceSpec(model=ModelSpec(disaggregated=Disaggregated()))
+    with pytest.raises(SpecError, match=r"disaggregated\.prefill\.scaling and"):
+        scaling.rescaled(spec, {"max_replicas": 2})

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -105,6 +106,18 @@ def test_tools_of_a_chat_are_sent() -> None:
     sent = [exchange.body.get("tools") for exchange in server.log]
     assert sorted(sent, key=bool) == [None, [tool]]
     assert all(exchange.body["messages"] == list(chat) for exchange in server.log)
+
+
+@pytest.mark.parametrize("reads_sessions", [True, False])
+def test_the_turns_of_a_conversation_are_one_session(reads_sessions: bool) -> None:
+    def turns(number: int) -> tuple[Prompt, ...]:
+        return tuple(prompt_of(4 + number, conversation=number, turn=turn) for turn in range(3))
+
+    arrivals = [Arrival(0.0, turns(0)), Arrival(0.0, turns(1)), Arrival(0.0, (prompt_of(1),))]
+    _, server, _ = send(tokens(1, chat=False), arrivals, sessions=reads_sessions)
+    sent = Counter((len(exchange.body["prompt"]), exchange.session) for exchange in server.log)
+    first, second = ("t-0", "t-1") if reads_sessions else (None, None)
+    assert sent == {(4, first): 3, (5, second): 3, (1, None): 1}
 
 
 def test_existing_objects_are_excluded_from_garbage_collection() -> None:

@@ -87,6 +87,24 @@ class TestMetricsPage:
         assert {name: getattr(sample, name) for name in ENGINE} == ENGINE
         assert (sample.prefix_hits, sample.preemptions) == (None, None), "absent is None"
 
+    def test_transfers_of_kv_blocks(self) -> None:
+        """The lines of vLLM's histograms as Ray exports them."""
+        labels = 'ReplicaId="r1",application="llm",deployment="m"'
+        text = "".join(
+            f"ray_vllm_nixl_{name}{{{labels}}} {value}\n"
+            for name, value in (
+                ("xfer_time_seconds_count", 3.0),
+                ("xfer_time_seconds_sum", 0.25),
+                ("bytes_transferred_sum", 4096.0),
+            )
+        )
+        builder = SampleBuilder("llm", frozenset({"m"}))
+        pages = {"n1": parse_metrics(text.encode())}
+        _, sample, *_ = builder.samples(1.0, details(replica("r1")), pages)
+        assert isinstance(sample, ReplicaSample)
+        moved = (sample.kv_transfers, sample.kv_transfer_s, sample.kv_transfer_bytes)
+        assert moved == (3, 0.25, 4096)
+
     def test_only_metrics_in_use_are_parsed(self) -> None:
         assert set(parse_metrics(NEW).samples) == {
             "vllm_num_requests_running",
