@@ -25,6 +25,7 @@ from serving.spec.tenants import (
     issue_keys,
     key_hash,
 )
+from workbench.endpoints.announce import announce
 from workbench.endpoints.remote import Remote
 from workbench.endpoints.scaling import rescaled, wait_for_replicas
 from workbench.endpoints.terms import ReplicaPrices, make_terms, pass_on_messages, under_terms
@@ -269,6 +270,7 @@ def deploy(
     endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed, requested_spec)
     _report_ready(endpoint, cluster, port, notify)
     pass_on_messages(spec.name, terms, cluster, progress or _print)
+    announce()
     return endpoint
 
 
