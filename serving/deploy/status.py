@@ -124,8 +124,8 @@ def hourly_dollars(status: ServiceStatus, per_replica_hour: Mapping[str, float])
     if not per_replica_hour:
         return None
     return sum(
-        per_replica_hour.get(name, 0.0) * sum(getattr(replicas, state) for state in REPLICA_STATES)
-        for name, replicas in status.deployments.items()
+        per_replica_hour.get(name, 0.0) * (held.running + held.starting + held.stopping)
+        for name, held in status.deployments.items()
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from serving.compat.ray import delete_value, load_value, store_value, stored_keys
 from serving.deploy.terms import Terms, TermsState
@@ -48,8 +49,9 @@ def load_state(name: str) -> TermsState | None:
     stored = load_value(_STATE + name)
     if not stored:
         return None
-    fields = json.loads(stored)
-    return TermsState(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    fields: dict[str, Any] = json.loads(stored)
+    lists = {name: tuple(fields[name]) for name in ("warned", "messages")}
+    return TermsState(**fields | lists)
 
 
 def forget(name: str) -> None:

@@ -22,7 +22,7 @@ class Service:
     """A service under terms. `minute` lets it go on until then, with its idle time in minutes."""
 
     def __init__(self, **terms: float) -> None:
-        self.terms = Terms(**terms)  # type: ignore[arg-type]
+        self.terms = Terms(**terms)
         self.state: TermsState = first_state(self.terms, 0.0)
 
     def minute(
