@@ -93,6 +93,9 @@ claims: setup  ## write docs/claims.md and its summary in the README (RUNS="runs
 browser:  ## install Chromium for the browser tests, if it is missing
 	@scripts/browser.sh
 
+extension: setup  ## build the JupyterLab extension after a change in extension/ (UPGRADE=1: newest packages)
+	$(BIN)/python scripts/extension.py
+
 lock:  ## update the lock files from pyproject.toml (UPGRADE=1 takes the newest versions)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 packaging==26.3
@@ -109,4 +112,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser lock audit image-test clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser extension lock audit image-test clean

@@ -93,7 +93,7 @@ serving() {
   local shape; shape=$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")
   "$PYTHON" benchmarks/serving_path.py --accelerator gpu --source "$shape" --load-format dummy \
     --streams ${STREAMS:-1 32 128 256:256/128 512:64/128} --peers ${PEERS:-router} \
-    --repeats "${REPEATS:-3}" | last_line "serving_path${NAME:-}"
+    --kv-cache-gib "${KV_CACHE_GIB:-13}" --repeats "${REPEATS:-3}" | last_line "serving_path${NAME:-}"
 }
 
 limit() {

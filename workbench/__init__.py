@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from workbench.endpoints.deployed import deploy as deploy
     from workbench.endpoints.open import open_endpoint as open_endpoint
     from workbench.endpoints.remote import remote as remote
+    from workbench.endpoints.running import services as services
     from workbench.experiments.measure import measure as measure
     from workbench.experiments.measure import warm_up as warm_up
     from workbench.loadgen.start import start_live_load as start_live_load

@@ -24,7 +24,6 @@ ACTOR_NAME = "llm-workbench-class"
 NAMESPACE = "llm-workbench"
 UPDATE_S = 1.0
 ACTIVE_STATES = ("STARTING", "UPDATING", "RECOVERING", "RUNNING")
-WITHOUT_ENGINE = ("router", "ingress")
 logger = logging.getLogger(__name__)
 
 
@@ -60,10 +59,12 @@ class ServeApplications:
 
 
 def _count_replicas(application: dict[str, Any]) -> int:
+    from serving.deploy import status
+
     return sum(
         str(getattr(replica["state"], "value", replica["state"])) in ACTIVE_STATES
         for name, deployment in application["deployments"].items()
-        if name not in WITHOUT_ENGINE
+        if name not in status.WITHOUT_ENGINE
         for replica in deployment["replicas"]
     )
 

@@ -270,6 +270,16 @@ def delete_value(key: str) -> None:
     _internal_kv_del(key)
 
 
+def stored_keys(prefix: str) -> list[str]:
+    """Return the keys in the cluster's key-value store that begin with ``prefix``.
+
+    Calls ``ray.experimental.internal_kv._internal_kv_list(prefix)``.
+    """
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return [key.decode() for key in _internal_kv_list(prefix)]
+
+
 def session_id(headers: Mapping[str, str]) -> str | None:
     """Return the session of a request by its headers, or None.
 

@@ -128,6 +128,12 @@ def _record(application: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _of_owner(application: Mapping[str, Any]) -> str:
+def owner_of(application: Mapping[str, Any]) -> str | None:
+    """Return who deployed an application, such as ``ada@hub``; None where it is not recorded."""
     owner, _ = _record(application)
+    return owner
+
+
+def _of_owner(application: Mapping[str, Any]) -> str:
+    owner = owner_of(application)
     return f" of {owner}" if owner else ""

@@ -22,7 +22,7 @@ from serving.compat.variables import (
     SERVE_FLAGS,
     SERVE_TUNING,
 )
-from serving.deploy import record, status
+from serving.deploy import record, status, terms_store
 from serving.deploy.app import application
 from serving.deploy.deployments import ONE_MORE_PERCENT, user_config
 from serving.deploy.model_files import check_hub
@@ -171,9 +171,19 @@ def delete(name: str, cluster: Cluster) -> None:
     if cluster.ours and not applications.keys() - {name}:
         connection.disconnect()
     elif name in applications:
-        end_application(name)
-        ledger.end_ledger(name)
-        record.forget(name)
+        remove(name)
+        terms_store.forget(name)
+
+
+def remove(name: str) -> None:
+    """Delete an application, its quotas and its record. The cluster runs on.
+
+    Raises:
+        ClusterError: The application still exists after ``DELETE_TIMEOUT_S``.
+    """
+    end_application(name)
+    ledger.end_ledger(name)
+    record.forget(name)
 
 
 def end_application(name: str) -> None:

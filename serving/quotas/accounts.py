@@ -66,14 +66,15 @@ class Usage:
 class UsageReport:
     """The report of one gate about one tenant.
 
-    All are totals since the gate joined, except ``unused_requests``, which are handed back; a lost
-    reply does no harm.
+    All are totals since the gate joined, except ``unused_requests``, which are handed back, and
+    ``running``, the requests in progress; a lost reply does no harm.
     """
 
     wants_request: bool = False
     wants_slot: bool = False
     unused_requests: int = 0
     slots: int = 0
+    running: int = 0
     reserved_tokens: int = 0
     used_tokens: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -190,6 +191,8 @@ class QuotaLedger:
         self._accounts: dict[str, _Account] = {}
         self._seen_at: dict[str, float] = {}
         self._usage: dict[str, dict[str, Usage]] = {}
+        self._requests: dict[tuple[str, str], int] = {}
+        self._used_at = clock()
 
     async def join(self, gate: str, tenants: Iterable[Tenant]) -> None:
         """Register a gate, or a change of its tenants; the latest tenants apply to every gate.
@@ -224,10 +227,21 @@ class QuotaLedger:
         grants = {}
         for name, report in reports.items():
             self._usage.setdefault(gate, {})[name] = report.usage
+            self._note_use(gate, name, report, now)
             if name in self._accounts:
                 account = self._accounts[name]
                 grants[name] = account.renew(gate, report, len(self._seen_at), now)
         return grants
+
+    def _note_use(self, gate: str, tenant: str, report: UsageReport, now: float) -> None:
+        requests = report.usage.requests
+        if report.running or requests != self._requests.get((gate, tenant), 0):
+            self._used_at = now
+        self._requests[gate, tenant] = requests
+
+    def idle_s(self) -> float:
+        """Return the seconds since a request was in progress, or since the ledger started."""
+        return self._clock() - self._used_at
 
     def usage(self) -> dict[str, Usage]:
         """Return what each tenant has used through all gates, past ones included."""

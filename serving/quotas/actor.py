@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 NAMESPACE = "llm-workbench"
+IDLE_TIMEOUT_S = 5.0
 
 
 class ActorLedger:
@@ -62,6 +63,17 @@ def usage_by_tenant(service: str) -> dict[str, dict[str, int]]:
 
     usage: dict[str, Usage] = ray.get(start_ledger(service).usage.remote())
     return {name: asdict(counts) for name, counts in usage.items()}
+
+
+def idle_s(service: str) -> float | None:
+    """Return the seconds since a request was in progress; None if no ledger answers."""
+    import ray
+
+    try:
+        ledger = ray.get_actor(_actor_name(service), namespace=NAMESPACE)
+        return float(ray.get(ledger.idle_s.remote(), timeout=IDLE_TIMEOUT_S))
+    except (ValueError, ray.exceptions.RayError):
+        return None
 
 
 def end_ledger(service: str) -> None:

@@ -225,7 +225,8 @@ class QuotaClient:
         if self._joined is not ledger:
             await self._join(ledger)
         now = self._clock()
-        leases = [lease for lease in self._leases.values() if lease.needs_sync(now)]
+        # A long request is reported at each heartbeat, so that its service does not count as idle.
+        leases = [e for e in self._leases.values() if e.running or e.needs_sync(now)]
         used = {lease.tenant.name: lease.used_tokens for lease in leases}
         reports = {lease.tenant.name: lease.report(now) for lease in leases}
         grants = await ledger.renew(self._gate, reports)

@@ -95,6 +95,7 @@ class QuotaLease:
             wants_slot=self.wants_slot,
             unused_requests=unused,
             slots=self.slots,
+            running=self.running,
             reserved_tokens=self.reserved_tokens,
             used_tokens=self.used_tokens,
             usage=self.usage,

@@ -27,7 +27,7 @@ IMPORT = re.compile(
     rf"^\s*from ((?:{'|'.join(map(re.escape, PACKAGES))})[\w.]*) import ([\w, ]+)$", re.MULTILINE
 )
 FILES = "Makefile", ".ci/run", "pyproject.toml", "scripts/*.sh", "benchmarks/gpu.sh", "deploy/*"
-NOT_OURS = {"workbench.ipynb", "workbench.log"}
+NOT_OURS = {"workbench.ipynb", "workbench.json", "workbench.log"}
 
 
 def strings(path: Path) -> Iterator[str]:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from serving.spec.base import Frozen
 from serving.spec.service import EndpointSpec
-from workbench.cost.prices import Prices, replica_prices
+from workbench.cost.prices import Prices
 from workbench.cost.replica_seconds import (
     COST_STATES,
     ReplicaSeconds,
@@ -94,7 +94,7 @@ class CostMeter:
     Every call takes constant time.
 
     Args:
-        per_replica_hour: $ per replica-hour by deployment, from `replica_prices`. Other
+        per_replica_hour: $ per replica-hour by deployment, from `Prices.per_replica_hour`. Other
             deployments cost nothing.
         prices: The prices of energy and of output tokens.
         start_s: Seconds on the run's clock; nothing counts before.
@@ -143,7 +143,7 @@ def cost_of(
         SettingError: If a price is missing.
         RunError: If a file cannot be read.
     """
-    per_hour = replica_prices(spec, prices)
+    per_hour = prices.per_replica_hour(spec)
     meter = replica_seconds_of(run.samples(), per_hour, start_s=start_s, end_s=end_s)
     good = tokens_within_slo(run.records(), slo, start_s=start_s, end_s=end_s)
     return _cost(meter, per_hour, prices, good)

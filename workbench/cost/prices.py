@@ -78,6 +78,20 @@ class Prices(Strict):
         """
         return self._hour(cpus, 0.0, user)
 
+    def per_replica_hour(self, spec: EndpointSpec) -> dict[str, float]:
+        """Return $ per replica-hour by deployment: every engine, guardrail and router of `spec`.
+
+        Raises:
+            SettingError: If a price is missing.
+        """
+        per_hour = {deployment_name(model): self.replica_hour(model) for model in spec.engines}
+        if isinstance(spec, PipelineSpec):
+            if isinstance(spec.guardrail, PresidioGuardrail):
+                per_hour["guardrail"] = self.cpus_hour(spec.guardrail.num_cpus, "guardrail")
+            if spec.router is not None:
+                per_hour["router"] = self.cpus_hour(spec.router.num_cpus, "router")
+        return per_hour
+
     def _hour(
         self, cpus: float, gpus: float, user: str, accelerator_type: str | None = None
     ) -> float:
@@ -94,18 +108,3 @@ class Prices(Strict):
         if not gpus and self.cpu_hour is None:
             raise SettingError(f"prices.cpu_hour is missing, and {user} runs on CPUs: give it")
         return gpus * (gpu_hour or 0.0) + cpus * (self.cpu_hour or 0.0)
-
-
-def replica_prices(spec: EndpointSpec, prices: Prices) -> dict[str, float]:
-    """Return $ per replica-hour by deployment: every engine, guardrail and router of `spec`.
-
-    Raises:
-        SettingError: If a price is missing.
-    """
-    per_hour = {deployment_name(model): prices.replica_hour(model) for model in spec.engines}
-    if isinstance(spec, PipelineSpec):
-        if isinstance(spec.guardrail, PresidioGuardrail):
-            per_hour["guardrail"] = prices.cpus_hour(spec.guardrail.num_cpus, "guardrail")
-        if spec.router is not None:
-            per_hour["router"] = prices.cpus_hour(spec.router.num_cpus, "router")
-    return per_hour

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from workbench.cost.cost import CostMeter, tokens_within_slo
-from workbench.cost.prices import Prices, replica_prices
+from workbench.cost.prices import Prices
 from workbench.records import DeploymentSample, Sample
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class CostSeries:
     ) -> None:
         self._meter: CostMeter | None = None
         if spec is not None and prices is not None:
-            self._meter = CostMeter(replica_prices(spec, prices), prices)
+            self._meter = CostMeter(prices.per_replica_hour(spec), prices)
         self._slo = slo
         self._at_s: float | None = None
         self._ended: list[RequestRecord] = []

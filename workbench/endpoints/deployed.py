@@ -25,8 +25,10 @@ from serving.spec.tenants import (
     issue_keys,
     key_hash,
 )
+from workbench.endpoints.announce import announce
 from workbench.endpoints.remote import Remote
 from workbench.endpoints.scaling import rescaled, wait_for_replicas
+from workbench.endpoints.terms import ReplicaPrices, make_terms, pass_on_messages, under_terms
 from workbench.endpoints.usage import usage_frame
 
 if TYPE_CHECKING:
@@ -112,7 +114,11 @@ class Endpoint(Remote):
         )
 
     def status(self) -> ServiceStatus:
-        """Return the replicas of each deployment, as Serve reports them."""
+        """Return the replicas of each deployment, and the time until the service stops itself.
+
+        Raises:
+            EndpointGoneError: The service was deleted or has stopped.
+        """
         self._require_cluster()
         return status.service_status(self.spec.name)
 
@@ -210,6 +216,9 @@ def deploy(
     tenants: Iterable[Tenant] = (),
     address: str | None = None,
     replace: bool = False,
+    lease_minutes: float | None = None,
+    idle_minutes: float | None = None,
+    prices: ReplicaPrices | None = None,
     progress: ProgressCallback | None = None,
 ) -> Endpoint:
     """Deploy a spec, and return its endpoint once it answers.
@@ -228,11 +237,16 @@ def deploy(
         replace: Whether to replace an application of the same name that neither this process nor
             its user with the same spec deployed. Without it, a spec with the default name gets
             another one, such as ``llm-ada`` at the route ``/llm-ada``.
+        lease_minutes: Minutes after which the service stops by itself, its start included. Deploy
+            again to renew the lease.
+        idle_minutes: Minutes without a request after which the service stops by itself. Both need
+            no notebook: an actor on the cluster stops the service. A warning precedes it.
+        prices: What the replicas cost, such as `workbench.Prices`, for the status.
         progress: Receives messages about what is happening; default: they are printed.
 
     Raises:
-        SpecError: The spec cannot be served. Like the next five, it is raised before anything
-            starts.
+        SpecError: The spec cannot be served, or a time is out of range. Like the next five, it is
+            raised before anything starts.
         ResourcesError: The cluster can never satisfy the spec's resources.
         MissingPackageError: A package that the spec needs is not installed.
         PortTakenError: Something else listens on the endpoint's port.
@@ -247,6 +261,7 @@ def deploy(
     owner = Tenant(name=OWNER, key_hash=key_hash(owner_key) if owner_key else None)
     requested = (owner, *tenants)
     check_tenants(requested)
+    terms = make_terms(spec, lease_minutes, idle_minutes, prices)
     if connection.current() is None:
         notify(connection.describe_connection(spec, address))
     cluster = connection.connect(spec, address)
@@ -255,13 +270,16 @@ def deploy(
     keyed, keys = issue_keys(requested, _keys.get((cluster.address, spec.name), {}))
     if owner_key:
         keys[OWNER] = SecretStr(owner_key)
-    port = service.deploy(spec, cluster, keyed, notify)
+    with under_terms(spec.name, terms, cluster):
+        port = service.deploy(spec, cluster, keyed, notify)
     # Another process may have deployed under the same name at the same time.
     ownership.check_owner(spec, cluster.address, status.details()["applications"])
     _keys[cluster.address, spec.name] = keys
     tenant_keys = {name: key for name, key in keys.items() if name != OWNER}
     endpoint = Endpoint(spec, cluster, port, keys[OWNER], tenant_keys, keyed, requested_spec)
     _report_ready(endpoint, cluster, port, notify)
+    pass_on_messages(spec.name, terms, cluster, progress or _print)
+    announce()
     return endpoint
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from serving.cluster.connection import Cluster
-from serving.deploy import record, service, status
+from serving.deploy import record, service, status, terms_store
 from serving.deploy.deployments import user_config
 from serving.errors import DeployError, ModelNotFoundError, ResourcesError
 from serving.quotas import actor as ledger
@@ -81,6 +81,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     monkeypatch.setattr(record, "load_value", values.get)
     monkeypatch.setattr(record, "store_value", values.__setitem__)
     monkeypatch.setattr(record, "delete_value", values.pop)
+    monkeypatch.setattr(terms_store, "load_value", values.get)
+    monkeypatch.setattr(terms_store, "delete_value", lambda key: values.pop(key, None))
     return values
 
 

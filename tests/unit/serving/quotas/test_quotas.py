@@ -76,6 +76,12 @@ class Service:
             gate.release(lease, tokens, used)
         return None
 
+    async def heartbeat(self) -> None:
+        """Advance the clock by a second, after which each gate reports in any case."""
+        self.clock.now += 1.0
+        for gate in self.each:
+            await gate._sync()
+
     async def tick(self, seconds: float = SYNC_S) -> None:
         """Advance the clock, and sync each gate as its own task would."""
         self.clock.now += seconds
@@ -386,5 +392,42 @@ def test_usage_outlives_a_gate() -> None:
         await service.tick(FORGET_S * 3)
         usage = service.ledger.usage()["a"]
         assert (usage.requests, usage.prompt_tokens, usage.output_tokens) == (2, 10, 12)
+
+    asyncio.run(scenario())
+
+
+def test_a_service_is_idle_while_no_request_is_in_progress() -> None:
+    """Ground truth: the times at which the test starts and ends its requests."""
+
+    async def scenario() -> None:
+        service = Service(2, Tenant(name="owner"))
+        await service.join()
+        await service.tick(30)
+        assert service.ledger.idle_s() == 30
+        lease = service.each[0].lease(service.tenant)
+        await service.each[0].admit(lease, 0)  # a request that takes three minutes
+        for _ in range(180):
+            await service.heartbeat()
+        assert service.ledger.idle_s() <= 1
+        service.each[0].release(lease, 0, 0)
+        lease.charge((1, 1), failed=False)
+        await service.heartbeat()
+        for _ in range(20):
+            await service.heartbeat()
+        assert service.ledger.idle_s() == 20
+
+    asyncio.run(scenario())
+
+
+def test_a_short_request_between_two_reports_ends_the_idle_time() -> None:
+    async def scenario() -> None:
+        service = Service(1, Tenant(name="owner", requests_per_minute=10))
+        await service.join()
+        for _ in range(60):
+            await service.heartbeat()
+        assert service.ledger.idle_s() == 60
+        service.each[0].lease(service.tenant).count("shed")
+        await service.heartbeat()
+        assert service.ledger.idle_s() == 0
 
     asyncio.run(scenario())

@@ -16,7 +16,7 @@ from serving.spec.pipeline import PipelineSpec
 from serving.spec.router import RouterSpec
 from serving.spec.service import ServiceSpec
 from workbench.cost.cost import CostMeter, GoodTokens, cost_of, with_cost
-from workbench.cost.prices import NodePrice, Prices, replica_prices
+from workbench.cost.prices import NodePrice, Prices
 from workbench.cost.replica_seconds import MAX_GAP_S, ReplicaSecondsMeter, replica_seconds_of
 from workbench.cost.series import CostSeries, cost_rows
 from workbench.errors import RunError, SettingError
@@ -225,7 +225,7 @@ class TestPrices:
         guardrail, router = PresidioGuardrail(num_cpus=2), RouterSpec(num_cpus=0.5)
         models = (ModelSpec(id="a"), ModelSpec(id="org/b.c", num_cpus=4))
         spec = PipelineSpec(models=models, guardrail=guardrail, router=router)
-        assert replica_prices(spec, Prices(cpu_hour=1)) == {
+        assert Prices(cpu_hour=1).per_replica_hour(spec) == {
             "a": 1,
             "org--b_c": 4,
             "guardrail": 2,
@@ -282,7 +282,7 @@ class TestCost:
         assert paid.dollars == pytest.approx(free.dollars + 0.5)
 
     def test_live_and_saved_agree(self, tmp_path: Path) -> None:
-        meter = CostMeter(replica_prices(self.SPEC, self.PRICES), self.PRICES)
+        meter = CostMeter(self.PRICES.per_replica_hour(self.SPEC), self.PRICES)
         for sample in TIMELINE:
             meter.observe(sample)
         meter.add_tokens(GoodTokens(requests=2, input_tokens=20, output_tokens=6))
