@@ -38,6 +38,11 @@ PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
 
 
+def is_wanted() -> bool:
+    """Return whether this replica's engine computes on a CPU; on a GPU this was never measured."""
+    return CPU_MARK in os.environ
+
+
 def start_fork_server(preload: str = PRELOAD) -> None:
     """Start the server, which imports the module ``preload``, and return at once."""
     if CPU_MARK in os.environ:

@@ -34,7 +34,7 @@ from serving.compat.vllm import (
 from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config, prepare_front_end
-from serving.engine.fork_server import use_fork_server
+from serving.engine.fork_server import is_wanted, use_fork_server
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
@@ -79,7 +79,7 @@ class EngineReplica(EngineServer):
         try:
             prepare_front_end(spec)
             # vLLM binds a process to a NUMA node through a program that runs the interpreter.
-            if not spec.engine_kwargs.get("numa_bind"):
+            if is_wanted() and not spec.engine_kwargs.get("numa_bind"):
                 use_fork_server()
             config = llm_config(spec)
             config.experimental_configs.update(self.PORTS)

@@ -16,7 +16,6 @@ import pytest
 from support.shared_service import Deployed
 
 import workbench as wb
-from workbench.cost.prices import replica_prices
 from workbench.endpoints.deployed import Endpoint
 from workbench.records import ReplicaSample
 
@@ -153,4 +152,4 @@ def test_telemetry_and_cost_of_both_sides(endpoint: Endpoint) -> None:
     }
     assert read[f"{endpoint.deployment}-prefill"] >= 12 * 300
     assert read[endpoint.deployment] > 0
-    assert replica_prices(endpoint.spec, wb.Prices(cpu_hour=1)) == dict.fromkeys(names, 0.5)
+    assert wb.Prices(cpu_hour=1).per_replica_hour(endpoint.spec) == dict.fromkeys(names, 0.5)
