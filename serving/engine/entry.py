@@ -9,7 +9,7 @@ from serving.engine.fork_server import is_wanted, start_fork_server
 if is_wanted():
     start_fork_server()
 
-from serving.engine.replica import (  # noqa: E402
+from serving.engine.replica import (
     DecodeReplica,
     DirectGroupReplica,
     DirectReplica,
