@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vllm.v1.sample.logits_processor import LogitsProcessor
-
+from serving.compat.vllm_logits import LogitsProcessor
 from serving.engine.variables import MIN_STEP_MS
 
 if TYPE_CHECKING:
     import torch
-    from vllm.config import VllmConfig
-    from vllm.v1.sample.logits_processor import BatchUpdate
+
+    from serving.compat.vllm_logits import BatchUpdate
 
 
 class PacedSteps(LogitsProcessor):  # type: ignore[misc]
     """Lets a step take `WORKBENCH_MIN_STEP_MS` at least. It sleeps, and changes no logits."""
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._step_s = float(os.environ.get(MIN_STEP_MS, "0")) / 1e3
         self._ended_s = float("-inf")
 

@@ -42,6 +42,7 @@ INTERNALS = {"logger_manager", "output_processor", "stat_loggers", "vllm_config"
 # Methods with an underscore of the standard library and of other packages.
 OTHERS = {
     "_exit",  # os
+    "_asdict",  # namedtuple
     "_fields",  # namedtuple
     "_replace",  # namedtuple
     "_init_amx",  # torch.cpu
