@@ -91,6 +91,8 @@ def test_the_launcher_has_a_card_for_each_notebook(
     from playwright.sync_api import expect
 
     page.goto(address("empty"))
+    # A notebook that opens later would cover the launcher.
+    page.locator(".jp-RenderedMarkdown h1", has_text="Empty").wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="File", exact=True).click()
     page.get_by_role("menuitem", name="New Launcher").click()
     section = page.locator(".jp-Launcher-section", has_text="LLM serving workbench")
