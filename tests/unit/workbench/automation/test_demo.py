@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import pty
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -109,17 +112,27 @@ def test_demo_in_a_pipe_prints_lines_only(
     assert not any("\x1b" in line or "│" in line for line in lines)
 
 
+def read_to_end(terminal: int, shown: bytearray) -> None:
+    """Collect what is written to a terminal, which holds a few kilobytes, until it is closed."""
+    with suppress(OSError):  # the other side has been closed
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+
+
 def test_demo_in_a_terminal_shows_the_view(
     notebook_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     leader, follower = pty.openpty()
+    shown = bytearray()
+    reader = Thread(target=read_to_end, args=(leader, shown))
+    reader.start()
     with open(follower, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
         demo.run_demo(NOTEBOOK, {"accelerator": "cpu"}, runs=notebook_runs, run_id="r")
-        terminal.flush()
-        with open(leader, "rb", buffering=0) as reader:
-            text = reader.read(65536).decode()
+    reader.join()
+    text = shown.decode()
     assert "watch autoscaling" in text
     assert "a line of the notebook" in text
     assert "report  file://" in text
