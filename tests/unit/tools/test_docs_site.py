@@ -200,7 +200,9 @@ class TestStoredRuns:
 
     def test_every_figure_is_there_and_the_script_can_draw_it(self, path: Path) -> None:
         notebook = GALLERY.read(path)
-        shown = [c for c in notebook.cells if re.search(r"^wb\.show\(", c.source, re.MULTILINE)]
+        # Not those that depend on a parameter (`wb.show(figure) if live else ...`).
+        show = re.compile(r"^wb\.show\((?!.* if )", re.MULTILINE)
+        shown = [cell for cell in notebook.cells if show.search(cell.source)]
         figures = PAGES.figures_of(notebook.cells)
         assert len(figures) == len(shown)
         small = {"bar", "box", "contour", "heatmap", "histogram", "scatter", "violin"}
