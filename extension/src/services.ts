@@ -73,11 +73,9 @@ export class ServicesSection implements IRunningSessions.IManager {
   }
 
   private async _update(): Promise<void> {
-    const services = await listServices();
-    if (JSON.stringify(services) !== JSON.stringify(this._services)) {
-      this._services = services;
-      this._changed.emit();
-    }
+    this._services = await listServices();
+    // Also without a change: the sidebar misses a signal while it is hidden or being shown.
+    this._changed.emit();
   }
 
   private async _stop(service: IService): Promise<void> {

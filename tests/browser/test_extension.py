@@ -54,6 +54,17 @@ def sockets(tmp_path: Path) -> Path:
     return folder
 
 
+def without_notebook(address: Callable[[str], str]) -> str:
+    """Return JupyterLab's address without a notebook, and so without a kernel."""
+    return address("").replace("/tree/.ipynb", "")
+
+
+def wait_for_kernel(page: Any) -> None:
+    """Wait until the notebook's kernel runs. A server that is starting one does not always end."""
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+    idle.wait_for(state="attached", timeout=120_000)
+
+
 def test_the_running_sidebar_lists_services_and_stops_them(
     address: Callable[[str], str], page: Any, sockets: Path, tmp_path: Path
 ) -> None:
@@ -63,7 +74,7 @@ def test_the_running_sidebar_lists_services_and_stops_them(
     with ServicesProcess(
         sockets / "11.sock", ["llm", "spare"], dollars_per_hour=1.25, stops_in_s=840.0
     ) as process:
-        page.goto(address("empty"))
+        page.goto(without_notebook(address))
         page.get_by_role("tab", name="Running Terminals and Kernels").click()
         rows = page.locator(".workbench-service")
         expect(rows).to_have_count(2, timeout=60_000)
@@ -90,11 +101,7 @@ def test_the_launcher_has_a_card_for_each_notebook(
 ) -> None:
     from playwright.sync_api import expect
 
-    page.goto(address("empty"))
-    # A notebook that opens later would cover the launcher.
-    page.locator(".jp-RenderedMarkdown h1", has_text="Empty").wait_for(timeout=120_000)
-    page.get_by_role("menuitem", name="File", exact=True).click()
-    page.get_by_role("menuitem", name="New Launcher").click()
+    page.goto(without_notebook(address))  # JupyterLab shows its launcher then
     section = page.locator(".jp-Launcher-section", has_text="LLM serving workbench")
     cards = section.locator(".jp-LauncherCard")
     expect(cards).to_have_count(2, timeout=60_000)
@@ -102,6 +109,7 @@ def test_the_launcher_has_a_card_for_each_notebook(
     expect(page.locator(".jp-RenderedMarkdown h1", has_text="First endpoint")).to_be_visible(
         timeout=60_000
     )
+    wait_for_kernel(page)
 
 
 def test_a_live_view_can_have_its_notebook_saved(
@@ -110,6 +118,7 @@ def test_a_live_view_can_have_its_notebook_saved(
     file = folder / "empty.ipynb"
     page.goto(address("empty"))
     page.locator(".jp-RenderedMarkdown h1", has_text="Empty").wait_for(timeout=120_000)
+    wait_for_kernel(page)
     before = file.stat().st_mtime_ns
     page.evaluate(
         """() => document.querySelector('.jp-Notebook').dispatchEvent(
