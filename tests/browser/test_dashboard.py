@@ -76,7 +76,7 @@ def move_the_rate(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     page.get_by_label("Output tokens", exact=True).focus()
     page.keyboard.press("ArrowRight")
-    wait_until(page, lambda: trace(page, "Offered")[1][-1] > before, "a higher rate", timeout_s=30)
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] > before, "a higher rate", timeout_s=120)
     rate = float(slider.input_value())
     wait_until(
         page,
