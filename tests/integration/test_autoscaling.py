@@ -114,7 +114,7 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
     records = list(run.records())
     # Stopping the load cancels the requests in progress; no other request may fail.
     assert {record.status for record in records} <= {"ok", "cancelled"}
-    assert sum(record.status == "ok" for record in records) > 20
+    assert sum(record.status == "ok" for record in records) > 5
     frame = run.samples_frame()
     targets = frame[frame.deployment == "sleeper"].target.dropna().astype(int).tolist()
     assert [target for i, target in enumerate(targets) if targets[i - 1 : i] != [target]] == [
