@@ -48,7 +48,7 @@ def label_of(figure: str) -> str:
 
 
 def unit_of(figure: str) -> str:
-    """Return the unit of a figure; an unknown name has none."""
+    """Return the unit of a figure, or an empty string for an unknown name."""
     if figure in _OTHERS:
         return _OTHERS[figure][1]
     try:

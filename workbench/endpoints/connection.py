@@ -173,7 +173,7 @@ def _read_certificates(path: Path) -> str:
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError, ssl.SSLError) as problem:
         missing = isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
-        reason = getattr(problem, "strerror", None) if missing else "it has none"
+        reason = getattr(problem, "strerror", None) if missing else "no valid certificate in it"
         raise SettingError(
             f"ca_bundle must be a PEM file with certificates, got {str(path)!r} ({reason})"
         ) from None

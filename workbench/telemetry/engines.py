@@ -61,7 +61,9 @@ def read_engine(text: bytes) -> tuple[str, dict[str, Any]] | None:
 
 
 def engine_samples(now_s: float, host: str, text: bytes) -> list[Sample]:
-    """Return the samples of an engine's `/metrics` under the name `host`; none if it has none.
+    """Return the samples of an engine's `/metrics` under the name `host`.
+
+    The list is empty if the text has no metric of a known engine.
 
     Raises:
         ValueError: The text is not in the Prometheus format.

@@ -13,8 +13,8 @@ from workbench.workload.trace_formats import Unit
 class TraceRequest(msgspec.Struct, frozen=True, gc=False):
     """One recorded request: seconds since the start of the cut, and its lengths in tokens.
 
-    A length is None where the trace has none: null, or the 0 that BurstGPT writes for a request
-    that failed. The request counts as an arrival.
+    A length is None where the trace does not give it: null, or the 0 that BurstGPT writes for a
+    request that failed. The request counts as an arrival.
 
     Attributes:
         offset_s: Seconds since the start of the cut.
