@@ -66,6 +66,12 @@ def test_load_and_scaling_are_changed_by_keyboard(running: Any, folder: Path) ->
     number.press("Enter")
     wait_until(page, lambda: trace(page, "Offered")[1][-1] == 6.5, "the rate", timeout_s=30)
     assert "set by hand" in part(page, ".wb-progress").inner_text()
+    slider = part(page, "[aria-label='Rate, requests/s']")
+    slider.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert float(slider.input_value()) == 7, "JupyterLab has shortcuts for the arrow keys too"
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 7, "the slider's rate", timeout_s=30)
 
     part(page, "[aria-label=max_replicas]").fill("1")
     part(page, "button[type=submit]").press("Enter")
@@ -87,7 +93,7 @@ def test_load_and_scaling_are_changed_by_keyboard(running: Any, folder: Path) ->
     assert part(page, "[aria-label='Rate, requests/s']").is_disabled()
     assert "has ended" in part(page, ".wb-note").first.inner_text()
     changes = [change.what for change in Run.open(next((folder / "runs").iterdir())).changes()]
-    assert changes == ["start", "rate", "scaling", "end"]
+    assert changes == ["start", *["rate"] * 6, "scaling", "end"]
 
 
 def test_reload_restores_history_and_controls_while_the_cell_runs(running: Any) -> None:

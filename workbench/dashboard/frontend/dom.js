@@ -1,5 +1,7 @@
 // Small helpers for elements of the page.
 
+const CONTROLS = ["button", "input", "select"];
+
 /** Return a new element with attributes and children (elements or texts). */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -8,6 +10,8 @@ function make(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
+  // JupyterLab's shortcuts take keys, such as the arrows of a slider, from a focused element without it.
+  if (CONTROLS.includes(tag) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.append(...children);
   return element;
 }

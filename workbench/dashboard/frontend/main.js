@@ -17,7 +17,7 @@ export default () => {
 };
 
 function show(model, store, el) {
-  const root = make("div", { class: "workbench-dashboard", role: "region", "aria-label": "Dashboard of the load", "data-lm-suppress-shortcuts": "true" });
+  const root = make("div", { class: "workbench-dashboard", role: "region", "aria-label": "Dashboard of the load" });
   el.append(root);
   const send = (action, ...values) => model.send({ action, values });
   let chart = null;

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.serve.schema import ProxyStatus
 
 from serving.cluster.connection import Cluster
 from serving.deploy import record, service, status, terms_store
@@ -31,6 +32,7 @@ class ScriptedServe:
     def __init__(self) -> None:
         self.failing: set[str] = set()
         self.interrupted: set[str] = set()
+        self.proxy_states = [ProxyStatus.HEALTHY]
         self.submitted: list[tuple[str, int]] = []
         self.current: tuple[EndpointSpec, tuple[Tenant, ...]] | None = None
 
@@ -57,7 +59,10 @@ class ScriptedServe:
         )
         state = "DEPLOY_FAILED" if name in self.failing else "RUNNING"
         app = SimpleNamespace(status=state, message="", deployments={name: deployment})
-        return SimpleNamespace(applications={spec.name: app})
+        proxies = {
+            "head": self.proxy_states.pop(0) if len(self.proxy_states) > 1 else self.proxy_states[0]
+        }
+        return SimpleNamespace(applications={spec.name: app}, proxies=proxies)
 
     @property
     def model(self) -> str:
@@ -149,6 +154,40 @@ def test_if_the_previous_service_does_not_start_either_no_service_answers(
     scripted.run_many = run_many  # type: ignore[method-assign]
     with pytest.raises(DeployError, match=r"No service answers: the previous one \(good\)"):
         deploy(spec_of("bad"))
+
+
+def test_a_proxy_that_needs_longer_than_serve_waits_is_waited_for(
+    scripted: ScriptedServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "POLL_S", 0.0)
+    original = scripted.run_many
+
+    def run_many(targets: list[Any], wait_for_applications_running: bool) -> None:
+        original(targets, wait_for_applications_running)
+        raise TimeoutError("Proxies not available after 60s.")
+
+    scripted.run_many = run_many  # type: ignore[method-assign]
+    scripted.proxy_states = [ProxyStatus.STARTING, ProxyStatus.UNHEALTHY, ProxyStatus.HEALTHY]
+    lines: list[str] = []
+    assert deploy(spec_of("good"), lines.append) == 8000
+    assert lines == [
+        "waiting for Ray Serve's proxy (starting)",
+        "waiting for Ray Serve's proxy (unhealthy)",
+    ]
+
+    scripted.proxy_states = [ProxyStatus.STARTING]
+    hurried = spec_of("good").model_copy(update={"start_timeout_s": 0.01})
+    with pytest.raises(DeployError, match=r"start_timeout_s = 0\.01: waiting for Ray Serve's proxy"):
+        service._wait_until_running(hurried, lines.append)
+
+
+def test_another_timeout_of_serve_is_an_error(scripted: ScriptedServe) -> None:
+    def run_many(targets: list[Any], wait_for_applications_running: bool) -> None:
+        raise TimeoutError("the controller does not answer")
+
+    scripted.run_many = run_many  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError, match="the controller"):
+        deploy(spec_of("good"))
 
 
 def test_an_interrupted_replacement_is_undone_without_waiting(scripted: ScriptedServe) -> None:
@@ -287,7 +326,7 @@ def test_a_record_is_read_back_as_it_was_and_holds_no_key(
 
 
 def test_application_that_another_process_deleted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = SimpleNamespace(status=lambda: SimpleNamespace(applications={}))
+    gone = SimpleNamespace(status=lambda: SimpleNamespace(applications={}, proxies={}))
     monkeypatch.setitem(sys.modules, "ray.serve", gone)
     monkeypatch.setattr("ray.serve", gone, raising=False)
     with pytest.raises(DeployError, match="application llm was replaced or deleted by another"):
