@@ -177,7 +177,7 @@ def test_a_proxy_that_needs_longer_than_serve_waits_is_waited_for(
 
     scripted.proxy_states = [ProxyStatus.STARTING]
     hurried = spec_of("good").model_copy(update={"start_timeout_s": 0.01})
-    with pytest.raises(DeployError, match=r"start_timeout_s = 0\.01: waiting for Ray Serve's proxy"):
+    with pytest.raises(DeployError, match=r"start_timeout_s = 0\.01: waiting for Ray"):
         service._wait_until_running(hurried, lines.append)
 
 
