@@ -93,13 +93,19 @@ def test_saved_notebook_has_a_picture_and_the_widgets_stay(
     status.wait_for(timeout=60_000)
     page.locator(".workbench-dashboard .js-plotly-plot .main-svg").first.wait_for(timeout=60_000)
 
-    def saved() -> dict[str, Any]:
+    bundle: dict[str, Any] = {}
+
+    def saved() -> bool:
         page.keyboard.press("Control+s")
-        cells = nbformat.read(folder / "dashboard.ipynb", as_version=4).cells
+        try:
+            cells = nbformat.read(folder / "dashboard.ipynb", as_version=4).cells
+        except nbformat.reader.NotJSONError:  # JupyterLab is writing it
+            return False
         bundles = [output["data"] for cell in cells for output in cell.get("outputs", [])]
-        return next((bundle for bundle in bundles if "text/html" in bundle), {})
+        bundle.update(next((data for data in bundles if "text/html" in data), {}))
+        return bool(bundle)
 
     wait_until(page, saved, "a picture in the file", timeout_s=30)
-    assert "application/vnd.jupyter.widget-view+json" in saved()
-    assert "The last line" in saved()["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "The last line" in bundle["text/html"]
     assert page.locator(".workbench-dashboard button", has_text="Stop").count() == 1

@@ -45,7 +45,7 @@ def make_progress(kind: Progress | str | None, load: LoadSpec, plan: Sequence[Ar
     if kind not in kinds:
         raise SettingError(f"progress must be 'bar', 'lines' or None, got {kind!r}")
     planned = sum(len(arrival.turns) for arrival in plan)
-    return kinds[kind](planned, plan[-1].at_s, rate_label(load))
+    return kinds[kind](planned, plan[-1].at_s, rate_label(load), load.duration_s)
 
 
 def make_live_progress(kind: Progress | str | None, running: LiveLoad) -> Progress:
@@ -73,10 +73,17 @@ def rate_label(load: LoadSpec) -> str:
 class NoProgress:
     """Shows nothing. The others build on what it computes."""
 
-    def __init__(self, planned: int, last_at_s: float | None, rate: str) -> None:
+    def __init__(
+        self, planned: int, last_at_s: float | None, rate: str, duration_s: float | None = None
+    ) -> None:
         self._planned = planned
         self._last_at_s = last_at_s
-        self._title = f"sending {planned} requests" + (f", {rate}" if rate else "")
+        # Only a closed loop is ended by the duration. The plan of the others is cut to it.
+        self._duration_s = duration_s if last_at_s is None else None
+        count = f"{planned} requests"
+        if self._duration_s is not None:
+            count = f"requests for {self._duration_s:g} s, at most {planned}"
+        self._title = f"sending {count}" + (f", {rate}" if rate else "")
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +102,9 @@ class NoProgress:
         failed = sum(record.status not in ("ok", "cancelled") for record in records)
         remaining_s = self.remaining_s(len(records), elapsed_s)
         parts = [
-            f"{len(records)} of {self._planned} requests ended",
+            f"{len(records)} of {self._planned} requests ended"
+            if self._duration_s is None
+            else f"{len(records)} requests ended",
             f"{failed} failed" if failed else "",
             f"{in_progress} in progress",
             f"about {remaining_s:.0f} s left" if remaining_s else "",
@@ -106,7 +115,15 @@ class NoProgress:
         """Return the seconds to the last send or, in a closed loop, to the end at this pace."""
         if self._last_at_s is not None:
             return max(0.0, self._last_at_s - elapsed_s)
-        return elapsed_s / ended * (self._planned - ended) if ended and elapsed_s > 0 else None
+        left = [] if self._duration_s is None else [max(0.0, self._duration_s - elapsed_s)]
+        if ended and elapsed_s > 0:
+            left.append(elapsed_s / ended * (self._planned - ended))
+        return min(left, default=None)
+
+    def share(self, ended: int, elapsed_s: float) -> float:
+        """Return the share of the load that is over, by its requests or its duration."""
+        by_time = elapsed_s / self._duration_s if self._duration_s else 0.0
+        return min(1.0, max(ended / self._planned if self._planned else 0.0, by_time))
 
 
 class LineProgress(NoProgress):
@@ -168,27 +185,28 @@ class BarProgress(NoProgress):
 
         untyped: Any = display
         self._html, self._lines = untyped.HTML, list[str]()
-        first = self._render(0, "starting load workers")
+        first = self._render(0.0, "starting load workers")
         self._handle: Any = untyped.display(self._html(first), display_id=True)
         return self
 
     def show(self, records: Sequence[RequestRecord], in_progress: int, elapsed_s: float) -> None:
         """Update the bar."""
-        self._update(len(records), self.line(records, in_progress, elapsed_s))
+        share = self.share(len(records), elapsed_s)
+        self._update(share, self.line(records, in_progress, elapsed_s))
 
     def show_line(self, line: str) -> None:
         """Add a line below the bar."""
         self._lines.append(line)
         self._update(*self._last)
 
-    def _update(self, ended: int, line: str) -> None:
+    def _update(self, share: float, line: str) -> None:
         if self._handle is not None:
-            self._handle.update(self._html(self._render(ended, line)))
+            self._handle.update(self._html(self._render(share, line)))
 
-    def _render(self, ended: int, line: str) -> str:
-        self._last = (ended, line)
+    def _render(self, share: float, line: str) -> str:
+        self._last = (share, line)
         text = "<br>".join(html.escape(part) for part in (self._title, line, *self._lines))
         return (
-            f'<progress value="{ended}" max="{self._planned}" style="width:24em"></progress>'
+            f'<progress value="{share:.4g}" max="1" style="width:24em"></progress>'
             f'<div style="font-variant-numeric:tabular-nums">{text}</div>'
         )

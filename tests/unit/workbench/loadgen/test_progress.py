@@ -42,6 +42,20 @@ def test_remaining_time_of_a_closed_loop_follows_its_pace(
     assert "about 30 s left" in out
 
 
+def test_remaining_time_of_a_closed_loop_ends_with_its_duration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = LOAD.model_copy(
+        update={"arrivals": ClosedLoop(max_concurrency=2), "duration_s": 30.0, "count": 100_000}
+    )
+    plan = [Arrival(None, PLAN[0].turns) for _ in range(1000)]
+    with make_progress("lines", load, plan) as progress:
+        progress.show([record(0.0, 0.1, 0.2)], 1, 10.0)
+    out = capsys.readouterr().out
+    assert "sending requests for 30 s, at most 1000, 2 at a time" in out
+    assert " 1 requests ended, 1 in progress, about 20 s left" in out
+
+
 def test_bar_is_updated_in_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -59,8 +73,8 @@ def test_bar_is_updated_in_place(
     with make_progress("bar", LOAD, PLAN) as bar:
         bar.show([record(0.0, 0.1, 0.2)], 1, 0.5)
         bar.show_line("ended early: <b>")
-    values = [re.findall(r'value="(\d+)" max="(\d+)"', text)[0] for text in drawn]
-    assert values == [("0", "4"), ("1", "4"), ("1", "4")]
+    values = [re.findall(r'value="([\d.]+)" max="1"', text)[0] for text in drawn]
+    assert values == ["0", "0.25", "0.25"]
     assert "&lt;b&gt;" in drawn[-1]
     assert "1 of 4 requests ended" in drawn[-1]
 
