@@ -323,12 +323,12 @@ class TestDeployed:
         root = baseline.base_url.removesuffix("/v1")
         wrong = {"authorization": "Bearer sk-wrong-wrong-wrong-wrong"}
         for key in (wrong, {}):
-            with httpx.Client(base_url=root, headers=key) as client:
+            with httpx.Client(base_url=root, headers=key, timeout=60) as client:
                 gets = [client.get(path) for path in ("/v1/models", "/load", "/nothing")]
                 posts = [client.post(f"/v1/{p}", json={}) for p in ("completions",)]
                 assert {r.status_code for r in gets + posts} == {401}
                 assert client.get("/health").status_code == 200
-        unknown = httpx.get(f"{root}/nothing", headers=headers(baseline))
+        unknown = httpx.get(f"{root}/nothing", headers=headers(baseline), timeout=60)
         assert unknown.status_code == 404
         assert "no such route" in unknown.json()["error"]["message"]
 
@@ -337,7 +337,7 @@ class TestDeployed:
         self, baseline: Endpoint, body: bytes
     ) -> None:
         reply = httpx.post(
-            f"{baseline.base_url}/completions", content=body, headers=headers(baseline)
+            f"{baseline.base_url}/completions", content=body, headers=headers(baseline), timeout=60
         )
         assert reply.status_code == 400
         assert reply.json()["error"]["message"]

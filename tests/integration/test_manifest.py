@@ -49,7 +49,7 @@ def test_serve_deploy_starts_the_service(head: Head, tmp_path: Path) -> None:
     body = {"model": "tiny-llama-glossary", "prompt": "a", "max_tokens": 4, "ignore_eos": True}
     answer = post_until_ready(f"{url}/completions", headers, body)
     assert answer["usage"]["completion_tokens"] == 4
-    assert httpx.get(f"{url}/models").status_code == 401
+    assert httpx.get(f"{url}/models", timeout=60).status_code == 401
 
 
 def post_until_ready(url: str, headers: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:

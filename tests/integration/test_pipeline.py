@@ -178,7 +178,12 @@ class TestGuardrail:
         root = pipeline.base_url.removesuffix("/v1")
         headers = {"Authorization": f"Bearer {pipeline.api_key.get_secret_value()}"}
         ids = [
-            httpx.post(f"{root}/tokenize", json={"model": SMALL, "prompt": text}, headers=headers)
+            httpx.post(
+                f"{root}/tokenize",
+                json={"model": SMALL, "prompt": text},
+                headers=headers,
+                timeout=60,
+            )
             for text in (EMAIL, "<EMAIL_ADDRESS>")
         ]
         assert ids[0].json()["tokens"] == ids[1].json()["tokens"], "read only after redaction"

@@ -101,7 +101,7 @@ def ask(endpoint: Endpoint, stream: bool, **fields: Any) -> tuple[str | None, st
 def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Any:
     url = endpoint.base_url.removesuffix("/v1") + path
     key = endpoint.api_key.get_secret_value()
-    return httpx.post(url, json=body, headers={"authorization": f"Bearer {key}"}).json()
+    return httpx.post(url, json=body, headers={"authorization": f"Bearer {key}"}, timeout=60).json()
 
 
 @pytest.mark.parametrize("stream", [False, True])

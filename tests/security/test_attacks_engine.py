@@ -210,7 +210,7 @@ def test_the_engine_stops_when_clients_disconnect(endpoint: Endpoint) -> None:
 
 def test_a_preflight_reaches_the_gate_without_a_key(endpoint: Endpoint) -> None:
     fields = {"origin": "https://a.example.org", "access-control-request-method": "POST"}
-    reply = httpx.options(f"{endpoint.base_url}/chat/completions", headers=fields)
+    reply = httpx.options(f"{endpoint.base_url}/chat/completions", headers=fields, timeout=60)
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "origin_not_allowed")
 
 
@@ -347,16 +347,18 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
     for extra in HEADERS:
         sent = [(n.encode(), v.encode("latin-1")) for n, v in (bearer(endpoint) | extra).items()]
         sent += [] if "content-type" in extra else [(b"content-type", b"application/json")]
-        reply = httpx.post(f"{endpoint.base_url}/completions", content=body, headers=sent)
+        reply = httpx.post(
+            f"{endpoint.base_url}/completions", content=body, headers=sent, timeout=60
+        )
         if reply.status_code >= 500:
             broken.append((extra, reply.status_code, reply.text[:200]))
     for path, key in (("/v1/models", "api_key"), ("/v1/completions", canary)):
-        httpx.get(f"{root(endpoint)}{path}", params={key: canary})
+        httpx.get(f"{root(endpoint)}{path}", params={key: canary}, timeout=60)
     assert broken == []
     # Ray Serve reads this header before the gate, and answers 503 if it is not UTF-8.
     garbled = {b"x-request-id": b"a\xff", b"content-type": b"application/json"}
     garbled |= {name.encode(): value.encode() for name, value in bearer(endpoint).items()}
-    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=garbled)
+    httpx.post(f"{endpoint.base_url}/completions", content=body, headers=garbled, timeout=60)
     assert ask(endpoint).status_code == 200
     assert replicas("shared") == replicas_before
     assert memory_mib() < memory_before + 200
@@ -371,7 +373,9 @@ def test_no_argument_or_header_breaks_the_engine_or_reaches_the_logs(endpoint: E
 def test_no_request_that_openapi_allows_is_a_5xx(endpoint: Endpoint) -> None:
     import schemathesis
 
-    document = httpx.get(f"{root(endpoint)}/openapi.json", headers=bearer(endpoint)).json()
+    document = httpx.get(
+        f"{root(endpoint)}/openapi.json", headers=bearer(endpoint), timeout=60
+    ).json()
     schema = schemathesis.openapi.from_dict(document)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {"/v1/chat/completions", "/v1/completions"} <= {

@@ -117,6 +117,7 @@ class Paths:
                 transport=httpx.ASGITransport(gate, raise_app_exceptions=False),
                 base_url="http://test",
                 headers=AUTHORIZED,
+                timeout=60,
             )
             for gate in gates
         ]
