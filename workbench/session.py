@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from serving.spec.service import EndpointSpec
     from serving.spec.tenants import Tenant
+    from workbench.cost.prices import Prices
     from workbench.endpoints.remote import Remote
     from workbench.loadgen.handle import LoadResult
     from workbench.metrics.slo import SLO
@@ -116,17 +117,28 @@ class Session:
         return self._service.endpoint
 
     def open(
-        self, spec: EndpointSpec, *, tenants: Iterable[Tenant] = (), replace: bool = False
+        self,
+        spec: EndpointSpec,
+        *,
+        tenants: Iterable[Tenant] = (),
+        replace: bool = False,
+        lease_minutes: float | None = None,
+        idle_minutes: float | None = None,
+        prices: Prices | None = None,
     ) -> Remote:
         """Return an endpoint that runs `spec`, at the parameter `address`.
 
         The service that this process runs under the name of `spec` is returned if it runs as
         specified, else replaced. With `replace`, an application of another user is replaced too.
+        The service stops by itself after `lease_minutes`, or after `idle_minutes` without a
+        request, as for `workbench.deploy`; another call renews the lease.
         Raises what `workbench.open_endpoint` does.
         """
         address = str(self.parameters.get("address") or "")
         self._service = open_service(
-            Target(spec, address, tuple(tenants)), owner=self, replace=replace
+            Target(spec, address, tuple(tenants), lease_minutes, idle_minutes, prices),
+            owner=self,
+            replace=replace,
         )
         return self._service.endpoint
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from serving.deploy.service import ProgressCallback
     from serving.spec.service import EndpointSpec
     from serving.spec.tenants import Tenant
+    from workbench.endpoints.terms import ReplicaPrices
 
 
 def open_endpoint(
@@ -25,6 +26,9 @@ def open_endpoint(
     api_key: str | None = None,
     tenants: Iterable[Tenant] = (),
     replace: bool = False,
+    lease_minutes: float | None = None,
+    idle_minutes: float | None = None,
+    prices: ReplicaPrices | None = None,
     progress: ProgressCallback | None = None,
 ) -> Remote:
     """Return an endpoint for ``spec``, deployed or called as ``address`` says.
@@ -50,13 +54,16 @@ def open_endpoint(
             variable ``LLM_WORKBENCH_API_KEY``.
         tenants: Tenants with their own keys and quotas, if the spec is deployed.
         replace: Whether to replace an application of another user, as for `workbench.deploy`.
+        lease_minutes: As for `workbench.deploy`.
+        idle_minutes: As for `workbench.deploy`.
+        prices: As for `workbench.deploy`; not used for a running endpoint.
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:
         SettingError: The URL has a password, is no OpenAI endpoint, does not serve the spec's
             models or refuses the key.
         EndpointGoneError: Nothing answers at the URL.
-        SpecError: Tenants were given for a running endpoint.
+        SpecError: Tenants, a lease or an idle time were given for a running endpoint.
         WorkbenchError: As for `workbench.deploy`.
     """
     if address is not None and address.startswith(("http://", "https://")):
@@ -65,6 +72,12 @@ def open_endpoint(
                 f"tenants must be left out for a running endpoint, got address = {address!r}; its "
                 "owner defines the tenants, so give the address of a Ray cluster to define your own"
             )
+        for name, minutes in {"lease_minutes": lease_minutes, "idle_minutes": idle_minutes}.items():
+            if minutes is not None:
+                raise SpecError(
+                    f"{name} must be left out for a running endpoint, got {name} = {minutes:g} and "
+                    f"address = {address!r}; its owner decides when it stops"
+                )
         return _call_running(spec, address, api_key)
     from workbench.endpoints.deployed import deploy
 
@@ -74,6 +87,9 @@ def open_endpoint(
         api_key=api_key,
         tenants=tenants,
         replace=replace,
+        lease_minutes=lease_minutes,
+        idle_minutes=idle_minutes,
+        prices=prices,
         progress=progress,
     )
 

@@ -7,6 +7,7 @@ instead of being deployed a second time. In a kernel that runs one notebook afte
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from serving.spec.service import EndpointSpec
     from serving.spec.tenants import Tenant
     from workbench.endpoints.remote import Remote
+    from workbench.endpoints.terms import ReplicaPrices
 
 
 KEEP_VARIABLE = "WORKBENCH_KEEP_SERVICES"
@@ -29,15 +31,26 @@ KEEP_VARIABLE = "WORKBENCH_KEEP_SERVICES"
 
 @dataclass(frozen=True)
 class Target:
-    """The request of a session: a specification, an address and further tenants."""
+    """The request of a session: a specification, an address, further tenants and the terms."""
 
     spec: EndpointSpec
     address: str
     tenants: tuple[Tenant, ...]
+    lease_minutes: float | None = None
+    idle_minutes: float | None = None
+    prices: ReplicaPrices | None = None
 
     def open(self, *, replace: bool) -> Remote:
         """Deploy the service, or connect to the endpoint at `address`."""
-        return open_endpoint(self.spec, address=self.address, tenants=self.tenants, replace=replace)
+        return open_endpoint(
+            self.spec,
+            address=self.address,
+            tenants=self.tenants,
+            replace=replace,
+            lease_minutes=self.lease_minutes,
+            idle_minutes=self.idle_minutes,
+            prices=self.prices,
+        )
 
 
 @dataclass
@@ -57,7 +70,7 @@ class Service:
         """Whether the service still runs, and exactly as `target` asks."""
         # `Endpoint.rescale` changes the endpoint's specification.
         spec = getattr(self.endpoint, "requested_spec", self.target.spec)
-        if Target(spec, self.target.address, self.target.tenants) != target:
+        if dataclasses.replace(self.target, spec=spec) != target:
             return False
         try:
             self.endpoint.status()
@@ -83,6 +96,8 @@ def open_service(target: Target, owner: object, *, replace: bool = False) -> Ser
         if running.runs(target):
             if was_left:
                 _begin_without_cached_prefixes(running.endpoint)
+            if target.lease_minutes is not None:
+                running.endpoint = target.open(replace=replace)  # Renew the lease.
             return running
     delete_left_services()
     _services[name] = Service(target, _replace(running, target, replace), owner)

@@ -131,10 +131,12 @@ class Deployments:
     def __init__(self) -> None:
         self.made: list[Any] = []
         self.failures: list[Exception] = []
+        self.terms: list[tuple[Any, Any]] = []
 
-    def __call__(self, spec: ServiceSpec, **_: Any) -> Any:
+    def __call__(self, spec: ServiceSpec, **given: Any) -> Any:
         if self.failures:
             raise self.failures.pop(0)
+        self.terms.append((given["lease_minutes"], given["idle_minutes"]))
         self.made.append(Deployed(spec))
         return self.made[-1]
 
@@ -308,6 +310,17 @@ class TestDeployedServices:
         run.open(SPEC, tenants=[Tenant(name="ada")])
         run.open(SPEC, tenants=[Tenant(name="ada")])
         assert len(deployments.made) == 2
+
+    def test_opening_again_renews_a_lease_and_keeps_an_idle_time(
+        self, deployments: Deployments
+    ) -> None:
+        run = session()
+        run.open(SPEC, idle_minutes=5)
+        run.open(SPEC, idle_minutes=5)
+        assert deployments.terms == [(None, 5)]
+        run.open(SPEC, lease_minutes=60)
+        assert run.open(SPEC, lease_minutes=60) is run.endpoint is deployments.made[-1]
+        assert deployments.terms[1:] == [(60, None), (60, None)]
 
     def test_one_that_was_rescaled_is_deployed_as_specified(self, deployments: Deployments) -> None:
         run = session()

@@ -102,6 +102,12 @@ class TestEndpointUrl:
                 endpoint = open_endpoint(ServiceSpec(model=model), address=f"http://{server}/v1")
                 assert endpoint.model_id == ("org/big" if model.id is None else "mine")
 
+    @pytest.mark.parametrize("terms", [{"lease_minutes": 60}, {"idle_minutes": 60}])
+    def test_its_owner_decides_when_it_stops(self, terms: dict[str, float]) -> None:
+        (name,) = terms
+        with pytest.raises(SpecError, match=f"{name} must be left out for a running endpoint"):
+            open_endpoint(ServiceSpec(), address=f"http://{NOWHERE}/v1", **terms)  # type: ignore[arg-type]
+
     def test_telemetry_is_empty_and_says_so(self) -> None:
         with http_server(200, listing("tiny-llama-glossary")) as (server, _):
             endpoint = open_endpoint(ServiceSpec(), address=f"http://{server}/v1")
