@@ -52,13 +52,18 @@ test-all: setup browser  ## run all tests, also the slow ones, the browser, note
 # These run in stages of their own.
 ALONE := not gpu and not timing and not clients
 # Most of a test with an engine is the start of the engine, which leaves time for a second one.
+# Where the slow tests are left out, no complete notebook is run.
 engine:
-	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target shared own
+	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target \
+		shared own $(if $(EXTENT),,complete)
 SLOWEST := --durations=25 --durations-min=20
+COMPLETE := tests/notebooks/test_notebooks_whole.py
 shared:
 	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
 own:
-	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) --ignore=$(COMPLETE) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
+complete:
+	$(BIN)/pytest $(SLOWEST) $(COMPLETE)
 timing:
 	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 clients:
@@ -112,4 +117,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser extension lock audit image-test clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own complete timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser extension lock audit image-test clean
