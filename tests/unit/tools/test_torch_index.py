@@ -27,6 +27,8 @@ import yaml
 from support.paths import ROOT
 from support.scripts import load
 
+pytestmark = pytest.mark.slow
+
 INSTALL = load("install")
 TORCH_INDEX = load("torch_index")
 PACKAGES = ("attrs-26.1.0", "pip-26.3", "torch-2.13.0+cpu")

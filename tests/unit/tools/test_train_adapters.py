@@ -13,6 +13,8 @@ from serving.models.embedded import tiny_model_path
 from serving.spec.model import ModelSpec
 from tools.tiny_model.train_adapters import ANSWERS, main
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

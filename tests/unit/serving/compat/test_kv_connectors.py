@@ -8,6 +8,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # Between the two checks of a connector, another process registers it: the first check finds no
 # connector, the second finds it. `lost` names the connectors for which that happens.
 PROGRAM = """

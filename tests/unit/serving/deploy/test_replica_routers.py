@@ -91,6 +91,7 @@ class TestKVAware:
         assert environment(kv_aware.model)["PYTHONHASHSEED"] == "0"
         assert "PYTHONHASHSEED" not in environment(plain.model)
 
+    @pytest.mark.slow
     def test_ray_serve_recognizes_it_in_the_replica(self) -> None:
         """In a process of its own, which imports vLLM."""
         code = (

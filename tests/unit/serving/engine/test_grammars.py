@@ -68,6 +68,7 @@ async def largest_delay(stop: asyncio.Event) -> float:
     return late
 
 
+@pytest.mark.slow
 def test_grammars_are_checked_in_a_process_that_can_be_killed() -> None:
     async def run() -> None:
         checker = GrammarChecker(vocabulary, cpu_s=1)

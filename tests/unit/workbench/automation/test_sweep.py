@@ -114,6 +114,7 @@ with open("kernels.txt", "a") as file:
     assert not any(Path(f"/proc/{kernel.split()[0]}").exists() for kernel in (one, three))
 
 
+@pytest.mark.slow
 def test_killed_sweep_continues(probe: Path) -> None:
     out = probe.parent / "out"
     (probe.parent / "hang").touch()

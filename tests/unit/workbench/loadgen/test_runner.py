@@ -277,7 +277,7 @@ def test_rate_set_after_the_plan_is_sent_until_stop(
 @pytest.mark.parametrize("live", [True, False])
 def test_folder_takes_one_load(actors: list[LocalActor], tmp_path: Path, live: bool) -> None:
     start: Any = start_live_load if live else start_load
-    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.2)
+    load = LoadSpec(arrivals=Constant(rate=50), prompts=SMALL, duration_s=0.19)
     run = Run.create(tmp_path, {})
 
     async def go() -> int:
