@@ -8,7 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from support.jupyterlab import jupyterlab, run_all, wait_until
+from support.jupyterlab import jupyterlab, run_all, wait_for_output, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 HEIGHT = 420
@@ -89,8 +89,8 @@ def test_saved_notebook_has_a_picture_and_the_widgets_stay(
     page: Any, address_of: Callable[[str], str], folder: Path
 ) -> None:
     run_all(page, address_of("dashboard"), "One dashboard")
-    status = page.locator(".workbench-dashboard [role=status]", has_text="The last line")
-    status.wait_for(timeout=60_000)
+    status = ".workbench-dashboard [role=status]:has-text('The last line')"
+    wait_for_output(page, status, timeout_s=120)
     page.locator(".workbench-dashboard .js-plotly-plot .main-svg").first.wait_for(timeout=60_000)
 
     bundle: dict[str, Any] = {}

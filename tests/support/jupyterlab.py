@@ -79,13 +79,15 @@ def wait_for_port(port: int) -> None:
 def run_all(page: Any, address: str, title: str) -> None:
     """Open the notebook and run all cells from the menu."""
     page.goto(address)
-    page.locator(".jp-RenderedMarkdown h1", has_text=title).wait_for(timeout=120_000)
+    heading = page.locator(".jp-RenderedMarkdown h1", has_text=title)
+    heading.wait_for(timeout=120_000)
     # In a narrow toolbar JupyterLab hides the indicator.
     idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
     idle.wait_for(state="attached", timeout=120_000)
     news = page.get_by_role("button", name="No", exact=True)
     if news.count():  # JupyterLab asks in a dialog whether to fetch news
         news.click()
+    heading.click()  # The menu acts on the notebook in use, which may be one that was open before.
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
