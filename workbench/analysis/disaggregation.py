@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from workbench.runs.run import Run
 
+    Rows = dict[Any, dict[Any, Any]]
+
 COUNTS = ("completed", "failed", "shed")
 LATENCIES = ("p50_ttft_ms", "p95_ttft_ms", "p50_tpot_ms", "p95_tpot_ms")
 TRANSFERS = {"kv_transfer_ms": "ms", "kv_transfer_mib": "MiB"}
@@ -81,9 +83,7 @@ def disaggregation_table(frame: pd.DataFrame) -> pd.DataFrame:
 
     original = {new: old for old, new in _RENAMED.items()}
     tables = {
-        f"{significant(rate)} requests/s": readable_comparison(
-            part.set_index("figure").rename(columns=original)
-        )
+        _rate_label(rate): readable_comparison(part.set_index("figure").rename(columns=original))
         for rate, part in frame.groupby("rate")
     }
     if not tables:
@@ -97,8 +97,8 @@ def disaggregation_lines(frame: pd.DataFrame) -> list[str]:
         return ["Prefill and decode apart were not measured."]
     lines = []
     for rate, part in frame.groupby("rate"):
-        rows = part.set_index("figure")
-        at = f"At {significant(rate)} requests/s"
+        rows: Rows = part.set_index("figure").to_dict("index")
+        at = f"At {_rate_label(rate)}"
         lines += [f"{at}, {_latency(rows, figure)}." for figure in ("p95_ttft_ms", "p95_tpot_ms")]
         lines += _failures(at, rows)
         lines.append(f"{at}, {_transfer(rows)}.")
@@ -107,33 +107,39 @@ def disaggregation_lines(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _latency(rows: pd.DataFrame, figure: str) -> str:
-    row, label = rows.loc[figure], label_of(figure)
+def _rate_label(rate: Any) -> str:
+    return f"{significant(float(rate))} requests/s"
+
+
+def _latency(rows: Rows, figure: str) -> str:
+    row, label = rows[figure], label_of(figure)
     split, colocated = (quantity(row[name], "ms") for name in ("split", "colocated"))
     ratio = "no ratio"
-    if not math.isnan(row.ratio):
-        ratio = f"ratio {significant(row.ratio)}"
-    if not math.isnan(row.low):
-        ratio += f", interval {significant(row.low)} to {significant(row.high)}"
+    if not math.isnan(row["ratio"]):
+        ratio = f"ratio {significant(row['ratio'])}"
+    if not math.isnan(row["low"]):
+        ratio += f", interval {significant(row['low'])} to {significant(row['high'])}"
     return (
         f"{label} was {split} with split replicas and {colocated} with colocated ones "
-        f"({ratio}; {row.verdict})"
+        f"({ratio}; {row['verdict']})"
     )
 
 
-def _failures(at: str, rows: pd.DataFrame) -> list[str]:
-    split, colocated = (rows.loc[["failed", "shed"], name].sum() for name in ("split", "colocated"))
+def _failures(at: str, rows: Rows) -> list[str]:
+    split, colocated = (
+        rows["failed"][name] + rows["shed"][name] for name in ("split", "colocated")
+    )
     if not split and not colocated:
         return []
     return [
-        f"{at}, {significant(split)} requests per load failed or were shed with split replicas and "
-        f"{significant(colocated)} with colocated ones; latencies are those of completed requests."
+        f"{at}, failed or shed requests per load: {significant(split)} with split replicas, "
+        f"{significant(colocated)} with colocated ones. Latencies are those of completed requests."
     ]
 
 
-def _transfer(rows: pd.DataFrame) -> str:
-    time_ms, size_mib = (rows.loc[figure, "split"] for figure in TRANSFERS)
-    if time_ms is None or math.isnan(time_ms):
+def _transfer(rows: Rows) -> str:
+    time_ms, size_mib = (rows[figure]["split"] for figure in TRANSFERS)
+    if math.isnan(time_ms):
         return "the connector reported no KV transfers"
     moved = quantity(size_mib, TRANSFERS["kv_transfer_mib"])
     return f"a KV transfer took {quantity(time_ms, 'ms')} and moved {moved} on average"

@@ -119,19 +119,19 @@ def _fixed(replicas: int) -> ScalingSpec:
 class KVTransfers(NamedTuple):
     """Transfers of KV blocks between replicas: their number, seconds and bytes together."""
 
-    count: int
+    transfers: int
     seconds: float
     size_bytes: int
 
     @property
     def mean_ms(self) -> float:
         """Mean duration of a transfer in milliseconds."""
-        return self.seconds / self.count * 1e3
+        return self.seconds / self.transfers * 1e3
 
     @property
     def mean_mib(self) -> float:
         """Mean size of a transfer in MiB."""
-        return self.size_bytes / self.count / 2**20
+        return self.size_bytes / self.transfers / 2**20
 
 
 def kv_transfers(samples: Iterable[Sample]) -> KVTransfers | None:
@@ -155,4 +155,4 @@ def kv_transfers(samples: Iterable[Sample]) -> KVTransfers | None:
         sum((b.kv_transfer_s or 0.0) - (a.kv_transfer_s or 0.0) for a, b in pairs),
         sum((b.kv_transfer_bytes or 0) - (a.kv_transfer_bytes or 0) for a, b in pairs),
     )
-    return total if total.count else None
+    return total if total.transfers else None

@@ -9,7 +9,7 @@ import pytest
 from serving.errors import SpecError
 from serving.spec.model import ModelSpec
 from workbench.experiments.disaggregation import DisaggregationTrial, kv_transfers
-from workbench.records import DeploymentSample, ReplicaSample
+from workbench.records import DeploymentSample, ReplicaSample, Sample
 from workbench.workload.arrivals import Poisson
 from workbench.workload.prompts import RandomPrompts
 from workbench.workload.spec import LoadSpec
@@ -107,7 +107,7 @@ def sample(
 
 class TestTransfers:
     def test_only_those_between_the_first_and_last_sample_count(self) -> None:
-        samples = [
+        samples: list[Sample] = [
             DeploymentSample(time_s=0.0, deployment="m", target=1),
             sample("a", 10, 1.0, 100 * 2**20),
             sample("b", None),  # nothing before the first transfer
