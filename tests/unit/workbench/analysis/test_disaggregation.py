@@ -37,16 +37,20 @@ def run_of(
     rate: float = 1,
     repeat: int = 1,
     ttft_s: float = 0.5,
+    step_s: float = 0.0,
     tpot_s: float = 0.25,
     bad: Sequence[str] = (),
     transfers: Sequence[tuple[int, float, int]] = (),
     health: ClientHealth = FINE,
 ) -> Run:
-    """A finished run of 20 requests with four tokens each, and one failed request per status."""
+    """A finished run of 20 requests with four tokens each, and one failed request per status.
+
+    The TTFT of each request is `step_s` longer than that of the one before.
+    """
     facts = {"variant": variant, "rate": rate, "repeat": repeat}
     run = Run.create(root, facts, run_id=f"{variant}-at-{rate:g}-{repeat}")
     for number in range(20):
-        times = [number + ttft_s + tpot_s * token for token in range(4)]
+        times = [number + ttft_s + step_s * number + tpot_s * token for token in range(4)]
         run.append_request(record(float(number), *times, request_id=f"{number}"))
     for status in bad:
         run.append_request(failed(status, 3.0, 4.0))
@@ -118,7 +122,10 @@ def test_failures_and_transfers_are_in_the_table_and_the_words(
     assert at.loc["Failed", ["colocated", "split"]].tolist() == ["0", "2"]
     assert at.loc["Shed", ["colocated", "split"]].tolist() == ["0", "1"]
     assert at.loc["Mean time of a KV transfer", ["colocated", "split"]].tolist() == ["-", "125 ms"]
-    assert at.loc["Mean size of a KV transfer", "split"] == "2 MiB"
+    assert at.loc["Mean size of a KV transfer", ["split", "verdict"]].tolist() == [
+        "2 MiB",
+        "only split transfers",
+    ]
     assert "nan" not in table.to_html().lower()
     lines = disaggregation_lines(frame)
     assert "a KV transfer took 125 ms and moved 2 MiB on average" in lines[-1]
@@ -154,7 +161,7 @@ def test_the_figure_has_a_line_for_each_latency_and_variant(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     runs = [
-        run_of(tmp_path, variant, rate=rate, ttft_s=scale * rate, tpot_s=scale)
+        run_of(tmp_path, variant, rate=rate, ttft_s=scale * rate, step_s=0.1, tpot_s=scale)
         for variant, scale in (("split", 0.5), ("colocated", 0.25))
         for rate in (2, 0.5)
     ]
@@ -163,6 +170,8 @@ def test_the_figure_has_a_line_for_each_latency_and_variant(
     assert len(drawn) == 8
     ttft = drawn["p95, split", "y"]
     assert list(ttft.x) == [0.5, 2.0]
-    assert list(ttft.y) == pytest.approx([250.0, 1000.0])
+    # With linear interpolation, p50 of 20 steps of 100 ms is 9.5 of them, and p95 is 18.05.
+    assert list(ttft.y) == pytest.approx([250.0 + 1805, 1000.0 + 1805])
+    assert list(drawn["p50, split", "y"].y) == pytest.approx([250.0 + 950, 1000.0 + 950])
     assert list(drawn["p50, colocated", "y2"].y) == pytest.approx([250.0, 250.0])
     assert figure.layout.yaxis.title.text == "TTFT (ms)"
