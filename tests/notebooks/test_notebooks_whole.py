@@ -42,7 +42,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "fleet": {"replicas": 1, "target_ongoing_requests": 2, "premium": 1.0},
         "prices": {"cpu_hour": 3600.0},  # a dollar a replica-second
     },
-    "06": FEW | {"requests": 8, "concurrencies": [4], "layouts": [[1, 1], [2, 1]]},
+    "06": FEW | {"requests": 8, "concurrencies": [4], "layouts": [[2, 1], [1, 2]]},
     "07": {"rate": 40.0, "duration_s": 5.0, "output_tokens": 64},
     "09": FEW | {"low_rate": 1.0, "high_rate": 3.0, "low_s": 2.0, "high_s": 6.0, "ttft_ms": 5000},
     "10": {"students": 2},
@@ -200,7 +200,7 @@ def test_notebook_06_measures_each_layout_and_both_variants(
     folder, executed = finished("06", disaggregated=apart)
     run = Run.open(folder)
     parts = sorted((run.path / "layouts").iterdir())
-    assert [part.name for part in parts] == ["TP1x1-at-4", "TP2x1-at-4"]
+    assert [part.name for part in parts] == ["TP1x2-at-4", "TP2x1-at-4"]
     for part in parts:
         summary = Run.open(part).summary()
         assert summary is not None

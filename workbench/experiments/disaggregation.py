@@ -65,10 +65,11 @@ class DisaggregationTrial(Strict):
         return self
 
     def models(self, model: ModelSpec, folder: str | Path) -> dict[str, ModelSpec]:
-        """Return the model of each variant, by its name.
+        """Return the model of each variant, by its name, in the order in which to deploy them.
 
-        Half of the replicas of `split` are for prefill, the others for decode. Every replica of
-        `colocated` does both.
+        `colocated` is first, because replicas that already run `model` can stay. Each of its
+        replicas does both tasks. Half of the replicas of `split` are for prefill, the others for
+        decode.
 
         Args:
             model: What both variants have in common; its own scaling is not used.
@@ -85,8 +86,8 @@ class DisaggregationTrial(Strict):
         shared = model.model_dump(exclude={"scaling"}, exclude_unset=True)
         shared["max_model_len"] = self.max_model_len
         return {
-            "split": ModelSpec(**shared, disaggregated=split),
             "colocated": ModelSpec(**shared, scaling=_fixed(self.replicas)),
+            "split": ModelSpec(**shared, disaggregated=split),
         }
 
     def load(self, rate: float, seed: int) -> LoadSpec:

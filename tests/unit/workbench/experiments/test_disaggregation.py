@@ -8,6 +8,7 @@ import pytest
 
 from serving.errors import SpecError
 from serving.spec.model import ModelSpec
+from serving.spec.scaling import ScalingSpec
 from workbench.experiments.disaggregation import DisaggregationTrial, kv_transfers
 from workbench.records import DeploymentSample, ReplicaSample, Sample
 from workbench.workload.arrivals import Poisson
@@ -24,6 +25,7 @@ class TestModels:
 
     def test_both_variants_have_the_same_replicas_and_model(self) -> None:
         models = trial(replicas=4).models(self.MODEL, "/kv")
+        assert list(models) == ["colocated", "split"]
         split = models["split"].disaggregated
         assert split is not None
         counts = [
@@ -37,6 +39,12 @@ class TestModels:
         for model in models.values():
             assert (model.source, model.num_cpus) == ("org/model", 2)
             assert model.max_model_len == 1024
+
+    def test_replicas_of_a_layout_with_this_context_stay(self) -> None:
+        layout = ModelSpec(max_model_len=1024, scaling=ScalingSpec(max_replicas=2))
+        models = trial().models(layout, "/kv")
+        assert models["colocated"].fixed_fields() == layout.fixed_fields()
+        assert models["split"].fixed_fields() != layout.fixed_fields()
 
     def test_the_example_connector_uses_the_folder_unless_another_is_given(self) -> None:
         def options(**fields: Any) -> dict[str, Any]:
