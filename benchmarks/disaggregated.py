@@ -6,8 +6,8 @@ together). Figures are medians and 99th percentiles. `_sides.py` says how to mea
 run of its own.
 
 `tpot_ratio_R` and `ttft_ratio_R` are the split over the colocated service at R requests/s.
-`transfer_ms_split` and `transfer_mib_split` are the mean time and size of a transfer, where the
-connector reports them.
+`transfer_ms_split` and `transfer_mib_split` are the mean time and size of a transfer in all loads,
+where the connector reports them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from _report import Goal
@@ -23,7 +22,7 @@ from _sides import Figures, add_side_arguments, report_sides
 from _vllm import add_model_arguments, model_spec, prepare
 
 import workbench as wb
-from workbench.records import ReplicaSample
+from workbench.experiments.disaggregation import DisaggregationTrial
 
 SIDES = ("colocated", "split")
 METRICS = ("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms", "output_throughput")
@@ -54,50 +53,32 @@ def main() -> None:
 def run(options: argparse.Namespace, side: str) -> Figures:
     """Deploy the side, send the loads, and return the figures."""
     figures: Figures = {"replicas": options.replicas, "input": options.input}
+    trial, samples = trial_of(options), []
     with tempfile.TemporaryDirectory() as folder:
-        model = model_spec(options, **fields(options, side, Path(folder)))
+        model = trial.models(model_spec(options), folder)[side]
         with wb.deploy(wb.ServiceSpec(name="pd", port=0, model=model)) as endpoint:
-            asyncio.run(_send(endpoint, load(options, options.rates[0], seed=0, seconds=5)))
-            for number, rate in enumerate(options.rates, 1):
-                result, samples = asyncio.run(
-                    measured(endpoint, load(options, rate, seed=number, seconds=options.seconds))
-                )
+            warm_up = trial.load(options.rates[0], seed=0).model_copy(update={"duration_s": 5})
+            asyncio.run(_send(endpoint, warm_up))
+            for rate, _, load in trial.loads(seed=1):
+                result, seen = asyncio.run(measured(endpoint, load))
+                samples += seen
                 summary = result.summary()
                 print(f"{side}, {rate:g} requests/s: {summary.headline()}", flush=True)
                 figures |= {f"{name}_{rate:g}": _rounded(summary, name) for name in METRICS}
-                figures |= {f"failed_{rate:g}": summary.failed} | transfers(samples)
-    return figures
+                figures |= {f"failed_{rate:g}": summary.failed}
+    return figures | transfers(samples)
 
 
-def fields(options: argparse.Namespace, side: str, folder: Path) -> dict[str, Any]:
-    """Return the fields of the model that differ between the sides."""
-
-    def scaling(replicas: int) -> wb.ScalingSpec:
-        return wb.ScalingSpec(
-            min_replicas=replicas, max_replicas=replicas, max_ongoing_requests=256
-        )
-
-    if side == "colocated":
-        return {"scaling": scaling(options.replicas)}
-    half = wb.Side(scaling=scaling(options.replicas // 2))
-    example = options.connector == "example"
-    return {
-        "disaggregated": wb.Disaggregated(
-            prefill=half,
-            decode=half,
-            connector=options.connector,
-            connector_options={"shared_storage_path": str(folder)} if example else {},
-        )
-    }
-
-
-def load(options: argparse.Namespace, rate: float, *, seed: int, seconds: float) -> wb.LoadSpec:
-    """Return a load that is the same for both sides."""
-    return wb.LoadSpec(
-        arrivals=wb.Poisson(rate=rate),
-        prompts=wb.RandomPrompts(input=options.input, output=options.output),
-        duration_s=seconds,
-        seed=seed,
+def trial_of(options: argparse.Namespace) -> DisaggregationTrial:
+    """Return the loads and replicas that the options describe."""
+    return wb.experiments.DisaggregationTrial(
+        rates=options.rates,
+        input_tokens=options.input,
+        output_tokens=options.output,
+        duration_s=options.seconds,
+        replicas=options.replicas,
+        max_model_len=options.max_model_len,
+        connector=options.connector,
     )
 
 
@@ -112,17 +93,14 @@ async def measured(endpoint: wb.Endpoint, load: wb.LoadSpec) -> tuple[Any, list[
         return await _send(endpoint, load), samples
 
 
-def transfers(samples: list[Any]) -> dict[str, float]:
-    """Return the mean time and size of a transfer so far; nothing if none is reported."""
-    last = {s.replica: s for s in samples if isinstance(s, ReplicaSample) and s.kv_transfers}
-    count = sum(sample.kv_transfers or 0 for sample in last.values())
-    if not count:
+def transfers(samples: list[Any]) -> Figures:
+    """Return the mean time and size of a transfer; nothing if none is reported."""
+    reported = wb.experiments.kv_transfers(samples)
+    if reported is None:
         return {}
-    seconds = sum(sample.kv_transfer_s or 0.0 for sample in last.values())
-    size = sum(sample.kv_transfer_bytes or 0 for sample in last.values())
     return {
-        "transfer_ms": round(seconds / count * 1e3, 3),
-        "transfer_mib": round(size / count / 2**20, 3),
+        "transfer_ms": round(reported.mean_ms, 3),
+        "transfer_mib": round(reported.mean_mib, 3),
     }
 
 

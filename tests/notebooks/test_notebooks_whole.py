@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from support.executed_notebook import output_text
@@ -20,6 +21,7 @@ from workbench.claims.table import archive, read_archived
 from workbench.runs.run import Run
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
+VARIANTS = ("split", "colocated")
 FEW: dict[str, Any] = {"input_tokens": 16, "output_tokens": 16}
 GIVEN: dict[str, dict[str, Any]] = {
     "03": {"requests": 8, "output_tokens": 16, "labelled": 24},
@@ -40,7 +42,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "fleet": {"replicas": 1, "target_ongoing_requests": 2, "premium": 1.0},
         "prices": {"cpu_hour": 3600.0},  # a dollar a replica-second
     },
-    "06": FEW | {"requests": 8, "concurrencies": [4], "layouts": [[1, 1], [2, 1]]},
+    "06": FEW | {"requests": 8, "concurrencies": [4], "layouts": [[2, 1], [1, 2]]},
     "07": {"rate": 40.0, "duration_s": 5.0, "output_tokens": 64},
     "09": FEW | {"low_rate": 1.0, "high_rate": 3.0, "low_s": 2.0, "high_s": 6.0, "ttft_ms": 5000},
     "10": {"students": 2},
@@ -188,15 +190,57 @@ def within(record: dict[str, Any], slo: dict[str, float]) -> bool:
     return 1e3 * ttft_s <= slo["ttft_ms"] and 1e3 * tpot_s <= slo["tpot_ms"]
 
 
-def test_notebook_06_measures_each_layout(finished: Finished) -> None:
-    folder, _ = finished("06")
+def test_notebook_06_measures_each_layout_and_both_variants(
+    finished: Finished, tmp_path: Path
+) -> None:
+    storage = tmp_path / "kv"
+    storage.mkdir()
+    apart = {"rates": [2.0], "duration_s": 4.0, "input_tokens": 160, "output_tokens": 8}
+    apart["connector_options"] = {"shared_storage_path": str(storage)}
+    folder, executed = finished("06", disaggregated=apart)
     run = Run.open(folder)
     parts = sorted((run.path / "layouts").iterdir())
-    assert [part.name for part in parts] == ["TP1x1-at-4", "TP2x1-at-4"]
+    assert [part.name for part in parts] == ["TP1x2-at-4", "TP2x1-at-4"]
     for part in parts:
         summary = Run.open(part).summary()
         assert summary is not None
         assert (summary.completed, summary.failed) == (8, 0)
+    p95 = {name: check_variant(run.path / "disaggregated" / f"{name}-at-2-1") for name in VARIANTS}
+    plans = {plan.read_bytes() for plan in run.path.glob("disaggregated/*/plan.json")}
+    assert len(plans) == 1, "both variants get the same load"
+    split = Run.open(run.path / "disaggregated" / "split-at-2-1")
+    replicas = split.samples_frame("replica")
+    read = replicas.groupby("deployment").prompt_tokens.max()
+    assert read["tiny-llama-glossary-prefill"] > 0
+    assert saved_blocks(storage) >= len(list(split.records()))
+    reported = re.search(
+        r"p95 TTFT was (\S+) (ms|s) with split replicas and (\S+) (ms|s) ", output_text(executed)
+    )
+    assert reported is not None
+    scale = {"ms": 1.0, "s": 1e3}
+    for value, unit, name in (
+        (*reported.groups()[:2], "split"),
+        (*reported.groups()[2:], "colocated"),
+    ):
+        assert float(value) * scale[unit] == pytest.approx(p95[name], rel=0.01)
+    assert "Prefill and decode apart" in report_of(run)
+
+
+def check_variant(folder: Path) -> float:
+    """Check that every long prompt was answered; return the 95th percentile of TTFT in ms."""
+    records = list(Run.open(folder).records())
+    assert {record.status for record in records} == {"ok"}
+    assert all((record.prompt_tokens or 0) >= 160 for record in records)
+    ttfts = [1e3 * (r.first_token_s - r.sent_s) for r in records if r.first_token_s and r.sent_s]
+    return float(np.percentile(ttfts, 95))
+
+
+def saved_blocks(storage: Path) -> int:
+    """Return for how many sequences the example connector saved tokens of the KV cache."""
+    from safetensors.torch import load_file  # imports torch, which takes seconds
+
+    files = storage.glob("*/*.safetensors")
+    return len({file.parent for file in files if load_file(file)["kv_cache"].numel()})
 
 
 def test_notebook_07_admits_everything_then_only_what_fits(finished: Finished) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from workbench.analysis.compare import differing_parameters as differing_parameters
     from workbench.analysis.compare import pick_sides as pick_sides
     from workbench.analysis.compare import runs_table as runs_table
+    from workbench.analysis.disaggregation import disaggregation_frame as disaggregation_frame
+    from workbench.analysis.disaggregation import disaggregation_lines as disaggregation_lines
+    from workbench.analysis.disaggregation import disaggregation_table as disaggregation_table
     from workbench.analysis.kv_cache import engine_peaks as engine_peaks
     from workbench.analysis.kv_cache import kv_cache_frame as kv_cache_frame
     from workbench.analysis.kv_cache import kv_cache_size as kv_cache_size

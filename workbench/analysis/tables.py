@@ -23,6 +23,8 @@ _OTHERS = {
     "peak_kv_cache": ("Peak KV cache in use", "share"),
     "peak_batch": ("Peak requests in the batch", "requests"),
     "preemptions": ("Preemptions", "requests"),
+    "kv_transfer_ms": ("Mean time of a KV transfer", "ms"),
+    "kv_transfer_mib": ("Mean size of a KV transfer", "MiB"),
     "failed_or_shed": ("Failed or shed", "requests"),
     "requests": ("Requests", "requests"),
     "ttft_p50_ms": ("p50 TTFT from schedule", "ms"),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from workbench._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from workbench.experiments.disaggregation import DisaggregationTrial as DisaggregationTrial
+    from workbench.experiments.disaggregation import kv_transfers as kv_transfers
     from workbench.experiments.fleets import cost_ratios as cost_ratios
     from workbench.experiments.fleets import fleet_caveats as fleet_caveats
     from workbench.experiments.fleets import fleet_frame as fleet_frame

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.figures.engine import waste_figure as waste_figure
     from workbench.figures.latency import latency_distributions as latency_distributions
     from workbench.figures.latency import throughput_over_time as throughput_over_time
+    from workbench.figures.layouts import disaggregation_figure as disaggregation_figure
     from workbench.figures.layouts import layout_memory_figure as layout_memory_figure
     from workbench.figures.layouts import layouts_figure as layouts_figure
     from workbench.figures.pareto import frontier as frontier

@@ -14,6 +14,7 @@ from workbench.figures.style import (
     ORANGE,
     PURPLE,
     VERMILLION,
+    health_of,
     stacked,
     styled,
     titled,
@@ -93,3 +94,34 @@ def layouts_figure(measured: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="Mean TPOT (ms)", row=2, col=1)
     health = ClientHealth(client_limited=bool(measured.client_limited.any()))
     return titled(figure, "The same workers in different layouts", health)
+
+
+def disaggregation_figure(frame: pd.DataFrame) -> go.Figure:
+    """Draw TTFT above and TPOT below against the rate, with prefill and decode apart and together.
+
+    Solid lines are medians, dotted lines are 95th percentiles.
+
+    Args:
+        frame: What `workbench.analysis.disaggregation_frame` returned.
+    """
+    figure = stacked([0.5, 0.5], height=480)
+    for row, latency in enumerate(("TTFT", "TPOT"), 1):
+        for variant, colour in (("split", BLUE), ("colocated", ORANGE)):
+            for percentile, dash in (("p50", "solid"), ("p95", "dot")):
+                points = frame[frame.figure == f"{percentile}_{latency.lower()}_ms"]
+                figure.add_scatter(
+                    x=points.rate,
+                    y=points[variant],
+                    name=f"{percentile}, {variant}",
+                    legendgroup=f"{percentile}, {variant}",
+                    showlegend=row == 1,
+                    mode="lines+markers",
+                    line={"color": colour, "dash": dash},
+                    hovertemplate=f"{percentile} {latency} %{{y:,.4g}} ms at %{{x:g}} requests/s",
+                    row=row,
+                    col=1,
+                )
+        figure.update_yaxes(title_text=f"{latency} (ms)", rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(title_text="Offered load (requests/s)", row=2, col=1)
+    title = "Prefill and decode split, and colocated on as many replicas"
+    return titled(figure, title, health_of(frame))
