@@ -84,6 +84,12 @@ def _add_notebook_commands(commands: Any) -> None:
     )
     sweep.set_defaults(call=run_grid)
 
+    app = commands.add_parser("app", help="serve a notebook as a page without code (needs Voilà)")
+    _add_parameters(app)
+    app.add_argument("--port", type=int, default=0, help="port on this machine (a free one)")
+    app.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    app.set_defaults(call=run_app)
+
     repeat = commands.add_parser("repeat", help="run the notebook of a run again, as it was run")
     repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
     repeat.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
@@ -208,6 +214,17 @@ def run_once(arguments: argparse.Namespace) -> int:
     root, name = parameters.pop("run_root", None), parameters.pop("run_id", None)
     runs = arguments.runs or (path.parent / root if root else None)
     return _run(path, parameters, runs, arguments.run_id or name, arguments.profile)
+
+
+def run_app(arguments: argparse.Namespace) -> int:
+    """Serve a notebook as a page without code, until Ctrl-C."""
+    from workbench.automation.app import serve_page
+    from workbench.automation.notebooks import find_notebook
+
+    path = find_notebook(arguments.notebook)
+    parameters = read_arguments(path, arguments)
+    serve_page(path, parameters, port=arguments.port, browser=not arguments.no_browser)
+    return 0
 
 
 def run_again(arguments: argparse.Namespace) -> int:

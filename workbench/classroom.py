@@ -19,6 +19,7 @@ notebook.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -32,7 +33,7 @@ from serving.cluster import connection
 from serving.errors import LeaseError
 from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
-from serving.spec.tenants import key_hash, new_key
+from serving.spec.tenants import TENANT_KEY_VARIABLE, TENANT_VARIABLE, key_hash, new_key
 from workbench.errors import SettingError
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def open(
 
 
 def join(
-    name: str,
-    key: str,
+    name: str | None = None,
+    key: str | None = None,
     *,
     address: str | None = None,
     notify: Callable[[str], None] = print,
@@ -103,14 +104,22 @@ def join(
     """Join the class that is open on the cluster.
 
     Args:
-        name: The student's name in the class.
-        key: The student's key.
+        name: The student's name in the class; default: the variable LLM_WORKBENCH_TENANT.
+        key: The student's key; default: the variable LLM_WORKBENCH_TENANT_KEY. JupyterHub sets
+            both with `deploy/jupyterhub_config.py`.
         address: Address of the Ray cluster; default: as for `workbench.deploy`.
         notify: Receives the messages of the class.
 
     Raises:
+        SettingError: The name or the key is missing.
         LeaseError: No class is open, or it has no lease for this name and key.
     """
+    name, key = name or os.environ.get(TENANT_VARIABLE), key or os.environ.get(TENANT_KEY_VARIABLE)
+    if not name or not key:
+        raise SettingError(
+            f"join needs a name and a key: give both, or set {TENANT_VARIABLE} and "
+            f"{TENANT_KEY_VARIABLE}"
+        )
     _connect(address)
     return Seat(_find_manager(), name, SecretStr(key), notify)
 

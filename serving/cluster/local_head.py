@@ -17,7 +17,7 @@ from serving.compat.variables import HAPROXY_PROGRAM, METRICS_INTERVAL_MS, hapro
 from serving.cpu import WORKER_NICENESS
 from serving.errors import ClusterError
 from serving.proxy.install import install
-from serving.spec.tenants import KEY_VARIABLE
+from serving.spec.tenants import KEY_VARIABLE, TENANT_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from serving.spec.service import EndpointSpec
@@ -187,8 +187,9 @@ def logical_cpus(spec: EndpointSpec | None) -> int:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return this process's environment without the key, which no process of Ray may have."""
-    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    """Return this process's environment without the keys, which no process of Ray may have."""
+    keys = (KEY_VARIABLE, TENANT_KEY_VARIABLE)
+    return {name: value for name, value in os.environ.items() if name not in keys}
 
 
 def _python_path() -> dict[str, str]:

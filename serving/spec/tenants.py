@@ -22,6 +22,9 @@ MIN_KEY_LENGTH = 16
 KEY_VARIABLE = "LLM_WORKBENCH_API_KEY"
 """Environment variable with the owner's key. The key stays in the process that reads it."""
 
+TENANT_VARIABLE, TENANT_KEY_VARIABLE = "LLM_WORKBENCH_TENANT", "LLM_WORKBENCH_TENANT_KEY"
+"""Environment variables with a student's name and key in a class; an owner has another key."""
+
 HASHES_VARIABLE = "LLM_WORKBENCH_KEY_HASHES"
 """Environment variable with key hashes for a cluster's own processes, separated by commas."""
 

@@ -43,6 +43,7 @@ class View:
         self._tiles, self._data = Tiles(), state
         empty = state.frames([])
         lines = line_traces(empty, LIVE_PANELS)
+        header = {"state": "waiting", "label": STATES["waiting"], "message": "", "error": False}
         self.history = History(len(lines))
         self.widget = DashboardWidget(
             self.history,
@@ -53,7 +54,7 @@ class View:
                 "window_s": window_s,
             },
             scene=_scene(empty, 0.0),
-            header={"state": "waiting", "label": STATES["waiting"], "message": "", "error": False},
+            header=header | progress_fields(controller.running, controller.plan_s),
             tiles=self._tiles.update(None, empty, state.tally),
             load=load_controls(settings),
             scaling=scaling_controls(controller),

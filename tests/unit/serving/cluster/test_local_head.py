@@ -28,7 +28,7 @@ from serving.errors import ClusterError
 from serving.spec.model import ModelSpec
 from serving.spec.scaling import ScalingSpec
 from serving.spec.service import ServiceSpec
-from serving.spec.tenants import KEY_VARIABLE
+from serving.spec.tenants import KEY_VARIABLE, TENANT_KEY_VARIABLE
 
 
 def test_two_clusters_share_neither_files_nor_ports(tmp_path: Path) -> None:
@@ -55,9 +55,10 @@ def test_there_are_cpus_for_every_replica(model: dict[str, Any], minimum: int) -
     assert logical_cpus(ServiceSpec(model=ModelSpec(**model))) >= minimum
 
 
-def test_the_clusters_processes_do_not_inherit_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "sk-a-key-of-enough-length")
-    assert KEY_VARIABLE not in inherited_environment()
+def test_the_clusters_processes_do_not_inherit_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (KEY_VARIABLE, TENANT_KEY_VARIABLE):
+        monkeypatch.setenv(name, "sk-a-key-of-enough-length")
+        assert name not in inherited_environment()
     assert inherited_environment()["PATH"] == os.environ["PATH"]
 
 

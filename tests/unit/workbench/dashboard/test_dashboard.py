@@ -245,6 +245,19 @@ def test_dashboard_can_be_shown_again_and_all_outputs_get_the_picture(
     assert len(live._shown) == 2
 
 
+def test_first_state_is_whole(
+    recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    """A page may draw it before an update arrives; without a share the progress bar fails."""
+    monkeypatch.setattr("workbench.dashboard.view.View.set_state", lambda self, state: None)
+    live = replayed(recorded, tmp_path, monkeypatch, live=True)
+    live.show()
+    assert live.view is not None
+    header = live.view.widget.header
+    assert header["share"] is None
+    assert header["progress"].startswith("The plan takes ")
+
+
 def test_state_that_a_reloaded_page_reads_has_the_whole_view(
     recorded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[Any]
 ) -> None:
