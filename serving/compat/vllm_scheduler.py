@@ -33,6 +33,8 @@ def redirect_statistics(outputs: dict[int, Any]) -> dict[int, Any]:
         if client != PYTHON_CLIENT and found.scheduler_stats is not None:
             own = outputs.setdefault(PYTHON_CLIENT, EngineCoreOutputs())
             own.scheduler_stats, found.scheduler_stats = found.scheduler_stats, None
+            if not found.outputs and found.finished_requests is None:
+                del outputs[client]  # The Rust front end takes an empty message for a damaged one.
     return outputs
 
 

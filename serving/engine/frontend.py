@@ -13,13 +13,13 @@ CAP = "max_new_tokens"
 """The entry of ``override_generation_config`` that every replica has, from the spec's limits."""
 
 _SUPPORTED = """
-    async_scheduling attention_backend attention_config block_size calculate_kv_scales
+    async_scheduling attention_backend attention_config block_size
     compilation_config cpu_offload_gb cudagraph_capture_sizes disable_custom_all_reduce
     disable_hybrid_kv_cache_manager distributed_executor_backend download_dir
     enable_auto_tool_choice enable_chunked_prefill enable_prefix_caching enforce_eager
     gpu_memory_utilization ignore_patterns kernel_config kv_cache_dtype kv_cache_memory_bytes
     load_format logits_processors long_prefill_token_threshold max_cudagraph_capture_size
-    max_logprobs max_long_partial_prefills max_num_batched_tokens max_num_partial_prefills
+    max_logprobs max_num_batched_tokens
     max_num_seqs max_parallel_loading_workers model_loader_extra_config moe_backend
     num_gpu_blocks_override numa_bind optimization_level override_generation_config
     performance_mode prefix_caching_hash_algo quantization safetensors_load_strategy seed

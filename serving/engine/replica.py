@@ -74,7 +74,6 @@ class EngineReplica(EngineServer):
         self._first_tokens = FirstTokens()
         spec = ModelSpec(**model)
         self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
-        lower_engine_priority(spec.accelerator)
         self._compiles_sampler = spec.accelerator == "cpu"
         if self._compiles_sampler:
             choose_folder(spec.path)
@@ -83,6 +82,7 @@ class EngineReplica(EngineServer):
             if choose_frontend(spec).name == "rust":
                 self._rust = RustFrontend(spec, REGISTRY, self._first_tokens)
                 handles["engine_cls"] = self._rust.engine_class()
+            lower_engine_priority(spec.accelerator)
             prepare_front_end(spec)
             # vLLM binds a process to a NUMA node through a program that runs the interpreter.
             if is_wanted() and not spec.engine_kwargs.get("numa_bind"):
@@ -91,6 +91,8 @@ class EngineReplica(EngineServer):
             config.experimental_configs.update(self.PORTS)
             await super().__init__(config, **handles)
         except Exception as error:
+            if self._rust is not None:
+                self._rust.end()
             raise RuntimeError(engine_errors(error)) from None
 
     async def on_engine_started(self) -> None:
@@ -141,6 +143,8 @@ class EngineReplica(EngineServer):
         """
         while not (self.engine_client.errored or (self._rust and self._rust.ended)):
             await asyncio.sleep(POLL_S)
+        if self._rust is not None:
+            self._rust.end()  # It would not notice that the engine has ended.
         await asyncio.sleep(EXIT_DELAY_S)
         os._exit(1)
 

@@ -87,6 +87,10 @@ class RustFrontend:
         """Raise ``RuntimeError`` if its process has ended."""
         self._process.check()
 
+    def end(self) -> None:
+        """End its process, and with it the streams in progress."""
+        self._process.end()
+
     async def read_metrics(self) -> None:
         """Read its metrics every second, without end."""
         assert self._relay is not None

@@ -6,7 +6,6 @@ regular expression removes them from the bytes of a chunk.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from serving.gateway.context import SCOPE_KEY
 from serving.gateway.error_events import error_event
 from serving.gateway.http_routes import path_below_prefix, replay_body
 
-ENDED = "The replica's HTTP front end ended before the answer did. Try again."
+ENDED = "The replica ended before the answer did. Send the request again."
 KEEP_ALIVE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 
@@ -110,7 +109,7 @@ class RustRelay:
             return await self._app(scope, replay_body(body, receive), send)
         self.running += 1
         try:
-            answered = await self._relay(path, fields, scope.get(SCOPE_KEY), receive, send)
+            answered = await self._relay(path, fields, scope.get(SCOPE_KEY), send)
         finally:
             self.running -= 1
         if not answered:
@@ -129,11 +128,6 @@ class RustRelay:
         except aiohttp.ClientError:
             return False
 
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-
     def _client(self) -> aiohttp.ClientSession:
         """Return the session, which needs the event loop that serves requests."""
         if self._session is None:
@@ -144,13 +138,14 @@ class RustRelay:
             )
         return self._session
 
-    async def _relay(
-        self, path: str, fields: dict[str, Any], context: Any, receive: Receive, send: Send
-    ) -> bool:
-        """Pass an answer on until it ends or the client disconnects.
+    async def _relay(self, path: str, fields: dict[str, Any], context: Any, send: Send) -> bool:
+        """Pass an answer on until it ends.
+
+        Serve cancels this when the client disconnects. That closes the connection to the Rust front
+        end, which then stops the engine.
 
         Returns:
-            Whether there was one; False for a rejected request.
+            Whether there was an answer; False for a rejected request.
         """
         stripper = UsageStripper(estimated_prompt_tokens(fields))
         if context is not None:
@@ -158,15 +153,9 @@ class RustRelay:
         body = json.dumps(rust_fields(path, fields, self._max_tokens)).encode()
         request = self._first_tokens.begin()
         served = partial(self._first_tokens.served, request)
-        answer = asyncio.ensure_future(self._answer(path, body, stripper, send, served))
-        left = asyncio.ensure_future(_disconnect(receive))
         try:
-            await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-            return answer.result() if answer.done() else True
+            return await self._answer(path, body, stripper, send, served)
         finally:
-            # Cancelling closes the connection, on which the engine stops.
-            answer.cancel()
-            left.cancel()
             self._first_tokens.dropped(request)
 
     async def _answer(
@@ -198,8 +187,8 @@ class RustRelay:
 
 
 async def _report_end(started: bool, send: Send) -> None:
-    """Report that the Rust front end ended: as a status, or as the last event of a stream."""
-    error = error_body(ENDED, "server_error", "front_end_ended")
+    """Report that the answer does not go on: as a status, or as the last event of a stream."""
+    error = error_body(ENDED, "server_error", "replica_ended")
     if not started:
         return await respond_json(send, 500, error)
     event = error_event("completion", error["error"])
@@ -225,8 +214,3 @@ def _parsed(body: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
