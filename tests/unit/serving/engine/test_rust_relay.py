@@ -54,6 +54,13 @@ def script(*parts: bytes, **end: Any) -> Script:
     return Script(tuple(Step(part, delay_s=0.001) for part in parts), **end)
 
 
+def close(relay: RustRelay, served: ServedGate) -> None:
+    async def closing() -> None:
+        await relay._client().close()
+
+    asyncio.run_coroutine_threadsafe(closing(), served.loop).result()
+
+
 class Front:
     """A gate, the relay behind it, and the two front ends behind that."""
 
@@ -82,7 +89,7 @@ def open_front(server: Server, tmp_path: Path) -> Callable[[Choose | Script], An
             served.gate._app = relay
             yield Front(served, relay, rust)
             wait_until(lambda: relay.running == 0)
-            asyncio.run_coroutine_threadsafe(relay._client().close(), served.loop).result()
+            close(relay, served)
 
     return opened
 
@@ -191,7 +198,7 @@ def test_a_front_end_that_has_ended_is_a_status(server: Server, tmp_path: Path) 
         served.gate._app = relay
         with served.http(AUTHORIZED) as client:
             reply = client.post(CHAT, json=BODY)
-        asyncio.run_coroutine_threadsafe(relay._client().close(), served.loop).result()
+        close(relay, served)
         assert reply.status_code == 500
         assert reply.json()["error"]["code"] == "replica_ended"
         assert served.app.log == []
