@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -42,6 +40,7 @@ from serving.engine.http_call import EngineRequest, Packet, call_app
 from serving.engine.prefill import without_min_tokens
 from serving.engine.ray_metrics import RayMetrics
 from serving.engine.rust_frontend import RustFrontend
+from serving.engine.start_errors import engine_errors
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -51,7 +50,6 @@ from serving.engine.stats import (
     with_ttft,
 )
 from serving.engine.warmup import choose_folder, warm_up
-from serving.errors import ENGINE_ERROR_MARK
 from serving.gateway.asgi import App, with_replica_header
 from serving.gateway.config import GateConfig
 from serving.gateway.gate import Gate, open_gate
@@ -249,30 +247,3 @@ def hide_hub_token() -> None:
         import huggingface_hub.constants as constants
 
         constants.HF_TOKEN_PATH = path
-
-
-def engine_errors(error: BaseException) -> str:
-    """Return the error, after the exceptions that the engine's own processes logged.
-
-    vLLM logs to standard output and prints tracebacks to standard error; Ray redirects both of
-    this replica to files, which its engine processes share.
-    """
-    logged = [line for stream in (1, 2) for line in _exceptions(_tail(stream))]
-    lines = dict.fromkeys([*logged, f"{type(error).__name__}: {error}"])
-    return f"{ENGINE_ERROR_MARK}\n" + "\n".join(lines)
-
-
-def _tail(descriptor: int, size: int = 65536) -> str:
-    try:
-        with Path(f"/proc/self/fd/{descriptor}").open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
-            return stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _exceptions(text: str) -> list[str]:
-    """The lines of a log that name an exception, without process and logger prefixes."""
-    prefix = re.compile(r"^(\([^)]*pid=\d+\)\s*)?(ERROR \S+ \S+ \[[^]]*\]\s)?")
-    plain = [prefix.sub("", line).rstrip() for line in text.splitlines()]
-    return [line for line in plain if re.match(r"[\w.]*(Error|Exception)\b", line)]

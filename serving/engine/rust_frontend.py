@@ -64,7 +64,7 @@ class RustFrontend:
         )
         await self._process.wait_until_ready(relay.is_ready)
         self._relay = relay
-        metrics_app = make_asgi_app(registry=self.metrics)
+        metrics_app: App = make_asgi_app(registry=self.metrics)
 
         async def both(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and path_below_prefix(scope) == METRICS_ROUTE:

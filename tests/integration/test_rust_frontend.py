@@ -99,7 +99,7 @@ def wait_until(condition: Callable[[], bool], within_s: float = 60) -> None:
 
 def counts(endpoint: Endpoint) -> tuple[int, int]:
     """The tokens that the owner was charged."""
-    usage = endpoint.usage().loc["owner"]
+    usage: Any = endpoint.usage().loc["owner"]
     return int(usage["prompt_tokens"]), int(usage["output_tokens"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import prometheus_client as prom
 import pytest
 
@@ -15,7 +17,8 @@ class Client:
 
     def __init__(self) -> None:
         self.registry = prom.CollectorRegistry()
-        labels, own = ("model_name", "engine"), {"registry": self.registry}
+        labels = ("model_name", "engine")
+        own: dict[str, Any] = {"registry": self.registry}
         name, ended = "vllm:e2e_request_latency_seconds", (*labels, "finished_reason")
         self._tokens = prom.Counter("vllm:generation_tokens", "Tokens.", labels, **own)
         self._ended = prom.Counter("vllm:request_success", "Requests.", ended, **own)
@@ -90,4 +93,4 @@ def test_the_metrics_can_be_read_as_a_page() -> None:
     metrics = SharedMetrics(python.registry)
     metrics.page = rust.page
     line = 'vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} 2.0'
-    assert line in prom.generate_latest(metrics).decode()  # type: ignore[arg-type]
+    assert line in prom.generate_latest(metrics).decode()
