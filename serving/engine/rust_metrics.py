@@ -50,13 +50,10 @@ class SharedMetrics:
             yield _added(family, others) if family.type in ADDED else family
 
     def _others(self) -> dict[_Key, Sample]:
+        # The type of a counter is not read: the page has it under the name without "_total".
         families = text_string_to_metric_families(self.page)
-        return {
-            _key(sample): sample
-            for family in families
-            if family.name.startswith(METRIC_PREFIX) and family.type in ADDED
-            for sample in family.samples
-        }
+        samples = (sample for family in families for sample in family.samples)
+        return {_key(s): s for s in samples if s.name.startswith(METRIC_PREFIX)}
 
 
 def _added(family: Metric, others: dict[_Key, Sample]) -> Metric:

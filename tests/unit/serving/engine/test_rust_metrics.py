@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import prometheus_client as prom
@@ -36,7 +37,9 @@ class Client:
 
     @property
     def page(self) -> str:
-        return prom.generate_latest(self.registry).decode()
+        """The metrics as the Rust front end writes them, with types as in OpenMetrics."""
+        text = prom.generate_latest(self.registry).decode()
+        return re.sub(r"^(# \w+ \S+)_total ", r"\1 ", text, flags=re.MULTILINE)
 
 
 def samples(registry: object) -> Samples:

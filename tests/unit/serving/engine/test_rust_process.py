@@ -104,7 +104,11 @@ def test_it_ends_with_a_replica_that_is_killed(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     replica = subprocess.Popen(
-        [sys.executable, "-c", code, program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", code, program],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     assert replica.stdout is not None
     child = psutil.Process(int(replica.stdout.readline()))
