@@ -144,6 +144,9 @@ class EngineReplica(EngineServer):
         if self._rust is not None:
             self._rust.end()  # It would not notice that the engine has ended.
         await asyncio.sleep(EXIT_DELAY_S)
+        if not self.engine_client.errored:
+            # The replica that replaces this one needs the engine's memory.
+            await asyncio.to_thread(self.engine_client.shutdown, 0)
         os._exit(1)
 
     async def check_health(self) -> None:
