@@ -93,6 +93,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "generate": ("self", "prompt", "sampling_params", "request_id"),
         "collective_rpc": ("self", "method"),
         "errored": ("self",),
+        "shutdown": ("self", "timeout"),
         "get_supported_tasks": ("self",),
         "add_request": ("self", "request_id", "prompt", "params"),
     },
