@@ -95,6 +95,9 @@ bench: setup $(if $(filter browser_memory,$(or $(ONLY),browser_memory)),browser)
 claims: setup  ## write docs/claims.md and its summary in the README (RUNS="runs/A runs/B" archives these first)
 	$(BIN)/python -m workbench claims $(RUNS)
 
+rust-frontend: setup  ## fetch vLLM's Rust front end, which vLLM's CPU build does not have (300 MB)
+	@$(BIN)/python scripts/rust_frontend.py
+
 browser:  ## install Chromium for the browser tests, if it is missing
 	@scripts/browser.sh
 
@@ -117,4 +120,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own complete timing clients test-clients coverage test-nodes test-browser docs gallery bench claims browser extension lock audit image-test clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own complete timing clients test-clients coverage test-nodes test-browser docs gallery bench claims rust-frontend browser extension lock audit image-test clean

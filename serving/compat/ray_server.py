@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from serving.compat.kv_connectors import register_kv_connectors
+from serving.compat.vllm_rust import become_python_client, shared_core
 
 # The imports below fail if two replicas start together and register the connectors themselves.
 register_kv_connectors()
 
 from ray.llm._internal.common.callbacks.base import CallbackBase  # noqa: E402
+from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine  # noqa: E402
 from ray.llm._internal.serve.serving_patterns.data_parallel.dp_server import (  # noqa: E402
     DPServer as DPServer,
 )
@@ -47,6 +49,27 @@ class SkipNodeInit(CallbackBase):  # type: ignore[misc]
     async def on_before_node_init(self) -> None:
         """Turn the initialization of the node off."""
         self.ctx.run_init_node = False
+
+
+def shared_engine(input_address: str, output_address: str) -> type[Any]:
+    """Return an engine class for ``LLMServer(engine_cls=)`` whose core serves another client too.
+
+    ``VLLMEngine._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)``
+    creates vLLM's ``AsyncLLM``, which starts the core.
+
+    Args:
+        input_address: Where the core connects to, for the other client's requests.
+        output_address: Where it connects to, for the other client's outputs.
+    """
+
+    class SharedEngine(VLLMEngine):  # type: ignore[misc]
+        def _start_async_llm_engine(self, *args: Any) -> Any:
+            with shared_core(input_address, output_address):
+                client = super()._start_async_llm_engine(*args)
+            become_python_client(client)
+            return client
+
+    return SharedEngine
 
 
 class EngineServer(LLMServer):  # type: ignore[misc]

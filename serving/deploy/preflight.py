@@ -18,6 +18,7 @@ from serving.deploy.adapter_files import adapter_paths, check_adapters
 from serving.deploy.arguments import tenants_from
 from serving.deploy.engine_kwargs import check_engine_kwargs, check_files, local_paths
 from serving.deploy.model_files import check_model_files
+from serving.engine.frontend import choose_frontend
 from serving.errors import ClusterError, MissingPackageError, ResourcesError, SpecError
 from serving.proxy.wrapper import PER_ADDRESS_VARIABLE
 from serving.sizing import checks
@@ -97,6 +98,7 @@ def check_connector(spec: EndpointSpec) -> None:
 def check_model(model: ModelSpec) -> None:
     """Check one model of a specification; raises as :func:`check_spec` does."""
     check_engine_kwargs(model)
+    choose_frontend(model)
     check_files(model)
     check_model_files(model)
     check_adapters(model)

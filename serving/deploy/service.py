@@ -34,6 +34,7 @@ from serving.deploy.preflight import (
     reads_prompts,
 )
 from serving.deploy.record import Deployed
+from serving.engine.frontend import choose_frontend
 from serving.errors import ENGINE_ERROR_MARK, ClusterError, DeployError
 from serving.proxy.install import install_on_nodes
 from serving.proxy.wrapper import proxy_settings
@@ -71,6 +72,9 @@ def deploy(
     try:
         check_resources(spec)
         port = _start_serve(spec, cluster, progress)
+        for model in spec.engines:
+            if model.frontend != "python":
+                progress(f"{model.model_id}: {choose_frontend(model)}")
         if _is_unchanged(spec, tenants):
             progress(f"{spec.name}: already running as specified")
         elif replaces:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from serving.compat.vllm import ADAPTERS_METRIC, METRIC_PREFIX
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client import Metric
     from prometheus_client.samples import Sample
+
+    from serving.engine.rust_metrics import Registry
 
 REPLICA_TAG = "ReplicaId"
 """The label with which vLLM's logger for Ray names the replica."""
@@ -35,7 +37,7 @@ class RayMetrics:
         replica_id: Ray Serve's id of this replica.
     """
 
-    def __init__(self, registry: CollectorRegistry, replica_id: str) -> None:
+    def __init__(self, registry: Registry, replica_id: str) -> None:
         self._registry, self._replica_id = registry, replica_id
         self._metrics: dict[str, Any] = {}
         self._published: dict[_Key, float] = {}

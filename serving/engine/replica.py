@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -35,11 +33,14 @@ from serving.cpu import lower_engine_priority
 from serving.engine.coalesce import StreamCoalescer
 from serving.engine.engine_args import llm_config, prepare_front_end
 from serving.engine.fork_server import is_wanted, use_fork_server
+from serving.engine.frontend import choose_frontend
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
 from serving.engine.prefill import without_min_tokens
 from serving.engine.ray_metrics import RayMetrics
+from serving.engine.rust_frontend import RustFrontend
+from serving.engine.start_errors import engine_errors
 from serving.engine.stats import (
     EngineStats,
     FirstTokens,
@@ -49,7 +50,6 @@ from serving.engine.stats import (
     with_ttft,
 )
 from serving.engine.warmup import choose_folder, warm_up
-from serving.errors import ENGINE_ERROR_MARK
 from serving.gateway.asgi import App, with_replica_header
 from serving.gateway.config import GateConfig
 from serving.gateway.gate import Gate, open_gate
@@ -72,11 +72,15 @@ class EngineReplica(EngineServer):
         self._first_tokens = FirstTokens()
         spec = ModelSpec(**model)
         self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
-        lower_engine_priority(spec.accelerator)
         self._compiles_sampler = spec.accelerator == "cpu"
         if self._compiles_sampler:
             choose_folder(spec.path)
+        self._rust: RustFrontend | None = None
         try:
+            if choose_frontend(spec).name == "rust":
+                self._rust = RustFrontend(spec, REGISTRY, self._first_tokens)
+                handles["engine_cls"] = self._rust.engine_class()
+            lower_engine_priority(spec.accelerator)
             prepare_front_end(spec)
             # vLLM binds a process to a NUMA node through a program that runs the interpreter.
             if is_wanted() and not spec.engine_kwargs.get("numa_bind"):
@@ -85,6 +89,8 @@ class EngineReplica(EngineServer):
             config.experimental_configs.update(self.PORTS)
             await super().__init__(config, **handles)
         except Exception as error:
+            if self._rust is not None:
+                self._rust.end()
             raise RuntimeError(engine_errors(error)) from None
 
     async def on_engine_started(self) -> None:
@@ -95,15 +101,23 @@ class EngineReplica(EngineServer):
         count_generated_tokens(client)
         grammars = GrammarChecker(lambda: tokenizer_info(client))
         check_grammars_elsewhere(client, grammars.error, grammars.check)
-        self._app = build_engine_app(await self.engine_app(), await client.get_supported_tasks())
-        self._stats = EngineStats(unfinished_requests(client), self._first_tokens)
+        rust = self._rust
+        app = build_engine_app(await self.engine_app(), await client.get_supported_tasks())
+        self._app = app if rust is None else await rust.open(app)
+        in_python = unfinished_requests(client)
+        self._stats = EngineStats(
+            lambda: in_python() + (rust.running if rust else 0), self._first_tokens
+        )
         add_stat_logger(client, self._stats)
-        metrics = RayMetrics(REGISTRY, serve.get_replica_context().replica_id.unique_id)
+        registry = REGISTRY if rust is None else rust.metrics
+        metrics = RayMetrics(registry, serve.get_replica_context().replica_id.unique_id)
         self._tasks = [
             asyncio.create_task(self._stats.report(client, metrics.publish)),
             asyncio.create_task(report_cache(*kv_cache_blocks(client))),
             asyncio.create_task(self._end_with_the_engine()),
         ]
+        if rust is not None:
+            self._tasks.append(asyncio.create_task(rust.read_metrics()))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what Serve passes to an autoscaling policy (``serving.deploy.autoscaling``)."""
@@ -120,18 +134,23 @@ class EngineReplica(EngineServer):
             yield packet
 
     async def _end_with_the_engine(self) -> None:
-        """End this process soon after its engine has died, so that it receives no more requests.
+        """End this process soon after its engine or front end, so that it gets no more requests.
 
         Serve would wait for three more failed health checks, and every request sent here until
         then would fail. A process that has ended refuses connections, and HAProxy tries another.
         """
-        while not self.engine_client.errored:
+        while not (self.engine_client.errored or (self._rust and self._rust.ended)):
             await asyncio.sleep(POLL_S)
+        if self._rust is not None:
+            self._rust.end()  # It would not notice that the engine has ended.
         await asyncio.sleep(EXIT_DELAY_S)
+        if not self.engine_client.errored:
+            # The replica that replaces this one needs the engine's memory.
+            await asyncio.to_thread(self.engine_client.shutdown, 0)
         os._exit(1)
 
     async def check_health(self) -> None:
-        """Raise if the engine has ended, and wait until it and its workers answer.
+        """Raise if the engine or the front end has ended, and wait until the workers answer.
 
         vLLM's own check only notices an engine that has ended; one that is stopped or stuck would
         hold its requests forever. Serve bounds the wait (``health_check_timeout_s``) and replaces
@@ -139,6 +158,8 @@ class EngineReplica(EngineServer):
         do not pile up in front of a slow engine.
         """
         await super().check_health()
+        if self._rust is not None:
+            self._rust.check()
         if self._health_check is None or self._health_check.done():
             check = self.engine_client.collective_rpc("check_health")
             self._health_check = asyncio.ensure_future(check)
@@ -229,30 +250,3 @@ def hide_hub_token() -> None:
         import huggingface_hub.constants as constants
 
         constants.HF_TOKEN_PATH = path
-
-
-def engine_errors(error: BaseException) -> str:
-    """Return the error, after the exceptions that the engine's own processes logged.
-
-    vLLM logs to standard output and prints tracebacks to standard error; Ray redirects both of
-    this replica to files, which its engine processes share.
-    """
-    logged = [line for stream in (1, 2) for line in _exceptions(_tail(stream))]
-    lines = dict.fromkeys([*logged, f"{type(error).__name__}: {error}"])
-    return f"{ENGINE_ERROR_MARK}\n" + "\n".join(lines)
-
-
-def _tail(descriptor: int, size: int = 65536) -> str:
-    try:
-        with Path(f"/proc/self/fd/{descriptor}").open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
-            return stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _exceptions(text: str) -> list[str]:
-    """The lines of a log that name an exception, without process and logger prefixes."""
-    prefix = re.compile(r"^(\([^)]*pid=\d+\)\s*)?(ERROR \S+ \S+ \[[^]]*\]\s)?")
-    plain = [prefix.sub("", line).rstrip() for line in text.splitlines()]
-    return [line for line in plain if re.match(r"[\w.]*(Error|Exception)\b", line)]

@@ -139,8 +139,8 @@ class BaselineSpec(ServiceSpec):
     def from_service(cls, service: ServiceSpec, strategy: Strategy) -> BaselineSpec:
         """Return a baseline with the model, resources and limits of a service.
 
-        It has its own name and route. Adapters, and vLLM's engine arguments that have no
-        meaning for transformers, are left out.
+        It has its own name and route. Adapters, vLLM's front end, and vLLM's engine arguments
+        that have no meaning for transformers, are left out.
         """
         arguments = service.model.engine_kwargs.items()
         engine_kwargs = {name: value for name, value in arguments if name in ENGINE_KWARGS}
@@ -151,7 +151,9 @@ class BaselineSpec(ServiceSpec):
             port=0,
             limits=service.limits,
             start_timeout_s=service.start_timeout_s,
-            model=service.model.model_copy(update={"engine_kwargs": engine_kwargs, "adapters": {}}),
+            model=service.model.model_copy(
+                update={"engine_kwargs": engine_kwargs, "adapters": {}, "frontend": "python"}
+            ),
             strategy=strategy,
         )
 
@@ -181,6 +183,11 @@ class BaselineSpec(ServiceSpec):
             raise ValueError(
                 "model.adapters must be left out, because a baseline serves no LoRA adapters, got "
                 f"{', '.join(self.model.adapters)}; remove it from the baseline's model"
+            )
+        if self.model.frontend != "python":
+            raise ValueError(
+                "model.frontend must be left out, because a baseline has a server of its own, got "
+                f"{self.model.frontend!r}; remove it from the baseline's model"
             )
         for name, value in self.model.engine_kwargs.items():
             if name not in ENGINE_KWARGS:

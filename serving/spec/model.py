@@ -128,6 +128,12 @@ class ModelSpec(Strict):
         "power_of_two, prefix_aware, session (by the header x-session-id), or kv_aware (needs "
         "ai-dynamo); default: round_robin, or power_of_two in a pipeline or with min_replicas = 0.",
     )
+    frontend: Literal["auto", "python", "rust"] = Field(
+        "python",
+        description="vLLM's HTTP front end: python; rust, which answers plain streams of chats and "
+        "completions and leaves other requests to the one in Python; or auto, which is rust where "
+        "its program is installed and supports the model.",
+    )
     stream_batching_interval_ms: float = Field(
         50,
         ge=0,

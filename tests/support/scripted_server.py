@@ -135,7 +135,9 @@ class ScriptedServer:
         *,
         logging: bool = True,
         tls: ssl.SSLContext | None = None,
+        unix: str | None = None,
     ) -> None:
+        self._unix = unix
         self._choose = choose if callable(choose) else lambda body, n: choose
         self._logging = logging
         self._tls = tls
@@ -154,6 +156,9 @@ class ScriptedServer:
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> ScriptedServer:
+        if self._unix is not None:
+            self._server = await asyncio.start_unix_server(self._connected, self._unix)
+            return self
         self._server = await asyncio.start_server(
             self._connected, "127.0.0.1", 0, backlog=2048, ssl=self._tls
         )
@@ -273,13 +278,13 @@ async def serving(choose: Choose | Script) -> AsyncIterator[ScriptedServer]:
 
 @contextlib.contextmanager
 def threaded(
-    choose: Choose | Script, *, tls: ssl.SSLContext | None = None
+    choose: Choose | Script, *, tls: ssl.SSLContext | None = None, unix: str | None = None
 ) -> Iterator[ScriptedServer]:
     """Run the server in a thread with its own event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = ScriptedServer(choose, tls=tls)
+    server = ScriptedServer(choose, tls=tls, unix=unix)
     asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
     try:
         yield server

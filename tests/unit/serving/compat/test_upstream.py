@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.installed import find_attribute, folder, source
 
-from serving.compat import kv_connectors, variables
+from serving.compat import kv_connectors, variables, vllm_rust
 from serving.compat import ray as compat_ray
 from serving.compat import vllm as compat_vllm
 from serving.engine.engine_args import environment
@@ -67,8 +67,17 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "_start_engine": ("self",),
         "check_health": ("self",),
         "__serve_build_asgi_app__": ("self",),
+        "__init__": ("self", "llm_config", "engine_cls"),
     },
-    (f"{LLM}/engines/vllm/vllm_engine.py", "VLLMEngine"): {"start": ("self",)},
+    (f"{LLM}/engines/vllm/vllm_engine.py", "VLLMEngine"): {
+        "start": ("self",),
+        "_start_async_llm_engine": (
+            "self",
+            "vllm_engine_args",
+            "vllm_engine_config",
+            "placement_group",
+        ),
+    },
     (f"{LLM}/utils/registry.py", "ComponentRegistry"): {
         "register": ("self", "name", "value"),
         "contains": ("self", "name"),
@@ -84,6 +93,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "generate": ("self", "prompt", "sampling_params", "request_id"),
         "collective_rpc": ("self", "method"),
         "errored": ("self",),
+        "shutdown": ("self", "timeout"),
         "get_supported_tasks": ("self",),
         "add_request": ("self", "request_id", "prompt", "params"),
     },
@@ -97,6 +107,8 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
         "get_num_unfinished_requests": ("self",),
         "add_request": ("self", "request"),
     },
+    ("vllm/v1/core/sched/scheduler.py", "Scheduler"): {"update_from_output": ("self",)},
+    ("vllm/v1/core/sched/async_scheduler.py", "AsyncScheduler"): {},
     ("vllm/v1/metrics/loggers.py", "StatLoggerBase"): {
         "record": ("self", "scheduler_stats", "iteration_stats"),
         "log": ("self",),
@@ -146,6 +158,18 @@ TEXTS = {
         "self.vllm_config",
     ),
     "vllm/v1/metrics/loggers.py": ("self.stat_loggers",),
+    "vllm/v1/engine/core_client.py": (
+        "                with launch_core_engines(\n"
+        "                    vllm_config, executor_class, log_stats, addresses\n",
+        "addresses.inputs[0] =",
+        "addresses.outputs[0] =",
+        "request.client_index = self.client_index",
+        "self.encoder.encode((self.client_index, call_id, method, args))",
+    ),
+    "vllm/v1/core/sched/scheduler.py": ("            eco.scheduler_stats = stats\n",),
+    "vllm/config/scheduler.py": ("if self.scheduler_cls is None:", "if self.async_scheduling:"),
+    "vllm/envs.py": (f'"{vllm_rust.PATH_VARIABLE}"', f'"{vllm_rust.PROGRAM}")'),
+    "vllm/v1/utils.py": ('"--listen-fd"', '"--input-address"', '"--args-json"'),
     "vllm/v1/metrics/ray_wrappers.py": ('"ReplicaId"',),
     "vllm/v1/metrics/stats.py": (
         "class SchedulerStats:",
@@ -209,6 +233,7 @@ def test_the_versions_are_those_that_the_compatibility_modules_name() -> None:
     assert installed == {VLLM}
     assert RAY in (compat_ray.__doc__ or "")
     assert VLLM in (compat_vllm.__doc__ or "")
+    assert VLLM in (vllm_rust.__doc__ or "")
     for name in ("kv_connectors", "ray_server", "variables"):
         assert RAY in (folder("serving") / "compat" / f"{name}.py").read_text()
 
@@ -350,6 +375,7 @@ def test_every_metric_of_ray_has_its_name() -> None:
 def test_the_light_modules_import_neither_ray_nor_vllm() -> None:
     code = (
         "import sys, serving.compat.ray, serving.compat.vllm, serving.compat.variables,"
+        " serving.compat.vllm_rust,"
         " serving.compat.kv_connectors;"
         "print(sorted({name.partition('.')[0] for name in sys.modules}"
         " - set(sys.stdlib_module_names) - {'__main__'}))"

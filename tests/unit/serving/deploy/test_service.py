@@ -130,6 +130,18 @@ def test_a_service_that_does_not_start_is_replaced_by_the_previous_one(
     assert any("restoring" in line for line in lines)
 
 
+def test_the_front_end_that_is_not_the_default_is_named_with_the_reason(
+    scripted: ScriptedServe,
+) -> None:
+    lines: list[str] = []
+    deploy(spec_of("good"), lines.append)
+    assert not any("front end" in line for line in lines)
+    auto = spec_of("good", frontend="auto", env={"VLLM_RUST_FRONTEND_PATH": "/nowhere/vllm-rs"})
+    deploy(auto, lines.append)
+    (line,) = [line for line in lines if "front end" in line]
+    assert line.startswith("good: vLLM's HTTP front end in Python: /nowhere/vllm-rs is not a prog")
+
+
 def test_the_service_before_the_failed_one_is_restored_again_after_a_second_failure(
     scripted: ScriptedServe,
 ) -> None:

@@ -18,13 +18,14 @@ class TestSpec:
         kwargs = {"load_format": "dummy", "max_num_seqs": 8}
         scaling = ScalingSpec(max_ongoing_requests=99)
         adapters = {"pirate": "org/pirate"}
-        model = ModelSpec(engine_kwargs=kwargs, adapters=adapters, scaling=scaling, num_cpus=2)
+        own = {"engine_kwargs": kwargs, "adapters": adapters, "frontend": "auto"}
+        model = ModelSpec(scaling=scaling, num_cpus=2, **own)
         service = ServiceSpec(name="llm", model=model, port=8123)
         baseline = BaselineSpec.from_service(service, OneAtATime())
         assert (baseline.name, baseline.route_prefix, baseline.port) == ("llm-one", "/one", 0)
         assert baseline.model.engine_kwargs == {"load_format": "dummy"}
-        left_out = {"engine_kwargs": kwargs, "adapters": adapters}
-        assert baseline.model.model_copy(update=left_out) == model
+        assert baseline.model.frontend == "python"
+        assert baseline.model.model_copy(update=own) == model
 
     @pytest.mark.parametrize(
         ("model", "message"),
@@ -32,6 +33,7 @@ class TestSpec:
             ({"tensor_parallel_size": 2}, "runs on one device"),
             ({"scaling": ScalingSpec(min_replicas=0)}, "cannot scale to zero"),
             ({"adapters": {"pirate": "org/pirate"}}, "serves no LoRA adapters, got pirate"),
+            ({"frontend": "rust"}, "has a server of its own, got 'rust'"),
             (
                 {"engine_kwargs": {"max_num_seqs": 8}},
                 r"load_format and tokenizer, got max_num_seqs = 8",

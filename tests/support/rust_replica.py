@@ -1,0 +1,94 @@
+"""A replica with vLLM's Rust front end in one process, without Ray or Serve running.
+
+It is the class that Serve runs, with a real engine. As Serve does, the program serves its
+application on a port of the loopback address and cancels a request whose client disconnects. It
+writes the port to the file that its argument names, then serves until it is terminated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+MODEL, MAX_TOKENS = "tiny", 300
+
+
+async def main(port_file: Path) -> None:
+    """Start the replica and serve it."""
+    # Otherwise Ray connects to any cluster of this machine when it is first used.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    import uvicorn
+    from ray import serve
+    from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
+    from support.gate_server import as_in_replica
+
+    from serving.compat.vllm_rust import PATH_VARIABLE, rust_program
+    from serving.deploy.deployments import engine_fields
+    from serving.engine.entry import EngineReplica
+    from serving.gateway.gate import Gate
+    from serving.spec.model import ModelSpec
+    from serving.spec.service import ServiceSpec
+
+    # Without Ray there is no placement group, which the executor of a CPU does not use.
+    VLLMEngineConfig.get_or_create_pg = lambda self: None
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="replica"))
+    serve.get_replica_context = lambda: context
+    model = ModelSpec(
+        id=MODEL,
+        max_model_len=512,
+        kv_cache_gib=0.25,
+        frontend="rust",
+        env={PATH_VARIABLE: str(rust_program())},
+    )
+    spec = ServiceSpec(model=model, limits={"max_tokens": MAX_TOKENS})
+    replica: Any = EngineReplica.__new__(EngineReplica)
+    await replica.__init__(engine_fields(spec, model))
+    gate = Gate(replica._app, lambda: config())
+    usage = gate.quotas.lease(config().tenants[0]).usage
+    app = as_in_replica(with_usage(gate, usage, replica), "")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical"))
+    started = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.05)
+    written = port_file.with_suffix(".part")
+    written.write_text(str(server.servers[0].sockets[0].getsockname()[1]))
+    written.rename(port_file)
+    await started
+
+
+def config() -> Any:
+    """The gate's configuration: one tenant, who is the owner."""
+    from support.gate_server import CONFIG
+
+    from serving.gateway.config import ServedModel
+    from serving.spec.limits import Limits
+    from serving.spec.tenants import OWNER, Tenant
+
+    tenant = Tenant(name=OWNER, key_hash=CONFIG.tenants[0].key_hash)
+    changes = {"tenants": (tenant,), "models": (ServedModel(id=MODEL),), "max_ongoing_requests": 8}
+    return CONFIG.model_copy(update=changes | {"limits": Limits(max_tokens=MAX_TOKENS)})
+
+
+def with_usage(gate: Any, usage: Any, replica: Any) -> Any:
+    """Answer `/usage` with the tokens that were charged and the figures for the autoscaler."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/usage":
+            return await gate(scope, receive, send)
+        figures = {"charged": [usage.prompt_tokens, usage.output_tokens, usage.errors]}
+        body = json.dumps(figures | replica.record_autoscaling_stats()).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+if __name__ == "__main__":
+    # A program has only its own folder on the path.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    asyncio.run(main(Path(sys.argv[1])))

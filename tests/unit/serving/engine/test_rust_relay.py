@@ -1,0 +1,213 @@
+"""The relay to a scripted front end on a Unix socket, behind a gate on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.gate_server import AUTHORIZED, KEY, ServedGate, Server, wait_until
+from support.scripted_server import Choose, Script, ScriptedServer, Step, threaded
+
+from serving.engine.rust_relay import RustRelay, UsageStripper
+from serving.engine.stats import FirstTokens
+
+CHAT = "/v1/chat/completions"
+PROMPT_TOKENS = 7
+TEXTS = [' "quoted"', ',"usage":{"prompt_tokens":99}}', "line\n\n", "é", ""]
+BODY = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Why?"}]}
+
+
+def event(choices: list[Any], output_tokens: int | None) -> bytes:
+    """An event as the Rust front end writes it; without usage for None."""
+    fields: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion.chunk"}
+    fields |= {"created": 1, "model": "m", "choices": choices}
+    if output_tokens is not None:
+        fields["usage"] = {
+            "prompt_tokens": PROMPT_TOKENS,
+            "total_tokens": PROMPT_TOKENS + output_tokens,
+            "completion_tokens": output_tokens,
+            "prompt_tokens_details": {"cached_tokens": 3} if output_tokens == 2 else None,
+        }
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+def delta(text: str) -> list[Any]:
+    return [{"index": 0, "delta": {"content": text}}]
+
+
+FINAL = event([], len(TEXTS))
+DONE = b"data: [DONE]\n\n"
+STREAM = [event([{"index": 0, "delta": {"role": "assistant"}}], 0)]
+STREAM += [event(delta(text), number) for number, text in enumerate(TEXTS, 1)]
+PLAIN = [event([{"index": 0, "delta": {"role": "assistant"}}], None)]
+PLAIN += [event(delta(text), None) for text in TEXTS]
+
+
+def script(*parts: bytes, **end: Any) -> Script:
+    return Script(tuple(Step(part, delay_s=0.001) for part in parts), **end)
+
+
+def close(relay: RustRelay, served: ServedGate) -> None:
+    async def closing() -> None:
+        await relay._client().close()
+
+    asyncio.run_coroutine_threadsafe(closing(), served.loop).result()
+
+
+class Front:
+    """A gate, the relay behind it, and the two front ends behind that."""
+
+    def __init__(self, served: ServedGate, relay: RustRelay, rust: ScriptedServer) -> None:
+        self.served, self.relay, self.rust = served, relay, rust
+        self.first_tokens = relay._first_tokens
+
+    def post(self, path: str = CHAT, **fields: Any) -> Any:
+        with self.served.http(AUTHORIZED) as client:
+            return client.post(path, json=BODY | fields)
+
+    def charged(self) -> tuple[int, int, int]:
+        wait_until(lambda: self.served.gate.slots.running == 0)
+        usage = self.served.gate.quotas.lease(self.served.config.tenants[0]).usage
+        return usage.prompt_tokens, usage.output_tokens, usage.errors
+
+
+@pytest.fixture
+def open_front(server: Server, tmp_path: Path) -> Callable[[Choose | Script], Any]:
+    path = str(tmp_path / "http")
+
+    @contextmanager
+    def opened(choose: Choose | Script) -> Iterator[Front]:
+        with server.serving() as served, threaded(choose, unix=path) as rust:
+            relay = RustRelay(served.app, path, "m", 50, FirstTokens())
+            served.gate._app = relay
+            yield Front(served, relay, rust)
+            wait_until(lambda: relay.running == 0)
+            close(relay, served)
+
+    return opened
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10**6])
+def test_a_stream_passes_without_the_usage_that_the_client_did_not_ask_for(
+    open_front: Any, size: int
+) -> None:
+    whole = b"".join([*STREAM, FINAL, DONE])
+    parts = [whole[start : start + size] for start in range(0, len(whole), size)]
+    with open_front(script(*parts)) as front:
+        reply = front.post()
+        assert reply.content == b"".join([*PLAIN, DONE])
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert front.charged() == (PROMPT_TOKENS, len(TEXTS), 0)
+        assert front.first_tokens.percentiles()
+        assert front.served.app.log == []
+
+
+def test_the_client_gets_the_usage_that_it_asks_for(open_front: Any) -> None:
+    with open_front(script(*STREAM, FINAL, DONE)) as front:
+        reply = front.post(stream_options={"include_usage": True})
+        assert reply.content == b"".join([*PLAIN, FINAL, DONE])
+
+
+def test_the_front_end_gets_the_limit_of_an_answer(open_front: Any) -> None:
+    with open_front(script(*STREAM, FINAL, DONE)) as front:
+        front.post(temperature=0.5)
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        sent = BODY | {"temperature": 0.5, "max_tokens": 50, "stream_options": options}
+        assert front.rust.log[0].body == sent
+        assert front.rust.log[0].path == CHAT
+
+
+def test_a_client_that_disconnects_stops_the_answer_and_pays_for_it(open_front: Any) -> None:
+    events = [event(delta("a"), number) for number in range(1, 5000)]
+    steps = tuple(Step(part, delay_s=0.01, token=True) for part in events)
+    with open_front(Script(steps)) as front:
+        body = json.dumps(BODY).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        received = b""
+        with socket.create_connection(("127.0.0.1", front.served.port), timeout=10) as client:
+            client.sendall(head.encode() + body)
+            while received.count(b"data:") < 3:
+                received += client.recv(65536)
+        prompt, output, errors = front.charged()
+        wait_until(lambda: front.rust.open_now == 0)
+        sent = len(front.rust.log[0].token_sends_s)
+        assert received.count(b"data:") <= output <= sent < 5000
+        assert (prompt, errors) == (PROMPT_TOKENS, 0)
+
+
+def test_a_disconnect_before_the_first_event_costs_the_prompt(open_front: Any) -> None:
+    with open_front(Script((Step(DONE, delay_s=60),))) as front:
+        body = json.dumps(BODY | {"messages": [{"role": "user", "content": "x" * 40}]}).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", front.served.port), timeout=10) as client:
+            client.sendall(head.encode() + body)
+            wait_until(lambda: bool(front.rust.log))
+        assert front.charged() == (10, 0, 0)
+
+
+def test_a_request_that_it_rejects_gets_the_error_of_the_other(open_front: Any) -> None:
+    rejected = Script(status=400, body=b'{"error":{"message":"temperature: \\"secret\\""}}')
+    with open_front(rejected) as front:
+        reply = front.post(temperature="secret")
+        assert reply.json()["choices"][0]["message"]["content"] == "yes"
+        (received,) = front.served.app.log
+        assert json.loads(received.body) == BODY | {
+            "temperature": "secret",
+            "stream_options": {"include_usage": True},
+        }
+        assert front.first_tokens.percentiles() == {}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"stream": False}, {"tools": [{"type": "function"}]}, {"logprobs": True}]
+)
+def test_a_request_that_it_does_not_support_goes_to_the_other(
+    open_front: Any, fields: dict[str, Any]
+) -> None:
+    with open_front(script(*STREAM, FINAL, DONE)) as front:
+        front.post(**fields)
+        assert front.rust.log == []
+        assert len(front.served.app.log) == 1
+
+
+def test_a_front_end_that_ends_in_a_stream_is_an_error_event(open_front: Any) -> None:
+    with open_front(script(*STREAM[:3], b"data: {", die=True)) as front:
+        *events, last = front.post().content.split(b"\n\n")[:-1]
+        assert [part + b"\n\n" for part in events] == PLAIN[:3]
+        error = json.loads(last.removeprefix(b"data: "))["error"]
+        assert (error["type"], error["code"]) == ("server_error", "replica_ended")
+        assert front.charged() == (PROMPT_TOKENS, 2, 0)
+
+
+def test_a_front_end_that_has_ended_is_a_status(server: Server, tmp_path: Path) -> None:
+    with server.serving() as served:
+        relay = RustRelay(served.app, str(tmp_path / "http"), "m", 50, FirstTokens())
+        served.gate._app = relay
+        with served.http(AUTHORIZED) as client:
+            reply = client.post(CHAT, json=BODY)
+        close(relay, served)
+        assert reply.status_code == 500
+        assert reply.json()["error"]["code"] == "replica_ended"
+        assert served.app.log == []
+
+
+def test_tokens_so_far_are_those_of_the_newest_event() -> None:
+    stripper = UsageStripper(5)
+    assert stripper.count() == (5, 0)
+    assert stripper.strip(STREAM[0] + STREAM[1] + STREAM[2][:20]) == PLAIN[0] + PLAIN[1]
+    assert stripper.count() == (PROMPT_TOKENS, 1)
+    assert stripper.strip(STREAM[2][20:]) == PLAIN[2]
+    assert stripper.count() == (PROMPT_TOKENS, 2)
