@@ -13,11 +13,14 @@ SCRIPTS = ROOT / "scripts"
 
 def load(name: str) -> ModuleType:
     """Import a script by its path; the scripts are not a package."""
-    if str(SCRIPTS) not in sys.path:
-        sys.path.append(str(SCRIPTS))  # for the modules that scripts share
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Only now, for the modules that scripts share: tests/clients has the name of a script.
+    sys.path.append(str(SCRIPTS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPTS))
     return module
