@@ -74,7 +74,7 @@ def give_lease(spawner: Any) -> None:
     The file is read again each time: the keys of the next class need no restart of the hub.
 
     Raises:
-        LeaseMissingError: The user has none.
+        LeaseMissingError: The user does not have a lease.
     """
     name = spawner.user.name
     key = read_keys(keys_file).get(name)

@@ -156,7 +156,7 @@ def displayed(data: dict[str, Any]) -> NotebookNode:
     """Return an output with the best of the stored types.
 
     Raises:
-        SettingError: The value has none of them.
+        SettingError: `data` has no type of `KEPT`.
     """
     kind = next((kind for kind in KEPT if kind in data), None)
     if kind is None:

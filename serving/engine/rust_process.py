@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ class RustProcess:
 
     Args:
         model: The model, whose ``env`` may name the program.
-        served_name: The name of the model in answers.
 
     Attributes:
         socket: The path of its HTTP socket.
@@ -88,7 +88,7 @@ class RustProcess:
         """The exit status; None while it runs."""
         return self._process.poll()
 
-    async def wait_until_ready(self, is_ready: Any) -> None:
+    async def wait_until_ready(self, is_ready: Callable[[], Awaitable[bool]]) -> None:
         """Wait until it answers.
 
         Args:

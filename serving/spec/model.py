@@ -273,7 +273,8 @@ class ModelSpec(Strict):
                 )
             if not path:
                 raise ValueError(
-                    f"must have a folder or a Hugging Face id for every name; {name!r} has none"
+                    "must have a folder or a Hugging Face id for every name; that of "
+                    f"{name!r} is empty"
                 )
         return adapters
 

@@ -119,7 +119,7 @@ def test_a_stream(endpoint: Endpoint) -> None:
 
 def test_the_gate_is_in_front(endpoint: Endpoint) -> None:
     with pytest.raises(openai.AuthenticationError):
-        endpoint.client.with_options(api_key="sk-another-key-of-nobody").models.list()
+        endpoint.client.with_options(api_key="sk-an-unknown-key-of-enough-length").models.list()
     with pytest.raises(openai.NotFoundError):
         endpoint.client.chat.completions.create(model="nothing", messages=SHORT)
 

@@ -64,10 +64,10 @@ class TuningResult:
 
     @property
     def tied(self) -> list[Configuration]:
-        """Configurations that cannot be told from the best: their intervals of goodput overlap.
+        """Configurations whose intervals of goodput overlap with that of the best.
 
         A configuration is compared with the best in the last rung that measured both. Where one of
-        them met the SLO and the other did not, they are told apart by that.
+        them met the SLO and the other did not, that distinguishes them.
         """
         best = self.best
         if best is None:

@@ -1,4 +1,4 @@
-"""The choice of an HTTP front end, and what is said about it."""
+"""The choice of an HTTP front end, and the reason that is reported."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Recorded:
-    """What a process has told Ray, by the name and the tags of each metric."""
+    """The values that a process has reported to Ray, by the name and the tags of each metric."""
 
     def __init__(self) -> None:
         self.gauges: dict[Series, float] = {}

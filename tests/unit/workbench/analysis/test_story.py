@@ -92,7 +92,7 @@ class RunByHand:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> RunByHand:
+def by_hand(tmp_path: Path) -> RunByHand:
     run = RunByHand(tmp_path)
     run.load((32.1, 4.0), (85.0, 0.0), (105.0, 0.4), (109.0, 0.0))
     run.telemetry()
@@ -103,8 +103,8 @@ def told(tmp_path: Path) -> RunByHand:
     return run
 
 
-def test_everything_went_as_planned(told: RunByHand) -> None:
-    assert told.lines() == [
+def test_the_lines_of_a_run_without_problems(by_hand: RunByHand) -> None:
+    assert by_hand.lines() == [
         "The load doubled to 4 requests/s at 0:32; the autoscaler asked for a second replica 4 s "
         "later; it served its first token 21 s after that.",
         "TTFT p95 fell from 3.1 s to 240 ms.",
@@ -114,12 +114,12 @@ def test_everything_went_as_planned(told: RunByHand) -> None:
     ]
 
 
-def test_share_is_never_rounded_up_to_all(told: RunByHand) -> None:
+def test_share_is_never_rounded_up_to_all(by_hand: RunByHand) -> None:
     # 1 of 2,016 requests is late: 99.95 %.
     for number in range(2000):
-        told.request(70 + number * 0.007, 0.24)
-    told.request(84.9, 5.0)
-    line = next(line for line in told.lines() if "met the SLO" in line)
+        by_hand.request(70 + number * 0.007, 0.24)
+    by_hand.request(84.9, 5.0)
+    line = next(line for line in by_hand.lines() if "met the SLO" in line)
     assert line.startswith("99.9% of the 2016 requests")
 
 
@@ -196,9 +196,9 @@ def test_limits_of_the_first_and_the_drop(tmp_path: Path) -> None:
     assert "The load ended at 1:25; its last replica had not stopped 20 s later." in lines
 
 
-def test_failures_are_told(told: RunByHand) -> None:
-    told.run.append_request(failed("error", 107.0, request_id="load-abcdef-9999"))
-    assert told.lines()[-1] == "1 of 86 requests failed."
+def test_failures_are_reported(by_hand: RunByHand) -> None:
+    by_hand.run.append_request(failed("error", 107.0, request_id="load-abcdef-9999"))
+    assert by_hand.lines()[-1] == "1 of 86 requests failed."
 
 
 def test_wake_up_that_failed_or_was_not_sent(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_wake_up_that_failed_or_was_not_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "why"), [("manual", "a person set the rate"), ("stopped", "the load was stopped")]
 )
-def test_person_who_takes_over_is_told(tmp_path: Path, ending: str, why: str) -> None:
+def test_a_person_who_takes_over_is_reported(tmp_path: Path, ending: str, why: str) -> None:
     run = RunByHand(tmp_path, wake_up=ending)
     run.load((32.1, 4.0))
     run.telemetry()
