@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def ask(path: str) -> httpx.Response:
         return client.get("http://rust/health")
 
 
-def is_ready(process: RustProcess) -> object:
+def is_ready(process: RustProcess) -> Callable[[], Awaitable[bool]]:
     async def ready() -> bool:
         try:
             return ask(process.socket).status_code == 200
