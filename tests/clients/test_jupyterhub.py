@@ -22,6 +22,7 @@ import pytest
 from support import scripts
 from support.jupyterlab import wait_for_port
 from support.paths import ROOT
+from support.processes import end_process
 from websocket import create_connection
 
 import workbench as wb
@@ -79,7 +80,7 @@ class NoApplications:
 
 
 @pytest.fixture
-def class_keys(tmp_path: Path) -> Iterator[Path]:
+def class_keys(ray_alone: None, tmp_path: Path) -> Iterator[Path]:
     """The file of keys of a class that is open on a Ray cluster; every lease has its own cap."""
     from ray import cloudpickle
 
@@ -101,7 +102,6 @@ def class_keys(tmp_path: Path) -> Iterator[Path]:
     yield file
     room.close()
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    connection.disconnect()
 
 
 @pytest.fixture
@@ -145,8 +145,7 @@ def hub(class_keys: Path, tmp_path: Path) -> Iterator[str]:
         wait_for(lambda: httpx.get(f"{address}/hub/api").is_success, "the hub")
         yield address
     finally:
-        process.terminate()
-        process.wait(60)
+        end_process(process)
 
 
 def wait_for(done: Callable[[], bool], what: str) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from support import scripts
 from support.example_run import made_run
+from support.processes import end_process
 
 from workbench.export.mlflow_server import log_to_mlflow
 from workbench.metrics.summary import summarize
@@ -101,8 +102,7 @@ def mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             time.sleep(0.2)
         yield url, binaries / "python"
     finally:
-        process.terminate()
-        process.wait(30)
+        end_process(process)
 
 
 def answers(url: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from support.processes import end_process
 
 from serving.cluster.ports import free_port
 
@@ -38,8 +39,7 @@ def jupyterlab(folder: Path, log: Path, *options: str) -> Iterator[Callable[[str
         wait_for_port(port)
         yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token={token}"
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        end_process(server)
 
 
 @contextmanager

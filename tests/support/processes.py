@@ -1,10 +1,21 @@
-"""Whether processes have ended."""
+"""Ending processes, and whether they have ended."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
 from pathlib import Path
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end, and kill it if it has not ended after a minute."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def names(pids: list[int]) -> dict[int, str]:

@@ -19,6 +19,8 @@ from workbench.errors import SettingError
 from workbench.runs.run import LOCATION_PARAMETERS
 
 _MAX_ERROR_LENGTH = 500
+_START_TIMEOUT_S = 180
+"""For the start of a kernel, which takes much longer than usual where the machine is busy."""
 
 
 class NotebookError(WorkbenchError):
@@ -148,6 +150,7 @@ def _papermill(
             cwd=cwd,
             progress_bar=False,
             log_output=False,
+            start_timeout=_START_TIMEOUT_S,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             extra_arguments=QUIET,

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.processes import end_process
 from support.services import ServicesProcess
 
 from serving.cluster.ports import free_port
@@ -72,8 +73,7 @@ def server(folder: Path) -> Iterator[Server]:
             assert time.monotonic() < deadline, (folder.parent / "log").read_text()
             time.sleep(0.2)
     yield started
-    started.process.terminate()
-    started.process.wait(30)
+    end_process(started.process)
 
 
 @pytest.fixture
