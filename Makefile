@@ -47,6 +47,7 @@ test: setup  ## run the tests, including those that need an engine
 	@$(MAKE) $(STAGES)
 
 test-all: setup browser  ## run all tests, also the slow ones, the browser, notebooks and clients
+	-@$(BIN)/python scripts/rust_frontend.py  # Without it the tests that need it are skipped.
 	@$(MAKE) $(STAGES) clients EXTENT=
 
 # These run in stages of their own.

@@ -8,7 +8,14 @@ import psutil
 
 ENGINE = ("EngineCore", "VLLM::Worker", "resource_tracker", "forkserver")
 """In the command of a process that belongs to the engine on both sides."""
-OURS = ("haproxy", "ray::ServeReplica", "ray::ProxyActor", "ray::HAProxy", "ray::ServeController")
+OURS = (
+    "haproxy",
+    "ray::ServeReplica",
+    "ray::ProxyActor",
+    "ray::HAProxy",
+    "ray::ServeController",
+    "vllm-rs",
+)
 """In the command of a process of our path; Ray's other daemons do not touch a request."""
 
 

@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh install PARTS   unpack the offline bundle: PARTS/part.* (a split tar.xz), PARTS/*.whl
 #   benchmarks/gpu.sh tests           the GPU tests: deploy, stream, 1 -> 2 replicas, memory freed
 #   benchmarks/gpu.sh serving         our endpoint, bare vLLM and vllm-router with Llama-3.1-8B's shape
-#                                     at 1 to 512 streams (STREAMS, PEERS, NAME of the result)
+#                                     at 1 to 512 streams (STREAMS, PEERS, FRONTEND, NAME of the result)
 #   benchmarks/gpu.sh claims          notebook 04: vLLM and every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
 #                                     (both accept notebook parameters: -p NAME VALUE;
@@ -92,7 +92,7 @@ serving() {
   fi
   local shape; shape=$("$PYTHON" benchmarks/_shape.py "$SITE/Llama-3.1-8B-shape")
   "$PYTHON" benchmarks/serving_path.py --accelerator gpu --source "$shape" --load-format dummy \
-    --streams ${STREAMS:-1 32 128 256:256/128 512:64/128} --peers ${PEERS:-router} \
+    --streams ${STREAMS:-1 32 128 256:256/128 512:64/128} --peers ${PEERS:-router} --frontend "${FRONTEND:-python}" \
     --kv-cache-gib "${KV_CACHE_GIB:-13}" --repeats "${REPEATS:-3}" | last_line "serving_path${NAME:-}"
 }
 

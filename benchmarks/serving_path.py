@@ -109,6 +109,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=[], choices=PEERS, help="further sides")
     executors = ["default", "ray", "mp", "uni"]
     parser.add_argument("--executors", nargs="+", default=["default"], choices=executors)
+    parser.add_argument(
+        "--frontend", default="python", choices=("python", "rust"), help="that of our replicas"
+    )
     parser.add_argument("--gpu-share", type=float, help="share of the GPU for each engine")
     parser.add_argument(
         "--kv-cache-gib", type=float, default=4, help="KV cache of each engine on a GPU"
@@ -119,6 +122,7 @@ def main() -> None:
     goals = {name: goal for name, goal in GOALS[options.accelerator].items() if name in figures}
     settings = {
         "executors": " ".join(options.executors),
+        "frontend": options.frontend,
         "peers": " ".join(options.peers),
         "repeats": options.repeats,
     }
@@ -143,7 +147,8 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         servers = bare_servers(model, options)
         for server in servers.values():
             stack.enter_context(server)
-        endpoint = stack.enter_context(wb.deploy(wb.ServiceSpec(port=0, model=model)))
+        ours = model.model_copy(update={"frontend": options.frontend})
+        endpoint = stack.enter_context(wb.deploy(wb.ServiceSpec(port=0, model=ours)))
         for server in servers.values():
             server.wait()
         sides = {name: side_of(server) for name, server in servers.items()}

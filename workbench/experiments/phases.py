@@ -43,7 +43,8 @@ class Phase:
         waits_for: What it waits for, in words.
         until: Whether the service shows it.
         limit_s: Maximum duration in seconds.
-        rate: Requests/s; None keeps the rate of the phase before.
+        rate: Requests/s, or a function that returns them from what is known when the phase starts
+            and from the rate before it; None keeps that rate.
         growth: Factor by which the rate grows every `growth_every_s`, up to `max_rate`.
         growth_every_s: Seconds between two increases.
         max_rate: The highest rate, in requests/s.
@@ -53,17 +54,19 @@ class Phase:
     waits_for: str
     until: Callable[[View], bool]
     limit_s: float
-    rate: float | None = None
+    rate: float | Callable[[View, float], float] | None = None
     growth: float = 1.0
     growth_every_s: float = 5.0
     max_rate: float = math.inf
 
-    def rate_at(self, phase_s: float) -> float | None:
-        """Return the rate after `phase_s` seconds in the phase; None to keep the present one."""
-        if self.rate is None:
-            return None
+    def first_rate(self, view: View, before: float) -> float | None:
+        """Return the rate at the start of the phase; None to keep the rate `before` it."""
+        return self.rate(view, before) if callable(self.rate) else self.rate
+
+    def rate_at(self, first_rate: float, phase_s: float) -> float:
+        """Return the rate after `phase_s` seconds in the phase."""
         steps = math.floor(max(0.0, phase_s) / self.growth_every_s)
-        return min(self.rate * self.growth**steps, max(self.max_rate, self.rate))
+        return min(first_rate * self.growth**steps, max(self.max_rate, first_rate))
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,15 @@ async def _run_phase(
     sleep: Callable[[float], Awaitable[Any]],
 ) -> PhaseOutcome:
     start_s, rate, ended_by = load.clock(), load.rate, _taken_over(load)
+    first_rate = phase.first_rate(watch.view(start_s, start_s), rate)
     notify(f"{start_s:5.1f} s  {phase.name}: until {phase.waits_for}")
     while ended_by is None:
-        due = phase.rate_at(load.clock() - start_s)
         # A rate would end a pause.
-        if due is not None and due != rate and load.state != "paused":
-            rate = due
-            load.follow_rate(rate)
+        if first_rate is not None and load.state != "paused":
+            due = phase.rate_at(first_rate, load.clock() - start_s)
+            if due != rate:
+                rate = due
+                load.follow_rate(rate)
         await sleep(POLL_S)
         ended_by = _taken_over(load) or _ending(phase, watch.view(load.clock(), start_s))
     end_s = load.clock()

@@ -20,10 +20,10 @@ NAMES = ["steady", "rise", "scale-up", "hold", "drop", "wake-up"]
 
 
 def run_on(
-    path: Path, limit_s: float = 60.0, **service: Any
+    path: Path, limit_s: float = 60.0, slots: int = 0, **service: Any
 ) -> tuple[PhasedService, list[PhaseOutcome]]:
     fake = PhasedService(Run.create(path, {}, run_id="r"), **service)
-    phases = autoscaling_phases(4.6, SLO_1S, hold_s=15, limit_s=limit_s)
+    phases = autoscaling_phases(4.6, SLO_1S, slots=slots, hold_s=15, limit_s=limit_s)
     return fake, run_with(fake, phases)
 
 
@@ -72,11 +72,23 @@ def test_rate_doubles_then_drops_and_wakes_the_service_up(tmp_path: Path) -> Non
 
 def test_load_rises_until_a_second_replica_is_asked_for(tmp_path: Path) -> None:
     # A replica serves 10 requests/s here, more than the doubled load.
-    fake, outcomes = run_on(tmp_path, slots=10, wanted_above=9.5)
+    fake = PhasedService(Run.create(tmp_path, {}, run_id="r"), slots=10, wanted_above=9.5)
+    outcomes = run_with(fake, autoscaling_phases(4.6, SLO_1S, limit_s=60.0))
     assert endings(outcomes)["rise"] == "reached"
     risen = [rate for _, rate in fake.rates if rate >= 4.6]
     assert risen == [pytest.approx(4.6 * 1.2**step) for step in range(len(risen))]
     assert risen[-1] > 9.5
+
+
+@pytest.mark.parametrize("service_s", [0.5, 1.0, 2.0])
+def test_rates_follow_the_latency_of_the_first_requests(tmp_path: Path, service_s: float) -> None:
+    """Four slots serve 8, 4 and 2 requests/s here."""
+    fake, outcomes = run_on(tmp_path, slots=4, service_s=service_s)
+    assert endings(outcomes) == dict.fromkeys(["first", *NAMES], "reached")
+    doubled = min(4.6, 0.9 * 4 / service_s)
+    assert [rate for _, rate in fake.rates][:3] == pytest.approx([1.15, doubled / 2, doubled])
+    start_s = {outcome.name: outcome.start_s for outcome in outcomes}
+    assert [at > start_s["rise"] for at, change in fake.decisions if change == "1->2"] == [True]
 
 
 def test_limits_end_phases_that_wait_in_vain(tmp_path: Path) -> None:
