@@ -102,7 +102,7 @@ def _updates(folder: Path, seconds: int, drawings_a_second: float) -> Iterator[f
     runner = LoadRunner(None, load, source, running, run, no_progress, state.ended)  # type: ignore[arg-type]
     controller = Controller(None, load, begin=print, post=print)  # type: ignore[arg-type]
     controller.running = running
-    view = View(Settings(10, 20, 1.0, 64, 128), controller, state, window_s=300)
+    view = View(Settings(10, 20, 1.0, 64, 128), controller, state, report=print, window_s=300)
     display(view.widget)  # type: ignore[no-untyped-call]
     started = time.monotonic()
     for second in range(seconds):

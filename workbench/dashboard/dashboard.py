@@ -106,7 +106,9 @@ class Dashboard:
             from workbench.dashboard.view import View
 
             settings = self.controller.settings()
-            self.view = View(settings, self.controller, self._state, window_s=self._window_s)
+            self.view = View(
+                settings, self.controller, self._state, report=self._report, window_s=self._window_s
+            )
         handle = display(self.view.widget, display_id=True)  # type: ignore[no-untyped-call]
         self._shown.append(handle)
 
@@ -233,14 +235,15 @@ class Dashboard:
         self._state.advance(now)
         if view is None:
             return
-        self._show_latest_message(view, now)
+        self._show_messages(view, now)
         view.set_state(self._phase or running.state)
         if self._state.pending or final:
             self._state.pending = 0
             self._state.log.changed(running.changes)
             view.draw(self._state.frames(running.changes), now, final=final)
 
-    def _show_latest_message(self, view: View, now_s: float) -> None:
+    def _show_messages(self, view: View, now_s: float) -> None:
+        """Show the latest new message, or the latest error among them, and log the errors."""
         messages, self._messages = self._messages, []
         for text, error in messages:
             if error:
@@ -260,6 +263,12 @@ class Dashboard:
 
     def _post_error(self, text: str) -> None:
         self._post(text, error=True)
+
+    def _report(self, text: str) -> None:
+        """Show the error of a control at once. Earlier messages are over: none may hide it."""
+        assert self.view is not None
+        self._post_error(text)
+        self._show_messages(self.view, 0.0 if self.running is None else self.running.clock())
 
     def _show_end(self, task: asyncio.Task[LoadResult]) -> None:
         # Awaiting raises the exception too; this is for a user who only watches.

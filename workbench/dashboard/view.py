@@ -20,6 +20,8 @@ from workbench.figures.cluster import blank_timeline, line_traces, mark_traces, 
 from workbench.figures.panels import LIVE_PANELS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import plotly.graph_objects as go
 
     from workbench.dashboard.controller import Controller, Settings
@@ -36,10 +38,16 @@ class View:
     """A widget and its content. The widget can be displayed any number of times."""
 
     def __init__(
-        self, settings: Settings, controller: Controller, state: LiveState, *, window_s: int
+        self,
+        settings: Settings,
+        controller: Controller,
+        state: LiveState,
+        *,
+        report: Callable[[str], None],
+        window_s: int,
     ) -> None:
-        """`window_s` is the number of seconds that the figure shows at first."""
-        self._controller, self._loop = controller, running_loop()
+        """`report` shows an error of a control; the figure shows `window_s` seconds at first."""
+        self._controller, self._report, self._loop = controller, report, running_loop()
         self._tiles, self._data = Tiles(), state
         empty = state.frames([])
         lines = line_traces(empty, LIVE_PANELS)
@@ -84,7 +92,7 @@ class View:
             getattr(self._controller, action)(*values)
         except Exception as error:
             # The exception of a callback would only be written to a log.
-            self.show_message(f"{type(error).__name__}: {error}", error=True)
+            self._report(f"{type(error).__name__}: {error}")
             self._put_back()
             return
         if action in _SET:

@@ -449,6 +449,9 @@ class TestControls:
         asyncio.run(go())
         assert applied == [(False, {"target_ongoing_requests": 1.5, "max_replicas": 3})]
         assert self.asked(running) == [("scaling", None)]
+        press(running, "rescale", 1000.0, 2)
+        running._draw()
+        assert "must be at most" in message(running), "an earlier message hides the error"
         assert widget.scaling == {
             "target_ongoing_requests": 4,
             "max_replicas": 2,
