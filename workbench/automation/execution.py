@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import WorkbenchError
-from workbench.automation.kept_kernel import QUIET, KeptKernel
+from workbench.automation.kept_kernel import QUIET, KeptKernel, KernelStartError
 from workbench.automation.notebooks import check_parameters, find_notebook, parameters_of
 from workbench.errors import SettingError
 from workbench.runs.run import LOCATION_PARAMETERS
@@ -141,8 +141,8 @@ def _papermill(
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    kept = {} if kernel is None else {"km": kernel.ready(cwd)}
     try:
+        kept = {} if kernel is None else {"km": kernel.ready(cwd)}
         papermill.execute_notebook(
             path,
             output,
@@ -161,6 +161,8 @@ def _papermill(
         text = " ".join(f"{error.ename}: {error.evalue}".split())
         short = text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}…"
         return f"In [{error.exec_count}]: {short}"
+    except KernelStartError as error:
+        return str(error)
     except DeadKernelError:
         _end(kernel)
         return "the kernel died, possibly out of memory"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+
+from serving.errors import WorkbenchError
 from workbench.endpoints.services import KEEP_VARIABLE
-
-if TYPE_CHECKING:
-    from jupyter_client.manager import AsyncKernelManager
 
 QUIET = ["--log-level=CRITICAL"]
 """Only this process talks to the kernel: its warning about encryption is noise."""
 TIMEOUT_S = 120.0
+START_ATTEMPTS = 3
+"""A kernel ends at once if another process has taken one of the ports that were free before."""
 _FORGET = "get_ipython().reset(new_session=True)"
 _DELETE = """
 import sys
@@ -22,11 +25,37 @@ if services := sys.modules.get("workbench.endpoints.services"):
 """
 
 
+class KernelStartError(WorkbenchError):
+    """No kernel started."""
+
+
+class _Manager(AsyncKernelManager):
+    """A manager with one client at a time.
+
+    nbclient does not close the client of a kernel that it does not own. All have the same identity
+    for the kernel, and each has five sockets.
+    """
+
+    latest: AsyncKernelClient | None = None
+
+    def client(self, **kwargs: Any) -> AsyncKernelClient:  # type: ignore[override]
+        """Return a new client, after closing the one before."""
+        self.close_client()
+        self.latest = super().client(**kwargs)
+        return self.latest
+
+    def close_client(self) -> None:
+        """Close the latest client, if there is one."""
+        if self.latest is not None:
+            self.latest.stop_channels()
+            self.latest = None
+
+
 class KeptKernel:
     """A context manager whose end deletes the services that notebooks left, and ends the kernel."""
 
     def __init__(self) -> None:
-        self._manager: AsyncKernelManager | None = None
+        self._manager: _Manager | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -35,18 +64,31 @@ class KeptKernel:
         self.end()
 
     def ready(self, cwd: Path) -> AsyncKernelManager:
-        """Return the manager of a kernel without variables, started in `cwd` if none runs."""
+        """Return the manager of a kernel without variables, started in `cwd` if none runs.
+
+        Raises:
+            KernelStartError: None starts.
+        """
         from jupyter_core.utils import run_sync
 
         if self._manager is not None and run_sync(self._manager.is_alive)():
             self._run(_FORGET)
             return self._manager
-        from jupyter_client.manager import AsyncKernelManager
-
-        self._manager = AsyncKernelManager(kernel_name="python3")
-        environment = os.environ | {KEEP_VARIABLE: "1"}
-        start = run_sync(self._manager.start_kernel)
-        start(extra_arguments=QUIET, cwd=str(cwd), env=environment)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            self._manager = _Manager(kernel_name="python3")
+            environment = os.environ | {KEEP_VARIABLE: "1"}
+            start = run_sync(self._manager.start_kernel)
+            start(extra_arguments=QUIET, cwd=str(cwd), env=environment)
+            client = self._manager.client()
+            client.start_channels()
+            try:
+                run_sync(client.wait_for_ready)(timeout=TIMEOUT_S)
+                break
+            except RuntimeError as error:
+                self.end()
+                if attempt == START_ATTEMPTS:
+                    raise KernelStartError(f"no kernel has started: {error}") from error
+        assert self._manager is not None
         return self._manager
 
     def end(self) -> None:
@@ -62,10 +104,11 @@ class KeptKernel:
         except (RuntimeError, TimeoutError):
             pass  # It died, or is busy: its end also ends the cluster that it started.
         finally:
+            manager.close_client()
             run_sync(manager.shutdown_kernel)()
             run_sync(manager.cleanup_resources)()
 
-    def _run(self, code: str, manager: AsyncKernelManager | None = None) -> None:
+    def _run(self, code: str, manager: _Manager | None = None) -> None:
         """Run code that has no output, and wait for its end."""
         from jupyter_client.blocking.client import BlockingKernelClient
 

@@ -114,6 +114,31 @@ with open("kernels.txt", "a") as file:
     assert not any(Path(f"/proc/{kernel.split()[0]}").exists() for kernel in (one, three))
 
 
+@pytest.mark.parametrize("failures", [1, 3])
+def test_kernel_that_ends_while_it_starts_is_started_again(
+    probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    code = f"""
+import os, sys
+with open({str(tmp_path / "starts.txt")!r}, "a+") as file:
+    file.seek(0)
+    starts = len(file.read())
+    file.write(".")
+if starts < {failures}:
+    sys.exit(1)
+os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *sys.argv[1:]])
+"""
+    argv = [sys.executable, "-c", code, "-f", "{connection_file}"]
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    out = probe.parent / "out"
+    status = main(["sweep", str(probe), "--grid", "rate=1", "--runs", str(out)])
+    assert status == (0 if failures == 1 else 1)
+    assert len((tmp_path / "starts.txt").read_text()) == min(failures + 1, 3)
+
+
 @pytest.mark.slow
 def test_killed_sweep_continues(probe: Path) -> None:
     out = probe.parent / "out"
