@@ -364,7 +364,7 @@ class ModelSpec(Strict):
         if self.data_parallel_size > 1 and self.routing == KV_AWARE:
             raise ValueError(
                 f"routing must not be 'kv_aware' with data_parallel_size = "
-                f"{self.data_parallel_size}; Ray Serve's router does not know the ranks of a "
+                f"{self.data_parallel_size}; Ray Serve's router does not support such a "
                 "group, so choose another routing"
             )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):

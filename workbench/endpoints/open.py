@@ -61,7 +61,7 @@ def open_endpoint(
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:
-        SettingError: The URL has a password, is no OpenAI endpoint, does not serve the spec's
+        SettingError: The URL has a password, is not an OpenAI endpoint, does not serve the spec's
             models or refuses the key.
         EndpointGoneError: Nothing answers at the URL.
         SpecError: Tenants, a lease or an idle time were given for a running endpoint.

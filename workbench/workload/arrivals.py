@@ -292,7 +292,7 @@ class TraceReplay(_Arrivals):
         unknown = [name for name in self.columns.values() if name not in TRACE_COLUMNS]
         if unknown:
             raise ValueError(
-                f"TraceReplay.columns names {unknown[0]!r}, which is no column of ours; "
+                f"TraceReplay.columns names {unknown[0]!r}, which is not a column of a trace; "
                 f"give {', '.join(TRACE_COLUMNS)}"
             )
         return self
