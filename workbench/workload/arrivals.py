@@ -277,7 +277,9 @@ class TraceReplay(_Arrivals):
         "auto", description="Unit of the times; auto: that of the format."
     )
     columns: dict[str, str] = Field(
-        {}, description="Columns of an unknown format: their name, and the name of ours."
+        {},
+        description="Columns of an unknown format by their names in the file, each with its "
+        "standard name, such as input_length.",
     )
     block_size: int | None = Field(
         None, ge=1, le=1_000_000, description="Tokens per hash id; None: that of the format."
