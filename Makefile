@@ -22,7 +22,7 @@ setup:  ## create .venv with the pinned environment; the commands below run it t
 wheelhouse:  ## fill wheelhouse/ for machines without a network: make setup WHEELHOUSE=FOLDER
 	@$(PYTHON) scripts/wheelhouse.py
 
-demo: setup  ## run notebook 02: vLLM replicas scale under a load; open the result
+demo: setup  ## run notebook 02: vLLM replicas scale with a load; print the address of the report
 	@$(BIN)/python -m workbench demo
 
 lab: setup  ## start JupyterLab on the notebooks
@@ -46,7 +46,7 @@ STAGES := --no-print-directory --keep-going fast engine timing
 test: setup  ## run the tests, including those that need an engine
 	@$(MAKE) $(STAGES)
 
-test-all: setup browser  ## run all tests, also the slow ones, the browser, notebooks and clients
+test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, clients and Rust front end
 	-@$(BIN)/python scripts/rust_frontend.py  # Without it the tests that need it are skipped.
 	@$(MAKE) $(STAGES) clients EXTENT=
 

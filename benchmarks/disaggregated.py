@@ -1,4 +1,4 @@
-"""TTFT and TPOT of long prompts: prefill and decode apart, and together on as many replicas.
+"""TTFT and TPOT of long prompts: disaggregated, and colocated on the same number of replicas.
 
 `colocated` has `--replicas` that do both, `split` has half of them for prefill and the others for
 decode. Both get the same open-loop load at each of `--rates` (requests/s for all replicas

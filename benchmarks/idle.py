@@ -1,4 +1,4 @@
-"""CPU that a service takes while nobody uses it: one replica of the embedded model, no requests.
+"""CPU use of an idle service: one replica of the embedded model, without requests.
 
 `idle_cores` is the CPU time of all processes of the service over wall time, the median of several
 intervals: Ray's daemons, Serve's controller and proxy, HAProxy, the replica and its engine.

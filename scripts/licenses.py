@@ -31,7 +31,7 @@ The packages of the CPU environment (`requirements/cpu.txt`) and the licenses th
 declares, as SPDX expressions. `make audit` writes this page. It fails if a license is unknown or
 not permitted by `requirements/licenses.toml`, which also has the reason for each package that is
 marked with an asterisk. On a GPU, vLLM and torch also need NVIDIA's CUDA packages, which are
-proprietary; NVIDIA's terms permit to redistribute them.
+proprietary; NVIDIA's terms permit redistribution.
 
 | package | license |
 | --- | --- |

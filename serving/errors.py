@@ -31,7 +31,7 @@ class PortTakenError(WorkbenchError):
 
 
 class NameTakenError(WorkbenchError):
-    """An application's name or route belongs to another user of the cluster."""
+    """The name or route of an application is in use by one that this process may not replace."""
 
 
 class ClusterError(WorkbenchError):
@@ -47,4 +47,4 @@ class EndpointGoneError(WorkbenchError):
 
 
 class LeaseError(WorkbenchError):
-    """A classroom refused: no lease, an expired lease, or more resources than the lease allows."""
+    """A call that a class rejects: without a lease, after its end, or beyond its resources."""

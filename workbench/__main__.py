@@ -1,4 +1,4 @@
-"""Run notebooks with papermill, write claims and manifests, and simulate a service."""
+"""Run notebooks or serve them as pages, write claims and manifests, and simulate a service."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 DEMO = "02_watch_autoscaling"
+RUN_ID = "name of the run folder (default: made from the time)"
+RUNS = "folder of all runs (default: WORKBENCH_RUNS, else runs/ in the checkout)"
 IMAGE = f"llm-serving-workbench:{version('llm-serving-workbench')}"
 
 
@@ -47,24 +49,27 @@ def parser() -> argparse.ArgumentParser:
     _add_manifest_command(commands)
     _add_whatif_command(commands)
     fields = commands.add_parser("fields", help="print the fields of a specification")
-    fields.add_argument("spec", nargs="?", metavar="SPEC", help="such as ModelSpec (all)")
+    fields.add_argument("spec", nargs="?", metavar="SPEC", help="such as ModelSpec (default: all)")
     fields.set_defaults(call=print_fields)
     return whole
 
 
 def _add_notebook_commands(commands: Any) -> None:
-    demo = commands.add_parser("demo", help=f"run notebook {DEMO} and print where its results are")
+    demo = commands.add_parser("demo", help=f"run notebook {DEMO} and summarize what happened")
     demo.add_argument(
-        "--profile", choices=("cpu", "gpu"), default=None, help="parameters to use (by hardware)"
+        "--profile",
+        choices=("cpu", "gpu"),
+        default=None,
+        help="parameters to use (default: gpu if this machine has one)",
     )
-    demo.add_argument("--run-id", help="name of the run folder (default: from the time)")
-    demo.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
+    demo.add_argument("--run-id", help=RUN_ID)
+    demo.add_argument("--runs", type=Path, metavar="DIR", help=RUNS)
     demo.set_defaults(call=run_demo)
 
     run = commands.add_parser("run", help="run a notebook once")
     _add_parameters(run)
-    run.add_argument("--run-id", help="name of the run folder (default: from the time)")
-    run.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
+    run.add_argument("--run-id", help=RUN_ID)
+    run.add_argument("--runs", type=Path, metavar="DIR", help=RUNS)
     run.set_defaults(call=run_once)
 
     sweep = commands.add_parser(
@@ -78,55 +83,66 @@ def _add_notebook_commands(commands: Any) -> None:
         metavar="NAME=V1,V2",
         help="values of a parameter; repeat the option for the product of several",
     )
-    sweep.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of each cell (1)")
     sweep.add_argument(
-        "--runs", type=Path, metavar="DIR", help="folder of the sweep (runs/sweep-NOTEBOOK)"
+        "--repeats", type=int, default=1, metavar="N", help="runs of each combination (default: 1)"
+    )
+    sweep.add_argument(
+        "--runs",
+        type=Path,
+        metavar="DIR",
+        help="folder of the sweep (default: sweep-NOTEBOOK in the folder of runs)",
     )
     sweep.set_defaults(call=run_grid)
 
     app = commands.add_parser("app", help="serve a notebook as a page without code (needs Voilà)")
     _add_parameters(app)
-    app.add_argument("--port", type=int, default=0, help="port on this machine (a free one)")
+    app.add_argument("--port", type=int, default=0, help="port (default: a free one)")
     app.add_argument("--no-browser", action="store_true", help="do not open a browser")
     app.set_defaults(call=run_app)
 
-    repeat = commands.add_parser("repeat", help="run the notebook of a run again, as it was run")
-    repeat.add_argument("run", type=Path, metavar="RUN_FOLDER")
-    repeat.add_argument("--runs", type=Path, metavar="DIR", help="parent of the run folder (runs)")
+    repeat = commands.add_parser("repeat", help="run a notebook again with the parameters of a run")
+    repeat.add_argument("run", type=Path, metavar="RUN_FOLDER", help="such as runs/RUN")
+    repeat.add_argument("--runs", type=Path, metavar="DIR", help=RUNS)
     repeat.set_defaults(call=run_again)
 
 
 def _add_claim_commands(commands: Any) -> None:
     archive = commands.add_parser("archive", help="archive the verdicts of finished runs")
-    archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    archive.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="finished runs")
     archive.add_argument(
-        "--out", type=Path, metavar="DIR", help="target folder (benchmarks/results/claims)"
+        "--out", type=Path, metavar="DIR", help="folder (default: benchmarks/results/claims)"
     )
     archive.set_defaults(call=archive_runs)
 
     claims = commands.add_parser(
-        "claims", help="write docs/claims.md and its summary in README.md from the saved verdicts"
+        "claims", help="write docs/claims.md and its summary in README.md from archived verdicts"
     )
     claims.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN_FOLDER", help="save these verdicts first"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="runs to archive first",
     )
     claims.set_defaults(call=write_claims)
 
 
 def _add_manifest_command(commands: Any) -> None:
     manifest = commands.add_parser("manifest", help="write a specification as a cluster manifest")
-    manifest.add_argument("spec", type=Path, metavar="SPEC.yaml")
+    manifest.add_argument("spec", type=Path, metavar="SPEC.yaml", help="the specification")
     manifest.add_argument(
         "--kind", choices=("serve", "kuberay"), required=True, help="Serve config or RayService"
     )
-    manifest.add_argument("--image", default=IMAGE, help=f"image of all pods ({IMAGE})")
+    manifest.add_argument("--image", default=IMAGE, help=f"image of all pods (default: {IMAGE})")
     manifest.add_argument(
         "--key-hash",
         action="append",
         metavar="SHA256",
         help="SHA-256 of a key (default: of LLM_WORKBENCH_API_KEY, otherwise a Kubernetes secret)",
     )
-    manifest.add_argument("--out", type=Path, metavar="FILE", help="file (standard output)")
+    manifest.add_argument(
+        "--out", type=Path, metavar="FILE", help="output file (default: standard output)"
+    )
     manifest.set_defaults(call=write_manifest)
 
 
@@ -147,24 +163,32 @@ def _add_whatif_command(commands: Any) -> None:
         help="values of a field of ScalingSpec; repeat the option for the product of several",
     )
     whatif.add_argument(
-        "--spec", type=Path, metavar="SPEC.yaml", help="the service (one with default settings)"
+        "--spec", type=Path, metavar="SPEC.yaml", help="the service (default: a ServiceSpec)"
     )
     whatif.add_argument(
         "--slo", action="append", metavar="NAME=MS", help="a bound of the SLO, such as ttft_ms=500"
     )
-    whatif.add_argument("--speed", type=float, default=1.0, help="replay the trace faster (1)")
-    whatif.add_argument("--seed", type=int, default=0, help="seed of the simulations (0)")
     whatif.add_argument(
-        "--out", type=Path, default=Path("whatif.csv"), metavar="FILE", help="table (whatif.csv)"
+        "--speed", type=float, default=1.0, help="divisor of the trace's times (default: 1)"
+    )
+    whatif.add_argument("--seed", type=int, default=0, help="seed of the simulations (default: 0)")
+    whatif.add_argument(
+        "--out",
+        type=Path,
+        default=Path("whatif.csv"),
+        metavar="FILE",
+        help="CSV (default: whatif.csv)",
     )
     whatif.set_defaults(call=simulate_trace)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "notebook", help="path, name of a notebook in notebooks/, or the beginning of its name (01)"
+        "notebook", help="path, name in notebooks/, or the beginning of the name, such as 01"
     )
-    command.add_argument("--profile", metavar="P", help="folder in params/ next to the notebook")
+    command.add_argument(
+        "--profile", metavar="P", help="folder of params/ with parameters: cpu, gpu, ..."
+    )
     command.add_argument(
         *("-f", "--file"), action="append", default=[], type=Path, help="YAML file of parameters"
     )
@@ -174,7 +198,7 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
         default=[],
         nargs=2,
         metavar=("NAME", "VALUE"),
-        help="a single parameter",
+        help="value of a parameter; repeat the option for several",
     )
 
 

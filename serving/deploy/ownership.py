@@ -69,8 +69,9 @@ def named(
 ) -> EndpointSpec:
     """Return the spec under a name and a route that this process may deploy.
 
-    A name that was chosen is never changed. The default name gets a suffix if it belongs to
-    another user: ``llm-ada``, or ``llm-ada-2`` and so on, at the route of the same name.
+    A name that was chosen is never changed. The default name gets a suffix if this process may not
+    replace the application of that name: ``llm-ada``, or ``llm-ada-2`` and so on, at the route of
+    the same name.
 
     Args:
         spec: The spec.

@@ -326,7 +326,7 @@ def _wait_until_running(spec: EndpointSpec, progress: ProgressCallback) -> None:
         if app is None:
             raise DeployError(
                 f"application {spec.name} was replaced or deleted by another process while it "
-                "started; deploy it again, under another name if somebody else uses this one"
+                "started; deploy it again, under another name if another user needs this one"
             )
         proxies = set(running.proxies.values())
         if app.status == "RUNNING" and "HEALTHY" in proxies:

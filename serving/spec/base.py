@@ -1,4 +1,4 @@
-"""Base classes of the specifications: frozen models that refuse unknown keys."""
+"""Base classes of the specifications: frozen models that reject unknown keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from serving.errors import SpecError
 
 MAX_SHOWN_CHARS = 80
-"""Characters of a refused value that an error message repeats."""
+"""Characters of a rejected value that an error message repeats."""
 
 _SHOULD = re.compile(r"^\w+ should (.+?)(?:, got .*|, unable to .*| after validation, not .*)?$")
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and raises :class:`SpecError`."""
+    """A frozen model that rejects unknown keys and raises :class:`SpecError`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -35,7 +35,7 @@ class Strict(BaseModel):
 
 
 class Frozen(BaseModel):
-    """A frozen model that refuses unknown keys and raises pydantic's own error."""
+    """A frozen model that rejects unknown keys and raises pydantic's own error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -51,7 +51,7 @@ class Side(Strict):
         if self.scaling.min_replicas == 0:
             raise ValueError(
                 "scaling.min_replicas must be at least 1 on both sides of a disaggregated model, "
-                "got 0; without one side the other can answer nothing"
+                "got 0; a request needs both sides, so raise it"
             )
         return self
 

@@ -10,7 +10,7 @@ from serving.spec.base import Strict
 
 
 class Limits(Strict):
-    """Limits of a single request. A request over a limit is refused, never trimmed."""
+    """Limits of a single request. A request over a limit is rejected, never shortened."""
 
     max_body_mib: float = Field(
         4, gt=0, le=64, description="Largest request body, in MiB, up to 64; more gives HTTP 413."
@@ -81,7 +81,8 @@ class Limits(Strict):
         gt=0,
         le=86_400,
         description="Seconds that a request waits while its model has no running replica, up to "
-        "86400; then HTTP 503. Longer than the model takes to start, if it may sleep.",
+        "86400; then HTTP 503. For a model that scales to zero, set it above the time that the "
+        "model takes to start.",
     )
     keep_alive_s: float = Field(
         15,

@@ -37,7 +37,7 @@ MAX_ADAPTERS = 32
 """Adapters of one model. The engine keeps all of them in the memory of each worker's host."""
 
 PREFILL_SUFFIX = "-prefill"
-"""After the name of a model's deployment, for that of its prefill replicas."""
+"""Suffix of the name of a deployment of prefill replicas."""
 
 _NAME = r"^[\w./:-]+$"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -120,7 +120,7 @@ class ModelSpec(Strict):
         "resources; default: every replica does both.",
     )
     env: dict[str, str] = Field(
-        default_factory=dict, description="Environment variables of the engine; never secrets."
+        default_factory=dict, description="Environment variables of the engine, without secrets."
     )
     routing: Routing | None = Field(
         None,
@@ -131,8 +131,8 @@ class ModelSpec(Strict):
     frontend: Literal["auto", "python", "rust"] = Field(
         "python",
         description="vLLM's HTTP front end: python; rust, which answers plain streams of chats and "
-        "completions and leaves other requests to the one in Python; or auto, which is rust where "
-        "its program is installed and supports the model.",
+        "completions, with python for all other requests; or auto, which chooses rust if its "
+        "program is installed and supports the model.",
     )
     stream_batching_interval_ms: float = Field(
         50,
@@ -364,7 +364,7 @@ class ModelSpec(Strict):
         if self.data_parallel_size > 1 and self.routing == KV_AWARE:
             raise ValueError(
                 f"routing must not be 'kv_aware' with data_parallel_size = "
-                f"{self.data_parallel_size}; Ray Serve's router does not know the ranks of a "
+                f"{self.data_parallel_size}; Ray Serve's router does not support such a "
                 "group, so choose another routing"
             )
         if self.workers > 1 and self.num_gpus not in (None, 1.0):

@@ -86,7 +86,7 @@ class PipelineSpec(EndpointSpec):
             raise ValueError(f"models must not have the reserved id {taken[0]!r}; set another id")
         if AUTO in served_names(self.models):
             raise ValueError(
-                f"adapters must not have the name {AUTO!r}, by which clients ask the router; "
+                f"adapters must not have the name {AUTO!r}, which selects the router; "
                 "give the adapter another name"
             )
         served = [model.model_id for model in self.models]

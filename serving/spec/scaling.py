@@ -137,7 +137,7 @@ class ScalingSpec(Strict):
         if self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError(
                 f"target_ongoing_requests must be at most max_ongoing_requests = "
-                f"{self.max_ongoing_requests}, got {self.target_ongoing_requests:g}; no replica "
-                "could reach the target otherwise"
+                f"{self.max_ongoing_requests}, got {self.target_ongoing_requests:g}; lower it or "
+                "raise max_ongoing_requests"
             )
         return self

@@ -223,7 +223,7 @@ def test_notebook_06_measures_each_layout_and_both_variants(
         (*reported.groups()[2:], "colocated"),
     ):
         assert float(value) * scale[unit] == pytest.approx(p95[name], rel=0.01)
-    assert "Prefill and decode apart" in report_of(run)
+    assert "Disaggregated prefill and decode" in report_of(run)
 
 
 def check_variant(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Prefill and decode apart, against colocated replicas: the figures at each rate, and in words."""
+"""Disaggregated prefill and decode against colocated replicas: figures by rate, and in words."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def disaggregation_table(frame: pd.DataFrame) -> pd.DataFrame:
 def disaggregation_lines(frame: pd.DataFrame) -> list[str]:
     """Return what a frame of `disaggregation_frame` shows, in sentences."""
     if frame.empty:
-        return ["Prefill and decode apart were not measured."]
+        return ["Disaggregated prefill and decode was not measured."]
     lines = []
     for rate, part in frame.groupby("rate"):
         rows: Rows = part.set_index("figure").to_dict("index")

@@ -105,7 +105,7 @@ class _Story:
         return [f"Requests did not meet the SLO within {after(phase.end_s - phase.start_s)}."]
 
     def rise(self, phase: PhaseOutcome) -> list[str]:
-        """Return how the load rose, when a second replica was asked for, and when it served."""
+        """Return how the load rose, when a second replica was requested, and when it served."""
         risen = [c for c in self.changes if phase.start_s <= c.time_s <= phase.end_s]
         if not risen:
             return []
@@ -114,13 +114,13 @@ class _Story:
         if not self.samples:
             return [f"{load}; there is no telemetry of replicas."]
         if self.second is None:
-            return [f"{load}; the autoscaler asked for no second replica within {limit}."]
-        asked_s = self.second.delay_passed_s or 0.0
-        if asked_s < risen[0].time_s:
-            asked = f"had asked for a second replica at {at(asked_s)}"
+            return [f"{load}; the autoscaler did not request a second replica within {limit}."]
+        requested_s = self.second.delay_passed_s or 0.0
+        if requested_s < risen[0].time_s:
+            request = f"had requested a second replica at {at(requested_s)}"
         else:
-            asked = f"asked for a second replica {after(asked_s - risen[0].time_s)} later"
-        return [f"{load}; the autoscaler {asked}; {_served(self.second, asked_s)}."]
+            request = f"requested a second replica {after(requested_s - risen[0].time_s)} later"
+        return [f"{load}; the autoscaler {request}, which {_served(self.second, requested_s)}."]
 
     def scale_up(self, phase: PhaseOutcome) -> list[str]:
         """Return whether latency recovered."""
@@ -212,12 +212,12 @@ def _rise(before: float | None, changes: Sequence[LoadChange]) -> str:
     return text
 
 
-def _served(second: Reaction, asked_s: float) -> str:
+def _served(second: Reaction, requested_s: float) -> str:
     if second.first_token_s is not None:
-        return f"it served its first token {after(second.first_token_s - asked_s)} after that"
+        return f"served its first token {after(second.first_token_s - requested_s)} after that"
     if second.loaded_s is not None:
-        return f"it ran {after(second.loaded_s - asked_s)} after that, but served no request"
-    return "it never ran"
+        return f"ran {after(second.loaded_s - requested_s)} after that, but served no request"
+    return "never ran"
 
 
 def _ttft_p95_s(records: Sequence[RequestRecord]) -> float | None:

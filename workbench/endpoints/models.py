@@ -81,6 +81,6 @@ def list_models(connection: Connection) -> list[dict[str, Any]]:
         return [{**entry, "id": str(entry["id"])} for entry in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         raise SettingError(
-            f"{base_url} is no OpenAI endpoint, because its /models returns no list of models; "
+            f"{base_url} is not an OpenAI endpoint, because its /models returns no list of models; "
             "give the URL of the endpoint up to its /v1"
         ) from None

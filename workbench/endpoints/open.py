@@ -43,8 +43,9 @@ def open_endpoint(
     ========================  ======================================================================
 
     The result works the same way in every case: its clients, ``start_load``, ``Telemetry``,
-    ``status()`` and ``delete()``. For an endpoint that was not deployed here, telemetry has no
-    samples, ``deployment`` is None, and ``delete()`` does nothing.
+    ``status()`` and ``delete()``. For an endpoint that was not deployed here, telemetry has only
+    samples of the server's own ``/metrics``, if it can be read, ``deployment`` is None, and
+    ``delete()`` does nothing.
 
     Args:
         spec: The service or pipeline; default: a ServiceSpec. A running endpoint must serve its
@@ -60,7 +61,7 @@ def open_endpoint(
         progress: Receives messages while the spec is deployed; default: they are printed.
 
     Raises:
-        SettingError: The URL has a password, is no OpenAI endpoint, does not serve the spec's
+        SettingError: The URL has a password, is not an OpenAI endpoint, does not serve the spec's
             models or refuses the key.
         EndpointGoneError: Nothing answers at the URL.
         SpecError: Tenants, a lease or an idle time were given for a running endpoint.

@@ -87,7 +87,7 @@ def autoscaling_phases(
         Phase("steady", "requests meet the SLO", is_steady, limit_s, rate=half_load),
         Phase(
             "rise",
-            "the autoscaler asks for a second replica",
+            "the autoscaler requests a second replica",
             lambda view: view.target >= 2,
             limit_s,
             rate=doubled,

@@ -39,7 +39,7 @@ _VERDICTS = {"better": (GREEN, "circle"), "worse": (VERMILLION, "diamond")}
 
 
 def comparison_figure(frame: pd.DataFrame) -> go.Figure:
-    """Draw the ratios of `compare` with their intervals around 1, on a logarithmic axis.
+    """Draw the ratios of `compare_runs` with their intervals around 1, on a logarithmic axis.
 
     Args:
         frame: What `workbench.analysis.compare.compare_runs` returned.

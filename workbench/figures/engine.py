@@ -25,8 +25,8 @@ def engine_pressure_figure(sides: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Draw KV cache, preemptions and batch size of several runs over each run's own time.
 
     Args:
-        sides: `Run.samples("replica")` by the name of the side. Preemptions are counted from its
-            first sample.
+        sides: `Run.samples_frame("replica")` by the name of the side. Preemptions are counted from
+            its first sample.
     """
     from plotly.subplots import make_subplots
 

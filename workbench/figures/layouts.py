@@ -97,7 +97,7 @@ def layouts_figure(measured: pd.DataFrame) -> go.Figure:
 
 
 def disaggregation_figure(frame: pd.DataFrame) -> go.Figure:
-    """Draw TTFT above and TPOT below against the rate, with prefill and decode apart and together.
+    """Draw TTFT above and TPOT below against the rate, for disaggregated and colocated replicas.
 
     Solid lines are medians, dotted lines are 95th percentiles.
 

@@ -29,9 +29,9 @@ def replica_traces(
     """Return six traces: running, starting, stopping, target, desired, decisions.
 
     Args:
-        telemetry: `Run.samples("deployment")`. Its `desired` is what the policy asked for, before
-            delays and bounds.
-        decisions: `Run.samples("decision")`.
+        telemetry: `Run.samples_frame("deployment")`. Its `desired` is what the policy requested,
+            before delays and bounds.
+        decisions: `Run.samples_frame("decision")`.
         deployment: The deployment to show; by default the sum of all.
     """
     import plotly.graph_objects as go

@@ -43,8 +43,8 @@ def request_timeline(
 
     Args:
         requests: `Run.requests_frame()`.
-        telemetry: `Run.samples("deployment")`, for a second row with the replicas: running and
-            starting stacked, and the autoscaler's target as a line.
+        telemetry: `Run.samples_frame("deployment")`, for a second row with the replicas: running
+            and starting stacked, and the autoscaler's target as a line.
         health: The client's health; by default the one that `requests` carries.
         deployment: The deployment in the second row; by default the sum of all.
     """

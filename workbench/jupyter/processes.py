@@ -32,7 +32,7 @@ async def services_of(folder: Path) -> list[dict[str, Any]]:
 
 
 async def stop_service(folder: Path, process: str, name: str) -> None:
-    """Stop a service by a process that knows it.
+    """Stop a service through the process that deployed it.
 
     Raises:
         EndpointGoneError: There is no such process.
@@ -42,7 +42,9 @@ async def stop_service(folder: Path, process: str, name: str) -> None:
     try:
         answer = await _ask(socket, {"command": "stop", "name": name}, STOP_TIMEOUT_S)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise EndpointGoneError(f"{name}: the process {process} that knows it has ended") from None
+        raise EndpointGoneError(
+            f"{name}: process {process}, which deployed it, has ended"
+        ) from None
     except TimeoutError:
         raise WorkbenchError(
             f"{name}: process {process} has not stopped it within {STOP_TIMEOUT_S:g} s"

@@ -1,4 +1,4 @@
-"""Find out which parameters a server of others accepts, with one small request per route.
+"""Find out which parameters an external server accepts, with a few small requests per route.
 
 Servers reject parameters that others require: reasoning models want `max_completion_tokens`
 instead of `max_tokens` and no `temperature`, and `ignore_eos` is an extension of vLLM. A measured
@@ -43,7 +43,7 @@ _PATHS = {"chat": "chat/completions", "completion": "completions"}
 
 @dataclass(frozen=True)
 class Calls:
-    """Arguments of `stream_chat` and `stream_completion` for one load, and what to tell."""
+    """Arguments of `stream_chat` and `stream_completion` for one load, and messages to show."""
 
     chat: Mapping[str, Any] = field(default_factory=dict)
     completion: Mapping[str, Any] = field(default_factory=dict)

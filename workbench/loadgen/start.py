@@ -48,8 +48,8 @@ def start_load(
 ) -> LoadRun:
     """Plan `load` and start to send it to `target`, in the running event loop.
 
-    An endpoint that this process did not deploy gets a small request first, once, to find out which
-    parameters it accepts (`workbench.loadgen.accepted`).
+    An endpoint that this process did not deploy gets a few small requests first, once, to find out
+    which parameters it accepts (`workbench.loadgen.accepted`).
 
     Args:
         target: The endpoint.

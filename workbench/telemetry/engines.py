@@ -1,4 +1,4 @@
-"""Read the `/metrics` that an engine of others publishes itself: vLLM, SGLang or TGI.
+"""Read the `/metrics` that an external engine publishes itself: vLLM, SGLang or TGI.
 
 The names are those of vLLM 0.29 (`vllm.v1.metrics.loggers`), of SGLang's "Production Metrics"
 (https://docs.sglang.io/references/production_metrics.html; needs `--enable-metrics`) and of TGI's

@@ -19,7 +19,7 @@ TIMEOUT_S = 2.0
 
 
 class RemoteMetrics:
-    """The `/metrics` beside an endpoint's `/v1`, read with the endpoint's own connection.
+    """The `/metrics` next to an endpoint's `/v1`, read with the endpoint's own connection.
 
     `seen` is whether it was ever read, and `failure` why the last attempt failed.
     """

@@ -43,8 +43,8 @@ def simulate(
 ) -> Simulation:
     """Return what a service would do under a load.
 
-    The replicas run as the calibration describes, Ray Serve's autoscaler decides on their number.
-    The same arguments give the same result, to the byte.
+    The replicas run as the calibration describes, and Ray Serve's autoscaling rules decide how many
+    there are. The same arguments give the same result, to the byte.
 
     Args:
         spec: The service: its scaling, its routing and the limits of its engine.

@@ -277,7 +277,9 @@ class TraceReplay(_Arrivals):
         "auto", description="Unit of the times; auto: that of the format."
     )
     columns: dict[str, str] = Field(
-        {}, description="Columns of an unknown format: their name, and the name of ours."
+        {},
+        description="Columns of an unknown format by their names in the file, each with its "
+        "standard name, such as input_length.",
     )
     block_size: int | None = Field(
         None, ge=1, le=1_000_000, description="Tokens per hash id; None: that of the format."
@@ -292,7 +294,7 @@ class TraceReplay(_Arrivals):
         unknown = [name for name in self.columns.values() if name not in TRACE_COLUMNS]
         if unknown:
             raise ValueError(
-                f"TraceReplay.columns names {unknown[0]!r}, which is no column of ours; "
+                f"TraceReplay.columns names {unknown[0]!r}, which is not a column of a trace; "
                 f"give {', '.join(TRACE_COLUMNS)}"
             )
         return self

@@ -154,7 +154,7 @@ def test_rates_without_both_variants_are_left_out(tmp_path: Path, rng: np.random
         assert frame.empty
         assert disaggregation_table(frame).empty
         assert not any(len(trace.x) for trace in disaggregation_figure(frame).data)
-        assert disaggregation_lines(frame) == ["Prefill and decode apart were not measured."]
+        assert disaggregation_lines(frame) == ["Disaggregated prefill and decode was not measured."]
 
 
 def test_the_figure_has_a_line_for_each_latency_and_variant(

@@ -20,7 +20,7 @@ BOUNDS = [0.0, 32.0, 36.5, 70.0, 85.0, 105.0, 140.0]
 
 
 class RunByHand:
-    """Steady from 0 s, doubled at 32 s, a second replica asked for at 36 s that serves at 57 s."""
+    """Steady from 0 s, doubled at 32 s, a second replica requested at 36 s that serves at 57 s."""
 
     def __init__(self, root: Path, **endings: str) -> None:
         self.run = Run.create(root, {}, run_id="r")
@@ -105,8 +105,8 @@ def by_hand(tmp_path: Path) -> RunByHand:
 
 def test_the_lines_of_a_run_without_problems(by_hand: RunByHand) -> None:
     assert by_hand.lines() == [
-        "The load doubled to 4 requests/s at 0:32; the autoscaler asked for a second replica 4 s "
-        "later; it served its first token 21 s after that.",
+        "The load doubled to 4 requests/s at 0:32; the autoscaler requested a second replica 4 s "
+        "later, which served its first token 21 s after that.",
         "TTFT p95 fell from 3.1 s to 240 ms.",
         "100% of the 15 requests from 1:10 to 1:25 met the SLO.",
         "The load ended at 1:25; the last replica had stopped 16 s later.",
@@ -131,8 +131,8 @@ def test_second_replica_never_came(tmp_path: Path) -> None:
     run.requests(70, 85, 6.0)
     lines = run.lines()
     assert lines[0] == (
-        "The load doubled to 4 requests/s at 0:32 and rose to 6 by 0:34; the autoscaler asked for "
-        "no second replica within 4 s."
+        "The load doubled to 4 requests/s at 0:32 and rose to 6 by 0:34; the autoscaler did not "
+        "request a second replica within 4 s."
     )
     assert lines[1] == "Latency did not recover within 34 s: TTFT p95 of the last 10 s was 3 s."
     assert lines[2:4] == [
@@ -143,22 +143,22 @@ def test_second_replica_never_came(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("runs_s", "end"),
-    [(55, "it ran 19 s after that, but served no request."), (999, "it never ran.")],
+    [(55, "ran 19 s after that, but served no request."), (999, "never ran.")],
 )
 def test_second_replica_served_nothing(tmp_path: Path, runs_s: float, end: str) -> None:
     run = RunByHand(tmp_path, scale_up="limit")
     run.load((32.1, 4.0))
     run.telemetry(runs_s=runs_s, serves_s=999)
-    assert run.lines()[0].endswith(f"4 s later; {end}")
+    assert run.lines()[0].endswith(f"4 s later, which {end}")
 
 
-def test_second_replica_was_asked_for_before_the_load_doubled(tmp_path: Path) -> None:
+def test_second_replica_was_requested_before_the_load_doubled(tmp_path: Path) -> None:
     run = RunByHand(tmp_path)
     run.load((32.1, 4.0))
     run.telemetry(up_s=20)
     assert run.lines()[0].endswith(
-        "; the autoscaler had asked for a second replica at 0:20; it served its first token 37 s "
-        "after that."
+        "; the autoscaler had requested a second replica at 0:20, which served its first token "
+        "37 s after that."
     )
 
 
@@ -168,7 +168,7 @@ def test_replica_of_the_wake_up_is_not_the_second(tmp_path: Path) -> None:
     run.telemetry(up_s=999, runs_s=999)
     decision: dict[str, Any] = {"deployment": "m", "from_target": 1, "to_target": 2}
     run.run.append_telemetry(DecisionSample(time_s=130.0, **decision))
-    assert "asked for no second replica" in run.lines()[0]
+    assert "did not request a second replica" in run.lines()[0]
 
 
 def test_other_rise_than_a_doubled_load(tmp_path: Path) -> None:

@@ -121,9 +121,9 @@ class TestEndpointUrl:
     @pytest.mark.parametrize(
         ("status", "body", "error", "message"),
         [
-            (200, b"<html>hello</html>", SettingError, "is no OpenAI endpoint"),
-            (200, b'{"data": 5}', SettingError, "is no OpenAI endpoint"),
-            (200, b"[]", SettingError, "is no OpenAI endpoint"),
+            (200, b"<html>hello</html>", SettingError, "is not an OpenAI endpoint"),
+            (200, b'{"data": 5}', SettingError, "is not an OpenAI endpoint"),
+            (200, b"[]", SettingError, "is not an OpenAI endpoint"),
             (404, b"", SettingError, "check that the URL ends in /v1"),
             (401, b"", SettingError, "refuses the key"),
             (500, b"", EndpointGoneError, "HTTP 500"),

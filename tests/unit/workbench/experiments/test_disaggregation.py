@@ -1,4 +1,4 @@
-"""Prefill and decode apart: the models and loads of both variants, and the transfers of samples."""
+"""Disaggregated prefill and decode: models and loads of both variants, transfers of samples."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class TestColumns:
 
     def test_invalid_names_are_rejected(self, file: Path) -> None:
         file.write_text("arrived_at,prompt,answer\n1,7,3\n")
-        with pytest.raises(SpecError, match=r"names 'time', which is no column of ours.*timestamp"):
+        with pytest.raises(SpecError, match=r"'time', which is not a column of a trace.*timestamp"):
             read_trace(file, columns={"arrived_at": "time"})
         with pytest.raises(TraceError, match=r"column 'at' of TraceReplay.columns is missing"):
             read_trace(file, columns={"at": "timestamp"})
