@@ -27,6 +27,9 @@ ENDED = "The replica ended before the answer did. Send the request again."
 KEEP_ALIVE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 METRICS_TIMEOUT_S = 10.0
+MAX_BODY_BYTES = 2**20
+"""Larger bodies go to the server in Python. The Rust front end has a limit of its own, and may close
+the connection at such a body, as if it had ended."""
 
 _BODY = "http.response.body"
 logger = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ class RustRelay:
         body = await _read(receive)
         if body is None:
             return
-        fields = _parsed(body)
+        fields = _parsed(body) if len(body) <= MAX_BODY_BYTES else None
         if fields is None or not is_supported(path, fields, self._model):
             return await self._app(scope, replay_body(body, receive), send)
         self.running += 1
@@ -125,7 +128,8 @@ class RustRelay:
         events = EventStream(estimated_prompt_tokens(fields))
         if context is not None:
             context.generated = events.count
-        body = json.dumps(rust_fields(path, fields, self._max_tokens)).encode()
+        text = json.dumps(rust_fields(path, fields, self._max_tokens), ensure_ascii=False)
+        body = text.encode(errors="surrogatepass")  # It rejects half of a surrogate pair.
         headers = {"content-type": "application/json"}
         request = self._first_tokens.begin()
         sent_s = perf_counter()

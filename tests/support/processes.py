@@ -20,13 +20,13 @@ def process_group(command: list[Any], **options: Any) -> Iterator[subprocess.Pop
 
     A program that calls `end_group_with_parent` also ends its group if this process is killed.
     """
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    options |= {"stdin": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def end_group_with_parent() -> None:

@@ -210,6 +210,40 @@ def test_a_request_that_it_does_not_support_goes_to_the_other(
         assert len(front.served.app.log) == 1
 
 
+@pytest.mark.parametrize(("size", "in_python"), [(2**20 - 200, False), (2**20, True)])
+def test_a_large_body_goes_to_the_other(tmp_path: Path, size: int, in_python: bool) -> None:
+    """There is no front end in Rust here, so its answer would be an error."""
+    messages = [{"role": "user", "content": "é" * (size // 2)}]
+    body = json.dumps(BODY | {"messages": messages}, ensure_ascii=False).encode()
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert message["body"] == body
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+
+    async def request() -> None:
+        relay = RustRelay(other, str(tmp_path / "http"), "m", 50, FirstTokens())
+        await relay({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+        await relay._client().close()
+
+    asyncio.run(request())
+    assert statuses[0] == (418 if in_python else 500)
+
+
+def test_text_is_passed_on_as_it_is(open_front: Any) -> None:
+    messages = [{"role": "user", "content": "é\u4e2d\U0001f600"}]
+    with open_front(script(*STREAM, FINAL, DONE)) as front:
+        front.post(messages=messages)
+        assert front.rust.log[0].body["messages"] == messages
+
+
 def test_a_front_end_that_ends_in_a_stream_is_an_error_event(open_front: Any) -> None:
     with open_front(script(*STREAM[:3], b"data: {", die=True)) as front:
         *events, last = front.post().content.split(b"\n\n")[:-1]
