@@ -155,10 +155,10 @@ class EngineReplica(EngineServer):
 
         Serve then kills the process, which would leave the sockets of the front end.
         """
-        if getattr(self, "_rust", None) is not None:
+        if rust := getattr(self, "_rust", None):
             for task in getattr(self, "_tasks", ()):
                 task.cancel()  # One of them ends the process with the front end.
-            self._rust.end()
+            rust.end()
         await super().__del__()
 
     async def check_health(self) -> None:

@@ -28,8 +28,8 @@ KEEP_ALIVE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 METRICS_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 2**20
-"""Larger bodies go to the server in Python. The Rust front end has a limit of its own, and may close
-the connection at such a body, as if it had ended."""
+"""Larger bodies go to the server in Python. The Rust front end has a limit of its own, and may
+close the connection at such a body, as if it had ended."""
 
 _BODY = "http.response.body"
 logger = logging.getLogger(__name__)

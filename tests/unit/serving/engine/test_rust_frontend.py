@@ -102,7 +102,7 @@ def test_the_page_of_metrics_can_be_limited_to_names(tmp_path: Path, query: str)
                 assert (await client.get("/other")).status_code == 418
         finally:
             started.front.end()
-            await started.front._relay._client().close()  # type: ignore[union-attr]
+            await started.front._relay._client().close()
 
     asyncio.run(read())
 

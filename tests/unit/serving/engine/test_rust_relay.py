@@ -124,22 +124,21 @@ def test_the_client_gets_the_usage_that_it_asks_for(open_front: Any) -> None:
         assert without_metrics(reply.content) == b"".join([*PLAIN, FINAL, DONE])
 
 
-def test_the_last_event_has_the_times_to_the_first_token_and_of_the_others(open_front: Any) -> None:
-    steps = [Step(STREAM[0], 0.05), Step(STREAM[1]), Step(STREAM[2], 0.1), Step(FINAL), Step(DONE)]
-    with open_front(Script(tuple(steps))) as front:
+def test_the_last_event_has_the_times_to_the_first_token_and_to_the_last(open_front: Any) -> None:
+    steps = (Step(STREAM[0], 0.05), Step(STREAM[1], 0.1), Step(FINAL), Step(DONE))
+    with open_front(Script(steps)) as front:
         began_s = time.perf_counter()
         reply = front.post(stream_options={"include_usage": True})
         whole_ms = (time.perf_counter() - began_s) * 1e3
         *_, last, _ = reply.content.split(b"\n\n")[:-1]
-        event = json.loads(last.removeprefix(b"data: "))
-        assert event["usage"]["completion_tokens"] == len(TEXTS)
-        first_ms, decode_ms = event["metrics"].values()
-        assert list(event["metrics"]) == ["time_to_first_token_ms", "generation_time_ms"]
-        (sent_s, *_), (*_, last_s, _) = (front.rust.log[0].sends_s,) * 2
-        assert first_ms >= (sent_s - front.rust.log[0].received_s) * 1e3
-        assert decode_ms > 0
-        assert sum((first_ms, decode_ms)) <= whole_ms
-        assert last_s > sent_s
+        metrics = json.loads(last.removeprefix(b"data: "))["metrics"]
+        first_ms = metrics.pop("time_to_first_token_ms")
+        decode_ms = metrics.pop("generation_time_ms")
+        assert metrics == {}
+        log = front.rust.log[0]
+        first_s, _, last_s, _ = log.sends_s
+        assert first_ms >= (first_s - log.received_s) * 1e3
+        assert (last_s - log.received_s) * 1e3 <= first_ms + decode_ms <= whole_ms
 
 
 def test_the_front_end_gets_the_limit_of_an_answer(open_front: Any) -> None:
