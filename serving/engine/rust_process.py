@@ -127,4 +127,4 @@ class RustProcess:
 def _environment() -> dict[str, str]:
     """Return the environment of the program, which reads the hub's token from a variable only."""
     token = hub_token()
-    return os.environ | {"RUST_LOG": "warn"} | ({"HF_TOKEN": token} if token else {})
+    return {"RUST_LOG": "warn"} | os.environ | ({"HF_TOKEN": token} if token else {})

@@ -86,6 +86,18 @@ def test_it_gets_the_hub_token_of_the_replica(
     assert "HF_TOKEN" not in os.environ
 
 
+@pytest.mark.parametrize(("own", "level"), [(None, "warn"), ("debug", "debug")])
+def test_its_messages_have_the_level_that_the_environment_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, level: str
+) -> None:
+    monkeypatch.delenv("RUST_LOG", raising=False)
+    if own is not None:
+        monkeypatch.setenv("RUST_LOG", own)
+    with closing(Ended(spec(write_program(tmp_path, run=ENVIRONMENT)))) as process:
+        asyncio.run(process.wait_until_ready(is_ready(process)))
+        assert ask(process.socket).json()["RUST_LOG"] == level
+
+
 def test_no_other_user_reaches_its_sockets(tmp_path: Path) -> None:
     with closing(Ended(spec(write_program(tmp_path)))) as process:
         folder = Path(process.socket).parent
