@@ -46,6 +46,7 @@ class ServiceStatus:
         idle_s: Seconds since it was last in use; None if not known.
         left_s: Seconds until it stops by itself, by the reason.
         dollars_per_hour: $ per hour of the replicas that it has now; None without prices.
+        frontends: The HTTP front end and the reason, by model, where it is not the default.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ServiceStatus:
     idle_s: float | None = field(default=None, compare=False)
     left_s: dict[Reason, float] = field(default_factory=dict, compare=False)
     dollars_per_hour: float | None = None
+    frontends: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def lease_left_s(self) -> float | None:
@@ -68,7 +70,8 @@ class ServiceStatus:
     def __str__(self) -> str:
         parts = [f"{n}: {r.running} of {r.target} running" for n, r in self.deployments.items()]
         text = f"{self.name} is {self.state}" + (f" ({'; '.join(parts)})" if parts else "")
-        return ", ".join([text, *self._terms()])
+        frontends = (f"{model}: {choice}" for model, choice in self.frontends.items())
+        return "\n".join([", ".join([text, *self._terms()]), *frontends])
 
     def _terms(self) -> list[str]:
         texts = []

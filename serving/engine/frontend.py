@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -66,6 +67,22 @@ def choose_frontend(model: ModelSpec) -> Frontend:
             raise
         return Frontend("python", str(error))
     return Frontend("rust", f"model.frontend is {model.frontend!r}, and {program} supports it")
+
+
+def other_frontends(models: Iterable[ModelSpec]) -> dict[str, str]:
+    """Return the front end and the reason, by model, where it is not the default.
+
+    For ``frontend = 'auto'`` this is the choice in this environment; each replica makes its own.
+    """
+    return {
+        model.model_id: str(
+            choose_frontend(model)
+            if model.frontend == "auto"
+            else Frontend(model.frontend, f"model.frontend is {model.frontend!r}")
+        )
+        for model in models
+        if model.frontend != "python"
+    }
 
 
 def unsupported(model: ModelSpec) -> str | None:

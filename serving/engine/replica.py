@@ -37,6 +37,7 @@ from serving.engine.frontend import choose_frontend
 from serving.engine.grammars import GrammarChecker
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
+from serving.engine.hub_token import hide_hub_token
 from serving.engine.prefill import without_min_tokens
 from serving.engine.ray_metrics import RayMetrics
 from serving.engine.rust_frontend import RustFrontend
@@ -149,17 +150,28 @@ class EngineReplica(EngineServer):
             await asyncio.to_thread(self.engine_client.shutdown, 0)
         os._exit(1)
 
-    async def check_health(self) -> None:
-        """Raise if the engine or the front end has ended, and wait until the workers answer.
+    async def __del__(self) -> None:
+        """End the front end in Rust; Serve awaits this after the replica's last request.
 
-        vLLM's own check only notices an engine that has ended; one that is stopped or stuck would
-        hold its requests forever. Serve bounds the wait (``health_check_timeout_s``) and replaces
-        the replica after the third timeout in a row. Only one check runs at a time, so that they
-        do not pile up in front of a slow engine.
+        Serve then kills the process, which would leave the sockets of the front end.
+        """
+        if rust := getattr(self, "_rust", None):
+            for task in getattr(self, "_tasks", ()):
+                task.cancel()  # One of them ends the process with the front end.
+            rust.end()
+        await super().__del__()
+
+    async def check_health(self) -> None:
+        """Raise if the engine or the front end has ended, and wait until both answer.
+
+        vLLM's own check only notices an engine that has ended. An engine or a front end that is
+        stopped or stuck would hold its requests forever. Serve bounds the wait
+        (``health_check_timeout_s``) and replaces the replica after the third timeout in a row. Only
+        one check of the engine runs at a time, so that they do not pile up in front of a slow one.
         """
         await super().check_health()
         if self._rust is not None:
-            self._rust.check()
+            await self._rust.check()
         if self._health_check is None or self._health_check.done():
             check = self.engine_client.collective_rpc("check_health")
             self._health_check = asyncio.ensure_future(check)
@@ -232,21 +244,3 @@ class DecodeReplica(GatedReplica, PDDecodeServer):  # type: ignore[misc]
     """
 
     PORTS = DECODE_PORTS
-
-
-def hide_hub_token() -> None:
-    """Keep a hub token in memory: Ray copies ``HF_TOKEN`` into readable task records.
-
-    The hub's library reads the token from a path. This one is a file of this process without a
-    name on disk. Its engine processes can open it while this process lives.
-    """
-    token = os.environ.pop("HF_TOKEN", None) or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
-    if token:
-        descriptor = os.memfd_create("hub-token")
-        os.write(descriptor, token.encode())
-        path = f"/proc/{os.getpid()}/fd/{descriptor}"
-        os.environ["HF_TOKEN_PATH"] = path
-        import huggingface_hub.constants as constants
-
-        constants.HF_TOKEN_PATH = path

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from aiohttp import ClientError
-from prometheus_client import make_asgi_app
+from prometheus_client import CollectorRegistry, make_asgi_app
 
 from serving.engine.frontend import answer_limit
 from serving.engine.rust_metrics import Registry, SharedMetrics
@@ -64,7 +64,9 @@ class RustFrontend:
         )
         await self._process.wait_until_ready(relay.is_ready)
         self._relay = relay
-        metrics_app: App = make_asgi_app(registry=self.metrics)
+        registry = CollectorRegistry(auto_describe=True)  # It can select metrics by name.
+        registry.register(self.metrics)
+        metrics_app: App = make_asgi_app(registry=registry)
 
         async def both(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and path_below_prefix(scope) == METRICS_ROUTE:
@@ -83,20 +85,30 @@ class RustFrontend:
         """Whether its process has ended."""
         return self._process.status is not None
 
-    def check(self) -> None:
-        """Raise ``RuntimeError`` if its process has ended."""
+    async def check(self) -> None:
+        """Wait until it answers, which one that is stopped or stuck never does.
+
+        Raises:
+            RuntimeError: It has ended, or has lost the engine.
+        """
         self._process.check()
+        assert self._relay is not None
+        if not await self._relay.is_ready():
+            raise RuntimeError(
+                "vLLM's Rust front end has lost the engine, or has just ended. The replica's log "
+                "has its messages."
+            )
 
     def end(self) -> None:
         """End its process, and with it the streams in progress."""
         self._process.end()
 
     async def read_metrics(self) -> None:
-        """Read its metrics every second, without end."""
+        """Read its metrics every second, without end. After an error the last ones remain."""
         assert self._relay is not None
         while True:
             try:
-                self.metrics.page = await self._relay.metrics()
-            except ClientError as error:
+                self.metrics.read(await self._relay.metrics())
+            except (ClientError, TimeoutError, ValueError) as error:
                 logger.warning("The Rust front end's metrics could not be read: %r", error)
             await asyncio.sleep(PUBLISH_S)

@@ -34,26 +34,27 @@ class SharedMetrics:
 
     Args:
         registry: The metrics of the client in Python.
-
-    Attributes:
-        page: The last page of metrics of the other client, in Prometheus' text format.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.page = ""
+        self._others: dict[_Key, Sample] = {}
+
+    def read(self, page: str) -> None:
+        """Take the other client's metrics, in Prometheus' text format, in place of the last ones.
+
+        Raises:
+            ValueError: It is no such page. The last metrics remain.
+        """
+        # The type of a counter is not read: the page has it under the name without "_total".
+        families = text_string_to_metric_families(page)
+        samples = (sample for family in families for sample in family.samples)
+        self._others = {_key(s): s for s in samples if s.name.startswith(METRIC_PREFIX)}
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics in Python, with the other client's counts added."""
-        others = self._others() if self.page else {}
         for family in self._registry.collect():
-            yield _added(family, others) if family.type in ADDED else family
-
-    def _others(self) -> dict[_Key, Sample]:
-        # The type of a counter is not read: the page has it under the name without "_total".
-        families = text_string_to_metric_families(self.page)
-        samples = (sample for family in families for sample in family.samples)
-        return {_key(s): s for s in samples if s.name.startswith(METRIC_PREFIX)}
+            yield _added(family, self._others) if family.type in ADDED else family
 
 
 def _added(family: Metric, others: dict[_Key, Sample]) -> Metric:

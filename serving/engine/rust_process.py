@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.compat.vllm_rust import rust_arguments, rust_program
+from serving.engine.hub_token import hub_token
 from serving.spec.model import ModelSpec
 
 READY_TIMEOUT_S = 60.0
@@ -69,7 +70,7 @@ class RustProcess:
                 command,
                 pass_fds=(listener.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"RUST_LOG": "warn"},
+                env=_environment(),
             )
 
     def _command(self, program: Path, listener: int, arguments: dict[str, Any]) -> list[str]:
@@ -121,3 +122,9 @@ class RustProcess:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the program, which reads the hub's token from a variable only."""
+    token = hub_token()
+    return {"RUST_LOG": "warn"} | os.environ | ({"HF_TOKEN": token} if token else {})

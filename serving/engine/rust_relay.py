@@ -1,19 +1,21 @@
 """Passes streams from vLLM's Rust front end on, without reading each event as JSON.
 
-Every event has the tokens so far, so that an answer whose client disconnects can be charged. One
-regular expression removes them from the bytes of a chunk.
+Every event has the tokens so far, so that an answer whose client disconnects can be charged. They
+are removed from the bytes of a chunk (:mod:`serving.engine.rust_events`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import re
-from collections.abc import Callable
-from functools import partial
+import logging
+from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import aiohttp
 
+from serving.engine.rust_events import USAGE_EVENT, EventStream, with_metrics
 from serving.engine.rust_requests import estimated_prompt_tokens, is_supported, rust_fields
 from serving.engine.stats import FirstTokens
 from serving.gateway.asgi import App, Receive, Scope, Send, error_body, respond_json
@@ -24,46 +26,13 @@ from serving.gateway.http_routes import path_below_prefix, replay_body
 ENDED = "The replica ended before the answer did. Send the request again."
 KEEP_ALIVE_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
+METRICS_TIMEOUT_S = 10.0
+MAX_BODY_BYTES = 2**20
+"""Larger bodies go to the server in Python. The Rust front end has a limit of its own, and may
+close the connection at such a body, as if it had ended."""
 
-# Quotation marks are escaped inside a JSON string, so generated text cannot match. The last event,
-# whose only content is the usage, has no choices.
-_USAGE = re.compile(rb'(?<!"choices":\[\]),"usage":\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}(?=\}(?:\n\n|$))')
-_COUNTS = re.compile(rb'"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)')
-_END = b"\n\n"
 _BODY = "http.response.body"
-
-
-class UsageStripper:
-    """Removes the usage from every event of one stream but the last.
-
-    Args:
-        prompt_tokens: The tokens of the prompt until an event reports them.
-    """
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._rest = b""
-        self._latest = b""
-
-    def strip(self, data: bytes) -> bytes:
-        """Return the whole events of the stream so far that were not returned before."""
-        if self._rest:
-            data, self._rest = self._rest + data, b""
-        if not data.endswith(_END):
-            data, end, self._rest = data.rpartition(_END)
-            data += end
-        if not data:
-            return data
-        self._latest = data
-        return _USAGE.sub(b"", data)
-
-    def count(self) -> tuple[int, int]:
-        """Return the tokens of the prompt and of the answer so far."""
-        counts = _COUNTS.findall(self._latest)
-        if not counts:
-            return self._prompt_tokens, 0
-        prompt, output = counts[-1]
-        return int(prompt), int(output)
+logger = logging.getLogger(__name__)
 
 
 class RustRelay:
@@ -104,7 +73,7 @@ class RustRelay:
         body = await _read(receive)
         if body is None:
             return
-        fields = _parsed(body)
+        fields = _parsed(body) if len(body) <= MAX_BODY_BYTES else None
         if fields is None or not is_supported(path, fields, self._model):
             return await self._app(scope, replay_body(body, receive), send)
         self.running += 1
@@ -116,12 +85,20 @@ class RustRelay:
             await self._app(scope, replay_body(body, receive), send)
 
     async def metrics(self) -> str:
-        """Return the page of metrics of the Rust front end."""
-        async with self._client().get("/metrics") as response:
+        """Return the page of metrics of the Rust front end.
+
+        Raises:
+            aiohttp.ClientError: It cannot be reached, or answers with an error.
+            TimeoutError: It does not answer.
+        """
+        timeout = aiohttp.ClientTimeout(METRICS_TIMEOUT_S)
+        async with self._client().get(
+            "/metrics", timeout=timeout, raise_for_status=True
+        ) as response:
             return await response.text()
 
     async def is_ready(self) -> bool:
-        """Return whether the Rust front end answers."""
+        """Return whether the Rust front end answers and has a connection to the engine."""
         try:
             async with self._client().get("/health") as response:
                 return response.status == 200
@@ -133,8 +110,9 @@ class RustRelay:
         if self._session is None:
             connector = aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+            headers = {"accept-encoding": "identity"}  # The bytes are passed on as they are.
             self._session = aiohttp.ClientSession(
-                "http://rust", connector=connector, timeout=timeout, auto_decompress=False
+                "http://rust", connector=connector, timeout=timeout, headers=headers
             )
         return self._session
 
@@ -147,52 +125,64 @@ class RustRelay:
         Returns:
             Whether there was an answer; False for a rejected request.
         """
-        stripper = UsageStripper(estimated_prompt_tokens(fields))
+        events = EventStream(estimated_prompt_tokens(fields))
         if context is not None:
-            context.generated = stripper.count
-        body = json.dumps(rust_fields(path, fields, self._max_tokens)).encode()
+            context.generated = events.count
+        text = json.dumps(rust_fields(path, fields, self._max_tokens), ensure_ascii=False)
+        body = text.encode(errors="surrogatepass")  # It rejects half of a surrogate pair.
+        headers = {"content-type": "application/json"}
         request = self._first_tokens.begin()
-        served = partial(self._first_tokens.served, request)
+        sent_s = perf_counter()
         try:
-            return await self._answer(path, body, stripper, send, served)
+            async with self._client().post(path, data=body, headers=headers) as response:
+                if response.status == 200:
+                    await self._pass_on(response, events, send, request, sent_s)
+                    return True
+                if response.status >= 500:
+                    logger.warning("The Rust front end answered with status %d.", response.status)
+                return False
+        except aiohttp.ClientError:
+            await respond_json(send, 500, _ended())
+            return True
         finally:
             self._first_tokens.dropped(request)
 
-    async def _answer(
+    async def _pass_on(
         self,
-        path: str,
-        body: bytes,
-        stripper: UsageStripper,
+        response: aiohttp.ClientResponse,
+        events: EventStream,
         send: Send,
-        served: Callable[[], None],
-    ) -> bool:
-        headers = {"content-type": "application/json"}
-        started = False
+        request: object,
+        sent_s: float,
+    ) -> None:
+        """Pass a stream on; if the process ends, report that as the last event."""
+        headers = [(b"content-type", response.headers["content-type"].encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        first_s: float | None = None
+        last = b""
         try:
-            async with self._client().post(path, data=body, headers=headers) as response:
-                if response.status != 200:
-                    return False
-                content_type = response.headers["content-type"].encode()
-                start = {"type": "http.response.start", "status": 200}
-                await send(start | {"headers": [(b"content-type", content_type)]})
-                started = True
-                async for data in response.content.iter_any():
-                    if events := stripper.strip(data):
-                        await send({"type": _BODY, "body": events, "more_body": True})
-                        served()
-                await send({"type": _BODY, "body": b""})
+            async for data in response.content.iter_any():
+                whole = events.add(data)
+                if not whole:
+                    continue
+                if first_s is None:
+                    first_s = perf_counter()
+                    self._first_tokens.served(request)
+                if USAGE_EVENT in whole:
+                    whole = with_metrics(whole, first_s - sent_s, perf_counter() - first_s)
+                await send({"type": _BODY, "body": whole, "more_body": True})
         except aiohttp.ClientError:
-            await _report_end(started, send)
-        return True
+            last = error_event("completion", _ended()["error"])
+        except asyncio.CancelledError:
+            # The client also pays for what it did not wait for.
+            with suppress(aiohttp.ClientError):
+                events.add(response.content.read_nowait())
+            raise
+        await send({"type": _BODY, "body": last})
 
 
-async def _report_end(started: bool, send: Send) -> None:
-    """Report that the answer does not go on: as a status, or as the last event of a stream."""
-    error = error_body(ENDED, "server_error", "replica_ended")
-    if not started:
-        return await respond_json(send, 500, error)
-    event = error_event("completion", error["error"])
-    await send({"type": _BODY, "body": event})
+def _ended() -> dict[str, Any]:
+    return error_body(ENDED, "server_error", "replica_ended")
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -29,6 +29,9 @@ USAGE = {"include_usage": True, "continuous_usage_stats": True}
 def is_supported(path: str, fields: Mapping[str, Any], model: str) -> bool:
     """Return whether the Rust front end answers a request as vLLM's own server does.
 
+    A field that is null is not the same as one that is left out: vLLM's own server takes a
+    completion's ``max_tokens`` of null for no limit. Such requests go to it.
+
     Args:
         path: The route.
         fields: The body.
@@ -37,6 +40,7 @@ def is_supported(path: str, fields: Mapping[str, Any], model: str) -> bool:
     return (
         fields.get("stream") is True
         and fields.keys() <= FIELDS.get(path, frozenset())
+        and None not in fields.values()
         and fields.get("model", model) == model
         and fields.get("n", 1) == 1
         and _asks_for_one_usage(fields.get("stream_options", {}))

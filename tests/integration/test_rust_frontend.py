@@ -22,6 +22,7 @@ import psutil
 import pytest
 from support import rust_replica
 from support.gate_server import AUTHORIZED
+from support.processes import process_group
 
 from serving.cluster.supervisor import descendants
 from serving.compat.vllm_rust import rust_program
@@ -79,7 +80,7 @@ class Replica(NamedTuple):
 
 @contextmanager
 def running(folder: Path) -> Iterator[Replica]:
-    """Start a replica and end it."""
+    """Start a replica, and end it with all its processes."""
     try:
         program = rust_program()
     except MissingPackageError as error:
@@ -87,18 +88,16 @@ def running(folder: Path) -> Iterator[Replica]:
     own = {"VLLM_RUST_FRONTEND_PATH": str(program), "TMPDIR": str(folder)}
     variables = os.environ | environment(ModelSpec()) | own
     log, port = folder / "log", folder / "port"
-    with log.open("w") as output:
-        command = [sys.executable, rust_replica.__file__, str(port)]
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=variables)
-    try:
+    command = [sys.executable, rust_replica.__file__, str(port)]
+    with (
+        log.open("w") as output,
+        process_group(command, stdout=output, stderr=output, env=variables) as process,
+    ):
         wait_until(lambda: port.exists() or process.poll() is not None, START_S)
         assert port.exists(), log.read_text()[-3000:]
         url = f"http://127.0.0.1:{port.read_text()}"
         with httpx.Client(base_url=url, headers=AUTHORIZED, timeout=60) as client:
             yield Replica(process, client)
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +267,45 @@ def test_a_client_that_disconnects_stops_the_engine_and_pays(replica: Replica) -
     prompt, output = (new - old for new, old in zip(replica.charged(), before, strict=True))
     assert prompt > 0
     assert seen <= output < rust_replica.MAX_TOKENS
+
+
+def test_the_last_event_has_the_metrics_that_stages_are_read_from(replica: Replica) -> None:
+    fields = {"messages": QUESTION, "stream": True} | GREEDY
+    own, other = (replica.post("chat/completions", **fields | o) for o in (USAGE, IN_PYTHON))
+    assert is_from_rust(own.content)
+    found, reference = (events(reply.content)[-1] for reply in (own, other))
+    assert found["usage"]["completion_tokens"] == reference["usage"]["completion_tokens"]
+    assert found["metrics"].keys() <= reference["metrics"].keys()
+    assert min(found["metrics"].values()) > 0
+
+
+def test_a_token_that_the_model_does_not_have_is_the_error_of_the_other(replica: Replica) -> None:
+    """The engine would fail, and with it all requests."""
+    fields = {"prompt": [5, 10**6], "stream": True}
+    own, other = (replica.post("completions", **fields | o) for o in (USAGE, IN_PYTHON))
+    assert own.status_code == other.status_code == 400
+    assert own.json() == other.json()
+
+
+def test_a_front_end_that_is_stopped_is_reported_by_the_health_check(replica: Replica) -> None:
+    program = replica.child("vllm-rs")
+    assert replica.client.get("/check").text == "healthy"
+    program.suspend()
+    try:
+        assert replica.client.get("/check").text == "TimeoutError"
+    finally:
+        program.resume()
+    assert replica.client.get("/check").text == "healthy"
+
+
+def test_a_replica_that_serve_stops_leaves_no_front_end_and_no_sockets(tmp_path: Path) -> None:
+    with running(tmp_path) as replica:
+        program = replica.child("vllm-rs").pid
+        assert list(tmp_path.glob("llm-workbench-rust-*"))
+        replica.process.terminate()
+        replica.process.wait(timeout=30)
+        assert not is_running(program)
+        assert not list(tmp_path.glob("llm-workbench-rust-*"))
 
 
 @pytest.mark.parametrize("victim", ["vllm-rs", "VLLM::EngineCore"])

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def process_group(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a group of its own, and kill the whole group at the end.
+
+    A program that calls `end_group_with_parent` also ends its group if this process is killed.
+    """
+    options |= {"stdin": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_group_with_parent() -> None:
+    """Kill the group of this process as soon as the other end of its standard input closes."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,9 @@
 """A replica with vLLM's Rust front end in one process, without Ray or Serve running.
 
 It is the class that Serve runs, with a real engine. As Serve does, the program serves its
-application on a port of the loopback address and cancels a request whose client disconnects. It
-writes the port to the file that its argument names, then serves until it is terminated.
+application on a port of the loopback address, cancels a request whose client disconnects, and calls
+the destructor at the end. It writes the port to the file that its argument names, then serves until
+it is terminated. If the process that started it ends, it ends with all its processes.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 MODEL, MAX_TOKENS = "tiny", 300
+CHECK_S = 10.0
 
 
 async def main(port_file: Path) -> None:
@@ -26,6 +29,7 @@ async def main(port_file: Path) -> None:
     from ray import serve
     from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
     from support.gate_server import as_in_replica
+    from support.processes import end_group_with_parent
 
     from serving.compat.vllm_rust import PATH_VARIABLE, rust_program
     from serving.deploy.deployments import engine_fields
@@ -34,6 +38,9 @@ async def main(port_file: Path) -> None:
     from serving.spec.model import ModelSpec
     from serving.spec.service import ServiceSpec
 
+    end_group_with_parent()
+    # The server raises the signal again when it has stopped.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # Without Ray there is no placement group, which the executor of a CPU does not use.
     VLLMEngineConfig.get_or_create_pg = lambda self: None
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="replica"))
@@ -59,6 +66,8 @@ async def main(port_file: Path) -> None:
     written.write_text(str(server.servers[0].sockets[0].getsockname()[1]))
     written.rename(port_file)
     await started
+    await replica.__del__()
+    os._exit(0)  # Serve kills the process.
 
 
 def config() -> Any:
@@ -75,17 +84,32 @@ def config() -> Any:
 
 
 def with_usage(gate: Any, usage: Any, replica: Any) -> Any:
-    """Answer `/usage` with the tokens that were charged and the figures for the autoscaler."""
+    """Answer `/usage` with the tokens that were charged and the figures for the autoscaler.
+
+    `/check` is answered with the result of the health check that Serve makes.
+    """
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] != "/usage":
+        if scope["type"] == "http" and scope["path"] == "/usage":
+            figures = {"charged": [usage.prompt_tokens, usage.output_tokens, usage.errors]}
+            answer = json.dumps(figures | replica.record_autoscaling_stats())
+        elif scope["type"] == "http" and scope["path"] == "/check":
+            answer = await health(replica)
+        else:
             return await gate(scope, receive, send)
-        figures = {"charged": [usage.prompt_tokens, usage.output_tokens, usage.errors]}
-        body = json.dumps(figures | replica.record_autoscaling_stats()).encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": answer.encode()})
 
     return app
+
+
+async def health(replica: Any) -> str:
+    """The name of the error of the health check, within the time that Serve would allow it."""
+    try:
+        await asyncio.wait_for(replica.check_health(), CHECK_S)
+    except Exception as error:
+        return type(error).__name__
+    return "healthy"
 
 
 if __name__ == "__main__":

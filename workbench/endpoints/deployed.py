@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -12,6 +14,7 @@ from pydantic import SecretStr
 from serving.cluster import connection
 from serving.deploy import ownership, service, status
 from serving.deploy.preflight import check_spec
+from serving.engine.frontend import other_frontends
 from serving.errors import EndpointGoneError, SpecError
 from serving.spec.model import deployment_name
 from serving.spec.pipeline import PipelineSpec
@@ -116,11 +119,18 @@ class Endpoint(Remote):
     def status(self) -> ServiceStatus:
         """Return the replicas of each deployment, and the time until the service stops itself.
 
+        It also has the HTTP front end of each model where that is not vLLM's default.
+
         Raises:
             EndpointGoneError: The service was deleted or has stopped.
         """
         self._require_cluster()
-        return status.service_status(self.spec.name)
+        found = status.service_status(self.spec.name)
+        return replace(found, frontends=self._frontends)
+
+    @cached_property
+    def _frontends(self) -> dict[str, str]:
+        return other_frontends(self.spec.engines)  # It may run a program.
 
     def details(self, timeout_s: float) -> dict[str, Any] | None:
         """Return Serve's report on all applications; None if it does not answer in time."""

@@ -60,7 +60,7 @@ def test_counts_are_added_and_gauges_are_those_in_python() -> None:
         rust.count(seconds, reason, running=100)
         together.count(seconds, reason, running=3)
     metrics = SharedMetrics(python.registry)
-    metrics.page = rust.page
+    metrics.read(rust.page)
     assert samples(metrics) == pytest.approx(samples(together.registry))
 
 
@@ -69,7 +69,7 @@ def test_a_bound_of_a_bucket_may_be_written_as_a_whole_number() -> None:
     for client in (python, rust, together, together):
         client.count(0.7, "stop")
     metrics = SharedMetrics(python.registry)
-    metrics.page = rust.page.replace('le="1.0"', 'le="1"')
+    metrics.read(rust.page.replace('le="1.0"', 'le="1"'))
     assert samples(metrics) == pytest.approx(samples(together.registry))
 
 
@@ -78,7 +78,7 @@ def test_metrics_of_others_are_not_added() -> None:
     python.count(0.2, "stop")
     rust.count(0.2, "stop")
     metrics = SharedMetrics(python.registry)
-    metrics.page = rust.page
+    metrics.read(rust.page)
     (requests,) = [f for f in metrics.collect() if f.name == "http_requests"]
     assert [s.value for s in requests.samples if s.name == "http_requests_total"] == [1]
 
@@ -89,11 +89,22 @@ def test_before_the_first_page_the_metrics_are_those_in_python() -> None:
     assert samples(SharedMetrics(python.registry)) == samples(python.registry)
 
 
+def test_a_damaged_page_leaves_the_last_one() -> None:
+    python, rust, together = Client(), Client(), Client()
+    for client in (python, rust, together, together):
+        client.count(0.7, "stop")
+    metrics = SharedMetrics(python.registry)
+    metrics.read(rust.page)
+    with pytest.raises(ValueError, match="could not convert"):
+        metrics.read("vllm:generation_tokens_total{} many\n")
+    assert samples(metrics) == pytest.approx(samples(together.registry))
+
+
 def test_the_metrics_can_be_read_as_a_page() -> None:
     python, rust = Client(), Client()
     python.count(0.2, "stop")
     rust.count(0.2, "stop")
     metrics = SharedMetrics(python.registry)
-    metrics.page = rust.page
+    metrics.read(rust.page)
     line = 'vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} 2.0'
     assert line in prom.generate_latest(metrics).decode()

@@ -18,9 +18,10 @@ import psutil
 import pytest
 from support.gate_server import wait_until
 from support.paths import ROOT
-from support.rust_program import END, write_program
+from support.rust_program import END, SERVE, write_program
 
 from serving.engine import rust_process
+from serving.engine.hub_token import hide_hub_token
 from serving.engine.rust_process import RustProcess
 from serving.spec.model import ModelSpec
 
@@ -63,6 +64,38 @@ def test_it_gets_its_socket_its_addresses_and_the_model(tmp_path: Path) -> None:
         assert arguments["model_tag"] == ModelSpec().path
         assert arguments["served_model_name"] == ["named"]
         assert arguments["max_model_len"] == 512
+
+
+ENVIRONMENT = SERVE.replace("import json, socket, sys", "import json, os, socket, sys").replace(
+    "json.dumps(sys.argv[1:])", "json.dumps(dict(os.environ))"
+)
+
+
+def test_it_gets_the_hub_token_of_the_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program reads only the variable, which the replica does not have."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "")
+    monkeypatch.setenv("HF_TOKEN_PATH", "")
+    monkeypatch.setenv("HF_TOKEN", "the-secret")
+    hide_hub_token()
+    with closing(Ended(spec(write_program(tmp_path, run=ENVIRONMENT)))) as process:
+        asyncio.run(process.wait_until_ready(is_ready(process)))
+        assert ask(process.socket).json()["HF_TOKEN"] == "the-secret"
+    assert "HF_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize(("own", "level"), [(None, "warn"), ("debug", "debug")])
+def test_its_messages_have_the_level_that_the_environment_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, level: str
+) -> None:
+    monkeypatch.delenv("RUST_LOG", raising=False)
+    if own is not None:
+        monkeypatch.setenv("RUST_LOG", own)
+    with closing(Ended(spec(write_program(tmp_path, run=ENVIRONMENT)))) as process:
+        asyncio.run(process.wait_until_ready(is_ready(process)))
+        assert ask(process.socket).json()["RUST_LOG"] == level
 
 
 def test_no_other_user_reaches_its_sockets(tmp_path: Path) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from support.gate_server import AUTHORIZED, KEY, ServedGate, Server, wait_until
 from support.scripted_server import Choose, Script, ScriptedServer, Step, threaded
 
-from serving.engine.rust_relay import RustRelay, UsageStripper
+from serving.engine.rust_relay import RustRelay
 from serving.engine.stats import FirstTokens
+from serving.gateway.context import SCOPE_KEY
 
 CHAT = "/v1/chat/completions"
 PROMPT_TOKENS = 7
@@ -48,6 +53,10 @@ STREAM = [event([{"index": 0, "delta": {"role": "assistant"}}], 0)]
 STREAM += [event(delta(text), number) for number, text in enumerate(TEXTS, 1)]
 PLAIN = [event([{"index": 0, "delta": {"role": "assistant"}}], None)]
 PLAIN += [event(delta(text), None) for text in TEXTS]
+
+
+def without_metrics(content: bytes) -> bytes:
+    return re.sub(rb',"metrics":\{[^}]*\}', b"", content)
 
 
 def script(*parts: bytes, **end: Any) -> Script:
@@ -112,7 +121,24 @@ def test_a_stream_passes_without_the_usage_that_the_client_did_not_ask_for(
 def test_the_client_gets_the_usage_that_it_asks_for(open_front: Any) -> None:
     with open_front(script(*STREAM, FINAL, DONE)) as front:
         reply = front.post(stream_options={"include_usage": True})
-        assert reply.content == b"".join([*PLAIN, FINAL, DONE])
+        assert without_metrics(reply.content) == b"".join([*PLAIN, FINAL, DONE])
+
+
+def test_the_last_event_has_the_times_to_the_first_token_and_to_the_last(open_front: Any) -> None:
+    steps = (Step(STREAM[0], 0.05), Step(STREAM[1], 0.1), Step(FINAL), Step(DONE))
+    with open_front(Script(steps)) as front:
+        began_s = time.perf_counter()
+        reply = front.post(stream_options={"include_usage": True})
+        whole_ms = (time.perf_counter() - began_s) * 1e3
+        *_, last, _ = reply.content.split(b"\n\n")[:-1]
+        metrics = json.loads(last.removeprefix(b"data: "))["metrics"]
+        first_ms = metrics.pop("time_to_first_token_ms")
+        decode_ms = metrics.pop("generation_time_ms")
+        assert metrics == {}
+        log = front.rust.log[0]
+        first_s, _, last_s, _ = log.sends_s
+        assert first_ms >= (first_s - log.received_s) * 1e3
+        assert (last_s - log.received_s) * 1e3 <= first_ms + decode_ms <= whole_ms
 
 
 def test_the_front_end_gets_the_limit_of_an_answer(open_front: Any) -> None:
@@ -183,6 +209,40 @@ def test_a_request_that_it_does_not_support_goes_to_the_other(
         assert len(front.served.app.log) == 1
 
 
+@pytest.mark.parametrize(("size", "in_python"), [(2**20 - 200, False), (2**20, True)])
+def test_a_large_body_goes_to_the_other(tmp_path: Path, size: int, in_python: bool) -> None:
+    """There is no front end in Rust here, so its answer would be an error."""
+    messages = [{"role": "user", "content": "é" * (size // 2)}]
+    body = json.dumps(BODY | {"messages": messages}, ensure_ascii=False).encode()
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert message["body"] == body
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+
+    async def request() -> None:
+        relay = RustRelay(other, str(tmp_path / "http"), "m", 50, FirstTokens())
+        await relay({"type": "http", "method": "POST", "path": CHAT}, receive, send)
+        await relay._client().close()
+
+    asyncio.run(request())
+    assert statuses[0] == (418 if in_python else 500)
+
+
+def test_text_is_passed_on_as_it_is(open_front: Any) -> None:
+    messages = [{"role": "user", "content": "é\u4e2d\U0001f600"}]
+    with open_front(script(*STREAM, FINAL, DONE)) as front:
+        front.post(messages=messages)
+        assert front.rust.log[0].body["messages"] == messages
+
+
 def test_a_front_end_that_ends_in_a_stream_is_an_error_event(open_front: Any) -> None:
     with open_front(script(*STREAM[:3], b"data: {", die=True)) as front:
         *events, last = front.post().content.split(b"\n\n")[:-1]
@@ -190,6 +250,70 @@ def test_a_front_end_that_ends_in_a_stream_is_an_error_event(open_front: Any) ->
         error = json.loads(last.removeprefix(b"data: "))["error"]
         assert (error["type"], error["code"]) == ("server_error", "replica_ended")
         assert front.charged() == (PROMPT_TOKENS, 2, 0)
+
+
+def test_an_error_in_a_stream_leaves_the_tokens_before_it_charged(open_front: Any) -> None:
+    error = b'data: {"error":{"message":"It failed.","type":"server_error"}}\n\n'
+    with open_front(script(*STREAM[:3], error, DONE)) as front:
+        assert front.post().content == b"".join([*PLAIN[:3], error, DONE])
+        assert front.charged() == (PROMPT_TOKENS, 2, 0)
+
+
+def test_a_client_that_does_not_read_pays_for_what_arrived(tmp_path: Path) -> None:
+    """The relay waits in `send`, while the events after the first arrive."""
+    events = [event(delta("a"), number) for number in range(1, 40)]
+    context = SimpleNamespace(generated=lambda: (0, 0))
+    path = str(tmp_path / "http")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}
+
+    async def stalled(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def disconnect(rust: ScriptedServer) -> None:
+        relay = RustRelay(stalled, path, "m", 50, FirstTokens())  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "POST", "path": CHAT, SCOPE_KEY: context}
+        answer = asyncio.create_task(relay(scope, receive, stalled))
+        while not (rust.log and rust.log[0].ended_s):
+            await asyncio.sleep(0.01)
+        for _ in range(10):  # until this event loop has read what was sent
+            await asyncio.sleep(0.01)
+        answer.cancel()
+        await asyncio.wait({answer})
+        await relay._client().close()
+
+    with threaded(Script((Step(events[0]), Step(b"".join(events[1:]), 0.05))), unix=path) as rust:
+        asyncio.run(disconnect(rust))
+    assert context.generated() == (PROMPT_TOKENS, 39)
+
+
+@pytest.mark.parametrize(("status", "warned"), [(400, False), (503, True)])
+def test_a_failure_of_the_front_end_is_logged(
+    open_front: Any, status: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_front(Script(status=status, body=b"{}")) as front:
+        assert front.post().json()["choices"][0]["message"]["content"] == "yes"
+    assert (f"status {status}" in caplog.text) == warned
+
+
+def test_a_page_of_metrics_with_an_error_is_not_taken_for_metrics(tmp_path: Path) -> None:
+    path = str(tmp_path / "http")
+    pages = []
+
+    async def read(rust: ScriptedServer) -> None:
+        relay = RustRelay(ScriptedServer, path, "m", 50, FirstTokens())  # type: ignore[arg-type]
+        rust.metrics = b"vllm:num_preemptions_total 1\n"
+        pages.append(await relay.metrics())
+        rust.metrics = None  # answered with 404
+        with pytest.raises(aiohttp.ClientResponseError):
+            await relay.metrics()
+        await relay._client().close()
+
+    with threaded(Script(), unix=path) as rust:
+        asyncio.run(read(rust))
+    assert pages == ["vllm:num_preemptions_total 1\n"]
 
 
 def test_a_front_end_that_has_ended_is_a_status(server: Server, tmp_path: Path) -> None:
@@ -202,12 +326,3 @@ def test_a_front_end_that_has_ended_is_a_status(server: Server, tmp_path: Path) 
         assert reply.status_code == 500
         assert reply.json()["error"]["code"] == "replica_ended"
         assert served.app.log == []
-
-
-def test_tokens_so_far_are_those_of_the_newest_event() -> None:
-    stripper = UsageStripper(5)
-    assert stripper.count() == (5, 0)
-    assert stripper.strip(STREAM[0] + STREAM[1] + STREAM[2][:20]) == PLAIN[0] + PLAIN[1]
-    assert stripper.count() == (PROMPT_TOKENS, 1)
-    assert stripper.strip(STREAM[2][20:]) == PLAIN[2]
-    assert stripper.count() == (PROMPT_TOKENS, 2)

@@ -46,6 +46,10 @@ def test_plain_streams_are_supported(path: str, fields: dict[str, Any]) -> None:
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]}),
         (CHAT, {"messages": [{"role": "user", "content": "Why?", "name": "x"}]}),
         (CHAT, {"prompt": "Once"} | {"messages": None}),
+        # null is no limit of its own, so that of the service would not be sent
+        (CHAT, {"messages": MESSAGES, "max_tokens": None}),
+        (CHAT, {"messages": MESSAGES, "max_completion_tokens": None, "max_tokens": 5}),
+        (COMPLETION, {"prompt": "Once", "max_tokens": None}),
         (COMPLETION, {"prompt": ["one", "two"]}),
         (COMPLETION, {"prompt": [[1], [2]]}),
         (COMPLETION, {"prompt": [True]}),
