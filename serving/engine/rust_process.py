@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from serving.cluster.user_folder import user_folder
 from serving.compat.vllm_rust import rust_arguments, rust_program
 from serving.engine.hub_token import hub_token
 from serving.spec.model import ModelSpec
@@ -22,6 +23,8 @@ READY_TIMEOUT_S = 60.0
 """Seconds from when the engine runs until the Rust front end must answer."""
 ENGINE_TIMEOUT_S = 24 * 3600
 """Seconds that it waits for the engine, whose own limits are shorter."""
+SOCKETS = 107 - len("/rust-abcd1234/http")
+"""Bytes of a folder's path so that the sockets fit."""
 BACKLOG = 4096
 """Connections that may wait to be accepted."""
 POLL_S = 0.1
@@ -55,7 +58,7 @@ class RustProcess:
 
     def __init__(self, model: ModelSpec) -> None:
         program = rust_program(model.env)
-        self._folder = tempfile.TemporaryDirectory(prefix="llm-workbench-rust-")
+        self._folder = tempfile.TemporaryDirectory(prefix="rust-", dir=user_folder(SOCKETS))
         folder = Path(self._folder.name)
         self.socket = str(folder / "http")
         self.input_address, self.output_address = f"ipc://{folder}/in", f"ipc://{folder}/out"

@@ -301,11 +301,11 @@ def test_a_front_end_that_is_stopped_is_reported_by_the_health_check(replica: Re
 def test_a_replica_that_serve_stops_leaves_no_front_end_and_no_sockets(tmp_path: Path) -> None:
     with running(tmp_path) as replica:
         program = replica.child("vllm-rs").pid
-        assert list(tmp_path.glob("llm-workbench-rust-*"))
+        assert list(tmp_path.glob("llm-*/rust-*"))
         replica.process.terminate()
         replica.process.wait(timeout=30)
         assert not is_running(program)
-        assert not list(tmp_path.glob("llm-workbench-rust-*"))
+        assert not list(tmp_path.glob("llm-*/rust-*"))
 
 
 @pytest.mark.parametrize("victim", ["vllm-rs", "VLLM::EngineCore"])
