@@ -55,8 +55,8 @@ class Reaction:
         """Return what happened and when, in order. What is unknown is left out."""
         named = [
             ("load changed", self.load_changed_s),
-            ("metric saw it", self.metric_saw_s),
-            ("policy wanted it", self.policy_wanted_s),
+            ("metrics changed", self.metric_saw_s),
+            ("change requested", self.policy_wanted_s),
             ("delay passed", self.delay_passed_s),
             ("actor scheduled", self.scheduled_s),
             ("engine loaded", self.loaded_s),

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from workbench.runs.run import Run
 
 STEP_STYLES = (
-    ("metric saw it", SKY, ""),
-    ("policy wanted it", BLUE, ""),
+    ("metrics changed", SKY, ""),
+    ("change requested", BLUE, ""),
     ("delay passed", ORANGE, "/"),
     ("actor scheduled", PURPLE, ""),
     ("engine loaded", PURPLE, "/"),

@@ -231,9 +231,9 @@ def _requests(sample: DeploymentSample, up: bool) -> bool:
 
 
 def _held_by(change: _Change, desired: int | None) -> tuple[str | None, float]:
-    """Return what held the change back, by Serve's names, and since when the policy wanted it.
+    """Return what held the change back, by Serve's names, and since when the policy requested it.
 
-    Serve makes no change before its delay, so the policy wanted it for at least that long. The
+    Serve makes no change before its delay, so the policy requested it for at least that long. The
     samples, which are late, may show less.
     """
     now_s, wanted_s, limits = change.now.time_s, change.wanted_s, change.limits[1]

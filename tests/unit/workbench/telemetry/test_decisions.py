@@ -221,8 +221,8 @@ class TestReactions(ScalingTimeline):
         up, down = self.reactions(replicas=self.replicas())
         assert up.marks() == [
             ("load changed", 10),
-            ("metric saw it", 11),
-            ("policy wanted it", 12),
+            ("metrics changed", 11),
+            ("change requested", 12),
             ("delay passed", 16),
             ("actor scheduled", 18),
             ("engine loaded", 25),
@@ -230,8 +230,8 @@ class TestReactions(ScalingTimeline):
         ]
         assert down.marks() == [
             ("load changed", 30),
-            ("metric saw it", 31),
-            ("policy wanted it", 31),
+            ("metrics changed", 31),
+            ("change requested", 31),
             ("delay passed", 35),
             ("replicas stopped", 38),
         ]
@@ -262,7 +262,7 @@ class TestReactions(ScalingTimeline):
         rows = self.rows()
         up, _ = reactions(rows, decisions(rows, self.limits))
         assert (up.load_changed_s, up.metric_saw_s) == (None, None)
-        assert up.marks()[0] == ("policy wanted it", 12)
+        assert up.marks()[0] == ("change requested", 12)
 
 
 @pytest.mark.parametrize(
