@@ -1,7 +1,7 @@
 """Delay of other requests while clients send grammars that take long to compile.
 
-One client streams answers one after the other. Meanwhile four other clients send one body of a kind
-again and again, and leave after two seconds. The kinds are:
+One client streams answers one by one. Meanwhile four clients of another process send bodies
+of one kind, and leave after two seconds. The kinds are:
 
 - `rejected`: a schema with an enum of 60,000 strings, which the gate rejects by its size
 - `enum`: a schema with as many long enum values as the default limits allow, all different
@@ -9,7 +9,7 @@ again and again, and leave after two seconds. The kinds are:
 
 `gap_p50_ms_KIND`, `gap_p99_ms_KIND` and `gap_max_ms_KIND` are the gaps between two tokens of the
 streams, and `ttft_max_ms_KIND` is their longest time to first token; KIND `quiet` is without other
-clients. `answers_KIND` counts the statuses that the other clients got.
+clients. `answers_KIND` counts the statuses that the other clients got, and how often they left.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import argparse
 import asyncio
 import itertools
 import json
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -32,6 +34,8 @@ from _vllm import prepare
 import workbench as wb
 
 ATTACKERS, PATIENCE_S = 4, 2.0
+Target = tuple[str, str, str]
+"""Base URL, key and model of the endpoint."""
 LIMITS = wb.Limits()
 GOALS: dict[str, Goal] = {
     f"{figure}_max_ms_{kind}": {"max": 1000}
@@ -73,42 +77,71 @@ def main() -> None:
     prepare()
     figures: dict[str, float | str] = {}
     with wb.deploy(wb.ServiceSpec(port=0)) as endpoint:
-        seeds = itertools.count(1)
-        for kind in ("quiet", *KINDS):
-            figures |= asyncio.run(measure(endpoint, kind, options.seconds, seeds))
+        target = (endpoint.base_url, endpoint.api_key.get_secret_value(), endpoint.model_id)
+        figures |= asyncio.run(measure(target, "quiet", options.seconds))
+        for kind in KINDS:
+            with attacked(target, kind) as answers:
+                figures |= asyncio.run(measure(target, kind, options.seconds))
+            figures[f"answers_{kind}"] = answers[0]
     report("grammars", figures, GOALS)
 
 
-async def measure(
-    endpoint: wb.Endpoint, kind: str, seconds: float, seeds: Iterator[int]
-) -> dict[str, float | str]:
-    """Return the figures of one kind."""
-    key = endpoint.api_key.get_secret_value()
-    async with httpx.AsyncClient(
-        base_url=endpoint.base_url,
-        headers={"authorization": f"Bearer {key}"},
-        timeout=120,
-        verify=False,
-    ) as client:
+@contextmanager
+def attacked(target: Target, kind: str) -> Iterator[list[str]]:
+    """Send bodies of a kind from another process; at the end, the list has what was answered."""
+    context = multiprocessing.get_context("spawn")
+    stop, results, answers = context.Event(), context.Queue(), list[str]()
+    process = context.Process(target=attack_until, args=(stop, results, target, kind))
+    process.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        answers.append(results.get(timeout=60))
+        process.join()
+
+
+def attack_until(stop: Any, results: Any, target: Target, kind: str) -> None:
+    """Send bodies of a kind until `stop` is set, and put what was answered into `results`."""
+
+    async def run() -> str:
         statuses: Counter[str] = Counter()
-        attacks = [
-            asyncio.create_task(attack(client, endpoint.model_id, kind, seeds, statuses))
-            for _ in range(ATTACKERS if kind in KINDS else 0)
-        ]
-        ttfts, gaps, end = list[float](), list[float](), time.monotonic() + seconds
+        async with client_of(target) as client:
+            seeds = itertools.count(1)
+            tasks = [
+                asyncio.create_task(attack(client, target[2], kind, seeds, statuses))
+                for _ in range(ATTACKERS)
+            ]
+            while not stop.is_set():
+                await asyncio.sleep(0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return ", ".join(f"{what}: {count}" for what, count in statuses.items())
+
+    results.put(asyncio.run(run()))
+
+
+def client_of(target: Target) -> httpx.AsyncClient:
+    """Return a client of the endpoint."""
+    headers = {"authorization": f"Bearer {target[1]}"}
+    return httpx.AsyncClient(base_url=target[0], headers=headers, timeout=120, verify=False)
+
+
+async def measure(target: Target, kind: str, seconds: float) -> dict[str, float | str]:
+    """Return the figures of one kind."""
+    ttfts, gaps, seeds = list[float](), list[float](), itertools.count(1)
+    async with client_of(target) as client:
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
-            first, *rest = await stream(client, endpoint.model_id, next(seeds))
+            first, *rest = await stream(client, target[2], next(seeds))
             ttfts.append(first)
             gaps += rest
-        for task in attacks:
-            task.cancel()
-        await asyncio.gather(*attacks, return_exceptions=True)
     figures: dict[str, float | str] = {
         f"gap_p50_ms_{kind}": round(median(gaps), 1),
         f"gap_p99_ms_{kind}": round(float(np.percentile(gaps, 99)), 1),
         f"gap_max_ms_{kind}": round(max(gaps), 1),
         f"ttft_max_ms_{kind}": round(max(ttfts), 1),
-        f"answers_{kind}": ", ".join(f"{count} of {what}" for what, count in statuses.items()),
     }
     print(json.dumps(figures), flush=True)
     return figures

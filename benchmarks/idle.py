@@ -51,7 +51,9 @@ def main() -> None:
     prepare()
     with wb.deploy(wb.ServiceSpec(port=0)) as endpoint:
         endpoint.client.chat.completions.create(
-            model="auto", messages=[{"role": "user", "content": "Hello"}], max_tokens=8
+            model=endpoint.model_id,
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=8,
         )
         time.sleep(options.settle)
         intervals = [interval(options.seconds) for _ in range(options.repeats)]
