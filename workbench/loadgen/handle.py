@@ -68,7 +68,7 @@ class StoredRecords(Sequence["RequestRecord"]):
         return list(self)[index]
 
 
-@dataclass
+@dataclass(eq=False)
 class LoadRun:
     """A load in progress. Await it for its `LoadResult`; `stop()` ends it early.
 
@@ -112,7 +112,7 @@ def interrupted(cancelled: int) -> str:
 LoadState = Literal["starting", "running", "paused", "ended"]
 
 
-@dataclass
+@dataclass(eq=False)
 class LiveLoad(LoadRun):
     """A live load in progress. Await it for its `LoadResult`.
 

@@ -60,9 +60,10 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> list[LocalActor]:
     started: list[LocalActor] = []
 
     async def start_workers(actor: Any, number: int, prepare: Any) -> list[LocalActor]:
-        started.extend(LocalActor() for _ in range(number))
-        await asyncio.gather(*(prepare(actor) for actor in started))
-        return started
+        new = [LocalActor() for _ in range(number)]
+        started.extend(new)
+        await asyncio.gather(*(prepare(actor) for actor in new))
+        return new
 
     monkeypatch.setattr(pool, "start_workers", start_workers)
     monkeypatch.setattr(connection, "current", lambda: "connected")
@@ -94,6 +95,18 @@ def test_workers_share_a_plan(actors: list[LocalActor], tmp_path: Path) -> None:
     assert result.ended_early is None
     assert not (run.path / "unsaved").exists()
     assert run.changes() == []
+
+
+def test_loads_are_awaited_together(actors: list[LocalActor]) -> None:
+    load = LoadSpec(arrivals=Constant(rate=100), prompts=SMALL, count=5)
+
+    async def go() -> list[LoadResult]:
+        with scripted.threaded(tokens(3, chat=False)) as server:
+            target = target_of(server)
+            loads = [start_load(target, load, progress=None) for _ in range(2)]
+            return await asyncio.gather(*loads)
+
+    assert [len(result.records) for result in asyncio.run(go())] == [5, 5]
 
 
 def test_requests_left_out_of_a_trace_are_in_the_summary(
