@@ -35,6 +35,7 @@ from serving.engine.engine_args import llm_config, prepare_front_end
 from serving.engine.fork_server import is_wanted, use_fork_server
 from serving.engine.frontend import choose_frontend
 from serving.engine.grammars import GrammarChecker
+from serving.engine.health import EngineHealth
 from serving.engine.http_app import build_engine_app
 from serving.engine.http_call import EngineRequest, Packet, call_app
 from serving.engine.hub_token import hide_hub_token
@@ -69,7 +70,7 @@ class EngineReplica(EngineServer):
 
     async def __init__(self, model: dict[str, Any], **handles: Any) -> None:  # type: ignore[misc]
         hide_hub_token()
-        self._health_check: asyncio.Future[Any] | None = None
+        self._health: EngineHealth | None = None
         self._first_tokens = FirstTokens()
         spec = ModelSpec(**model)
         self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
@@ -166,16 +167,13 @@ class EngineReplica(EngineServer):
 
         vLLM's own check only notices an engine that has ended. An engine or a front end that is
         stopped or stuck would hold its requests forever. Serve bounds the wait
-        (``health_check_timeout_s``) and replaces the replica after the third timeout in a row. Only
-        one check of the engine runs at a time, so that they do not pile up in front of a slow one.
+        (``health_check_timeout_s``) and replaces the replica after the third timeout in a row.
         """
         await super().check_health()
         if self._rust is not None:
             await self._rust.check()
-        if self._health_check is None or self._health_check.done():
-            check = self.engine_client.collective_rpc("check_health")
-            self._health_check = asyncio.ensure_future(check)
-        await asyncio.shield(self._health_check)
+        self._health = self._health or EngineHealth(self.engine_client)
+        await self._health.check()
 
 
 class GatedReplica(EngineReplica):
