@@ -34,7 +34,11 @@ ROLES = {
     "raylet": "raylet",
     "dashboard": "dashboard",
     "agent": "agents",
-    "log_monitor": "agents",
+    "log_monitor": "log_monitor",
+    "monitor.py": "monitor",
+    "ray.util.client": "client_server",
+    "ray::QuotaLedger": "quotas",
+    "ray::": "other_actors",
 }
 """Role of a process by a part of its command; the first that fits counts."""
 

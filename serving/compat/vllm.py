@@ -1,7 +1,7 @@
 """Private API of vLLM, checked against vLLM 0.29.0. Light to import.
 
-``client`` is vLLM's ``vllm.v1.engine.async_llm.AsyncLLM``. Its ``errored``, ``generate()`` and
-``collective_rpc()`` belong to the public ``EngineClient``.
+``client`` is vLLM's ``vllm.v1.engine.async_llm.AsyncLLM``. Its ``errored``, ``generate()``,
+``is_sleeping()`` and ``collective_rpc()`` belong to the public ``EngineClient``.
 """
 
 from __future__ import annotations

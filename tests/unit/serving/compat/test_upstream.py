@@ -92,6 +92,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("vllm/v1/engine/async_llm.py", "AsyncLLM"): {
         "generate": ("self", "prompt", "sampling_params", "request_id"),
         "collective_rpc": ("self", "method"),
+        "is_sleeping": ("self",),
         "errored": ("self",),
         "shutdown": ("self", "timeout"),
         "get_supported_tasks": ("self",),
