@@ -5,7 +5,8 @@ Times are seconds on the test's clock. The first quarter runs without faults.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -158,6 +159,18 @@ def figures(
         times = [f.recovered_s - f.at_s for f in faults if f.name == name and f.recovered_s]
         values[f"recovered_s_{name}"] = round(max(times), 1) if times else None
     return values
+
+
+def reasons(requests: Sequence[Request], faults: Sequence[Fault]) -> list[str]:
+    """Return a line for each kind of failure outside the faults, the most frequent first."""
+    failed = [request for request in unaffected(requests, faults) if not request.ok]
+    counts = Counter(
+        (r.path, r.kind, re.sub(r"[0-9a-f-]{8,}", "ID", r.error or "")) for r in failed
+    )
+    return [
+        f"{count} times: {path}, {kind}: {error}"
+        for (path, kind, error), count in counts.most_common()
+    ]
 
 
 def plot(

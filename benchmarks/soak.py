@@ -41,7 +41,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import psutil
 from _report import Goal, report
-from _soak import LEVELS, Fault, Request, Sample, figures, plot
+from _soak import LEVELS, Fault, Request, Sample, figures, plot, reasons
 from _vllm import prepare
 
 import workbench as wb
@@ -207,6 +207,8 @@ def main() -> None:
             lambda: time.monotonic() - start,
         )
         values = asyncio.run(run(soak, options.seconds, options.only))
+    for line in reasons(soak.requests, soak.faults):
+        print(line, flush=True)
     save(plot(soak.requests, soak.faults, soak.samples), options.plot)
     report("soak", values, GOALS)
 

@@ -30,7 +30,8 @@ def is_supported(path: str, fields: Mapping[str, Any], model: str) -> bool:
     """Return whether the Rust front end answers a request as vLLM's own server does.
 
     A field that is null is not the same as one that is left out: vLLM's own server takes a
-    completion's ``max_tokens`` of null for no limit. Such requests go to it.
+    completion's ``max_tokens`` of null for no limit. Such requests go to it, and so do prompts of
+    token ids: the Rust front end does not check that the model has them.
 
     Args:
         path: The route.
@@ -44,7 +45,7 @@ def is_supported(path: str, fields: Mapping[str, Any], model: str) -> bool:
         and fields.get("model", model) == model
         and fields.get("n", 1) == 1
         and _asks_for_one_usage(fields.get("stream_options", {}))
-        and (_is_chat(fields.get("messages")) or _is_prompt(fields.get("prompt")))
+        and (_is_chat(fields.get("messages")) or _is_filled_text(fields.get("prompt")))
     )
 
 
@@ -65,9 +66,7 @@ def _is_text(message: Any) -> bool:
     )
 
 
-def _is_prompt(prompt: Any) -> bool:
-    if isinstance(prompt, list):
-        return bool(prompt) and all(type(token) is int for token in prompt)
+def _is_filled_text(prompt: Any) -> bool:
     return isinstance(prompt, str) and prompt != ""
 
 
@@ -92,9 +91,9 @@ def rust_fields(path: str, fields: Mapping[str, Any], max_tokens: int | None) ->
 
 
 def estimated_prompt_tokens(fields: Mapping[str, Any]) -> int:
-    """Return a quarter of the prompt's characters, or its tokens if it has those."""
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list):
-        return len(prompt)
-    texts = [prompt or "", *(message["content"] for message in fields.get("messages", ()))]
+    """Return a quarter of the prompt's characters."""
+    texts = [
+        fields.get("prompt", ""),
+        *(message["content"] for message in fields.get("messages", ())),
+    ]
     return -(-sum(map(len, texts)) // 4)

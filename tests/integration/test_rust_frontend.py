@@ -158,7 +158,6 @@ def wait_until(condition: Callable[[], bool], within_s: float = 30) -> None:
         | USAGE,
         {"prompt": "A token is"} | GREEDY | USAGE,
         {"prompt": "A token is", "temperature": 0} | USAGE,
-        {"prompt": [5, 6, 7, 8]} | GREEDY | USAGE,
         {"prompt": "A token is", "stop": ["text", "q"]} | GREEDY | USAGE,
         {"prompt": "A token is", "stop": "text", "include_stop_str_in_output": True}
         | GREEDY

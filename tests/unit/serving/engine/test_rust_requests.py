@@ -20,7 +20,6 @@ STREAM = {"model": "m", "stream": True}
         (CHAT, {"messages": [{"role": "system", "content": ""}, *MESSAGES], "temperature": 0.5}),
         (CHAT, {"messages": MESSAGES, "n": 1, "stream_options": {"include_usage": True}}),
         (COMPLETION, {"prompt": "Once", "stop": ["."], "seed": 3}),
-        (COMPLETION, {"prompt": [1, 2, 3]}),
     ],
 )
 def test_plain_streams_are_supported(path: str, fields: dict[str, Any]) -> None:
@@ -50,6 +49,7 @@ def test_plain_streams_are_supported(path: str, fields: dict[str, Any]) -> None:
         (CHAT, {"messages": MESSAGES, "max_tokens": None}),
         (CHAT, {"messages": MESSAGES, "max_completion_tokens": None, "max_tokens": 5}),
         (COMPLETION, {"prompt": "Once", "max_tokens": None}),
+        (COMPLETION, {"prompt": [1, 2, 3]}),
         (COMPLETION, {"prompt": ["one", "two"]}),
         (COMPLETION, {"prompt": [[1], [2]]}),
         (COMPLETION, {"prompt": [True]}),
@@ -94,7 +94,6 @@ def test_every_event_is_to_have_the_tokens_so_far() -> None:
     ("fields", "tokens"),
     [
         ({"prompt": "Once upon"}, 3),
-        ({"prompt": [5, 6, 7, 8, 9]}, 5),
         ({"messages": [{"role": "user", "content": "12345678"}] * 2}, 4),
     ],
 )
