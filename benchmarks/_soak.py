@@ -169,7 +169,7 @@ def reasons(requests: Sequence[Request], faults: Sequence[Fault]) -> list[str]:
     )
     return [
         f"{count} times: {path}, {kind}: {error}"
-        for (path, kind, error), count in counts.most_common()
+        for (path, kind, error), count in Counter(kinds).most_common()
     ]
 
 
