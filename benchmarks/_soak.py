@@ -164,9 +164,7 @@ def figures(
 def reasons(requests: Sequence[Request], faults: Sequence[Fault]) -> list[str]:
     """Return a line for each kind of failure outside the faults, the most frequent first."""
     failed = [request for request in unaffected(requests, faults) if not request.ok]
-    counts = Counter(
-        (r.path, r.kind, re.sub(r"[0-9a-f-]{8,}", "ID", r.error or "")) for r in failed
-    )
+    kinds = [(r.path, r.kind, re.sub(r"[0-9a-f-]{8,}", "ID", r.error or "")) for r in failed]
     return [
         f"{count} times: {path}, {kind}: {error}"
         for (path, kind, error), count in Counter(kinds).most_common()
