@@ -68,12 +68,7 @@ SPECS = {
         start_timeout_s=1200,
     ),
 }
-STREAMS = wb.LoadSpec(
-    arrivals=wb.ClosedLoop(max_concurrency=2, think_s=0.5),
-    prompts=wb.RandomPrompts(input=32, output=48),
-    count=100_000,
-    timeout_s=120,
-)
+QUESTIONS = 500
 GOALS: dict[str, Goal] = {
     "failed_outside": {"max": 0},
     "records_lost": {"max": 0},
@@ -261,7 +256,12 @@ async def send(soak: Soak, seconds: float, folder: Path, faults: list[str] | Non
         runs.append(wb.Run.create(folder, {"path": path, "tenant": tenant}))
         on_record = partial(keep, soak, path)
         load = wb.start_load(
-            target, STREAMS, run=runs[-1], clock=soak.clock, progress=None, on_record=on_record
+            target,
+            streams(folder),
+            run=runs[-1],
+            clock=soak.clock,
+            progress=None,
+            on_record=on_record,
         )
         loads.append(load)
     others = [own(soak, path) for path in soak.endpoints]
@@ -280,6 +280,20 @@ async def send(soak: Soak, seconds: float, folder: Path, faults: list[str] | Non
             raise result
     journals = {record.request_id for run in runs for record in run.records()}
     return len(soak.ended - journals)
+
+
+def streams(folder: Path) -> wb.LoadSpec:
+    """Return a load of texts, which a guardrail can read; `folder` gets a file with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "questions.jsonl"
+    lines = (json.dumps({"prompt": f"{n}. What is batching?"}) for n in range(QUESTIONS))
+    file.write_text("\n".join(lines))
+    return wb.LoadSpec(
+        arrivals=wb.ClosedLoop(max_concurrency=2, think_s=0.5),
+        prompts=wb.FilePrompts(path=str(file), output=48),
+        count=100_000,
+        timeout_s=120,
+    )
 
 
 def keep(soak: Soak, path: str, record: Any) -> None:
