@@ -193,19 +193,22 @@ def plot(
     for role in largest_roles(samples):
         own = [sample for sample in samples if sample.role == role]
         gib = [sample.rss / 2**30 for sample in own]
-        line = go.Scatter(x=[s.time_s for s in own], y=gib, mode="lines", name=role)
+        short = role.replace(".handle_request_with_rejection", "")
+        line = go.Scatter(x=[s.time_s for s in own], y=gib, mode="lines", name=short)
         figure.add_trace(line, row=3, col=1)
     for fault in faults:
-        figure.add_vline(
-            x=fault.at_s, line={"color": GREEN, "dash": "dot"}, annotation_text=fault.name,
-            annotation_textangle=-90, row=1, col=1,
-        )  # fmt: skip
-        figure.add_vline(x=fault.at_s, line={"color": GREEN, "dash": "dot"}, row="all", col=1)
+        mark = {"x": fault.at_s, "line": {"color": GREEN, "dash": "dot"}, "col": 1}
+        name = fault.name.replace("_", " ")
+        figure.add_vline(**mark, annotation_text=name, annotation_textangle=-90, row=1)
+        figure.add_vline(**mark, row="all")
     figure.update_yaxes(title_text="TTFT (ms)", type="log", row=1, col=1)
-    figure.update_yaxes(title_text="Failed in 10 s", row=2, col=1)
+    figure.update_yaxes(title_text="Failed in 10 s", rangemode="nonnegative", row=2, col=1)
     figure.update_yaxes(title_text="Memory (GiB)", row=3, col=1)
     figure.update_xaxes(title_text=TIME_TITLE, row=3, col=1)
-    return titled(figure, "Soak test")
+    legend = {"orientation": "h", "x": 0, "y": -0.12, "yanchor": "top"}
+    return titled(figure, "Soak test").update_layout(
+        legend=legend, margin={"b": 150}, paper_bgcolor="white", plot_bgcolor="white"
+    )
 
 
 def largest_roles(samples: Sequence[Sample], number: int = 6) -> list[str]:
