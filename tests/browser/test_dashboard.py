@@ -84,7 +84,7 @@ def move_the_rate(page: Any) -> None:
         "the rate of the slider",
         timeout_s=30,
     )
-    wait_until(page, lambda: len(trace(page, "Manual change")[0]) >= 1, "a mark", timeout_s=30)
+    wait_until(page, lambda: len(trace(page, "Change")[0]) >= 1, "a mark", timeout_s=30)
 
 
 def take_picture(page: Any, tmp_path: Path) -> None:

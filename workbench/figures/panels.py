@@ -111,14 +111,14 @@ class Panel:
 
 
 def change_marks(frames: Frames) -> Iterator[dict[str, Any]]:
-    """Yield one trace: a diamond at each manual change of the load, on the offered rate."""
+    """Yield one trace: a diamond at each change of the load or the scaling, on the offered rate."""
     changes = [change for change in frames.changes if change.what not in ("start", "end")]
     times = [change.time_s for change in changes]
     yield {
         "type": "scatter",
         "x": times,
         "y": offered_rates(frames.changes, times),
-        "name": "Manual change",
+        "name": "Change",
         "mode": "markers",
         "marker": {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1}},
         "customdata": [[change_html(change)] for change in changes],
@@ -225,7 +225,7 @@ REQUESTS = Panel(
         ),
     ),
     marks=change_marks,
-    keys=(("◆", ORANGE, "Manual change"),),
+    keys=(("◆", ORANGE, "Change"),),
     empty="Waiting for the load to start",
 )
 

@@ -146,7 +146,7 @@ def test_desired_replicas_use_the_right_axis(frames: Frames) -> None:
     on_right = {placed.trace["name"]: placed.right for placed in timeline_traces(frames)}
     for name in ("In flight", "Desired", "KV cache in use", "$ so far"):
         assert on_right[name]
-    for name in ("Offered", "Manual change", "Target", "Running", "Waiting", "$ per hour"):
+    for name in ("Offered", "Change", "Target", "Running", "Waiting", "$ per hour"):
         assert not on_right[name]
 
 
@@ -161,7 +161,7 @@ def test_traces_do_not_depend_on_the_data(frames: Frames, tmp_path: Path) -> Non
 
 
 def test_manual_changes_are_marked(frames: Frames) -> None:
-    marks = next(p.trace for p in timeline_traces(frames) if p.trace["name"] == "Manual change")
+    marks = next(p.trace for p in timeline_traces(frames) if p.trace["name"] == "Change")
     assert list(marks["x"]) == [40, 60]
     assert list(marks["y"]) == [4, 0]
     assert "capped" in marks["customdata"][0][0]
