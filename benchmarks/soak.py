@@ -53,6 +53,8 @@ SAMPLE_EVERY_S = 5.0
 STEADY_S = 5.0
 SETTLE_S = 15.0
 RECOVERY_LIMIT_S = 150.0
+LAST_S = 60.0
+"""Seconds before the end without a new fault: an engine takes most of that to start again."""
 MARK = "LLM_WORKBENCH_SOAK"
 PLOT = Path(__file__).resolve().parent.parent / "docs" / "soak.svg"
 TENANTS = (wb.Tenant(name="ada"), wb.Tenant(name="bob", max_concurrent_requests=32))
@@ -366,10 +368,12 @@ async def post(
 
 async def break_things(soak: Soak, seconds: float, names: list[str]) -> None:
     """Inject the faults, each once in a random order, then again in another."""
-    faults = {fault.__name__: fault for fault in FAULTS}
+    faults, end_s = {fault.__name__: fault for fault in FAULTS}, soak.clock() + seconds
     every = min(FAULT_EVERY_S, seconds / 6)
     await asyncio.sleep(seconds / 4)
     for name in order(soak.rng, names):
+        if end_s - soak.clock() < LAST_S:
+            return
         next_s = soak.clock() + every
         fault = Fault(name, soak.clock())
         soak.faults.append(fault)
