@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vllm.engine.protocol import EngineClient
+from typing import Any, Protocol
 
 WORKERS_EVERY_S = 60.0
 """Seconds between two checks of the workers. vLLM's workers spin for a second after each call, so
@@ -16,10 +13,20 @@ checks every few seconds would take a fifth of a core of an idle replica. While 
 the core waits for its workers, so a check of the core notices a worker that does not answer."""
 
 
+class Engine(Protocol):
+    """The part of vLLM's engine client that checks need."""
+
+    async def is_sleeping(self) -> bool:
+        """Return whether the engine sleeps, as the engine core knows it."""
+
+    async def collective_rpc(self, method: str) -> Any:
+        """Call a method of every worker."""
+
+
 class EngineHealth:
     """Checks an engine, with one check at a time: they must not pile up in front of a slow one."""
 
-    def __init__(self, client: EngineClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, client: Engine, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._clock = client, clock
         self._workers_due_s = clock()
         self._check: asyncio.Future[Any] | None = None

@@ -127,5 +127,5 @@ def test_the_plot_shows_paths_failures_memory_and_faults() -> None:
     assert list(names["TTFT, direct"].y) == pytest.approx([100.0])
     assert list(names["Failed"].x) == [106.0]
     assert list(names["replica"].y) == [1.0, 2.0]
-    assert [a.text for a in figure.layout.annotations if a.text] == ["proxy_killed"]
+    assert [a.text for a in figure.layout.annotations if a.text] == ["proxy killed"]
     assert largest_roles(samples, 1) == ["replica"]

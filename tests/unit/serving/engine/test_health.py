@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -35,8 +34,7 @@ class Client:
 
 
 def health_of(client: Client, times: list[float]) -> EngineHealth:
-    engine: Any = client
-    return EngineHealth(engine, lambda: times[0])
+    return EngineHealth(client, lambda: times[0])
 
 
 def test_workers_are_checked_at_first_and_then_once_a_minute() -> None:

@@ -112,8 +112,8 @@ def test_waterfall_steps_follow_each_other() -> None:
     figure = reaction_waterfall([up, down])
     bars = {bar.name: bar for bar in figure.data}
     assert list(bars) == [
-        "Metric saw it",
-        "Policy wanted it",
+        "Metrics changed",
+        "Change requested",
         "Delay passed",
         "Actor scheduled",
         "Engine loaded",
