@@ -43,8 +43,9 @@ class RequestValidator:
         assert self._adapters is not None
         adapters = await asyncio.wrap_future(self._adapters)
         try:
-            # vLLM's validators change what they are given.
-            adapters[kind].validate_python(copy.deepcopy(fields))
+            # vLLM's validators change what they are given. FastAPI validates with this option too,
+            # which is in some messages.
+            adapters[kind].validate_python(copy.deepcopy(fields), from_attributes=True)
         except ValidationError as error:
             problem: dict[str, Any] = dict(error.errors()[0])
             problem["loc"] = ("body", *problem["loc"])

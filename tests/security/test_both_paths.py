@@ -14,7 +14,7 @@ from typing import Any
 import fastapi
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from support.attack_bodies import MALICIOUS_BODIES
@@ -192,6 +192,7 @@ USUAL = st.fixed_dictionaries(
     usual=USUAL,
     other=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2),
 )
+@example(route="/v1/responses", usual={"input": ""}, other={"reasoning": []})
 def test_any_body(paths: Paths, route: str, usual: dict[str, Any], other: dict[str, Any]) -> None:
     if other.get("stream") is True:
         other["stream"] = False
