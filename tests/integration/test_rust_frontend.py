@@ -248,9 +248,13 @@ def test_the_autoscaler_sees_its_requests(replica: Replica) -> None:
     with replica.open_stream() as stream:
         lines = stream.iter_lines()  # httpx disconnects when it is deleted
         next(lines)
-        wait_until(lambda: replica.figures()["engine_running_requests"] == 1)
-        assert replica.figures()["kv_cache_usage"] > 0
-        assert replica.figures()["ttft_p50_ms"] > 0
+
+        def are_seen() -> bool:
+            figures = replica.figures()
+            in_progress = figures["engine_running_requests"] == 1 and figures["kv_cache_usage"] > 0
+            return in_progress and figures["ttft_p50_ms"] > 0
+
+        wait_until(are_seen)
     wait_until(lambda: replica.figures()["engine_running_requests"] == 0)
 
 
@@ -282,8 +286,8 @@ def test_a_token_that_the_model_does_not_have_is_the_error_of_the_other(replica:
     """The engine would fail, and with it all requests."""
     fields = {"prompt": [5, 10**6], "stream": True}
     own, other = (replica.post("completions", **fields | o) for o in (USAGE, IN_PYTHON))
-    assert own.status_code == other.status_code == 400
-    assert own.json() == other.json()
+    assert own.text == other.text
+    assert "Token id 1000000 is out of vocabulary" in own.text
 
 
 def test_a_front_end_that_is_stopped_is_reported_by_the_health_check(replica: Replica) -> None:
