@@ -252,14 +252,14 @@ async def send(soak: Soak, seconds: float, folder: Path, faults: list[str] | Non
         folder: Where the journals are written.
         faults: The faults to inject; None for neither faults nor samples.
     """
-    runs, loads = [], []
+    runs, loads, spec = [], [], streams(folder)
     for path, tenant in itertools.product(soak.endpoints, ("ada", "bob")):
         target = soak.endpoints[path].as_tenant(tenant)
         runs.append(wb.Run.create(folder, {"path": path, "tenant": tenant}))
         on_record = partial(keep, soak, path)
         load = wb.start_load(
             target,
-            streams(folder),
+            spec,
             run=runs[-1],
             clock=soak.clock,
             progress=None,

@@ -70,7 +70,6 @@ class EngineReplica(EngineServer):
 
     async def __init__(self, model: dict[str, Any], **handles: Any) -> None:  # type: ignore[misc]
         hide_hub_token()
-        self._health: EngineHealth | None = None
         self._first_tokens = FirstTokens()
         spec = ModelSpec(**model)
         self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
@@ -111,6 +110,7 @@ class EngineReplica(EngineServer):
             lambda: in_python() + (rust.running if rust else 0), self._first_tokens
         )
         add_stat_logger(client, self._stats)
+        self._health = EngineHealth(client)
         registry = REGISTRY if rust is None else rust.metrics
         metrics = RayMetrics(registry, serve.get_replica_context().replica_id.unique_id)
         self._tasks = [
@@ -172,7 +172,6 @@ class EngineReplica(EngineServer):
         await super().check_health()
         if self._rust is not None:
             await self._rust.check()
-        self._health = self._health or EngineHealth(self.engine_client)
         await self._health.check()
 
 

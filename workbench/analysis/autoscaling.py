@@ -59,7 +59,7 @@ def _row(run: Run, deployment: str, changes: list[float]) -> dict[str, Any]:
         "ttft_p99_ms": quantiles[1],
         "replica_s": _replica_seconds(run, deployment),
         "changes": len(decisions),
-        "wanted_s": _since(up, "policy_wanted_s"),
+        "wanted_s": _since(up, "requested_s"),
         "second_replica_s": _since(up, "first_token_s"),
         "flaps": len(flapping(decisions)),
     }

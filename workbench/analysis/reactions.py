@@ -31,8 +31,8 @@ class Reaction:
     from_target: int
     to_target: int
     load_changed_s: float | None
-    metric_saw_s: float | None
-    policy_wanted_s: float | None
+    metrics_changed_s: float | None
+    requested_s: float | None
     delay_passed_s: float | None
     scheduled_s: float | None = None
     loaded_s: float | None = None
@@ -55,8 +55,8 @@ class Reaction:
         """Return what happened and when, in order. What is unknown is left out."""
         named = [
             ("load changed", self.load_changed_s),
-            ("metrics changed", self.metric_saw_s),
-            ("change requested", self.policy_wanted_s),
+            ("metrics changed", self.metrics_changed_s),
+            ("change requested", self.requested_s),
             ("delay passed", self.delay_passed_s),
             ("actor scheduled", self.scheduled_s),
             ("engine loaded", self.loaded_s),
@@ -115,8 +115,8 @@ def _reaction(
         "from_target": decision.from_target,
         "to_target": decision.to_target,
         "load_changed_s": changed_s,
-        "metric_saw_s": _metric_saw(series, changed_s, wanted_s, up),
-        "policy_wanted_s": wanted_s,
+        "metrics_changed_s": _metrics_changed(series, changed_s, wanted_s, up),
+        "requested_s": wanted_s,
         "delay_passed_s": decision.time_s,
     }
     after = [sample for sample in series if decision.time_s <= sample.time_s]
@@ -134,7 +134,7 @@ def _reaction(
     return Reaction(**common, scheduled_s=scheduled, loaded_s=loaded, first_token_s=served)
 
 
-def _metric_saw(
+def _metrics_changed(
     series: Sequence[DeploymentSample], changed_s: float | None, wanted_s: float, up: bool
 ) -> float | None:
     """Return when the autoscaler's count first left its range before the load changed_s."""

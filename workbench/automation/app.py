@@ -25,8 +25,7 @@ from typing import Any
 from serving.cluster.ports import check_port, free_port
 from serving.errors import WorkbenchError
 from workbench.automation import stop_at_error
-from workbench.automation.kept_kernel import QUIET
-from workbench.automation.notebooks import check_parameters
+from workbench.automation.notebooks import QUIET, check_parameters
 from workbench.errors import MissingPackageError
 
 HOST = "127.0.0.1"

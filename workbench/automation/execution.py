@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import WorkbenchError
-from workbench.automation.kept_kernel import QUIET, KeptKernel, KernelStartError
-from workbench.automation.notebooks import check_parameters, find_notebook, parameters_of
+from workbench.automation.kept_kernel import KeptKernel, KernelStartError
+from workbench.automation.notebooks import (
+    QUIET,
+    check_parameters,
+    find_notebook,
+    parameters_of,
+)
 from workbench.errors import SettingError
 from workbench.runs.run import LOCATION_PARAMETERS
 

@@ -10,10 +10,9 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from serving.errors import WorkbenchError
+from workbench.automation.notebooks import QUIET
 from workbench.endpoints.services import KEEP_VARIABLE
 
-QUIET = ["--log-level=CRITICAL"]
-"""Only this process talks to the kernel: its warning about encryption is noise."""
 TIMEOUT_S = 120.0
 START_ATTEMPTS = 3
 """A kernel ends at once if another process has taken one of the ports that were free before."""

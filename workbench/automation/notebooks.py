@@ -16,6 +16,8 @@ from typing import Any
 from workbench.errors import SettingError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+QUIET = ["--log-level=CRITICAL"]
+"""Options of a kernel. Only this process talks to it: its warning about encryption is noise."""
 
 _CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
 _KINDS = {

@@ -261,7 +261,7 @@ class TestReactions(ScalingTimeline):
     def test_decision_without_a_known_load_change(self) -> None:
         rows = self.rows()
         up, _ = reactions(rows, decisions(rows, self.limits))
-        assert (up.load_changed_s, up.metric_saw_s) == (None, None)
+        assert (up.load_changed_s, up.metrics_changed_s) == (None, None)
         assert up.marks()[0] == ("change requested", 12)
 
 
