@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "build" / "site-sources"
 REPOSITORY = "https://github.com/llm-serving-workbench/llm-serving-workbench"
 PATTERNS = ("*.md", "docs/*.md", "benchmarks/README.md", "requirements/README.md")
-IMAGES = "docs/*.png"
+IMAGES = ("docs/*.png", "docs/*.svg")
 ASSETS = "assets/workbench"
 VENDORED = {
     "docs/site/vendor/mermaid-tiny-11.17.2.js.gz": "mermaid.js",
@@ -54,7 +54,7 @@ def copy_pages(generated: set[str]) -> None:
     Args:
         generated: The paths of the pages that are written otherwise.
     """
-    images = [str(path.relative_to(ROOT)) for path in ROOT.glob(IMAGES)]
+    images = [str(path.relative_to(ROOT)) for kind in IMAGES for path in ROOT.glob(kind)]
     for image in images:
         (SOURCES / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / image, SOURCES / image)

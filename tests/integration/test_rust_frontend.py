@@ -216,7 +216,7 @@ def test_other_requests_are_answered_too(replica: Replica, fields: dict[str, Any
     [
         {"temperature": -3},
         {"temperature": "078-05-1120"},
-        {"prompt": "word " * 600},
+        {"prompt": "word " * rust_replica.MAX_MODEL_LEN},
         {"top_k": -7},
     ],
 )
@@ -315,10 +315,11 @@ def test_a_replica_that_serve_stops_leaves_no_front_end_and_no_sockets(tmp_path:
 def test_a_replica_ends_with_its_front_end_and_with_its_engine(tmp_path: Path, victim: str) -> None:
     with running(tmp_path) as replica:
         children = descendants(replica.process.pid)
+        process = replica.child(victim)
         with replica.open_stream() as stream:
             lines = stream.iter_lines()
             assert is_from_rust(next(lines).encode())
-            replica.child(victim).kill()
+            process.kill()
             *_, last = [line for line in lines if line.startswith("data:")]
         assert json.loads(last.removeprefix("data:"))["error"]["code"] == "replica_ended"
         assert replica.process.wait(timeout=30) == 1
