@@ -43,7 +43,7 @@ class PhasedService:
     decisions: list[tuple[float, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._ready = [0.0]  # when each replica is ready
+        self._ready = [0.0] * self.target  # when each replica is ready
         self._due: list[float] = []
         self._ends: list[tuple[float, float, float]] = []
         self._owed = self._above_s = self._idle_since = 0.0

@@ -20,7 +20,7 @@ from typing import Any
 MODEL = "tiny"
 MAX_MODEL_LEN = 2048
 MAX_TOKENS = 1900
-"""A test of a stream in progress has the seconds that this many tokens take, on a busy machine too."""
+"""Enough for a stream of seconds, so that a busy machine can act while it is in progress."""
 CHECK_S = 10.0
 
 

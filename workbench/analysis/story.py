@@ -37,6 +37,7 @@ def closing_lines(run: Run, *, deployment: str | None, slo: SLO) -> list[str]:
     """
     story = _Story(run, deployment, slo)
     parts: list[tuple[str, Callable[[PhaseOutcome], list[str]]]] = [
+        ("start", story.start),
         ("steady", story.steady),
         ("rise", story.rise),
         ("scale-up", story.scale_up),
@@ -85,18 +86,31 @@ class _Story:
 
     @cached_property
     def second(self) -> Reaction | None:
-        """The first decision for more than one replica, before the load ended."""
+        """The decision for more than one replica that answered the rise.
+
+        That is the first one after it, or an earlier one that was still in force.
+        """
         end_s = self.phases["drop"].start_s if "drop" in self.phases else math.inf
-        return next(
-            (
-                reaction
-                for reaction in run_reactions(self.run)
-                if reaction.deployment == self.deployment
-                and reaction.from_target < 2 <= reaction.to_target
-                and (reaction.delay_passed_s or 0.0) < end_s
-            ),
-            None,
-        )
+        rise_s = self.phases["rise"].start_s if "rise" in self.phases else 0.0
+        found = None
+        for reaction in run_reactions(self.run):
+            decided_s = reaction.delay_passed_s or 0.0
+            if reaction.deployment != self.deployment or decided_s >= end_s:
+                continue
+            if decided_s >= rise_s and found is not None:
+                break
+            if reaction.from_target < 2 <= reaction.to_target:
+                found = reaction
+            elif reaction.to_target < 2:
+                found = None
+        return found
+
+    def start(self, phase: PhaseOutcome) -> list[str]:
+        """Return how long the first request waited, if there was no replica."""
+        if not self.records or not self.samples or self.samples[0].running:
+            return []
+        first = min(self.records, key=lambda record: record.due_s)
+        return [f"No replica was running at the start. The first request {_first_token(first)}."]
 
     def steady(self, phase: PhaseOutcome) -> list[str]:
         """Return whether latency was within the SLO before the load rose."""
@@ -167,13 +181,7 @@ class _Story:
         due = sorted(self._due(phase), key=lambda record: record.due_s)
         if not due:
             return [f"No request was sent after {at(phase.start_s)}."]
-        first = due[0]
-        if first.first_token_s is None:
-            return [
-                f"The next request, at {at(first.due_s)}, failed: {first.error or first.status}."
-            ]
-        waited = after(first.first_token_s - first.due_s)
-        return [f"The next request, at {at(first.due_s)}, got its first token {waited} later."]
+        return [f"The next request, at {at(due[0].due_s)}, {_first_token(due[0])}."]
 
     def end(self) -> list[str]:
         """Return why the phases ended early, and how many requests failed."""
@@ -218,6 +226,12 @@ def _served(second: Reaction, requested_s: float) -> str:
     if second.loaded_s is not None:
         return f"ran {after(second.loaded_s - requested_s)} after that, but served no request"
     return "never ran"
+
+
+def _first_token(request: RequestRecord) -> str:
+    if request.first_token_s is None:
+        return f"failed: {request.error or request.status}"
+    return f"got its first token {after(request.first_token_s - request.due_s)} later"
 
 
 def _ttft_p95_s(records: Sequence[RequestRecord]) -> float | None:

@@ -20,8 +20,6 @@ GROWTH, GROWTH_EVERY_S, MAX_GROWTH = 1.2, 10.0, 4.0
 """The rise after the load has doubled, if no second replica is wanted yet."""
 WAKE_UP_LOAD_S = 4.0
 """Seconds of requests for a service without replicas; more would form a queue meanwhile."""
-
-
 NEARLY_ALL = 0.9
 """Share of a replica's capacity at the doubled load. Half of it leaves a replica time to spare."""
 
@@ -29,11 +27,12 @@ NEARLY_ALL = 0.9
 def autoscaling_phases(
     rate: float, slo: SLO, *, slots: int = 0, hold_s: float = 15.0, limit_s: float = 120.0
 ) -> list[Phase]:
-    """Return phases for a service that has one replica, may have two, and scales to zero.
+    """Return phases for a service of at most two replicas that scales to zero.
 
     ========== ================== ============================================================
     phase      requests/s         ends when
     ========== ================== ============================================================
+    start      `rate` / 10, then 0 a request was answered
     first      `rate` / 4         requests meet the SLO, after 6 s; only with `slots`
     steady     `rate` / 2         requests meet the SLO, after 10 s at the earliest
     rise       `rate`, then more  the target is two replicas
@@ -43,7 +42,8 @@ def autoscaling_phases(
     wake-up    `rate` / 10, then 0 the first request was answered 5 s ago
     ========== ================== ============================================================
 
-    The rise grows by a fifth every 10 s, up to four times `rate`. The wake-up sends for 4 s only.
+    The rise grows by a fifth every 10 s, up to four times `rate`. The start and the wake-up send
+    for 4 s only: the service may have no replica, and a queue of requests would follow.
     With `slots` the phases suit a slower machine too: the rates are lower where the first requests
     show that a replica's capacity, `slots` / (their median latency), is less than `rate` / 0.9.
 
@@ -77,12 +77,21 @@ def autoscaling_phases(
     def is_steady(view: View) -> bool:
         return view.phase_s >= STEADY_S and is_fast(view)
 
-    def is_awake(view: View) -> bool:
-        answered = [r.first_token_s for r in view.phase_records if r.first_token_s is not None]
-        return bool(answered) and view.time_s >= min(answered) + WAKE_UP_S
+    def answered(view: View) -> list[float]:
+        return [r.first_token_s for r in view.phase_records if r.first_token_s is not None]
 
+    def is_awake(view: View) -> bool:
+        return bool(answered(view)) and view.time_s >= min(answered(view)) + WAKE_UP_S
+
+    few: dict[str, float] = {
+        "limit_s": limit_s,
+        "rate": rate / 10,
+        "growth": 0.0,
+        "growth_every_s": WAKE_UP_LOAD_S,
+    }
     first = Phase("first", "the first requests meet the SLO", has_begun, limit_s, rate=rate / 4)
     return [
+        Phase("start", "a request has been answered", lambda view: bool(view.recent), **few),
         *([first] if slots else []),
         Phase("steady", "requests meet the SLO", is_steady, limit_s, rate=half_load),
         Phase(
@@ -108,13 +117,5 @@ def autoscaling_phases(
             hold_s + 1,
         ),
         Phase("drop", "no replica is left", lambda view: view.held == 0, limit_s, rate=0.0),
-        Phase(
-            "wake-up",
-            "the first request has been answered",
-            is_awake,
-            limit_s,
-            rate=rate / 10,
-            growth=0.0,
-            growth_every_s=WAKE_UP_LOAD_S,
-        ),
+        Phase("wake-up", "the first request has been answered", is_awake, **few),
     ]

@@ -15,8 +15,8 @@ from workbench.runs.jsonl import write_document
 from workbench.runs.run import Run
 
 SLO_1S = SLO(ttft_ms=1000, target=0.9)
-NAMES = ["steady", "rise", "scale-up", "hold", "drop", "wake-up"]
-BOUNDS = [0.0, 32.0, 36.5, 70.0, 85.0, 105.0, 140.0]
+NAMES = ["start", "steady", "rise", "scale-up", "hold", "drop", "wake-up"]
+BOUNDS = [0.0, 2.0, 32.0, 36.5, 70.0, 85.0, 105.0, 140.0]
 
 
 class RunByHand:
@@ -162,6 +162,17 @@ def test_second_replica_was_requested_before_the_load_doubled(tmp_path: Path) ->
     )
 
 
+def test_replica_that_stopped_before_the_load_doubled_is_not_the_second(tmp_path: Path) -> None:
+    run = RunByHand(tmp_path)
+    run.load((32.1, 4.0))
+    for time_s, before, now in ((5.0, 1, 2), (20.0, 2, 1)):
+        run.run.append_telemetry(
+            DecisionSample(time_s=time_s, deployment="m", from_target=before, to_target=now)
+        )
+    run.telemetry()
+    assert "; the autoscaler requested a second replica 4 s later, which" in run.lines()[0]
+
+
 def test_replica_of_the_wake_up_is_not_the_second(tmp_path: Path) -> None:
     run = RunByHand(tmp_path, rise="limit")
     run.load((32.1, 4.0))
@@ -192,13 +203,23 @@ def test_limits_of_the_first_and_the_drop(tmp_path: Path) -> None:
     run.load((32.1, 4.0))
     run.telemetry(zero_s=120)  # after the limit
     lines = run.lines()
-    assert lines[0] == "Requests did not meet the SLO within 32 s."
+    assert lines[0] == "Requests did not meet the SLO within 30 s."
     assert "The load ended at 1:25; its last replica had not stopped 20 s later." in lines
 
 
 def test_failures_are_reported(by_hand: RunByHand) -> None:
     by_hand.run.append_request(failed("error", 107.0, request_id="load-abcdef-9999"))
     assert by_hand.lines()[-1] == "1 of 86 requests failed."
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_start_of_a_service_without_replicas(tmp_path: Path, running: int) -> None:
+    run = RunByHand(tmp_path)
+    common: dict[str, Any] = {"time_s": 0, "deployment": "m", "starting": 0, "stopping": 0}
+    run.run.append_telemetry(DeploymentSample(**common, target=running, running=running))
+    run.request(1.0, 19.0)
+    line = "No replica was running at the start. The first request got its first token 19 s later."
+    assert (run.lines()[0] == line) is (running == 0)
 
 
 def test_wake_up_that_failed_or_was_not_sent(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_demo_in_a_pipe_prints_lines_only(
     demo.run_demo(NOTEBOOK, {"accelerator": "cpu"}, runs=notebook_runs, run_id="r")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a line of the notebook"
-    assert lines[2].startswith("The load doubled to 4.6 requests/s at 0:10; ")
+    assert lines[2].startswith("The load doubled to 4.6 requests/s at 0:13; ")
     assert lines[-1] == f"report  file://{notebook_runs}/r/report.html"
     assert not any("\x1b" in line or "│" in line for line in lines)
 

@@ -16,7 +16,7 @@ from workbench.records import ReplicaSample
 from workbench.runs.run import Run
 
 SLO_1S = SLO(ttft_ms=1000, target=0.9)
-NAMES = ["steady", "rise", "scale-up", "hold", "drop", "wake-up"]
+NAMES = ["start", "steady", "rise", "scale-up", "hold", "drop", "wake-up"]
 
 
 def run_on(
@@ -49,12 +49,12 @@ def test_each_phase_ends_when_the_service_shows_it(tmp_path: Path) -> None:
     start_s = {outcome.name: outcome.start_s for outcome in outcomes}
     decided_s = {change: at for at, change in fake.decisions}
     # Each phase begins after the event it waited for, within a sample and a look at it.
-    assert 0 < start_s["scale-up"] - decided_s["1->2"] < 2
+    assert 0 <= start_s["scale-up"] - decided_s["1->2"] < 2
     assert start_s["hold"] - decided_s["1->2"] > fake.start_s
     ended = [r for r in fake.run.records() if 0 <= start_s["hold"] - (r.end_s or 0) < 6]
     fast = [r for r in ended if (r.first_token_s or 0) - (r.sent_s or 0) <= 1]
     assert len(fast) >= 0.9 * len(ended) > 0  # latency has recovered
-    assert 0 < start_s["wake-up"] - decided_s["1->0"] < 2
+    assert 0 <= start_s["wake-up"] - decided_s["1->0"] < 2
     assert decided_s["0->1"] > start_s["wake-up"]
     assert fake.stopped == "all phases are complete"
     assert fake.in_progress == 0
@@ -65,7 +65,7 @@ def test_each_phase_ends_when_the_service_shows_it(tmp_path: Path) -> None:
 def test_rate_doubles_then_drops_and_wakes_the_service_up(tmp_path: Path) -> None:
     fake, outcomes = run_on(tmp_path)
     rates = [rate for _, rate in fake.rates]
-    assert rates == [2.3, 4.6, 0.0, pytest.approx(0.46), 0.0, 0.0]
+    assert rates == [pytest.approx(0.46), 2.3, 4.6, 0.0, pytest.approx(0.46), 0.0, 0.0]
     hold = outcomes[NAMES.index("hold")]
     assert hold.end_s - hold.start_s == pytest.approx(15, abs=1)
 
@@ -84,10 +84,20 @@ def test_load_rises_until_a_second_replica_is_asked_for(tmp_path: Path) -> None:
 def test_rates_follow_the_latency_of_the_first_requests(tmp_path: Path, service_s: float) -> None:
     """Four slots serve 8, 4 and 2 requests/s here."""
     fake, outcomes = run_on(tmp_path, slots=4, service_s=service_s)
-    assert endings(outcomes) == dict.fromkeys(["first", *NAMES], "reached")
+    assert endings(outcomes) == dict.fromkeys(["start", "first", *NAMES[1:]], "reached")
     doubled = min(4.6, 0.9 * 4 / service_s)
-    assert [rate for _, rate in fake.rates][:3] == pytest.approx([1.15, doubled / 2, doubled])
     start_s = {outcome.name: outcome.start_s for outcome in outcomes}
+    rates = [rate for at, rate in fake.rates if at >= start_s["first"]]
+    assert rates[:3] == pytest.approx([1.15, doubled / 2, doubled])
+    assert [at > start_s["rise"] for at, change in fake.decisions if change == "1->2"] == [True]
+
+
+def test_a_service_without_replicas_is_woken_up_before_the_load(tmp_path: Path) -> None:
+    fake, outcomes = run_on(tmp_path, slots=4, target=0)
+    assert endings(outcomes) == dict.fromkeys(["start", "first", *NAMES[1:]], "reached")
+    start_s = {outcome.name: outcome.start_s for outcome in outcomes}
+    assert start_s["first"] > fake.start_s
+    assert sum(r.due_s < start_s["first"] for r in fake.run.records()) <= 2
     assert [at > start_s["rise"] for at, change in fake.decisions if change == "1->2"] == [True]
 
 
@@ -95,7 +105,7 @@ def test_limits_end_phases_that_wait_in_vain(tmp_path: Path) -> None:
     _, outcomes = run_on(tmp_path, limit_s=40, max_replicas=1)
     ended = endings(outcomes)
     assert (ended["rise"], ended["scale-up"]) == ("limit", "limit")
-    rise = outcomes[1]
+    rise = outcomes[NAMES.index("rise")]
     assert rise.end_s - rise.start_s == pytest.approx(40, abs=1)
 
 
