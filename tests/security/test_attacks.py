@@ -312,6 +312,7 @@ CLOSED_ROUTES = """
 """.split()  # noqa: SIM905 - one word per route
 
 
+@pytest.mark.slow
 def test_engine_management_cannot_be_reached_with_any_key(served: ServedGate) -> None:
     with served.http() as client:
         for path in CLOSED_ROUTES:

@@ -101,6 +101,7 @@ def test_lazy_names_reads_only_the_block_for_type_checkers(
         load("pi")
 
 
+@pytest.mark.slow
 def test_mypy_sees_the_signatures(tmp_path: Path) -> None:
     uses = ["wb.deploy", "wb.Session", "wb.ModelSpec", "wb.measure", "wb.figures.search_figure"]
     uses += ["wb.guardrail.redacted", "wb.client.start_clock", "wb.teaching.batching.static"]

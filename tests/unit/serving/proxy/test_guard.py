@@ -85,6 +85,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_the_new_manager_takes_over(
 
 
 @pytest.mark.parametrize("proxy_first", [True, False])
+@pytest.mark.slow
 def test_nothing_is_left_when_ray_serve_shuts_down(proxy: Proxy, proxy_first: bool) -> None:
     with Server(("127.0.0.1", 0), Backend) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

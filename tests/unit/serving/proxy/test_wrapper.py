@@ -85,6 +85,7 @@ def answers(proxy: Proxy, seconds: float) -> list[float]:
 
 
 class TestSlowHeaders:
+    @pytest.mark.slow
     def test_they_end_with_408(self, proxy: Proxy, backend: int) -> None:
         proxy.configure({"one": backend})
         proxy.start()
@@ -151,12 +152,14 @@ def test_many_connections_over_loopback_are_accepted(proxy: Proxy, backend: int)
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_slow_answer_outlasts_the_clients_timeout(proxy: Proxy, backend: int) -> None:
     proxy.configure({"one": backend}, timeout_client_s=1)
     proxy.start()
     assert proxy.request("/slow/4", method="POST").startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_a_stream_survives_reloads(proxy: Proxy, backend: int) -> None:
     proxy.configure({"one": backend}, hard_stop_after_s=120)
     first = proxy.start()

@@ -114,7 +114,7 @@ with open("kernels.txt", "a") as file:
     assert not any(Path(f"/proc/{kernel.split()[0]}").exists() for kernel in (one, three))
 
 
-@pytest.mark.parametrize("failures", [1, 3])
+@pytest.mark.parametrize("failures", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_kernel_that_ends_while_it_starts_is_started_again(
     probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:

@@ -249,6 +249,7 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     assert len(list(run.records())) == len(result.records) == result.planned
 
 
+@pytest.mark.slow
 def test_rate_set_after_the_plan_is_sent_until_stop(
     actors: list[LocalActor], tmp_path: Path
 ) -> None:
