@@ -110,3 +110,16 @@ def test_answer_06_recommended_layouts_on_eight_gpus() -> None:
     for sequences, expected in ((64, "TP 2 × 4"), (216, "TP 2 × 4"), (217, "TP 4 × 2")):
         assert layout("Mixtral-8x7B", sequences) == expected
     assert layout("Llama-3.1-8B", 505) == "TP 4 × 2"
+
+
+def test_the_file_of_keys_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith("10_"))
+    cells = nbformat.read(path, as_version=4).cells
+    (source,) = (cell.source for cell in cells if "if keys_file:" in cell.source)
+    file = tmp_path / "keys"
+    file.touch(mode=0o644)
+    values = parameters_of(path) | {"keys_file": str(file)}
+    exec(source, values)
+    assert file.stat().st_mode & 0o777 == 0o600
+    names = [line.split()[0] for line in file.read_text().splitlines()]
+    assert names == values["names"]
