@@ -5,7 +5,7 @@
 
 Each notebook runs with papermill and the parameters of a profile, on a real engine if it needs one.
 docs/gallery/NAME.ipynb.gz then has its cells with what they printed, their tables, and their
-figures as plotly's data. Scripts, progress on stderr and the paths of this machine are left out.
+figures as plotly's data. Scripts, lines of progress and the paths of this machine are left out.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ MAX_BYTES = 300_000
 CURVE, COMPARISON = "01_latency_under_load", "08_compare_runs"
 SIDES = {"baseline": "32", "candidate": "64"}
 """The sides of the comparison: probes of the curve at these rates, in requests/s."""
+PROGRESS = re.compile(r"^ *\d+\.\d s  .*\n?", re.MULTILINE)
+"""Lines that a load and a start print while one waits for them: seconds, then the state."""
 REPEATS = 3
 """Probes at each rate: a comparison needs three pairs for an interval."""
 
@@ -138,18 +140,17 @@ def reduced_outputs(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
         if output.output_type == "stream":
             text += output.text if output.name == "stdout" else ""
             continue
-        if text:
-            yield printed(text)
-            text = ""
+        yield from printed(text)
+        text = ""
         yield displayed(output.data)
+    yield from printed(text)
+
+
+def printed(text: str) -> Iterator[NotebookNode]:
+    """Yield an output of text, if any remains without progress and the paths of this machine."""
+    text = PROGRESS.sub("", text).replace(f"{RUNS}/", "runs/").replace(f"{ROOT}/", "")
     if text:
-        yield printed(text)
-
-
-def printed(text: str) -> NotebookNode:
-    """Return an output of text, without the paths of this machine."""
-    text = text.replace(f"{RUNS}/", "runs/").replace(f"{ROOT}/", "")
-    return nbformat.v4.new_output("stream", name="stdout", text=text)
+        yield nbformat.v4.new_output("stream", name="stdout", text=text)
 
 
 def displayed(data: dict[str, Any]) -> NotebookNode:

@@ -87,7 +87,7 @@ def executed() -> nbformat.NotebookNode:
     """A notebook as papermill leaves it."""
     shown = {GALLERY.FIGURE: FIGURE, "text/html": "<script>large</script>", "text/plain": "a"}
     outputs = [
-        new_output("stream", name="stdout", text="one\n"),
+        new_output("stream", name="stdout", text="  0.3 s  m: 1 starting\n123.4 s  ready\none\n"),
         new_output("stream", name="stderr", text="noise\n"),
         new_output("stream", name="stdout", text=f"two {GALLERY.RUNS}/01 {ROOT}/docs\n"),
         new_output("execute_result", data=shown),
