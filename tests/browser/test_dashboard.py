@@ -82,9 +82,9 @@ def move_the_rate(page: Any) -> None:
         page,
         lambda: abs(trace(page, "Offered")[1][-1] - rate) < 0.05,
         "the rate of the slider",
-        timeout_s=30,
+        timeout_s=120,
     )
-    wait_until(page, lambda: len(trace(page, "Change")[0]) >= 1, "a mark", timeout_s=30)
+    wait_until(page, lambda: len(trace(page, "Change")[0]) >= 1, "a mark", timeout_s=120)
 
 
 def take_picture(page: Any, tmp_path: Path) -> None:
@@ -105,11 +105,14 @@ def change_the_scaling(page: Any) -> None:
     page.locator(".workbench-dashboard button", has_text="Apply").click()
     status = page.locator(".workbench-dashboard [role=status]")
     wait_until(page, lambda: "runs with" in status.inner_text(), "applied", timeout_s=120)
-    wait_until(page, lambda: trace(page, "Target")[1][-1] == 1, "a target of one", timeout_s=60)
+    wait_until(page, lambda: trace(page, "Target")[1][-1] == 1, "a target of one", timeout_s=120)
     before_s = trace(page, "Completed")[0][-1]
-    page.wait_for_timeout(5_000)
-    times, completed = trace(page, "Completed")
-    assert max(rate for at, rate in zip(times, completed, strict=True) if at > before_s) > 0
+
+    def answers() -> bool:
+        times, completed = trace(page, "Completed")
+        return any(at > before_s and rate > 0 for at, rate in zip(times, completed, strict=True))
+
+    wait_until(page, answers, "completed requests", timeout_s=120)
 
 
 def press_stop(page: Any) -> None:

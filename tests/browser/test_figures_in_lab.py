@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from support.jupyterlab import jupyterlab, run_all, wait_for_output, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 HEIGHT = 420
 SOURCE = f"""
 import plotly.graph_objects as go
@@ -74,13 +74,13 @@ def test_height_survives_every_resize(page: Any, address_of: Callable[[str], str
     assert height == HEIGHT
 
     page.keyboard.press("Control+b")  # the side bar
-    wait_until(page, lambda: abs(size(page)[0] - wide) > 50, "another width", timeout_s=20)
+    wait_until(page, lambda: abs(size(page)[0] - wide) > 50, "another width", timeout_s=60)
     assert size(page)[1] == HEIGHT
 
     for width, high in ((1600, 1000), (900, 600), (1280, 1000)):
         before = size(page)[0]
         page.set_viewport_size({"width": width, "height": high})
-        wait_until(page, lambda old=before: size(page)[0] != old, "another width", timeout_s=20)
+        wait_until(page, lambda old=before: size(page)[0] != old, "another width", timeout_s=60)
         page.wait_for_timeout(500)
         assert size(page)[1] == HEIGHT, f"at {width} x {high}"
 
@@ -105,7 +105,7 @@ def test_saved_notebook_has_a_picture_and_the_widgets_stay(
         bundle.update(next((data for data in bundles if "text/html" in data), {}))
         return bool(bundle)
 
-    wait_until(page, saved, "a picture in the file", timeout_s=30)
+    wait_until(page, saved, "a picture in the file", timeout_s=120)
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "The last line" in bundle["text/html"]
     assert page.locator(".workbench-dashboard button", has_text="Stop").count() == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.jupyterlab import run_all
 
-pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
 
 
 def test_first_endpoint_runs_in_jupyterlab(
@@ -21,7 +21,7 @@ def test_first_endpoint_runs_in_jupyterlab(
     pictures = Path(os.environ.get("PICTURES", tmp_path))
     run_all(page, lab("00_first_endpoint", port=0), "First endpoint")
     report = page.locator(".jp-OutputArea-output", has_text="report.html")
-    expect(report).to_be_visible(timeout=240_000)
+    expect(report).to_be_visible(timeout=600_000)
     assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
     figure = page.locator(".js-plotly-plot").first
     figure.scroll_into_view_if_needed()

@@ -13,12 +13,13 @@ from support.paths import ROOT
 
 from workbench.runs.run import Run
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 CREATE = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from support.scripted_load import scripted_dashboard
-dashboard = scripted_dashboard("runs", [(4.0, 20.0), (4.0, 4000.0)], speed=2.0)
+stages = [(4.0, 20.0), (4.0, 4000.0)]
+dashboard = scripted_dashboard("runs", stages, speed=2.0, rescale_s=10.0)
 dashboard.start()
 """
 WAIT = "result = await dashboard"
@@ -50,7 +51,7 @@ def running(page: Any, address: Callable[[str], str]) -> Any:
     """The page while the load is sent and the last cell waits for it."""
     run_all(page, address("live"), "Live")
     page.locator(f"{BOX} .js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
-    wait_until(page, lambda: max(trace(page, "Completed")[1], default=0) > 0, "load", timeout_s=60)
+    wait_until(page, lambda: max(trace(page, "Completed")[1], default=0) > 0, "load", timeout_s=120)
     return page
 
 
@@ -64,34 +65,38 @@ def test_load_and_scaling_are_changed_by_keyboard(running: Any, folder: Path) ->
     number = part(page, "[aria-label='Rate, requests/s, as a number']")
     number.fill("6.5")
     number.press("Enter")
-    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 6.5, "the rate", timeout_s=30)
-    assert "set by hand" in part(page, ".wb-progress").inner_text()
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 6.5, "the rate", timeout_s=60)
+    progress = part(page, ".wb-progress")
+    wait_until(page, lambda: "set by hand" in progress.inner_text(), "by hand", timeout_s=60)
     slider = part(page, "[aria-label='Rate, requests/s']")
+    wait_until(page, lambda: float(slider.input_value()) == 6.5, "the slider", timeout_s=60)
     slider.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
-    assert float(slider.input_value()) == 7, "JupyterLab has shortcuts for the arrow keys too"
-    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 7, "the slider's rate", timeout_s=30)
+    # JupyterLab has shortcuts for the arrow keys too.
+    wait_until(page, lambda: float(slider.input_value()) == 7, "the slider", timeout_s=60)
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 7, "the slider's rate", timeout_s=60)
 
     part(page, "[aria-label=max_replicas]").fill("1")
     part(page, "button[type=submit]").press("Enter")
-    part(page, "button[aria-busy=true]").wait_for(timeout=10_000)
+    part(page, "button[aria-busy=true]").wait_for(timeout=60_000)
     force = part(
         page,
         ".wb-note",
     ).last
-    wait_until(page, lambda: "0 to 1 replicas" in force.inner_text(), "applied", timeout_s=30)
-    assert part(page, "button[aria-busy=false]").count() == 1
+    wait_until(page, lambda: "0 to 1 replicas" in force.inner_text(), "applied", timeout_s=60)
+    part(page, "button[aria-busy=false]").wait_for(timeout=60_000)
 
     part(page, "[aria-label=target_ongoing_requests]").fill("5000")
     part(page, "button[type=submit]").click()
     status = part(page, "[role=status]")
-    wait_until(page, lambda: "must be at most" in status.inner_text(), "an error", timeout_s=30)
+    wait_until(page, lambda: "must be at most" in status.inner_text(), "an error", timeout_s=60)
 
     part(page, "button:has-text('Stop')").click()
     wait_until(page, lambda: "stopped by the user" in status.inner_text(), "the end", timeout_s=60)
-    assert part(page, "[aria-label='Rate, requests/s']").is_disabled()
-    assert "has ended" in part(page, ".wb-note").first.inner_text()
+    wait_until(page, slider.is_disabled, "no more changes", timeout_s=60)
+    note = part(page, ".wb-note").first
+    wait_until(page, lambda: "has ended" in note.inner_text(), "the reason", timeout_s=60)
     changes = [change.what for change in Run.open(next((folder / "runs").iterdir())).changes()]
     assert changes == ["start", *["rate"] * 6, "scaling", "end"]
 
@@ -102,22 +107,22 @@ def test_reload_restores_history_and_controls_while_the_cell_runs(running: Any) 
     number = part(page, "[aria-label='Rate, requests/s, as a number']")
     number.fill("3")
     number.press("Enter")
-    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 3, "the rate", timeout_s=30)
+    wait_until(page, lambda: trace(page, "Offered")[1][-1] == 3, "the rate", timeout_s=60)
     saved = page.locator(".jp-NotebookPanel")
     before = trace(page, "Offered")[0]
     assert saved.count() == 1
 
     page.reload()
-    page.locator(f"{BOX} .js-plotly-plot .main-svg").first.wait_for(timeout=60_000)
-    wait_until(page, lambda: len(trace(page, "Offered")[0]) > len(before), "more", timeout_s=30)
+    page.locator(f"{BOX} .js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    wait_until(page, lambda: len(trace(page, "Offered")[0]) > len(before), "more", timeout_s=60)
     assert trace(page, "Offered")[0][: len(before)] == before, "the history is complete"
     restored = part(page, "[aria-label='Rate, requests/s, as a number']")
-    assert float(restored.input_value()) == 3
+    wait_until(page, lambda: float(restored.input_value()) == 3, "the number", timeout_s=60)
     part(page, "button:has-text('Pause')").click()
     badge = part(page, ".wb-badge")
-    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=30)
+    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=60)
     part(page, "button:has-text('Resume')").click()
-    wait_until(page, lambda: badge.inner_text() == "Running", "the load", timeout_s=30)
+    wait_until(page, lambda: badge.inner_text() == "Running", "the load", timeout_s=60)
     part(page, "button:has-text('Stop')").click()
     wait_until(page, lambda: badge.inner_text() == "Ended", "the end", timeout_s=60)
 
@@ -133,10 +138,14 @@ def test_ranges_events_and_sizes(running: Any) -> None:
     event.wait_for(timeout=60_000)
     at_s = float(event.locator(".wb-event-time").inner_text().removesuffix(" s"))
     event.press("Enter")
-    page.wait_for_timeout(500)
+    part(page, ".wb-live").wait_for(timeout=60_000)  # It is there while the figure does not follow.
+
+    def shows_the_event() -> bool:
+        start, end = time_range(page)
+        return start <= at_s <= end and end - start <= 30
+
+    wait_until(page, shows_the_event, "the time of the event", timeout_s=60)
     start, end = time_range(page)
-    assert start <= at_s <= end
-    assert end - start <= 30
     page.wait_for_timeout(2_500)
     assert time_range(page) == [start, end], "a zoomed figure does not follow"
 
@@ -147,18 +156,23 @@ def test_ranges_events_and_sizes(running: Any) -> None:
         start, end = time_range(page)
         return end > newest and abs(end - start - min(60, max(30, end))) < 0.1
 
-    wait_until(page, follows, "the last minute", timeout_s=20)
+    wait_until(page, follows, "the last minute", timeout_s=60)
 
     plot = part(page, ".js-plotly-plot .main-svg").first
     height = plot.bounding_box()["height"]
     for width, columns in ((800, 1), (1600, 2), (1280, 2)):
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(1500)
+
+        def is_laid_out(columns: int = columns) -> bool:
+            boxes = (part(page, f".wb-{name}").bounding_box() for name in ("chart", "events"))
+            chart, events = boxes
+            beside = events["x"] >= chart["x"] + chart["width"]
+            fits = plot.bounding_box()["width"] <= chart["width"]
+            return bool(beside == (columns == 2) and fits)
+
+        wait_until(page, is_laid_out, f"{columns} columns at {width} pixels", timeout_s=60)
         assert plot.bounding_box()["height"] == height
-        chart, events = (part(page, f".wb-{name}").bounding_box() for name in ("chart", "events"))
-        beside = events["x"] >= chart["x"] + chart["width"]
-        assert beside == (columns == 2)
-        assert plot.bounding_box()["width"] <= chart["width"]
     part(page, "button:has-text('Stop')").click()
 
 
@@ -174,6 +188,6 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(running: Any) -> No
     part(page, "button:has-text('Pause')").focus()
     page.keyboard.press("Space")
     badge = part(page, ".wb-badge")
-    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=30)
+    wait_until(page, lambda: badge.inner_text() == "Paused", "the pause", timeout_s=60)
     part(page, "button:has-text('Stop')").click()
     wait_until(page, lambda: badge.inner_text() == "Ended", "the end", timeout_s=60)

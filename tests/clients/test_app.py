@@ -51,7 +51,7 @@ def running_app(*arguments: str, runs: Path) -> Iterator[str]:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_notebook_02_is_a_page_with_live_controls_and_without_code(
     page.goto(serve("02", *given))
     page.locator(".jp-RenderedMarkdown h1", has_text="Watch autoscaling").wait_for(timeout=120_000)
     page.locator(".workbench-dashboard .js-plotly-plot .main-svg").first.wait_for(timeout=300_000)
-    wait_until(page, lambda: max(trace(page, "Completed")[1], default=0) > 0, "load", timeout_s=60)
+    wait_until(page, lambda: max(trace(page, "Completed")[1], default=0) > 0, "load", timeout_s=120)
     number = page.locator("[aria-label='Rate, requests/s, as a number']")
     number.fill("6.5")
     number.press("Enter")
@@ -141,6 +141,6 @@ def test_an_error_ends_the_notebook_and_leaving_the_page_its_kernel(
 
 def test_without_the_token_nothing_is_shown(serve: Serve, notebook: Path) -> None:
     address = serve(str(notebook)).partition("?")[0]
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=120) as answer:
         assert "/login?" in answer.url
         assert b"A page" not in answer.read()

@@ -142,10 +142,18 @@ def hub(class_keys: Path, tmp_path: Path) -> Iterator[str]:
     try:
         wait_for_port(port)
         address = f"http://127.0.0.1:{port}"
-        wait_for(lambda: httpx.get(f"{address}/hub/api").is_success, "the hub")
+        wait_for(lambda: answers(f"{address}/hub/api"), "the hub")
         yield address
     finally:
         end_process(process)
+
+
+def answers(url: str) -> bool:
+    """Whether it answers; while the hub starts, its proxy may not in time."""
+    try:
+        return httpx.get(url, timeout=30).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def wait_for(done: Callable[[], bool], what: str) -> None:
@@ -166,7 +174,7 @@ def start_server(hub: str, user: str) -> httpx.Client:
     answer = log_in(hub, user)
     assert answer.status_code == 201, answer.text
     headers = {"Authorization": f"token {answer.json()['token']}"}
-    client = httpx.Client(headers=headers, timeout=60)
+    client = httpx.Client(headers=headers, timeout=START_TIMEOUT_S)
     started = client.post(f"{hub}/hub/api/users/{user}/server")
     assert started.status_code in (201, 202), started.text
 

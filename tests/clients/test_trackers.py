@@ -21,7 +21,7 @@ from workbench.export.mlflow_server import log_to_mlflow
 from workbench.metrics.summary import summarize
 from workbench.runs.run import Run
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
 
 START_S = 120.0
 READ_RUN = """
@@ -107,7 +107,7 @@ def mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200
+        return httpx.get(f"{url}/health", timeout=10, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -143,10 +143,10 @@ def test_file_of_weights_and_biases_has_what_was_logged(tmp_path: Path) -> None:
     [packages] = place.glob("lib/python*/site-packages")
     run = finished_run(tmp_path)
     arguments = [str(packages), str(run.path), str(tmp_path)]
-    subprocess.run([sys.executable, "-c", LOG_RUN, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", LOG_RUN, *arguments], check=True, timeout=200)
     [written] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     output = subprocess.check_output(
-        [place / "bin" / "python", "-c", READ_LOG, written], text=True, timeout=60
+        [place / "bin" / "python", "-c", READ_LOG, written], text=True, timeout=120
     )
     config, history = json.loads(output.splitlines()[-1])
     assert config["load.arrivals.kind"] == "stages"

@@ -51,7 +51,7 @@ def stage() -> Iterator[Target]:
             yield Target(cluster, endpoint)
         engines = [p.name() for p in cluster.processes("VLLM::EngineCore")]
         assert engines == [], "an engine still runs after its service was deleted"
-    assert [p.name() for p in left_over(before, within_s=10)] == []
+    assert [p.name() for p in left_over(before, within_s=60)] == []
 
 
 class TestNodes:
@@ -77,7 +77,11 @@ class TestNodes:
 
         with Telemetry(stage.endpoint, clock, run.append_telemetry):
             result = asyncio.run(send_load())
-            time.sleep(3)
+            deadline = time.monotonic() + 60
+            # The metrics of each node come once per second, or later on a busy machine.
+            while run.samples_frame("replica").node.nunique() < 2:
+                assert time.monotonic() < deadline, "a node was not sampled"
+                time.sleep(0.5)
         assert Counter(r.status for r in result.records) == {"ok": 60}
         assert worker_nodes
         assert not worker_nodes & {*replica_nodes, "head"}
@@ -155,6 +159,6 @@ class TestFaults:
             assert {record.replica for record in cut} == {outcome.victim}, (
                 "requests cut in mid-stream were at the killed engine"
             )
-            # The replica's process ends with its engine, so that no request fails much later.
+            # The replica's process ends with its engine: no request waits for its timeout of 60 s.
             assert outcome.answered_s is not None
-            assert outcome.answered_s < 20
+            assert outcome.answered_s < 40

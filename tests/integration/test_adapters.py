@@ -15,7 +15,8 @@ from tools.tiny_model.train_adapters import ANSWERS
 from tools.tiny_model.train_adapters import main as train_adapters
 from workbench.endpoints.deployed import Endpoint
 
-pytestmark = pytest.mark.engine
+# The first test waits for two deployments or more.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 NAMES = ["base", *ANSWERS]
 QUESTION: Any = [{"role": "user", "content": "What is continuous batching?"}]

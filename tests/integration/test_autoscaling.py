@@ -23,7 +23,7 @@ from workbench.telemetry.sampler import Telemetry
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 FAST_SCALING: dict[str, Any] = {
     "upscale_delay_s": 1,
-    "downscale_delay_s": 3,
+    "downscale_delay_s": 10,  # A pause of the machine is no lull of the load.
     "look_back_period_s": 2,
     "metrics_interval_s": 1,
     "max_replicas": 2,
@@ -72,7 +72,7 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
     spec = small_service(
         "sleeper",
         min_replicas=0,
-        downscale_to_zero_delay_s=3,
+        downscale_to_zero_delay_s=15,  # The telemetry sees the one replica before it stops.
         max_ongoing_requests=8,
         target_ongoing_requests=4,
         policy=EnginePressure(kv_cache_usage=0.5, waiting_requests=2),
@@ -94,14 +94,27 @@ def test_zero_to_two_to_zero_without_a_failed_request(endpoint: Endpoint, tmp_pa
             now = sleeper.status().deployments["sleeper"]
             return now.target + now.running + now.starting + now.stopping == 0
 
-        await asyncio.sleep(3)
+        def seen(kind: type[Any]) -> list[Any]:
+            return of_deployment(samples, kind, "sleeper")
+
+        def both_have_served() -> bool:
+            return len({s.replica for s in seen(ReplicaSample) if s.has_served}) == 2
+
+        def seen_empty() -> bool:
+            last = seen(DeploymentSample)[-1]
+            counts = (last.target, last.running, last.starting, last.stopping)
+            return not any(counts)
+
+        await wait_until(lambda: len(seen(DeploymentSample)) > 2)
         began_s = clock()
         load = start_load(sleeper, run, clock, concurrency=16)
         await wait_until(lambda: running() == 2, load)
         await asyncio.sleep(10)  # Both replicas serve.
+        await wait_until(both_have_served, load)
         load.stop()
         await load
         await wait_until(no_replica)
+        await wait_until(seen_empty)
         await asyncio.sleep(3)
         return began_s
 
@@ -189,6 +202,7 @@ def test_a_ttft_target_starts_a_second_replica(endpoint: Endpoint, tmp_path: Pat
     async def drive(prompt: Endpoint) -> None:
         load = start_load(prompt, run, clock, concurrency=12)
         await wait_until(lambda: prompt.status().deployments["prompt"].target == 2, load)
+        await wait_until(lambda: bool(of_deployment(samples, DecisionSample, "prompt")), load)
         await wait_until(lambda: slowest_s() > 0.2, load)
         load.stop()
         await load

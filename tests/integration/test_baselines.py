@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,6 +46,8 @@ TEXTS = [
 ]
 OUTPUT_TOKENS = [24, 3, 17, 9, 30]
 QUESTION = [{"role": "user", "content": "What is continuous batching?"}]
+LONG = 1900
+"""Tokens of an answer that takes seconds, so that a slow test can act while it is written."""
 KV_BYTES = 4096  # per token in float32: 2 x 4 layers x 2 heads x 64 x 4 bytes
 
 
@@ -100,10 +105,27 @@ async def ask_all(
 ) -> tuple[list[list[int]], list[tuple[int, Event]]]:
     log: list[tuple[int, Event]] = []
     prompts = enumerate(zip(expected["prompts"], OUTPUT_TOKENS, strict=True))
-    calls = (ask(engine, number, prompt, tokens, log) for number, (prompt, tokens) in prompts)
+    # The engine finds all requests at once, however slowly this process sends them.
+    os.kill(engine._process.pid, signal.SIGSTOP)
+    try:
+        calls = [
+            asyncio.create_task(ask(engine, number, prompt, tokens, log))
+            for number, (prompt, tokens) in prompts
+        ]
+        await asyncio.sleep(0)  # each call sends its request before it waits
+    finally:
+        os.kill(engine._process.pid, signal.SIGCONT)
     answers = await asyncio.gather(*calls)
-    await asyncio.sleep(0.2)  # the stats follow the last token
+    await counted(engine, len(calls))
     return list(answers), log
+
+
+async def counted(engine: EngineClient, requests: int) -> None:
+    """Wait until the engine's stats, which follow the last token, have so many requests."""
+    deadline = time.monotonic() + 60
+    while engine.stats.get("requests") != requests:
+        assert time.monotonic() < deadline, engine.stats
+        await asyncio.sleep(0.05)
 
 
 def bounds(log: Sequence[tuple[int, Event]], number: int) -> tuple[int, int]:
@@ -170,8 +192,12 @@ class TestEngine:
             tight = make_spec(StaticBatches(batch_size=8, quiet_s=0.3), kv_cache_gib=kv_cache_gib)
             async with running(tight) as engine:
                 answers, _ = await ask_all(engine, expected)
+                before = len(engine.stats["out_of_memory"])
                 too_long = [e async for e in engine.generate([5] * 200, 4, True)]
-                await asyncio.sleep(0.2)
+                deadline = time.monotonic() + 60
+                while len(engine.stats["out_of_memory"]) == before:
+                    assert time.monotonic() < deadline, engine.stats
+                    await asyncio.sleep(0.05)
                 return answers, too_long, dict(engine.stats)
 
         answers, too_long, stats = asyncio.run(go())
@@ -192,12 +218,14 @@ class TestEngine:
         ids = tokenizer.encode(text, add_special_tokens=False)
 
         async def go() -> tuple[list[Event], dict[str, Any]]:
-            async with running(make_spec(StaticBatches(batch_size=1))) as engine:
-                endless = engine.generate(ids, 450, ignore_eos=True)
+            # The endless answer takes seconds: it is in progress when it is abandoned.
+            spec = make_spec(StaticBatches(batch_size=1), max_model_len=LONG + 100)
+            async with running(spec) as engine:
+                endless = engine.generate(ids, LONG, ignore_eos=True)
                 await anext(endless)
                 await endless.aclose()
                 events = [event async for event in engine.generate(ids, 200, ignore_eos=False)]
-                await asyncio.sleep(0.2)
+                await counted(engine, 2)
                 return events, dict(engine.stats)
 
         events, stats = asyncio.run(go())
@@ -205,7 +233,7 @@ class TestEngine:
         assert events[-1].finish == "stop"
         assert output[-1] == tokenizer.eos_token_id
         assert len(output) < 200
-        assert stats["steps"] < 450 + len(output), "the cancelled batch ran to its end"
+        assert stats["steps"] < LONG + len(output), "the cancelled batch ran to its end"
 
     def test_random_weights_need_only_a_config_and_a_dead_engine_is_reported(
         self, tmp_path: Path
@@ -213,13 +241,13 @@ class TestEngine:
         """One engine serves both tests, because it takes seconds to start."""
         shutil.copy(tiny_model_path() / "config.json", tmp_path)
         kwargs = {"load_format": "dummy", "tokenizer": str(tiny_model_path())}
-        model = {"source": str(tmp_path), "engine_kwargs": kwargs}
+        model = {"source": str(tmp_path), "engine_kwargs": kwargs, "max_model_len": LONG + 100}
 
         async def go() -> tuple[list[int], list[Event], str]:
             async with running(make_spec(OneAtATime(), **model)) as engine:
                 output = await ask(engine, 0, [5, 6, 7], 6, [])
                 engine.check()
-                stream = engine.generate([5, 6], 400, ignore_eos=True)
+                stream = engine.generate([5, 6], LONG, ignore_eos=True)
                 events = [await anext(stream)]
                 engine._process.kill()
                 events += [event async for event in stream]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import workbench as wb
 from workbench.endpoints.deployed import Endpoint
 from workbench.records import ReplicaSample
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+# The first test waits for three engines.
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 BLOCK = 128
 ASIDE = "Please read this first. The weather was fine, and nothing else happened. "
@@ -133,23 +135,27 @@ def test_telemetry_and_cost_of_both_sides(endpoint: Endpoint) -> None:
     )
 
     samples: list[Any] = []
+    names = {endpoint.deployment, f"{endpoint.deployment}-prefill"}
+
+    def read(name: str) -> int:
+        counts = [
+            sample.prompt_tokens or 0
+            for sample in samples
+            if isinstance(sample, ReplicaSample) and sample.deployment == name
+        ]
+        return max(counts, default=0)
+
+    def is_counted() -> bool:
+        return read(f"{endpoint.deployment}-prefill") >= 12 * 300 and read(endpoint.deployment) > 0
 
     async def measure() -> Any:
         with wb.Telemetry(endpoint, wb.client.start_clock(), samples.append):
             result = await wb.start_load(endpoint, load, progress=None)
-            await asyncio.sleep(3)
+            deadline = time.monotonic() + 60
+            while not is_counted():
+                assert time.monotonic() < deadline, {name: read(name) for name in names}
+                await asyncio.sleep(0.5)
             return result
 
     assert {record.status for record in asyncio.run(measure()).records} == {"ok"}
-    names = {endpoint.deployment, f"{endpoint.deployment}-prefill"}
-    read = {
-        name: max(
-            sample.prompt_tokens or 0
-            for sample in samples
-            if isinstance(sample, ReplicaSample) and sample.deployment == name
-        )
-        for name in names
-    }
-    assert read[f"{endpoint.deployment}-prefill"] >= 12 * 300
-    assert read[endpoint.deployment] > 0
     assert wb.Prices(cpu_hour=1).per_replica_hour(endpoint.spec) == dict.fromkeys(names, 0.5)

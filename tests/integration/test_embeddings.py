@@ -15,7 +15,8 @@ import workbench as wb
 from serving.models.embedded import tiny_model_path
 from workbench.endpoints.deployed import Endpoint
 
-pytestmark = pytest.mark.engine
+# The first test waits for two deployments or more.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 QUERY = "What is a KV cache?"
 TEXTS = [

@@ -32,7 +32,11 @@ def test_live_load_through_ray_actors(deployed: object, tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
         running.set_rate(0)
         running.set_output_tokens(7)
+        while len(running.changes) < 3:  # The start, and the two changes that all workers have.
+            await asyncio.sleep(0.1)
         await asyncio.sleep(1)
+        while running.in_progress:
+            await asyncio.sleep(0.1)
         quiet = len(server.log)
         await asyncio.sleep(0.5)
         assert len(server.log) == quiet
@@ -47,12 +51,13 @@ def test_live_load_through_ray_actors(deployed: object, tmp_path: Path) -> None:
         running, result, quiet = asyncio.run(go(run))
     assert running.state == "ended"
     assert result.ended_early == "stopped by the user"
-    assert len(list(run.records())) == len(result.records) == result.planned
+    assert len(list(run.records())) == len(result.records) == result.planned - running.dropped
     assert len(server.log) <= result.planned  # The last ones may be cut before they are sent.
     assert {e.body["max_tokens"] for e in server.log[:quiet]} == {3}
     assert {e.body["max_tokens"] for e in server.log[quiet:]} == {7}
     kept = run.changes()
     assert [(c.what, c.value) for c in kept] == [(c.what, c.value) for c in running.changes]
+    kept = [c for c in kept if c.what != "late"]  # On a busy machine some cannot be sent in time.
     assert LoadSpec(**(kept[0].load or {})) == running.load
     assert [c.what for c in kept] == ["start", "rate", "output_tokens", "rate", "end"]
     assert (kept[3].value, "1000" in (kept[3].note or "")) == (150, True)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from workbench.workload.spec import LoadSpec
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("ray_alone")]
 
 LOAD = LoadSpec(
-    arrivals=Constant(rate=30), prompts=RandomPrompts(input=12, output=4), count=150, workers=2
+    arrivals=Constant(rate=30), prompts=RandomPrompts(input=12, output=4), count=300, workers=2
 )
 SLOW = tokens(4, gap_s=0.1, chat=False)
 
@@ -48,6 +47,24 @@ def answered(log: list[Exchange], before_s: float = float("inf")) -> set[str]:
     """The requests that the server had answered completely before a time of its clock."""
     ends = {e.request_id: e.sends_s[-1] for e in log if len(e.sends_s) == len(SLOW.steps)}
     return {str(name) for name, at in ends.items() if at < before_s}
+
+
+def worker_of(request_id: str | None) -> int:
+    """Which of the two workers sends it: they take turns."""
+    return int(str(request_id).split("-")[2]) % 2
+
+
+def known(log: list[Exchange]) -> set[str]:
+    """The requests whose answers the workers had read, however late the machine ran them.
+
+    A worker that sends another request has read the answers that were complete before.
+    """
+    names: set[str] = set()
+    for worker in (0, 1):
+        own = [exchange for exchange in log if worker_of(exchange.request_id) == worker]
+        *_, sent_s, _ = sorted(exchange.received_s for exchange in own)
+        names |= answered(own, sent_s - 0.1)
+    return names
 
 
 def by_status(records: Sequence[RequestRecord]) -> dict[str, set[str]]:
@@ -69,17 +86,17 @@ def load_workers(root: int) -> list[int]:
 
 def test_every_request_of_a_dead_worker_is_recorded(tmp_path: Path) -> None:
     run = Run.create(tmp_path, {})
-    killed: list[float] = []
 
     async def go(base_url: str) -> LoadResult:
         target = remote(base_url, model="scripted", tokenizer="tiny", api_key="sk-other")
         running = start_load(target, LOAD, run=run, progress=None)
-        while len(running.records) < 30:
+        while len(running.records) < 1:
             await asyncio.sleep(0.05)
         victims = load_workers(os.getpid())
         assert len(victims) == 2
+        while len(running.records) < 30:
+            await asyncio.sleep(0.05)
         os.kill(victims[0], signal.SIGKILL)
-        killed.append(time.perf_counter())
         return await running
 
     with scripted.threaded(SLOW) as server:
@@ -92,16 +109,16 @@ def test_every_request_of_a_dead_worker_is_recorded(tmp_path: Path) -> None:
     # A request is in the journal before it is sent: the worker may be killed between the two.
     assert recorded["ok"] <= arrived
     assert len(recorded["error"] - arrived) <= 1
-    # Answers that were complete 100 ms before the kill were in the journal, reported or not.
-    assert answered(log, killed[0] - 0.1) <= recorded["ok"] <= answered(log)
-    assert 1 <= len(recorded["error"]) <= 12
+    # Answers that the worker had read were in the journal, reported or not.
+    assert known(log) <= recorded["ok"] <= answered(log)
+    assert len({worker_of(name) for name in recorded["error"]}) == 1, "the other worker's, too"
     assert {r.error for r in result.records if r.status == "error"} == {
         "the load worker that sent it died"
     }
     assert by_status(list(run.records())) == recorded
     assert "a load worker died" in (result.ended_early or "")
-    # The other worker completed its half of 75 requests.
-    assert len(recorded["ok"]) > 75
+    # The other worker completed its half of 150 requests.
+    assert len(recorded["ok"]) > 150
     assert not (run.path / "unsaved").exists()
 
 
@@ -152,12 +169,11 @@ def test_run_of_a_killed_kernel_is_complete(tmp_path: Path) -> None:
             assert kernel.stdout.readline(), "the load ended before the kernel was killed"
         below = descendants(kernel.pid)
         kernel.kill()
-        killed = time.perf_counter()
         kernel.communicate()
         assert_gone(below, free_port())
         log = list(server.log)
     recorded = by_status(list(Run.open(tmp_path / "cut").records()))
-    assert answered(log, killed - 0.1) <= recorded["ok"] <= answered(log)
+    assert known(log) <= recorded["ok"] <= answered(log)
     arrived = {e.request_id for e in log}
     assert arrived <= recorded["ok"] | recorded["error"]
     assert recorded["ok"] <= arrived, "a request that did not reach the server has no answer"

@@ -92,6 +92,6 @@ def test_an_interrupt_while_ray_starts_leaves_nothing() -> None:
         os.kill(kernel.pid, signal.SIGINT)
         start = time.monotonic()
         while any(name for pid, name in names(pids).items() if pid != kernel.pid):
-            assert time.monotonic() - start < 20
+            assert time.monotonic() - start < 60
             time.sleep(0.05)
         assert "KeyboardInterrupt" in kernel.communicate()[1]

@@ -21,7 +21,7 @@ from serving.spec.model import ModelSpec
 from serving.spec.service import ServiceSpec
 from serving.spec.tenants import key_hash
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 KEY = "sk-a-key-of-enough-length"
 
 

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 @pytest.mark.slow
 @pytest.mark.engine
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_notebook_00_runs_without_a_network(tmp_path: Path) -> None:
     options = ["--profile", "workshop", "--runs", str(tmp_path), "--run-id", "offline"]
     ran = run_offline(
@@ -21,7 +21,7 @@ def test_notebook_00_runs_without_a_network(tmp_path: Path) -> None:
         *("-m", "workbench", "run", "00", *options),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=580,
+        timeout=840,
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     assert (tmp_path / "offline" / "summary.json").exists()

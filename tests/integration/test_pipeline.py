@@ -20,7 +20,8 @@ import workbench as wb
 from serving.gateway.stages import STAGES
 from workbench.endpoints.deployed import Endpoint
 
-pytestmark = pytest.mark.engine
+# The first test waits for two deployments or more.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 EMAIL, CARD, SECRET = "jane.roe@example.com", "4111 1111 1111 1111", "quxomatic zebra"
 QUESTION = "What is a KV cache?"
@@ -40,7 +41,7 @@ SPEC = wb.PipelineSpec(
         wb.ModelSpec(
             source="nano",
             id=SMALL,
-            max_model_len=512,
+            max_model_len=2048,
             scaling=wb.ScalingSpec(
                 max_ongoing_requests=1, target_ongoing_requests=1, max_queued_requests=0
             ),
@@ -107,8 +108,9 @@ class TestRouting:
         async def run() -> Any:
             client = pipeline.async_client
             body: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}]}
+            # Seconds of tokens: it is still in progress when the other requests arrive.
             long = await client.chat.completions.create(
-                model=SMALL, max_tokens=400, stream=True, extra_body={"ignore_eos": True}, **body
+                model=SMALL, max_tokens=1900, stream=True, extra_body={"ignore_eos": True}, **body
             )
             create = client.chat.completions.with_raw_response.create
             answer = await create(model="auto", max_tokens=4, **body)
@@ -156,14 +158,14 @@ class TestGuardrail:
                 pipeline.async_client,
                 model=LARGE,
                 messages=QUESTION,
-                max_tokens=300,
+                max_tokens=450,  # A slow reader gets many tokens in one event.
                 ignore_eos=True,
                 clock=wb.client.start_clock(),
             )
 
         record = asyncio.run(run())
         assert record.status == "ok"
-        assert record.output_tokens == 300
+        assert record.output_tokens == 450
         assert len(record.token_times_s) >= 5
         assert record.first_token_s is not None
         assert record.end_s is not None

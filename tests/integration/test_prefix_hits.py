@@ -47,10 +47,27 @@ def write_trace(file: Path, block: int) -> None:
 def counters(endpoint: Endpoint) -> tuple[int, int]:
     """Return the engine's prefix-cache queries and hits, in tokens, once nothing changes them."""
     samples: list[Sample] = []
+
+    def known() -> list[tuple[float, tuple[int, int]]]:
+        engines = [sample for sample in samples if isinstance(sample, ReplicaSample)]
+        return [
+            (engine.time_s, (engine.prefix_queries, engine.prefix_hits or 0))
+            for engine in engines
+            if engine.prefix_queries is not None
+        ]
+
+    def settled() -> bool:
+        """Whether they have not changed for six seconds: nodes export them once a second."""
+        last_s, last = known()[-1] if known() else (0.0, None)
+        same = [at_s for at_s, counts in known() if counts == last]
+        return bool(same) and last_s - same[0] >= 6
+
     with Telemetry(endpoint, wb.client.start_clock(), samples.append):
-        time.sleep(4)
-    engine = [sample for sample in samples if isinstance(sample, ReplicaSample)][-1]
-    return engine.prefix_queries or 0, engine.prefix_hits or 0
+        deadline = time.monotonic() + 90
+        while not settled():
+            assert time.monotonic() < deadline, samples[-5:]
+            time.sleep(0.5)
+    return known()[-1][1]
 
 
 def test_hits_are_those_of_the_trace(endpoint: Endpoint, tmp_path: Path) -> None:

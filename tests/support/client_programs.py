@@ -18,7 +18,7 @@ from support.paths import ROOT, TESTS
 
 PROGRAMS = TESTS / "clients" / "programs"
 ENVIRONMENTS = ROOT / "build" / "clients"
-TIMEOUT_S = 90
+TIMEOUT_S = 180
 # No client may wait for a network that is not there, or report to one that is.
 QUIET = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",

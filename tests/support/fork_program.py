@@ -106,7 +106,7 @@ def killed_later() -> Any:
         reader.recv()
     except EOFError:
         ended = True
-    process.join(30)
+    process.join(60)
     return [{"pid": pid, "ended": ended, "known": process.exitcode is not None}]
 
 

@@ -35,7 +35,7 @@ CONFIG = GateConfig(
     max_queued_requests=2,
     retry_after_s=7,
 )
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 @dataclass

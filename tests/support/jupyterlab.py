@@ -20,6 +20,8 @@ from support.processes import end_process
 from serving.cluster.ports import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DEFAULT_TIMEOUT_MS = 60_000
+"""Limit of each action and expectation in the browser, which a busy machine delays."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 
 
@@ -45,11 +47,17 @@ def jupyterlab(folder: Path, log: Path, *options: str) -> Iterator[Callable[[str
 @contextmanager
 def chromium_page() -> Iterator[Any]:
     """Yield a page of 1280 x 1000 pixels in headless Chromium."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=DEFAULT_TIMEOUT_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1280, "height": 1000})
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=FLAGS, timeout=3 * DEFAULT_TIMEOUT_MS
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(DEFAULT_TIMEOUT_MS)
+        page.set_default_navigation_timeout(2 * DEFAULT_TIMEOUT_MS)
+        yield page
         browser.close()
 
 

@@ -48,7 +48,7 @@ class ScriptedProxy:
                 client.sendall(self._refusal(self.refuse or 407))
                 return
             parts = urlsplit(target if "://" in target else f"tunnel://{target}")
-            with socket.create_connection((parts.hostname, parts.port), timeout=10) as server:
+            with socket.create_connection((parts.hostname, parts.port), timeout=60) as server:
                 if method == "CONNECT":
                     client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 else:

@@ -57,7 +57,7 @@ def plain_head(folder: Path, **variables: str) -> Iterator[Head]:
         for process in marked(mark):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        head.wait(20)
+        head.wait(60)
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -205,7 +205,12 @@ class ScriptedLoad:
 
 
 def scripted_dashboard(
-    folder: str, stages: list[tuple[float, float]], *, speed: float = 1.0, most: int = 2
+    folder: str,
+    stages: list[tuple[float, float]],
+    *,
+    speed: float = 1.0,
+    most: int = 2,
+    rescale_s: float = 2.0,
 ) -> Any:
     """Return a dashboard whose load and cluster are scripted.
 
@@ -214,6 +219,7 @@ def scripted_dashboard(
         stages: The stages of the load: a rate in requests/s, and seconds.
         speed: Seconds on the run's clock per second of real time.
         most: The maximum number of replicas.
+        rescale_s: Seconds that a change of the scaling takes.
     """
     from pydantic import SecretStr
 
@@ -233,7 +239,7 @@ def scripted_dashboard(
     def rescale(self: Endpoint, *, progress: Any, **changed: Any) -> None:
         from workbench.endpoints.scaling import rescaled
 
-        time.sleep(2)
+        time.sleep(rescale_s)
         self.spec = rescaled(self.spec, changed)
         player.service.most = changed["max_replicas"]
 

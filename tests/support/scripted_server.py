@@ -285,13 +285,13 @@ def threaded(
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     server = ScriptedServer(choose, tls=tls, unix=unix)
-    asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(60)
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
@@ -306,7 +306,7 @@ def spawn(*options: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def read_log(base_url: str) -> list[Exchange]:

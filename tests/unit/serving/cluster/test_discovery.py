@@ -39,7 +39,7 @@ def raylet(address: str) -> Iterator[None]:
 
 def seen(address: str) -> list[LocalCluster]:
     """The cluster with this address among those of the host, once its command line shows."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if clusters := [c for c in local_clusters() if c.address == address]:
             return clusters

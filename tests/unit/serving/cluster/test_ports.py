@@ -120,5 +120,5 @@ def test_deploying_on_a_taken_port_starts_nothing(taken: int) -> None:
         output = child.stdout.read() if child.stdout else ""
         assert f"PortTakenError: port = {taken}" in output
         assert "starting Ray" not in output
-        assert child.wait(timeout=30) != 0
+        assert child.wait(timeout=60) != 0
         assert descendants(child.pid) == []

@@ -49,7 +49,7 @@ def errors(text: str, folder: Path) -> str:
     path = folder / "checked.cfg"
     path.write_text(text)
     ran = subprocess.run(
-        [HAPROXY, "-c", "-f", path], capture_output=True, text=True, timeout=30, check=False
+        [HAPROXY, "-c", "-f", path], capture_output=True, text=True, timeout=120, check=False
     )
     return ran.stderr if ran.returncode else ""
 

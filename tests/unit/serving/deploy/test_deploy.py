@@ -139,7 +139,7 @@ def rejected_deploy(
         capture_output=True,
         text=True,
         env=env | extra | variables,
-        timeout=60,
+        timeout=200,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     name, text, heavy, children = json.loads(ran.stdout)
@@ -194,7 +194,7 @@ class TestRejections:
             capture_output=True,
             text=True,
             env=environment,
-            timeout=60,
+            timeout=200,
         )
         assert "MissingPackageError: The package 'ray' is not installed" in ran.stderr
         assert "make setup" in ran.stderr

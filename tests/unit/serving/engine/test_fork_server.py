@@ -28,7 +28,7 @@ def program(case: str, **variables: str) -> tuple[int, list[dict[str, Any]]]:
         env=os.environ | {"PYTHONPATH": path} | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert result.returncode == 0, result.stderr
     reply = json.loads(result.stdout)

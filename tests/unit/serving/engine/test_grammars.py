@@ -71,7 +71,7 @@ async def largest_delay(stop: asyncio.Event) -> float:
 @pytest.mark.slow
 def test_grammars_are_checked_in_a_process_that_can_be_killed() -> None:
     async def run() -> None:
-        checker = GrammarChecker(vocabulary, cpu_s=1)
+        checker = GrammarChecker(vocabulary, cpu_s=8)
         assert not worker_processes(), "it starts with the first grammar"
         with pytest.raises(KeyError):
             checker.error(schema(type="object"))
@@ -95,7 +95,8 @@ def test_grammars_are_checked_in_a_process_that_can_be_killed() -> None:
             assert "too complex" in await running
             await valid
             stop.set()
-            assert await delay < 1.0, "another request's tokens waited"
+            # The machine may pause this process for some seconds; the check takes eight or more.
+            assert await delay < 7, "another request's tokens waited"
             with pytest.raises(KeyError):
                 checker.error(schema(title="left"))
             assert worker_processes() == {worker}, "the same worker, and no job left in it"
@@ -103,7 +104,7 @@ def test_grammars_are_checked_in_a_process_that_can_be_killed() -> None:
             began = time.perf_counter()
             assert "too complex" in await rejection(checker, ENDLESS)
             await checker.check(schema(title="valid"))
-            assert time.perf_counter() - began < 0.1, "results are kept"
+            assert time.perf_counter() - began < 7, "results are kept"
 
             os.kill(worker, signal.SIGKILL)  # a crash
             assert "too complex" in await rejection(checker, schema(title="crash"))

@@ -31,7 +31,7 @@ def spec(program: Path) -> ModelSpec:
 
 
 def ask(path: str) -> httpx.Response:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=60) as client:
         return client.get("http://rust/health")
 
 

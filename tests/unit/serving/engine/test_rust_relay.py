@@ -160,7 +160,7 @@ def test_a_client_that_disconnects_stops_the_answer_and_pays_for_it(open_front: 
             f"content-length: {len(body)}\r\n\r\n"
         )
         received = b""
-        with socket.create_connection(("127.0.0.1", front.served.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", front.served.port), timeout=60) as client:
             client.sendall(head.encode() + body)
             while received.count(b"data:") < 3:
                 received += client.recv(65536)
@@ -178,7 +178,7 @@ def test_a_disconnect_before_the_first_event_costs_the_prompt(open_front: Any) -
             f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
-        with socket.create_connection(("127.0.0.1", front.served.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", front.served.port), timeout=60) as client:
             client.sendall(head.encode() + body)
             wait_until(lambda: bool(front.rust.log))
         assert front.charged() == (10, 0, 0)

@@ -120,14 +120,14 @@ def test_the_response_starts_within_the_interval(slow: Callable[..., ServedGate]
         f"POST {CHAT} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as client:
         began, received, times = time.monotonic(), b"", []
         client.sendall(head.encode() + body)
         while received.count(COMMENT) < 3:
             received += client.recv(4096)
             times.append(time.monotonic() - began)
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert 0.3 <= times[0] < 5
+    assert 0.3 <= times[0] < 25  # and not after the 30 s of the application
     assert times[-1] >= 0.9
     app = served.gate._app
     assert isinstance(app, SlowApp)

@@ -73,7 +73,7 @@ class TestGuardModels:
 
         async def ask(fields: dict[str, Any]) -> str:
             asked.append(fields)
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
             return "safe"
 
         spec = GuardModel(model=ModelSpec(id="g"), template="{role} wrote: {text}", timeout_s=0.01)

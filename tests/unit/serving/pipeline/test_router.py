@@ -358,7 +358,7 @@ class TestFallback:
         began = time.monotonic()
         with pytest.raises(RefusedError, match=r"a: no replica ran for 0\.3 s") as caught:
             self.sent(to, "a", a=None)
-        assert 0.3 <= time.monotonic() - began < 5
+        assert 0.3 <= time.monotonic() - began < 30
         assert (caught.value.status, caught.value.headers) == (503, {"retry-after": "3"})
         assert self.responses["a"].cancelled
         assert to.running == {"a": 0}
@@ -378,7 +378,9 @@ class TestFallback:
         assert answer.first.text == "x"
         assert self.progress == [(5, 1), (5, 9)]
 
-    def test_health_is_cached(self) -> None:
+    def test_health_is_cached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert HEALTH_MAX_AGE_S <= 2
+        monkeypatch.setattr("serving.pipeline.dispatcher.HEALTH_MAX_AGE_S", 60.0)
         asked = []
 
         def states() -> dict[str, ModelState]:
@@ -392,4 +394,3 @@ class TestFallback:
 
         asyncio.run(run())
         assert len(asked) == 1
-        assert HEALTH_MAX_AGE_S <= 2

@@ -56,7 +56,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_the_new_manager_takes_over(
 ) -> None:
     proxy.configure({"one": backend})
     os.kill(start_under_manager(proxy), signal.SIGKILL)
-    assert wait_for(lambda: serves(proxy), 10) < 3
+    assert wait_for(lambda: serves(proxy), 60) < 10
     # The admin socket does not answer, so Ray Serve starts another manager, which has no routes.
     assert admin.owner(proxy.admin_socket) is None
     replacement = standby(proxy)
@@ -75,7 +75,7 @@ def test_a_killed_proxy_is_replaced_at_once_and_the_new_manager_takes_over(
     sender.start()
     time.sleep(0.5)
     proxy.start()
-    wait_for(lambda: not running(replacement), 30)
+    wait_for(lambda: not running(replacement), 60)
     proxy.configure({"one": backend})
     proxy.reload()
     time.sleep(0.5)
@@ -95,7 +95,7 @@ def test_nothing_is_left_when_ray_serve_shuts_down(proxy: Proxy, proxy_first: bo
         assert serves(proxy)
         if proxy_first:
             os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: standby(proxy) is not None, 30)
+            wait_for(lambda: standby(proxy) is not None, 60)
         assert proxy.manager is not None
         proxy.manager.kill()
         proxy.manager.wait()
@@ -108,7 +108,7 @@ def test_a_reload_starts_no_standby(proxy: Proxy, backend: int) -> None:
     proxy.configure({"one": backend})
     first = proxy.start()
     proxy.reload()
-    wait_for(lambda: proxy.old[0].poll() is not None, 30)
+    wait_for(lambda: proxy.old[0].poll() is not None, 60)
     time.sleep(1)
     assert not running(first)
     assert standby(proxy) is None
@@ -130,5 +130,5 @@ def test_an_orphan_serves_until_a_new_manager_takes_over(proxy: Proxy, backend: 
     assert serves(proxy)
     proxy.configure()
     proxy.start()
-    wait_for(lambda: not running(orphan), 30)
+    wait_for(lambda: not running(orphan), 25)  # Without a successor it ends after 30 s.
     assert serves(proxy)

@@ -49,7 +49,7 @@ def flood(proxy: Proxy, count: int) -> list[socket.socket]:
     On a busy machine the proxy ends the first ones with 408 before the last ones are open.
     """
     while True:
-        wait_for(lambda: proxy.connections() == 0, 30)
+        wait_for(lambda: proxy.connections() == 0, 60)
         sockets = half_headers(proxy, "127.0.0.2", count)
         for _ in range(10):
             if proxy.admitted() == proxy.connections() == count:
@@ -89,11 +89,11 @@ class TestSlowHeaders:
     def test_they_end_with_408(self, proxy: Proxy, backend: int) -> None:
         proxy.configure({"one": backend})
         proxy.start()
+        start = time.monotonic()
         with proxy.connect() as silent, proxy.connect() as slow:
             slow.sendall(HALF)
-            start = time.monotonic()
             assert read_all(slow).startswith(b"HTTP/1.1 408 ")
-            assert 9 < time.monotonic() - start < 30
+            assert 9 < time.monotonic() - start < 60
             assert read_all(silent).startswith(b"HTTP/1.1 408 ")
 
     @pytest.mark.parametrize("local", [True, False])
@@ -105,7 +105,8 @@ class TestSlowHeaders:
             proxy.request(connection=established)
             sockets = half_headers(proxy, address, ATTACK)
             try:
-                assert max(answers(proxy, 3)) < 2
+                # One that waits for a connection of the flood waits until that ends, after 10 s.
+                assert max(answers(proxy, 3)) < 7
                 assert proxy.request(connection=established)
                 if not local:
                     assert len(sockets) - closed(sockets) == 2048
@@ -127,7 +128,8 @@ class TestSlowHeaders:
         finally:
             for connection in sockets:
                 connection.close()
-        wait_for(lambda: proxy.request().startswith(b"HTTP/1.1 200"), 10)
+        wait_for(lambda: proxy.connections() == 0, 60)
+        assert proxy.request().startswith(b"HTTP/1.1 200")
         with proxy.connect(address, address) as known:
             assert proxy.request("/", known, "POST")
         sockets = flood(proxy, 224)
@@ -172,7 +174,7 @@ def test_a_stream_survives_reloads(proxy: Proxy, backend: int) -> None:
         proxy.configure({"one": backend, "two": backend})
         pids.add(proxy.reload())
         assert proxy.request().startswith(b"HTTP/1.1 200")
-    reader.join(30)
+    reader.join(120)
     assert len(pids) == 4
     assert re.findall(rb"^(\d+)\n", received[0], re.MULTILINE) == [b"%d" % n for n in range(60)]
 

@@ -184,13 +184,18 @@ def grpc_server(*services: str) -> Iterator[str]:
 
 
 class TestClusterAddress:
+    @pytest.fixture(autouse=True)
+    def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server in this process may be slow to answer."""
+        monkeypatch.setattr(attach, "PROBE_S", 60.0)
+
     @pytest.mark.parametrize("kind", ["", "ray://"])
     def test_closed_port_is_refused_at_once(self, kind: str) -> None:
         started = time.monotonic()
         with pytest.raises(ClusterError, match="nothing answers there") as caught:
             attach.check_address(kind + NOWHERE)
         # Ray itself retries for minutes; this bound is generous for a refused connection.
-        assert time.monotonic() - started < attach.PROBE_S
+        assert time.monotonic() - started < 30
         assert f"'{kind}{NOWHERE}'" in str(caught.value)
 
     @pytest.mark.parametrize("kind", ["", "ray://"])

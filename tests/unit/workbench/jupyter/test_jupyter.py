@@ -47,7 +47,7 @@ class Server:
         url = f"http://127.0.0.1:{self.port}/hub/workbench/{path}"
         request = urllib.request.Request(url, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=60) as response:
                 body = response.read()
                 return response.status, json.loads(body) if body else None
         except urllib.error.HTTPError as error:
@@ -97,12 +97,12 @@ def test_a_page_of_another_origin_cannot_stop_a_service(server: Server, sockets:
     """A cookie authenticates a browser's requests; a change also needs the XSRF token."""
     base = f"http://127.0.0.1:{server.port}/hub/"
     opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-    opener.open(f"{base}login?token={TOKEN}", timeout=30).read()
+    opener.open(f"{base}login?token={TOKEN}", timeout=60).read()
     with ServicesProcess(sockets / "8.sock", ["llm"]) as process:
-        opener.open(f"{base}workbench/services", timeout=30).read()  # the cookie is accepted
+        opener.open(f"{base}workbench/services", timeout=60).read()  # the cookie is accepted
         request = urllib.request.Request(f"{base}workbench/services/8/llm", method="DELETE")
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            opener.open(request, timeout=30)
+            opener.open(request, timeout=60)
         assert process.services == ["llm"]
 
 

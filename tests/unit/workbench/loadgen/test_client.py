@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 from support import scripted_server as scripted
+from support.loop_clock import LoopClock
 from support.scripted_server import DONE, Script, Step, chat_chunk, event, serving, tokens, usage
 
 from workbench.errors import SettingError
@@ -299,20 +300,25 @@ class TestFailures:
 
     def test_timeout_after_the_first_token(self) -> None:
         async def call(client: openai.AsyncOpenAI) -> list[RequestRecord]:
+            clock, events = LoopClock(), list[str]()
             settings: dict[str, Any] = {
                 "model": "m",
                 "messages": "x",
                 "max_tokens": 1,
                 "clock": time.perf_counter,
+                "on_event": lambda kind, at: events.append(kind),
             }
-            return list(
-                await asyncio.gather(
-                    stream_chat(client, **settings, timeout_s=1.5),
-                    stream_chat(client.with_options(timeout=1.5), **settings),
-                )
+            both = asyncio.gather(
+                stream_chat(client, **settings, timeout_s=60),
+                stream_chat(client.with_options(timeout=60), **settings),
             )
+            while not both.done():
+                await asyncio.sleep(0.01)
+                if events.count("read") == 2:  # Both tokens are there, however long they took.
+                    clock.ahead_s += 10
+            return list(await both)
 
-        records, _ = run(Script((Step(chat_chunk({"content": "x"})),), hang_s=30), call)
+        records, _ = run(Script((Step(chat_chunk({"content": "x"})),), hang_s=3600), call)
         assert [record.status for record in records] == ["timeout"] * 2
         assert [len(record.token_times_s) for record in records] == [1, 1]
 
@@ -461,15 +467,19 @@ class TestClosedLoop:
     def test_cancellation_keeps_all_records(self) -> None:
         kept: list[RequestRecord] = []
 
-        async def cut(client: openai.AsyncOpenAI) -> None:
-            task = asyncio.create_task(self.load(50, 4, on_record=kept.append)(client))
-            while len(kept) < 5:
-                await asyncio.sleep(0.005)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        async def cut() -> list[scripted.Exchange]:
+            script = tokens(2, ttft_s=0.05)
+            async with serving(script) as server, connect(server.base_url) as client:
+                task = asyncio.create_task(self.load(50, 4, on_record=kept.append)(client))
+                # With four requests at the server, none is on its way to it.
+                while len(kept) < 5 or server.open_now < 4:
+                    await asyncio.sleep(0.005)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                return server.log
 
-        _, log = run(tokens(2, ttft_s=0.05), cut)
+        log = asyncio.run(cut())
         assert len(kept) == len(log)
         statuses = [record.status for record in kept]
         assert statuses.count("cancelled") == 4

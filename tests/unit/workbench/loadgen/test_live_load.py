@@ -29,6 +29,12 @@ SMALL = RandomPrompts(input=4, output=3)
 Sent = tuple[list[RequestRecord], list[float], scripted.ScriptedServer]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is dropped because the machine paused this process for some seconds."""
+    monkeypatch.setattr("workbench.loadgen.senders.MAX_DELAY_S", 100.0)
+
+
 def send(
     load: LoadSpec,
     *changes: LoadChange,
@@ -36,7 +42,10 @@ def send(
     stop_s: float | None = None,
     answer: scripted.Script | None = None,
 ) -> Sent:
-    """Send `load` from workers in this event loop, with changes."""
+    """Send `load` from workers in this event loop, with changes.
+
+    With `stop_s` it is stopped once every worker has sent what was due until then, at the earliest.
+    """
 
     async def go() -> Sent:
         async with serving(answer or tokens(3, chat=False)) as server:
@@ -49,20 +58,26 @@ def send(
                 await worker.start_live(config, WorkerShare(load, range(20), first, workers))
                 for change in changes:
                     await worker.apply(change)
-            return *(await collect(senders, epoch, stop_s)), server
+            return *(await collect(senders, stop_s)), server
 
     return asyncio.run(go())
 
 
 async def collect(
-    workers: list[LoadWorker], epoch: float, stop_s: float | None
+    workers: list[LoadWorker], stop_s: float | None
 ) -> tuple[list[RequestRecord], list[float]]:
     records, sent, done = [], [], False
+    latest_s = [0.0] * len(workers)
     while not done:
         await asyncio.sleep(0.02)
-        if stop_s is not None and time.perf_counter() - epoch > stop_s:
+        # Not by the clock: after a pause of the machine, what was due meanwhile is still unsent.
+        if stop_s is not None and min(latest_s) >= stop_s:
             await asyncio.gather(*(worker.stop() for worker in workers))
         reports = [await worker.report() for worker in workers]
+        latest_s = [
+            max(before_s, *report.sent_s) if report.sent_s else before_s
+            for before_s, report in zip(latest_s, reports, strict=True)
+        ]
         done = all(report.done for report in reports)
         records += [record for report in reports for record in report.records]
         sent += [at for report in reports for at in report.sent_s]
@@ -97,9 +112,10 @@ def test_changes_apply_at_their_time() -> None:
     np.testing.assert_allclose(times[:5], [0, 0.05, 0.1, 0.15, 0.2], atol=1e-6)
     assert not ((times > 0.201) & (times < 0.5)).any()
     assert ((times > 0.6) & (times < 0.9)).sum() == pytest.approx(30, abs=1)
-    asked = sorted((e.received_s, e.body["max_tokens"]) for e in server.log)
-    assert {tokens for _, tokens in asked[:8]} == {3}
-    assert {tokens for _, tokens in asked[-15:]} == {9}
+    due_s = {record.request_id: record.scheduled_s or 0.0 for record in records}
+    asked = [(due_s[e.request_id or ""], e.body["max_tokens"]) for e in server.log]
+    assert {tokens for at_s, tokens in asked if at_s < 0.699} == {3}
+    assert {tokens for at_s, tokens in asked if at_s > 0.701} == {9}
 
 
 def test_rate_goes_on_after_the_end_of_the_plan() -> None:
@@ -107,7 +123,7 @@ def test_rate_goes_on_after_the_end_of_the_plan() -> None:
     records, _, _ = send(load, LoadChange(0.1, "rate", 20), stop_s=0.6)
     times = due(records)
     assert times[-1] > 0.4
-    assert len(times) == pytest.approx(10, abs=6)
+    assert len([at_s for at_s in times if at_s < 0.6]) == pytest.approx(10, abs=6)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -123,7 +139,7 @@ def test_rate_set_while_the_last_answers_arrive_is_sent(
     )
     times = np.array(due(records))
     assert not ((times > 0.21) & (times < 0.49)).any()
-    assert (times > 0.5).sum() == pytest.approx(0.5 * 40, abs=8)
+    assert ((times > 0.5) & (times < 1.0)).sum() == pytest.approx(0.5 * 40, abs=8)
 
 
 def test_paused_load_does_not_end_with_its_plan() -> None:

@@ -165,7 +165,7 @@ def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActo
     load = LoadSpec(arrivals=ClosedLoop(max_concurrency=5), prompts=SMALL, count=15, workers=2)
 
     async def go() -> tuple[LoadResult, int]:
-        with scripted.threaded(tokens(2, ttft_s=0.05, chat=False)) as server:
+        with scripted.threaded(tokens(2, ttft_s=0.2, chat=False)) as server:
             target = target_of(server)
             return await start_load(target, load, progress=None), server.most_open
 
@@ -174,7 +174,7 @@ def test_users_of_a_closed_loop_are_shared_by_the_workers(actors: list[LocalActo
 
 
 def test_the_journal_of_a_dead_worker_completes_the_records(
-    actors: list[LocalActor], tmp_path: Path
+    actors: list[LocalActor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = LoadSpec(arrivals=Constant(rate=40), prompts=SMALL, count=120, workers=2)
     run = Run.create(tmp_path, {})
@@ -183,9 +183,20 @@ def test_the_journal_of_a_dead_worker_completes_the_records(
         with scripted.threaded(tokens(2, chat=False)) as server:
             target = target_of(server)
             running = start_load(target, load, run=run, progress=None)
+            while not actors:
+                await asyncio.sleep(0.01)
+            worker = actors[0]._worker
+            sleep_until = worker.sleep_until
+
+            async def sleep_in_the_first_second(due_s: float) -> None:
+                # However late it dies, it has not sent its whole share.
+                if due_s > (running.start_s or 0.0) + 1:
+                    await asyncio.Event().wait()
+                await sleep_until(due_s)
+
+            monkeypatch.setattr(worker, "sleep_until", sleep_in_the_first_second)
             while len(running.records) < 10:
                 await asyncio.sleep(0.02)
-            worker = actors[0]._worker
             assert worker._journal is not None
             assert worker._journal._descriptor is not None
             await worker.stop()
@@ -206,6 +217,7 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     run = Run.create(tmp_path, {})
     states: list[str] = []
     sent: list[float] = []
+    log: list[scripted.Exchange] = []
 
     async def go() -> tuple[LoadResult, Any]:
         with scripted.threaded(tokens(3, chat=False)) as server:
@@ -218,18 +230,19 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
                 await asyncio.sleep(0.02)
             running.set_output_tokens(7)
             running.pause()
-            await asyncio.sleep(0.6)
+            while running.state != "paused":
+                await asyncio.sleep(0.02)
             states.append(running.state)
-            paused, quiet = len(server.log), running.rate
-            await asyncio.sleep(0.3)
-            assert (len(server.log), quiet) == (paused, 0)
+            assert running.rate == 0
+            await asyncio.sleep(0.5)  # ten requests would be due
+            paused = len(server.log)
             running.set_rate(1000)
             while len(server.log) < paused + 30:
                 await asyncio.sleep(0.02)
             running.stop()
             result = await running
             states.append(running.state)
-            assert {exchange.body["max_tokens"] for exchange in server.log[paused:]} == {7}
+            log.extend(server.log)
             return result, running
 
     result, running = asyncio.run(go())
@@ -244,6 +257,11 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     ]
     assert [change.what for change in running.changes] == [c.what for c in run.changes()]
     assert running.changes[3].value == 150
+    paused_s, resumed_s = (change.time_s for change in running.changes[2:4])
+    due_s = {record.request_id: record.due_s for record in result.records}
+    assert not [at_s for at_s in due_s.values() if paused_s < at_s < resumed_s]
+    asked = [exchange for exchange in log if due_s[exchange.request_id or ""] > paused_s]
+    assert {exchange.body["max_tokens"] for exchange in asked} == {7}
     assert running.changes[-1].note == result.ended_early == "stopped by the user"
     assert len(sent) == result.planned == running.ended
     assert len(list(run.records())) == len(result.records) == result.planned
@@ -257,34 +275,41 @@ def test_rate_set_after_the_plan_is_sent_until_stop(
     load = LoadSpec(arrivals=Constant(rate=20), prompts=SMALL, duration_s=0.5, workers=2)
     run = Run.create(tmp_path, {})
 
-    async def go() -> tuple[LoadResult, list[int]]:
-        with scripted.threaded(tokens(3, ttft_s=1.5, chat=False)) as server:
+    def answer(body: dict[str, Any], n: int) -> scripted.Script:
+        return tokens(3, ttft_s=7.0 if n < 10 else 0.1, chat=False)  # the plan has ten requests
+
+    async def go() -> LoadResult:
+        with scripted.threaded(answer) as server:
             running = start_live_load(target_of(server), load, run=run, max_rate=150, progress=None)
-            while running.start_s is None or running.clock() < running.start_s + 0.9:
+            while len(server.log) < 10:
                 await asyncio.sleep(0.02)
-            counts = [len(server.log)]
+            while running.clock() < (running.start_s or 0.0) + 0.9:
+                await asyncio.sleep(0.02)
             running.set_rate(20)
-            while len(server.log) < counts[0] + 20:
+            while len(server.log) < 30:
                 await asyncio.sleep(0.02)
             running.pause()
-            await asyncio.sleep(0.6)
-            counts.append(len(server.log))
-            await asyncio.sleep(2.5)  # everything is answered, and still the load is not over
-            counts.append(len(server.log))
+            while (running.state, running.in_progress) != ("paused", 0):
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.6)  # everything is answered, and still the load is not over
             assert (running.state, running.in_progress) == ("paused", 0)
+            answered = len(server.log)
             running.resume()
-            while len(server.log) < counts[2] + 5:
+            while len(server.log) < answered + 5:
                 await asyncio.sleep(0.02)
             running.stop()
             with pytest.raises(SettingError, match="has ended"):
                 running.set_rate(5)
-            return await running, counts
+            return await running
 
-    result, counts = asyncio.run(go())
-    assert counts[0] == 10
-    assert counts[1] == counts[2]
+    result = asyncio.run(go())
     assert result.ended_early == "stopped by the user"
-    assert [change.what for change in run.changes()] == ["start", "rate", "pause", "resume", "end"]
+    changes = run.changes()
+    assert [change.what for change in changes] == ["start", "rate", "pause", "resume", "end"]
+    rate_s, paused_s, resumed_s = (change.time_s for change in changes[1:4])
+    times = [record.due_s for record in result.records]
+    assert len([at_s for at_s in times if at_s < rate_s]) == 10
+    assert not [at_s for at_s in times if paused_s < at_s < resumed_s]
     assert len(list(run.records())) == result.planned
 
 

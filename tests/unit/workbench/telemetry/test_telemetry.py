@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import SecretStr
 from support.installed import source
+from support.loop_clock import LoopClock
 
 from serving.compat.ray import GPU_METRICS
 from serving.compat.vllm import ENGINE_METRICS
@@ -161,7 +162,7 @@ class TestScraper:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/slow":
-                    go_on.wait(20)
+                    go_on.wait(200)
                 with suppress(BrokenPipeError):  # The client has closed the connection.
                     self.send_response(500 if self.path == "/broken" else 200)
                     self.end_headers()
@@ -193,12 +194,17 @@ class TestScraper:
         ]
 
         async def scrape() -> None:
-            async with Scraper(wait_s=0.5) as scraper:
-                pages = await scraper.scrape(nodes)
+            clock = LoopClock()
+            async with Scraper(wait_s=60, timeout_s=1000) as scraper:
+                first = asyncio.create_task(scraper.scrape(nodes))
+                while sum(task.done() for task in scraper._pending.values()) < 4:
+                    await asyncio.sleep(0.01)
+                clock.ahead_s = 100  # Only the slow one is still awaited.
+                pages = await first
                 assert set(pages) == {"well", "well too"}
                 assert pages["well"].total("vllm_num_requests_running") == 8
                 assert set(scraper.failures) == {"slow", "broken", "closed"}
-                assert "no answer in 0.5 s" in scraper.failures["slow"]
+                assert "no answer in 60 s" in scraper.failures["slow"]
                 go_on.set()
                 pages = await scraper.scrape(nodes)
                 assert set(pages) == {"well", "well too", "slow"}, "a late answer is used"
@@ -208,7 +214,7 @@ class TestScraper:
 
     def test_node_that_never_answers_times_out(self, server: tuple[int, threading.Event]) -> None:
         async def scrape() -> None:
-            async with Scraper(wait_s=2, timeout_s=0.2) as scraper:
+            async with Scraper(wait_s=100, timeout_s=0.2) as scraper:
                 assert await scraper.scrape([Node("n", f"http://127.0.0.1:{server[0]}/slow")]) == {}
                 assert "TimeoutError" in scraper.failures["n"]
 
