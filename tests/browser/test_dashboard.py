@@ -44,7 +44,9 @@ def test_load_is_changed_by_hand(running: Any, tmp_path: Path, record_property: 
     print(f"peak memory of two replicas, JupyterLab and Chromium: {memory.gib:.1f} GiB")
     assert 3 < memory.gib < MAX_GIB
     run = Run.open(tmp_path / "runs" / "by-hand")
-    changes = [what for what, _ in groupby(change.what for change in run.changes())]
+    # Some requests are late where the machine is busy.
+    made = (change.what for change in run.changes() if change.what != "late")
+    changes = [what for what, _ in groupby(made)]
     # The last value of a slider may arrive after the first one of the next slider.
     assert [changes[0], *changes[-2:]] == ["start", "scaling", "end"]
     assert set(changes[1:-2]) == {"rate", "output_tokens"}

@@ -80,7 +80,8 @@ def test_watch_autoscaling_goes_from_nothing_to_two_replicas_and_back(tmp_path: 
     decisions = run.samples_frame("decision")
     path = decisions[decisions.deployment == "tiny-llama-glossary"]
     assert (path.from_target.iloc[0], path.to_target.iloc[-1]) == (0, 0)
-    assert [change.what for change in run.changes()] == ["start", "end"]
+    made = [change.what for change in run.changes() if change.what != "late"]
+    assert made == ["start", "end"]
     summary = run.summary()
     assert summary is not None
     assert summary.failed == summary.shed == 0

@@ -248,23 +248,19 @@ def test_a_live_load_is_changed_and_logged(actors: list[LocalActor], tmp_path: P
     result, running = asyncio.run(go())
     assert states == ["starting", "paused", "ended"]
     assert len(actors) == 2
-    assert [change.what for change in run.changes()] == [
-        "start",
-        "output_tokens",
-        "pause",
-        "rate",
-        "end",
-    ]
     assert [change.what for change in running.changes] == [c.what for c in run.changes()]
-    assert running.changes[3].value == 150
-    paused_s, resumed_s = (change.time_s for change in running.changes[2:4])
+    # On a busy machine some requests cannot be sent in time; they are dropped and counted.
+    made = [change for change in running.changes if change.what != "late"]
+    assert [c.what for c in made] == ["start", "output_tokens", "pause", "rate", "end"]
+    assert made[3].value == 150
+    paused_s, resumed_s = (change.time_s for change in made[2:4])
     due_s = {record.request_id: record.due_s for record in result.records}
     assert not [at_s for at_s in due_s.values() if paused_s < at_s < resumed_s]
     asked = [exchange for exchange in log if due_s[exchange.request_id or ""] > paused_s]
     assert {exchange.body["max_tokens"] for exchange in asked} == {7}
-    assert running.changes[-1].note == result.ended_early == "stopped by the user"
-    assert len(sent) == result.planned == running.ended
-    assert len(list(run.records())) == len(result.records) == result.planned
+    assert made[-1].note == result.ended_early == "stopped by the user"
+    assert len(sent) == result.planned - running.dropped == running.ended
+    assert len(list(run.records())) == len(result.records) == running.ended
 
 
 @pytest.mark.slow
@@ -304,7 +300,8 @@ def test_rate_set_after_the_plan_is_sent_until_stop(
 
     result = asyncio.run(go())
     assert result.ended_early == "stopped by the user"
-    changes = run.changes()
+    # On a busy machine some requests are late.
+    changes = [change for change in run.changes() if change.what != "late"]
     assert [change.what for change in changes] == ["start", "rate", "pause", "resume", "end"]
     rate_s, paused_s, resumed_s = (change.time_s for change in changes[1:4])
     times = [record.due_s for record in result.records]
