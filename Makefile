@@ -28,7 +28,7 @@ demo: setup  ## run notebook 02: vLLM replicas scale with a load; print the addr
 lab: setup  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root)
 
-check: setup  ## check style, types and notebooks and run the fast tests (about a minute)
+check: setup  ## check style, types and notebooks and run the fast tests (two minutes)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target style fast
 
 style:

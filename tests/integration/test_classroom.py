@@ -112,7 +112,7 @@ def test_manager_admits_warns_and_ends_thirty_tenants(
     with pytest.raises(LeaseError, match="has no lease"):
         join("student-01", keys["student-02"])
 
-    # Every third lease becomes short, only now: however long it took, all have their seats.
+    # Leases are shortened only now, when all have their seats, however long that took.
     for name in short:
         classroom.set_lease(make_lease(name, keys[name], 40, warn_s=50))
     wait_until(lambda: set(classroom.table().query("warned").index) == short)

@@ -108,7 +108,7 @@ class TestRouting:
         async def run() -> Any:
             client = pipeline.async_client
             body: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}]}
-            # Seconds of tokens: it is still in progress when the other requests arrive.
+            # It takes seconds, so it is still in progress when the other requests arrive.
             long = await client.chat.completions.create(
                 model=SMALL, max_tokens=1900, stream=True, extra_body={"ignore_eos": True}, **body
             )

@@ -171,7 +171,7 @@ class TestTimeouts:
             while not answer and time.monotonic() - began < 60:
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     client.sendall(b"x")
-                # Apart from sending, which fails once the server has answered and closed.
+                # Separate, because sending fails once the server has answered and closed.
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     answer = client.recv(4096)
                 assert served.gate.slots.running == 0

@@ -126,7 +126,7 @@ class TestQuotas:
 
     def test_usage_is_the_engines_own_count(self, tenants: Endpoint) -> None:
         words = tenants.as_tenant("words")
-        # Most of its 300 tokens: at five a second it takes long until there are 280 again.
+        # This uses most of 300 tokens. At 5 a second, 280 are not available again for long.
         whole = ask(words, max_tokens=100, ignore_eos=True).json()["usage"]
         stream = ask(words, max_tokens=150, ignore_eos=True, stream=True)
         assert ask(words, max_tokens=280).status_code == 429

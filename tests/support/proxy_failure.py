@@ -107,7 +107,7 @@ def main() -> None:
     done.set()
     for thread in threads:
         thread.join()
-    # Their beginnings: a request that fails may be told so late on a busy machine.
+    # When they began: on a busy machine a failed request may end much later.
     failed = [(start - at, s) for start, end, s in records if end > at and s != "200"]
     last = max((seconds for seconds, _ in failed), default=0.0)
     print(

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 MOST_S = 0.2
-"""The pauses of the process that the median of a measurement of a second bears."""
+"""Total length of pauses that do not change the median of a measurement of one second."""
 TICK_S = 0.01
 
 
