@@ -3,13 +3,14 @@
 #   ACCELERATOR=cpu|gpu   the profile; the default is gpu if nvidia-smi lists a GPU, else cpu
 #   WHEELHOUSE=FOLDER     install without a network from a folder that `make wheelhouse` filled
 #   TORCH_INDEX=URL       an index with torch's CPU build, to use instead of PyTorch's own
+#   CHECKED=1             make test-all after make check: leave out the tests that have passed
 #   PROCESSES=1           run the tests with an engine one at a time, not two
 PYTHON ?= python3
 PROCESSES ?= 2
 BIN := .venv/bin
 PARALLEL := -n 3 --dist loadfile -p no:schemathesis
-NOT_LONG := not slow and not browser
-EXTENT := $(NOT_LONG)
+LONG := slow or browser
+EXTENT := not ($(LONG))
 AND_EXTENT = $(if $(EXTENT), and $(EXTENT))
 FAST = not engine and not gpu and not timing and not clients$(AND_EXTENT)
 
@@ -41,30 +42,34 @@ style:
 fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
+long:  # The fast tests that `make check` leaves out.
+	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST) and ($(LONG))"
+
 # With --keep-going each stage runs even if an earlier one has failed.
-STAGES := --no-print-directory --keep-going fast engine timing
+STAGES := --no-print-directory --keep-going
 test: setup  ## run the tests, including those that need an engine
-	@$(MAKE) $(STAGES)
+	@$(MAKE) $(STAGES) fast engine timing
 
 test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, clients and Rust front end
 	-@$(BIN)/python scripts/rust_frontend.py  # Without it the tests that need it are skipped.
-	@$(MAKE) $(STAGES) clients EXTENT=
+	@$(MAKE) $(STAGES) $(if $(CHECKED),long,fast) engine timing clients EXTENT=
 
 # These run in stages of their own.
 ALONE := not gpu and not timing and not clients
 # Most of a test with an engine is the start of the engine, which leaves time for a second one.
-# Where the slow tests are left out, no complete notebook is run.
+# The longest parts come first. Where the slow tests are left out, no complete notebook is run.
 engine:
 	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target \
-		shared own $(if $(EXTENT),,complete)
+		shared own $(if $(EXTENT),,$(COMPLETE_NOTEBOOKS))
 SLOWEST := --durations=25 --durations-min=20
 COMPLETE := tests/notebooks/test_notebooks_whole.py
+COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
 shared:
 	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
 own:
 	$(BIN)/pytest $(SLOWEST) --ignore=$(COMPLETE) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
-complete:
-	$(BIN)/pytest $(SLOWEST) $(COMPLETE)
+notebook-%:
+	$(BIN)/pytest $(SLOWEST) $(COMPLETE) -k notebook_$*_
 timing:
 	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 clients:
@@ -121,4 +126,4 @@ clean:  ## remove .venv, runs and caches; keep notebooks and results
 	rm -rf .venv build runs *.egg-info .*_cache .hypothesis
 	find . -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-.PHONY: help setup wheelhouse demo lab check style fast test test-all engine shared own complete timing clients test-clients coverage test-nodes test-browser docs gallery bench claims rust-frontend browser extension lock audit image-test clean
+.PHONY: help setup wheelhouse demo lab check style fast test test-all long engine shared own timing clients test-clients coverage test-nodes test-browser docs gallery bench claims rust-frontend browser extension lock audit image-test clean

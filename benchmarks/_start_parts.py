@@ -86,8 +86,8 @@ def parts(
     """
     worker = "CPUWorker" if "CPUWorker.init_device begins" in steps.times else "Worker"
     core, loop = (
-        steps.pids["EngineCoreProc.__init__ begins"],
-        steps.pids["Worker.load_model begins"],
+        steps.pids.get("EngineCoreProc.__init__ begins"),
+        steps.pids.get("Worker.load_model begins"),
     )
     ends = {
         "submit": submitted,
@@ -95,13 +95,13 @@ def parts(
         "server_imports": _first(
             steps, "serving.engine.replica ends", "vllm.v1.engine.async_llm ends"
         ),
-        "arguments": born(core),
-        "core_imports": steps.times["EngineCoreProc.__init__ begins"],
-        "core": None if loop == core else born(loop),
-        "worker_imports": steps.times[f"{worker}.init_device begins"],
-        "device": steps.times["Worker.load_model begins"],
-        "weights": steps.times["Worker.load_model ends"],
-        "cache_and_graphs": steps.times["EngineCoreProc.__init__ ends"],
+        "arguments": born(core) if core else None,
+        "core_imports": steps.times.get("EngineCoreProc.__init__ begins"),
+        "core": born(loop) if loop and loop != core else None,
+        "worker_imports": steps.times.get(f"{worker}.init_device begins"),
+        "device": steps.times.get("Worker.load_model begins"),
+        "weights": steps.times.get("Worker.load_model ends"),
+        "cache_and_graphs": steps.times.get("EngineCoreProc.__init__ ends"),
         "server": _first(steps, "warm_up begins", "AsyncLLM.__init__ ends"),
         "warm_up": steps.times.get("warm_up ends"),
         "ready": ready,
@@ -128,8 +128,8 @@ def born(pid: int) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def _first(steps: Steps, *names: str) -> float:
-    return next(steps.times[name] for name in names if name in steps.times)
+def _first(steps: Steps, *names: str) -> float | None:
+    return next((steps.times[name] for name in names if name in steps.times), None)
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:

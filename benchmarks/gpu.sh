@@ -5,6 +5,7 @@
 #   benchmarks/gpu.sh tests           the GPU tests: deploy, stream, 1 -> 2 replicas, memory freed
 #   benchmarks/gpu.sh serving         our endpoint, bare vLLM and vllm-router with Llama-3.1-8B's shape
 #                                     at 1 to 512 streams (STREAMS, PEERS, FRONTEND, NAME of the result)
+#   benchmarks/gpu.sh start           parts of a start, ours and bare vLLM's, with warm caches: run it after serving (REPEATS)
 #   benchmarks/gpu.sh claims          notebook 04: vLLM and every transformers baseline
 #   benchmarks/gpu.sh users           notebook 05: concurrent users within the SLO
 #                                     (both accept notebook parameters: -p NAME VALUE;
@@ -25,7 +26,7 @@
 # ACCELERATOR=cpu is a dry run of the same parts on a CPU with the embedded model, into build/gpu-dry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: benchmarks/gpu.sh install|tests|serving|claims|users|limit|energy|layouts|fleet|pd|routers|scale|all}
+part=${1:?usage: benchmarks/gpu.sh install|tests|serving|start|claims|users|limit|energy|layouts|fleet|pd|routers|scale|all}
 export SITE=${SITE:-/tmp/llm-workbench-site} ACCELERATOR=${ACCELERATOR:-gpu}
 [ "$ACCELERATOR" = gpu ] && default=benchmarks/results/gpu || default=build/gpu-dry
 RESULTS=${RESULTS:-$default}
@@ -94,6 +95,11 @@ serving() {
   "$PYTHON" benchmarks/serving_path.py --accelerator gpu --source "$shape" --load-format dummy \
     --streams ${STREAMS:-1 32 128 256:256/128 512:64/128} --peers ${PEERS:-router} --frontend "${FRONTEND:-python}" \
     --kv-cache-gib "${KV_CACHE_GIB:-13}" --repeats "${REPEATS:-3}" | last_line "serving_path${NAME:-}"
+}
+
+start() {
+  local options; mapfile -t options < <(model 1024)
+  "$PYTHON" benchmarks/cold_start.py "${options[@]}" --repeats "${REPEATS:-1}" --no-warm-up | last_line cold_start
 }
 
 limit() {
@@ -183,8 +189,8 @@ users() { notebook 05 users "$@"; }
 
 case $part in
   install) install "${2:-}" ;;
-  all) for name in tests serving claims users limit energy; do echo "== $name"; "$0" "$name"; done ;;
-  tests | serving | claims | users | limit | energy | layouts | fleet | pd | routers | scale)
+  all) for name in tests serving start claims users limit energy; do echo "== $name"; "$0" "$name"; done ;;
+  tests | serving | start | claims | users | limit | energy | layouts | fleet | pd | routers | scale)
     "$part" "${@:2}"; echo "memory after: $(memory) MiB" ;;
-  *) echo "PART must be one of install, tests, serving, claims, users, limit, energy, layouts, fleet, pd, routers, scale, all, got '$part'"; exit 2 ;;
+  *) echo "PART must be one of install, tests, serving, start, claims, users, limit, energy, layouts, fleet, pd, routers, scale, all, got '$part'"; exit 2 ;;
 esac
