@@ -75,7 +75,7 @@ class EngineReplica(EngineServer):
         self._coalescer = StreamCoalescer(spec.stream_batching_interval_ms / 1e3)
         self._compiles_sampler = spec.accelerator == "cpu"
         if self._compiles_sampler:
-            choose_folder(spec.path)
+            await asyncio.to_thread(choose_folder, spec.path)
         self._rust: RustFrontend | None = None
         try:
             if choose_frontend(spec).name == "rust":

@@ -18,10 +18,12 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+from serving.compat.torch_vector_check import FOLDER_VARIABLE, VARIABLE, skip_vector_check
+
 COMPLETE = "whole"
 """A file in the folder, written once a replica has filled it."""
 TIMEOUT_S = 180.0
@@ -31,15 +33,21 @@ logger = logging.getLogger(__name__)
 
 
 def choose_folder(model: str) -> None:
-    """Set the folder of compiled code for this process and the engine processes it starts."""
-    import torch
+    """Set the folder of compiled code for this process and the engine processes it starts.
 
-    name = hashlib.sha256(f"{model} {torch.__version__}".encode()).hexdigest()[:16]
-    folder = Path.home() / ".cache" / "llm-workbench" / "compiled" / name
+    The first call on a machine takes some 15 s, for torch's check of the CPU
+    (:mod:`serving.compat.torch_vector_check`).
+    """
+    root = Path.home() / ".cache" / "llm-workbench" / "compiled"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-"))
+        root = Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-"))
+    skip_vector_check(root)
+    # Torch compiles again where the check is skipped.
+    parts = model, version("torch"), os.environ.get(VARIABLE, "")
+    folder = root / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True, mode=0o700)
     os.environ[FOLDER_VARIABLE] = str(folder)
 
 

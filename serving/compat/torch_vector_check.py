@@ -1,0 +1,101 @@
+"""Torch's check of the CPU's vector instructions, made once per machine. Light to import.
+
+Checked against torch 2.13. Before torch compiles code for a CPU, each process compiles and loads a
+program for every set of vector instructions that the CPU reports
+(``torch._inductor.cpu_vec_isa.valid_vec_isa_list``). That takes 16 s of one core the first time
+(for each folder of compiled code), and 2.5 s in every later process. ``TORCHINDUCTOR_VEC_ISA_OK=1``
+skips the check, which is right where all of them have passed it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+VARIABLE = "TORCHINDUCTOR_VEC_ISA_OK"
+FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""The folder of compiled code (``torch._inductor``)."""
+TIMEOUT_S = 180.0
+PASSED, FAILED = "passed\n", "failed\n"
+CHECK = """
+from torch._inductor import config
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+passed = valid_vec_isa_list()
+valid_vec_isa_list.cache_clear()
+config.cpp.vec_isa_ok = True
+print("passed" if passed == valid_vec_isa_list() else "failed")
+"""
+
+
+def skip_vector_check(folder: Path) -> None:
+    """Set the variable for this process and its children, if all instructions have passed.
+
+    The first call on a machine makes the check, and others wait for it. A check that cannot be made
+    is left to torch.
+
+    Args:
+        folder: Keeps the result, for each version of torch, compiler and kind of CPU.
+    """
+    if VARIABLE in os.environ:
+        return
+    result = folder / f"vector-check-{_fingerprint()}"
+    with _locked(result.with_suffix(".lock")):
+        if not result.exists():
+            text = _check(folder)
+            if text not in (PASSED, FAILED):
+                return
+            result.write_text(text)
+        if result.read_text() == PASSED:
+            os.environ[VARIABLE] = "1"
+
+
+def _check(folder: Path) -> str:
+    """Return what the check prints; empty if it does not end."""
+    compiled = str(folder / "vector-check")
+    variables = {**os.environ, FOLDER_VARIABLE: compiled}
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", CHECK],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    finally:
+        shutil.rmtree(compiled, ignore_errors=True)
+    return ran.stdout
+
+
+def _fingerprint() -> str:
+    """Return a hash of all that the result depends on."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or ""
+    built = os.stat(compiler).st_mtime_ns if compiler else 0
+    parts = [version("torch"), os.path.realpath(compiler), str(built), *_cpu_flags()]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which ends with the process in any case."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
