@@ -43,7 +43,7 @@ fast:  # Keep bytecode between runs, whatever the shell sets: this saves 10 s.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
 long:  # The fast tests that `make check` leaves out.
-	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST) and ($(LONG))"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) -m "$(FAST) and ($(LONG))"
 
 # With --keep-going each stage runs even if an earlier one has failed.
 STAGES := --no-print-directory --keep-going
