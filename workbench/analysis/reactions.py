@@ -92,11 +92,18 @@ def reactions(
     results = []
     for decision in decisions:
         same = [other for other in decisions if other.deployment == decision.deployment]
-        later = (other.time_s for other in same if other.time_s > decision.time_s)
         series = [sample for sample in samples if sample.deployment == decision.deployment]
-        until_s = min(later, default=float("inf"))
+        until_s = _overtaken(decision, same)
         results.append(_reaction(decision, series, until_s, changes, replicas, tokens))
     return results
+
+
+def _overtaken(decision: DecisionSample, same: Sequence[DecisionSample]) -> float:
+    """Return when the next decision took over: after a stop, the next that needs more replicas."""
+    up = decision.to_target > decision.from_target
+    later = (other for other in same if other.time_s > decision.time_s)
+    times = (other.time_s for other in later if up or other.to_target > decision.to_target)
+    return min(times, default=float("inf"))
 
 
 def _reaction(
@@ -121,7 +128,8 @@ def _reaction(
     }
     after = [sample for sample in series if decision.time_s <= sample.time_s]
     if not up:
-        stopped = _first(after, lambda sample: _at_most(sample, decision.to_target))
+        own = (sample for sample in after if sample.time_s < until_s)
+        stopped = _first(own, lambda sample: _at_most(sample, decision.to_target))
         return Reaction(**common, stopped_s=stopped)
     new = _new_replicas(decision, replicas, until_s)
     scheduled = min((sample.time_s for sample in new), default=None)

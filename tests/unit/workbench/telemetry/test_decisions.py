@@ -237,6 +237,18 @@ class TestReactions(ScalingTimeline):
         ]
         assert up.cold_start_s is None
 
+    def test_a_stop_that_the_next_decision_overtakes_has_no_end(self) -> None:
+        # A request comes before the last replica is seen to have stopped.
+        targets = [1] * 5 + [0] * 2 + [1] * 10 + [0] * 5
+        rows = [
+            row(float(at), target, target, running=int(at < 20), stopping=0)
+            for at, target in enumerate(targets)
+        ]
+        down, up, again = reactions(rows, decisions(rows, LIMITS))
+        assert (down.to_target, up.to_target, again.to_target) == (0, 1, 0)
+        assert down.stopped_s is None
+        assert again.stopped_s == 20
+
     def test_steps_add_up_to_the_whole(self) -> None:
         [up, _] = self.reactions(replicas=self.replicas())
         steps = up.steps()
