@@ -1,10 +1,10 @@
 """Torch's check of the CPU's vector instructions, made once per machine. Light to import.
 
-Checked against torch 2.13. Before torch compiles code for a CPU, each process compiles and loads a
+Checked against torch 2.13. Before torch compiles code for a CPU, a process compiles and loads a
 program for every set of vector instructions that the CPU reports
-(``torch._inductor.cpu_vec_isa.valid_vec_isa_list``). That takes 16 s of one core the first time
-(for each folder of compiled code), and 2.5 s in every later process. ``TORCHINDUCTOR_VEC_ISA_OK=1``
-skips the check, which is right where all of them have passed it.
+(``torch._inductor.cpu_vec_isa.valid_vec_isa_list``), which takes some 15 s of one core for each
+folder of compiled code. ``TORCHINDUCTOR_VEC_ISA_OK=1`` skips the check, which is right where all of
+them have passed it.
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def skip_vector_check(folder: Path) -> None:
             result.write_text(text)
         if result.read_text() == PASSED:
             os.environ[VARIABLE] = "1"
+
+
+def adopt_vector_check() -> None:
+    """Apply the variable where torch read its configuration before the variable was set."""
+    config = sys.modules.get("torch._inductor.config")
+    if config is not None and os.environ.get(VARIABLE) == "1":
+        config.cpp.vec_isa_ok = True
 
 
 def _check(folder: Path) -> str:

@@ -26,6 +26,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
+from serving.compat.torch_vector_check import adopt_vector_check
 from serving.compat.vllm_processes import keep_fork_server, replace_process_context
 
 PRELOAD = "serving.compat.vllm_preload"
@@ -126,6 +127,7 @@ class EngineProcess(ForkServerProcess):
         os.environ.update(self._environment)
         os.nice(max(0, self._niceness - os.nice(0)))
         _adopt_hub_token()
+        adopt_vector_check()
         # Without the server its parent would take this process for dead.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         EngineProcess.server_variables = self._server_variables

@@ -7,11 +7,16 @@ import stat
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from serving.compat import torch_vector_check
-from serving.compat.torch_vector_check import VARIABLE, skip_vector_check
+from serving.compat.torch_vector_check import (
+    VARIABLE,
+    adopt_vector_check,
+    skip_vector_check,
+)
 
 COMPILER = """#!/bin/sh
 echo called >> {log}
@@ -97,6 +102,17 @@ def test_of_replicas_that_start_together_one_makes_the_check(
     for thread in threads:
         thread.join()
     assert made == [1]
+
+
+@pytest.mark.parametrize(("given", "applied"), [("1", True), ("0", None), ("", None)])
+def test_a_process_that_read_the_variable_before_adopts_it(
+    monkeypatch: pytest.MonkeyPatch, given: str, applied: bool | None
+) -> None:
+    cpp = SimpleNamespace(vec_isa_ok=None)
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", SimpleNamespace(cpp=cpp))
+    monkeypatch.setenv(VARIABLE, given)
+    adopt_vector_check()
+    assert cpp.vec_isa_ok is applied
 
 
 @pytest.mark.slow
