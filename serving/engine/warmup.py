@@ -38,17 +38,21 @@ def choose_folder(model: str) -> None:
     The first call on a machine takes some 15 s, for torch's check of the CPU
     (:mod:`serving.compat.torch_vector_check`).
     """
-    root = Path.home() / ".cache" / "llm-workbench" / "compiled"
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = _folder(Path.home() / ".cache" / "llm-workbench" / "compiled", model)
     except OSError:
-        root = Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-"))
+        folder = _folder(Path(tempfile.mkdtemp(prefix="llm-workbench-compiled-")), model)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+
+
+def _folder(root: Path, model: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
     skip_vector_check(root)
     # Torch compiles again where the check is skipped.
     parts = model, version("torch"), os.environ.get(VARIABLE, "")
     folder = root / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True, mode=0o700)
-    os.environ[FOLDER_VARIABLE] = str(folder)
+    return folder
 
 
 async def warm_up(client: Any) -> None:
