@@ -15,8 +15,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,15 +44,15 @@ def skip_vector_check(folder: Path) -> None:
     """
     if VARIABLE in os.environ:
         return
-    result = folder / f"vector-check-{_fingerprint()}"
-    with _locked(result.with_suffix(".lock")):
-        if not result.exists():
+    with (folder / f"vector-check-{_fingerprint()}").open("a+") as result:
+        fcntl.flock(result, fcntl.LOCK_EX)
+        result.seek(0)
+        text = result.read()
+        if not text:
             text = _check(folder)
-            if text not in (PASSED, FAILED):
-                return
-            result.write_text(text)
-        if result.read_text() == PASSED:
-            os.environ[VARIABLE] = "1"
+            result.write(text)
+    if text == PASSED:
+        os.environ[VARIABLE] = "1"
 
 
 def adopt_vector_check() -> None:
@@ -65,7 +63,7 @@ def adopt_vector_check() -> None:
 
 
 def _check(folder: Path) -> str:
-    """Return what the check prints; empty if it does not end."""
+    """Return ``PASSED`` or ``FAILED``; empty if the check cannot be made."""
     compiled = str(folder / "vector-check")
     variables = {**os.environ, FOLDER_VARIABLE: compiled}
     try:
@@ -81,7 +79,7 @@ def _check(folder: Path) -> str:
         return ""
     finally:
         shutil.rmtree(compiled, ignore_errors=True)
-    return ran.stdout
+    return ran.stdout if ran.stdout in (PASSED, FAILED) else ""
 
 
 def _fingerprint() -> str:
@@ -98,11 +96,3 @@ def _cpu_flags() -> list[str]:
     except OSError:
         return []
     return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which ends with the process in any case."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

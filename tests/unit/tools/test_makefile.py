@@ -13,18 +13,18 @@ COMPLETE = ROOT / "tests" / "notebooks" / "test_notebooks_whole.py"
 MARKERS = {"engine", "shared_cluster", "gpu", "timing", "slow", "browser", "clients"}
 
 
+def printed(*arguments: str) -> str:
+    """The commands that make would run."""
+    command = ["make", "--dry-run", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     "target", ["fast", "test", "test-all", "coverage", "test-browser", "test-clients"]
 )
 def test_every_selection_of_a_target_is_an_expression_of_known_markers(target: str) -> None:
-    printed = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", target],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout
-    selections = re.findall(r'pytest .*?-m "?([^"\n]*)', printed.replace("\\\n", ""))
+    commands = printed(target).replace("\\\n", "")
+    selections = re.findall(r'pytest .*?-m "?([^"\n]*)', commands)
     assert selections
     markers = set(re.findall(r"\w+", " ".join(selections))) - {"and", "not", "or"}
     assert markers <= MARKERS
@@ -33,42 +33,27 @@ def test_every_selection_of_a_target_is_an_expression_of_known_markers(target: s
 
 
 def test_every_complete_notebook_has_one_target_of_its_own() -> None:
-    printed = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", "engine", "EXTENT="],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout
-    selections = re.findall(r"pytest .*test_notebooks_whole\.py -k (\S+)", printed)
+    commands = printed("engine", "EXTENT=")
+    selections = re.findall(r"pytest .*test_notebooks_whole\.py -k (\S+)", commands)
     tests = re.findall(r"^def (test_\w+)", COMPLETE.read_text(), re.MULTILINE)
     assert tests
-    assert [sum(selection in test for selection in selections) for test in tests] == [1] * len(
-        tests
-    )
+    for test in tests:
+        assert sum(selection in test for selection in selections) == 1, test
 
 
 def test_after_check_the_fast_stage_has_what_check_left_out() -> None:
-    def fast(*given: str) -> str:
-        printed = subprocess.run(
-            ["make", "--dry-run", "--no-print-directory", *given],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            check=True,
-        ).stdout
-        (selection,) = re.findall(r'pytest -q -n 3 .*?-m "([^"]*)', printed)
-        return selection
-
-    checked, rest = (
-        Expression.compile(fast("check")),
-        Expression.compile(fast("test-all", "CHECKED=1")),
-    )
-    whole = Expression.compile(fast("test-all"))
+    checked = fast_selection("check")
+    rest = fast_selection("test-all", "CHECKED=1")
+    whole = fast_selection("test-all")
     for size in range(len(MARKERS) + 1):
         for markers in itertools.combinations(sorted(MARKERS), size):
-            twice = selects(checked, markers) + selects(rest, markers)
-            assert twice == selects(whole, markers)
+            times = selects(checked, markers) + selects(rest, markers)
+            assert times == selects(whole, markers)
+
+
+def fast_selection(*arguments: str) -> Expression:
+    (selection,) = re.findall(r'pytest -q -n 3 .*?-m "([^"]*)', printed(*arguments))
+    return Expression.compile(selection)
 
 
 def selects(expression: Expression, markers: tuple[str, ...]) -> bool:
