@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.jupyterlab import run_all
+from support.jupyterlab import run_all, wait_for_output
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -20,9 +20,8 @@ def test_first_endpoint_runs_in_jupyterlab(
 
     pictures = Path(os.environ.get("PICTURES", tmp_path))
     run_all(page, lab("00_first_endpoint", port=0), "First endpoint")
-    report = page.locator(".jp-OutputArea-output", has_text="report.html")
-    expect(report).to_be_visible(timeout=600_000)
-    assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
+    report = ".jp-OutputArea-output:has-text('report.html')"
+    wait_for_output(page, report, timeout_s=600)
     figure = page.locator(".js-plotly-plot").first
     figure.scroll_into_view_if_needed()
     expect(figure.locator(".gtitle").first).to_be_visible()

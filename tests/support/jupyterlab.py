@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def wait_for_port(port: int) -> None:
 
 def run_all(page: Any, address: str, title: str) -> None:
     """Open the notebook and run all cells from the menu."""
+    from playwright.sync_api import TimeoutError as NothingSeen
+
     page.goto(address)
     heading = page.locator(".jp-RenderedMarkdown h1", has_text=title)
     heading.wait_for(timeout=120_000)
@@ -96,8 +99,15 @@ def run_all(page: Any, address: str, title: str) -> None:
     if news.count():  # JupyterLab asks in a dialog whether to fetch news
         news.click()
     heading.click()  # The menu acts on the notebook in use, which may be one that was open before.
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    begun = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(3):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        # JupyterLab drops the command while it is still connecting to the kernel.
+        with suppress(NothingSeen):
+            begun.first.wait_for(timeout=20_000)
+            return
+    raise AssertionError("JupyterLab ran no cell")
 
 
 def wait_for_output(page: Any, selector: str, *, timeout_s: float) -> None:
