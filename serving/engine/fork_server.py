@@ -30,7 +30,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from serving.compat.torch_vector_check import adopt_vector_check
-from serving.compat.vllm_processes import keep_fork_server, replace_process_context
+from serving.compat.vllm_processes import (
+    keep_fork_server,
+    replace_process_context,
+    server_address,
+)
 
 PRELOAD = "serving.engine.engine_preload"
 CPU_MARK = "VLLM_CPU_OMP_THREADS_BIND"
@@ -116,7 +120,7 @@ class EngineProcess(ForkServerProcess):
         self._environment = dict(os.environ)
         self._niceness = os.nice(0)
         self._server_variables = self.server_variables
-        self._server_address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+        self._server_address = server_address()
         super().start()
 
     @staticmethod
