@@ -143,8 +143,9 @@ class Project:
 
     def __init__(self, root: Path, pytorch_url: str) -> None:
         self.root, self.target = root, root / "target"
-        shutil.copytree(ROOT / "scripts", root / "scripts")
-        shutil.copytree(ROOT / "requirements", root / "requirements")
+        sources = shutil.ignore_patterns("__pycache__")  # Other tests write there meanwhile.
+        for folder in ("scripts", "requirements"):
+            shutil.copytree(ROOT / folder, root / folder, ignore=sources)
         write_lock(root / "requirements" / "cpu.txt", *PACKAGES)
         write_wheel(root / "project-1-py3-none-any.whl")
         (root / "backend.py").write_text(BACKEND)
