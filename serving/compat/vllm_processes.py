@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from multiprocessing import forkserver
 from typing import Any
@@ -32,22 +31,11 @@ def replace_process_context(context: Any) -> None:
         import_module(name).get_mp_context = chosen  # type: ignore[attr-defined]
 
 
-def server_address() -> str:
-    """Return the address of the server from which this process starts its own."""
-    address: str = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
-    return address
-
-
 def keep_fork_server(address: str) -> None:
     """Have this process start its own processes through the server at this address.
 
     In Python 3.11 to 3.13, ``multiprocessing.forkserver`` starts another server in a process that
     was forked from one, because the first is not a child of this process.
     """
-    server: Any = forkserver._forkserver
-    server._forkserver_address = address
-    server.ensure_running = lambda: None
-    if server._forkserver_alive_fd is None:
-        # A server that this process did not start. It gets a descriptor with each request, by
-        # which one that is private to a process knows that the process still runs.
-        server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    forkserver._forkserver._forkserver_address = address  # type: ignore[attr-defined]
+    forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]

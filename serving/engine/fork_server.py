@@ -30,11 +30,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from serving.compat.torch_vector_check import adopt_vector_check
-from serving.compat.vllm_processes import (
-    keep_fork_server,
-    replace_process_context,
-    server_address,
-)
+from serving.compat.vllm_processes import keep_fork_server, replace_process_context
 
 PRELOAD = "serving.engine.engine_preload"
 CPU_MARK = "VLLM_CPU_OMP_THREADS_BIND"
@@ -120,7 +116,7 @@ class EngineProcess(ForkServerProcess):
         self._environment = dict(os.environ)
         self._niceness = os.nice(0)
         self._server_variables = self.server_variables
-        self._server_address = server_address()
+        self._server_address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
         super().start()
 
     @staticmethod

@@ -141,6 +141,8 @@ def launch(arguments: list[str]) -> int:
     add_preloaded_libraries()
     path = server_socket(arguments)
     keep_fork_server(str(path))
+    # The server does not end with its clients.
+    forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # type: ignore[attr-defined]
     EngineProcess.server_variables = loader_variables()
     process = WorkerProcess(target=run_worker, args=(arguments,))
     try:
