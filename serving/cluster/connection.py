@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -14,22 +13,12 @@ from serving.cluster.attach import one_line
 from serving.cluster.discovery import resolve_auto
 from serving.cluster.local_head import end_head, start_head, use_token
 from serving.cluster.ports import check_port
-from serving.compat.ray import (
-    forget_serve_client,
-    imported_without_haproxy,
-    load_value,
-    started_by_init,
-    store_value,
-)
+from serving.compat.ray import forget_serve_client, imported_without_haproxy, started_by_init
 from serving.compat.variables import HA_PROXY, METRICS_ENV, QUIET, SERVE_TUNING
 from serving.errors import ClusterError, MissingPackageError
 
 if TYPE_CHECKING:
     from serving.spec.service import EndpointSpec
-
-
-PYTHON_KEY = "llm-workbench:python"
-"""The interpreter of a local cluster, in the cluster's key-value store."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +91,6 @@ def connect(spec: EndpointSpec | None = None, address: str | None = None) -> Clu
     os.environ.update(SERVE_TUNING | QUIET)
     _current = _attach(target) if target else _start(spec)
     return _current
-
-
-def local_python() -> str | None:
-    """Return the interpreter of the cluster's nodes, if this project started it on this machine."""
-    if not _is_connected():
-        return None
-    path = load_value(PYTHON_KEY)
-    return None if path is None else path.decode()
 
 
 def describe_connection(spec: EndpointSpec, address: str | None) -> str:
@@ -185,7 +166,6 @@ def _start(spec: EndpointSpec | None) -> Cluster:
             log_to_driver=False,
             logging_level="warning",
         )
-        store_value(PYTHON_KEY, sys.executable.encode())
     except BaseException as error:
         try:
             _leave()

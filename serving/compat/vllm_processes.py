@@ -31,11 +31,10 @@ def replace_process_context(context: Any) -> None:
         import_module(name).get_mp_context = chosen  # type: ignore[attr-defined]
 
 
-def keep_fork_server(address: str) -> None:
-    """Have this process start its own processes through the server at this address.
+def keep_fork_server() -> None:
+    """Have a process that was forked from a server start its own processes through that server.
 
-    In Python 3.11 to 3.13, ``multiprocessing.forkserver`` starts another server in a process that
-    was forked from one, because the first is not a child of this process.
+    ``multiprocessing.forkserver`` in Python 3.11 to 3.13 passes the server's address on, but its
+    ``ensure_running()`` starts another server because the first is not a child of this process.
     """
-    forkserver._forkserver._forkserver_address = address  # type: ignore[attr-defined]
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]

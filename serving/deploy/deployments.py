@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.cluster.connection import local_python
 from serving.compat.ray import (
     KV_AWARE_ROUTER,
     KV_LLM_ROUTER_NAME,
@@ -20,7 +19,6 @@ from serving.compat.ray import (
 from serving.compat.variables import KV_AWARE_ENV, LOGGING, METRICS_ENV, SINGLE_LOOP
 from serving.deploy.ownership import current_owner
 from serving.engine.engine_args import environment, llm_config
-from serving.engine.worker_launcher import worker_command
 from serving.gateway.config import GateConfig, ServedModel
 from serving.pipeline.config import pipeline_config
 from serving.spec.baseline import BaselineSpec
@@ -241,7 +239,7 @@ def model_deployment(
         ray_actor_options={
             "num_cpus": 0,
             **memory,
-            "runtime_env": _runtime_environment(model),
+            "runtime_env": {"env_vars": METRICS_ENV | _event_loop(model) | environment(model)},
         },
         placement_group_bundles=bundles,
         **_placement(model),
@@ -255,16 +253,6 @@ def model_deployment(
         **options,
     )(path)
     return with_version(deployment, spec.engine_fingerprint(model))
-
-
-def _runtime_environment(model: ModelSpec) -> dict[str, Any]:
-    """Return the runtime environment of a replica, which on a local CPU is forked."""
-    fields: dict[str, Any] = {
-        "env_vars": METRICS_ENV | _event_loop(model) | environment(model),
-    }
-    if model.accelerator == "cpu" and (python := local_python()) is not None:
-        fields["py_executable"] = worker_command(python)
-    return fields
 
 
 def _event_loop(model: ModelSpec) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """The classes of the replicas, as the application names them by import path.
 
 On a CPU, importing this module starts the fork server of a replica and only then imports vLLM, so
-that both processes import it at the same time. A replica that was itself forked uses the server of
-its node (``serving.engine.worker_launcher``).
+that both processes import it at the same time.
 """
 
-from serving.engine.fork_server import is_forked, is_wanted, start_fork_server
+from serving.engine.fork_server import is_wanted, start_fork_server
 
-if is_wanted() and not is_forked():
+if is_wanted():
     start_fork_server()
 
 from serving.engine.replica import (

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import threading
-from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -32,7 +29,7 @@ from typing import Any, ClassVar
 from serving.compat.torch_vector_check import adopt_vector_check
 from serving.compat.vllm_processes import keep_fork_server, replace_process_context
 
-PRELOAD = "serving.engine.engine_preload"
+PRELOAD = "serving.compat.vllm_preload"
 CPU_MARK = "VLLM_CPU_OMP_THREADS_BIND"
 """A variable of the replicas whose engine computes on a CPU."""
 LOADER = "LD_PRELOAD"
@@ -47,14 +44,10 @@ def is_wanted() -> bool:
     return CPU_MARK in os.environ
 
 
-def is_forked() -> bool:
-    """Return whether this process was forked from a server, which its own processes can use."""
-    return forkserver.get_inherited_fds() is not None
-
-
 def start_fork_server(preload: str = PRELOAD) -> None:
     """Start the server, which imports the module ``preload``, and return at once."""
-    add_preloaded_libraries()
+    if CPU_MARK in os.environ:
+        os.environ[LOADER] = ":".join(dict.fromkeys([*preloaded_libraries(), *_loaded()]))
     EngineProcess.server_variables = loader_variables()
     forkserver.set_forkserver_preload([preload])
     forkserver.ensure_running()
@@ -63,12 +56,6 @@ def start_fork_server(preload: str = PRELOAD) -> None:
 def use_fork_server() -> None:
     """Have vLLM start the processes of an engine through the server. Imports vLLM."""
     replace_process_context(EngineContext())
-
-
-def add_preloaded_libraries() -> None:
-    """Have the programs that this process runs loaded with the libraries of an engine on a CPU."""
-    if CPU_MARK in os.environ:
-        os.environ[LOADER] = ":".join(dict.fromkeys([*preloaded_libraries(), *_loaded()]))
 
 
 def preloaded_libraries() -> list[str]:
@@ -116,7 +103,6 @@ class EngineProcess(ForkServerProcess):
         self._environment = dict(os.environ)
         self._niceness = os.nice(0)
         self._server_variables = self.server_variables
-        self._server_address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
         super().start()
 
     @staticmethod
@@ -132,13 +118,11 @@ class EngineProcess(ForkServerProcess):
 
     def run(self) -> None:
         """Take over the environment and the priority, then run the target."""
-        if is_forked():
+        if forkserver.get_inherited_fds() is not None:
             self._adopt()
         super().run()
 
     def _adopt(self) -> None:
-        _adopt_output()
-        self._prepare_title()
         os.environ.clear()
         os.environ.update(self._environment)
         os.nice(max(0, self._niceness - os.nice(0)))
@@ -146,43 +130,10 @@ class EngineProcess(ForkServerProcess):
         adopt_vector_check()
         # Without the server its parent would take this process for dead.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Ray ends the children of a replica, but this process is a child of the server.
-        threading.Thread(target=_end_with_parent, daemon=True).start()
         EngineProcess.server_variables = self._server_variables
-        keep_fork_server(self._server_address)
-        self._use_server()
-
-    def _prepare_title(self) -> None:
-        # vLLM sets the title. Its place in memory is found through the first environment.
-        if "vllm" in sys.modules:
-            from setproctitle import getproctitle
-
-            getproctitle()
-
-    def _use_server(self) -> None:
+        keep_fork_server()
         if "vllm" in sys.modules:
             use_fork_server()
-
-
-def _parent() -> Any:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    return parent
-
-
-def _adopt_output() -> None:
-    """Write to the files or pipes to which the process that starts this one writes."""
-    for descriptor in (1, 2):
-        with suppress(OSError):  # It is a socket, or the process has ended.
-            path = f"/proc/{_parent().pid}/fd/{descriptor}"
-            opened = os.open(path, os.O_WRONLY | os.O_APPEND)
-            os.dup2(opened, descriptor)
-            os.close(opened)
-
-
-def _end_with_parent() -> None:
-    _parent().join()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _adopt_hub_token() -> None:

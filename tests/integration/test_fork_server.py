@@ -1,4 +1,4 @@
-"""A replica and the processes of its engine are forked from the server of its node."""
+"""The processes of a real engine are forked from its replica's server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from serving.cluster.supervisor import descendants
-from serving.engine.worker_launcher import MODULE
 from workbench.endpoints.deployed import Endpoint
 
 pytestmark = pytest.mark.engine
@@ -26,10 +25,18 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_replica_and_the_processes_of_its_engine_are_forked(endpoint: Endpoint) -> None:
-    names = ("ray::ServeReplica:shared", "VLLM::EngineCore", "VLLM::Worker")
-    (server,) = {process.ppid() for name in names for process in processes(name)}
-    assert MODULE in psutil.Process(server).cmdline()
+def replica_of(server: psutil.Process) -> str:
+    parent = server.parent()
+    assert parent is not None
+    return " ".join(parent.cmdline())
+
+
+def test_core_and_worker_are_forked_from_their_replicas_server(endpoint: Endpoint) -> None:
+    servers = {process.pid: process for process in processes("VLLM::ForkServer")}
+    for name in ("VLLM::EngineCore", "VLLM::Worker"):
+        (process,) = processes(name)
+        assert process.ppid() in servers, name
+        assert "ServeReplica" in replica_of(servers[process.ppid()])
 
 
 def test_the_worker_computes_with_the_libraries_that_vllm_chooses(endpoint: Endpoint) -> None:
