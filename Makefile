@@ -57,12 +57,11 @@ test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, c
 
 # These run in stages of their own.
 ALONE := not gpu and not timing and not clients
-# A notebook waits for its loads, which leaves the processor to a second test. The start of an engine
-# uses two cores, so `own` comes last, when nothing else runs. Where the slow tests are left out, no
-# complete notebook is run.
+# Alone, each of these uses half of two cores: it waits for loads, leases and autoscaling. The longest
+# come first. Where the slow tests are left out, no complete notebook is run.
 engine:
 	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target \
-		shared $(if $(EXTENT),,$(COMPLETE_NOTEBOOKS)) own
+		shared own $(if $(EXTENT),,$(COMPLETE_NOTEBOOKS))
 SLOWEST := --durations=25 --durations-min=20
 COMPLETE := tests/notebooks/test_notebooks_whole.py
 COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
