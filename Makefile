@@ -10,8 +10,7 @@ PROCESSES ?= 2
 BIN := .venv/bin
 PARALLEL := -n 3 --dist loadfile -p no:schemathesis
 LONG := slow or browser
-# Keep bytecode, whatever the shell sets: a fast test run is 10 s shorter, and each process of an
-# engine test starts faster.
+# Keep bytecode, whatever the shell sets: a run of the fast tests is 10 s shorter.
 export PYTHONDONTWRITEBYTECODE :=
 EXTENT := not ($(LONG))
 AND_EXTENT = $(if $(EXTENT), and $(EXTENT))
@@ -57,8 +56,9 @@ test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, c
 
 # These run in stages of their own.
 ALONE := not gpu and not timing and not clients
-# Alone, each of these uses half of two cores: it waits for loads, leases and autoscaling. The longest
-# come first. Where the slow tests are left out, no complete notebook is run.
+# Each of these waits for loads, leases or autoscaling, which leaves the processor to a second one:
+# `own` alone used 53 to 73 % of two cores. The longest come first. Where the slow tests are left out,
+# no complete notebook is run.
 engine:
 	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target \
 		shared own $(if $(EXTENT),,$(COMPLETE_NOTEBOOKS))

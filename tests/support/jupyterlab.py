@@ -103,7 +103,7 @@ def run_all(page: Any, address: str, title: str) -> None:
     for _ in range(3):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        # JupyterLab drops the command while it is still connecting to the kernel.
+        # On a busy machine JupyterLab once ran no cell, with an idle kernel.
         with suppress(NothingSeen):
             begun.first.wait_for(timeout=20_000)
             return
