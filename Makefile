@@ -52,16 +52,16 @@ test: setup  ## run the tests, including those that need an engine
 
 test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, clients and Rust front end
 	-@$(BIN)/python scripts/rust_frontend.py  # Without it the tests that need it are skipped.
-	@$(MAKE) $(STAGES) $(if $(CHECKED),long,fast) engine timing clients EXTENT=
+	@$(MAKE) $(STAGES) $(if $(CHECKED),long,fast) engine timing EXTENT=
 
 # These run in stages of their own.
 ALONE := not gpu and not timing and not clients
 # Each of these waits for loads, leases or autoscaling, which leaves the processor to a second one:
 # `own` alone used 53 to 73 % of two cores. The longest come first. Where the slow tests are left out,
-# no complete notebook is run.
+# no complete notebook and no client is run.
 engine:
 	@$(MAKE) --no-print-directory --keep-going --jobs=$(PROCESSES) --output-sync=target \
-		shared own $(if $(EXTENT),,$(COMPLETE_NOTEBOOKS))
+		shared own $(if $(EXTENT),,clients $(COMPLETE_NOTEBOOKS))
 SLOWEST := --durations=25 --durations-min=20
 COMPLETE := tests/notebooks/test_notebooks_whole.py
 COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
@@ -71,14 +71,15 @@ own:
 	$(BIN)/pytest $(SLOWEST) --ignore=$(COMPLETE) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
 notebook-%:
 	$(BIN)/pytest $(SLOWEST) $(COMPLETE) -k notebook_$*_
-timing:
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 clients:
 	@$(BIN)/python scripts/clients.py
-	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
+	$(BIN)/pytest $(SLOWEST) tests/clients -m "clients and not timing"
+timing:
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(if $(EXTENT), and not clients$(AND_EXTENT))"
 
 test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
-	@$(MAKE) --no-print-directory clients
+	@$(BIN)/python scripts/clients.py
+	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
 
 coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
 	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \

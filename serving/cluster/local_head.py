@@ -152,6 +152,8 @@ def _head_options(spec: EndpointSpec | None, ports: Ports) -> list[str]:
         f"--ray-client-server-port={ports.client}",
         "--dashboard-agent-listen-port=0",
         "--disable-usage-stats",
+        # It sends the workers' output to drivers, and ours do not ask for it (log_to_driver).
+        "--include-log-monitor=false",
         "--system-config=" + json.dumps(config),
     ]
 

@@ -21,10 +21,11 @@ MAX_GIB = 16
 @pytest.fixture
 def running(lab: Callable[..., str], page: Any) -> Any:
     """The notebook with its dashboard shown and the load running."""
-    # A slow ramp and a long plateau: the test ends the load. At this rate more than one request is
-    # always in progress, so that the second replica is wanted however fast the machine is.
-    plan = {"port": 0, "run_id": "by-hand", "peak_rate": 4.0, "ramp_s": 30.0, "hold_s": 1200.0}
-    plan["target_ongoing_requests"] = 1.0
+    # A long plateau: the test ends the load. A request takes 48 steps, so 1.5 per second are three
+    # in progress, which need the second replica however fast the machine is. Steps of 40 ms leave
+    # the processor to that replica's start.
+    plan = {"port": 0, "run_id": "by-hand", "peak_rate": 1.5, "ramp_s": 10.0, "hold_s": 1200.0}
+    plan |= {"target_ongoing_requests": 1.0, "min_step_ms": 40.0}
     run_all(page, lab("02_watch_autoscaling", **plan), "Watch autoscaling")
     # On a busy machine the start of Ray alone has taken three attempts of 30 s.
     wait_for_output(page, ".workbench-dashboard .js-plotly-plot", timeout_s=600)

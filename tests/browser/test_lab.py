@@ -1,4 +1,7 @@
-"""Notebook 00 in JupyterLab in a real browser, against a real engine."""
+"""Notebook 00 in JupyterLab in a real browser, with the shared service.
+
+`test_dashboard.py` runs a notebook there that deploys.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,25 @@ from typing import Any
 import pytest
 from support.jupyterlab import run_all, wait_for_output
 
+from workbench.endpoints.deployed import Endpoint
+
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
 
 
+@pytest.fixture
+def url(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of the shared endpoint; its key is in JupyterLab's environment."""
+    monkeypatch.setenv("LLM_WORKBENCH_API_KEY", endpoint.api_key.get_secret_value())
+    return endpoint.base_url
+
+
 def test_first_endpoint_runs_in_jupyterlab(
-    lab: Callable[..., str], page: Any, tmp_path: Path
+    url: str, lab: Callable[..., str], page: Any, tmp_path: Path
 ) -> None:
     from playwright.sync_api import expect
 
     pictures = Path(os.environ.get("PICTURES", tmp_path))
-    run_all(page, lab("00_first_endpoint", port=0), "First endpoint")
+    run_all(page, lab("00_first_endpoint", address=url), "First endpoint")
     report = ".jp-OutputArea-output:has-text('report.html')"
     wait_for_output(page, report, timeout_s=600)
     figure = page.locator(".js-plotly-plot").first

@@ -32,7 +32,10 @@ TIMEOUT_S = 400
 
 
 def small_service(name: str, **scaling: Any) -> wb.ServiceSpec:
-    """A service with about ten blocks of KV cache, so that eight requests make it preempt."""
+    """A service with about ten blocks of KV cache, so that eight requests make it preempt.
+
+    Its steps take 40 ms, so that the load leaves the processor to the replica that starts.
+    """
     model = wb.ModelSpec(
         id=name,
         dtype="bfloat16",
@@ -40,6 +43,7 @@ def small_service(name: str, **scaling: Any) -> wb.ServiceSpec:
         kv_cache_gib=0.0025,
         scaling=wb.ScalingSpec(**FAST_SCALING, **scaling),
     )
+    model = wb.experiments.paced(model, min_step_ms=40)
     return wb.ServiceSpec(name=name, route_prefix=f"/{name}", port=0, model=model)
 
 

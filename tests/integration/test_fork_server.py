@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 
 import psutil
@@ -12,6 +13,7 @@ from serving.cluster.supervisor import descendants
 from workbench.endpoints.deployed import Endpoint
 
 pytestmark = pytest.mark.engine
+ENDED_S = 120
 
 
 def processes(name: str) -> list[psutil.Process]:
@@ -25,6 +27,15 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
+def the_only(name: str) -> psutil.Process:
+    """The one process with this title, once those of an earlier test's service have ended."""
+    deadline = time.monotonic() + ENDED_S
+    while len(found := processes(name)) != 1:
+        assert time.monotonic() < deadline, f"{len(found)} processes are {name}"
+        time.sleep(0.2)
+    return found[0]
+
+
 def replica_of(server: psutil.Process) -> str:
     parent = server.parent()
     assert parent is not None
@@ -32,16 +43,16 @@ def replica_of(server: psutil.Process) -> str:
 
 
 def test_core_and_worker_are_forked_from_their_replicas_server(endpoint: Endpoint) -> None:
-    servers = {process.pid: process for process in processes("VLLM::ForkServer")}
     for name in ("VLLM::EngineCore", "VLLM::Worker"):
-        (process,) = processes(name)
+        process = the_only(name)
+        servers = {server.pid: server for server in processes("VLLM::ForkServer")}
         assert process.ppid() in servers, name
         assert "ServeReplica" in replica_of(servers[process.ppid()])
 
 
 def test_the_worker_computes_with_the_libraries_that_vllm_chooses(endpoint: Endpoint) -> None:
     """A forked process cannot load them itself: the server has been loaded with them."""
-    (worker,) = processes("VLLM::Worker")
+    worker = the_only("VLLM::Worker")
     server = worker.parent()
     assert server is not None
     preloaded = server.environ()["LD_PRELOAD"].split(":")
@@ -57,7 +68,7 @@ def _maps(pid: int) -> set[str]:
 
 def test_little_memory_is_the_servers_own(endpoint: Endpoint) -> None:
     """What it has imported is shared with the processes that it forked."""
-    (worker,) = processes("VLLM::Worker")
+    worker = the_only("VLLM::Worker")
     server = worker.parent()
     assert server is not None
     memory = server.memory_full_info()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nbformat
-import papermill
 import pytest
 from support.executed_notebook import output_text
+from support.offline import NEEDS_ROOT, may_be_offline, run_offline
 from support.paths import NOTEBOOKS, ROOT
 
 from workbench.runs.run import Run
@@ -18,25 +21,37 @@ pytestmark = pytest.mark.engine
 GLOSSARY = ROOT / "tools" / "tiny_model" / "glossary.jsonl"
 
 
-@pytest.mark.timeout(600)
-def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
-    executed = tmp_path / "executed.ipynb"
-    parameters = {
-        "port": 0,
-        "requests": 8,
-        "output_tokens": 32,
-        "run_root": str(tmp_path),
-        "run_id": "first",
-        "run_blueprint": True,
-    }
-    papermill.execute_notebook(
-        NOTEBOOKS / "00_first_endpoint.ipynb",
-        executed,
-        parameters,
-        cwd=NOTEBOOKS,
-        progress_bar=False,
-    )
-    run = Run.open(tmp_path / "first")
+class First(NamedTuple):
+    """Notebook 00 with its blueprint, executed once by the command that a user would type."""
+
+    folder: Path
+    executed: Path
+    offline: bool
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> First:
+    """Where a network namespace is permitted, the notebook runs in one without a network."""
+    runs = tmp_path_factory.mktemp("runs")
+    parameters = runs / "first.yaml"
+    given = {"port": 0, "requests": 8, "output_tokens": 32, "run_blueprint": True}
+    parameters.write_text(json.dumps(given))
+    command = [sys.executable, "-m", "workbench", "run", "00", "-f", str(parameters)]
+    command += ["--runs", str(runs), "--run-id", "first"]
+    offline = may_be_offline()
+    ran = (run_offline if offline else run_online)(*command, cwd=ROOT, timeout=840)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    (executed,) = (runs / "first").glob("*.ipynb")
+    return First(runs / "first", executed, offline)
+
+
+def run_online(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.mark.timeout(900)
+def test_first_endpoint_with_the_blueprint(first: First) -> None:
+    run = Run.open(first.folder)
     records = list(run.records())
     assert len(records) == 8
     assert {(r.status, r.output_tokens) for r in records} == {("ok", 32)}
@@ -49,17 +64,24 @@ def test_first_endpoint_with_the_blueprint(tmp_path: Path) -> None:
     assert summary.completed == 8
     assert summary.failed == 0
     assert set(run.samples_frame().deployment) == {"tiny-llama-glossary", "router"}
-    outputs = output_text(executed)
+    outputs = output_text(first.executed)
     glossary = [json.loads(line) for line in GLOSSARY.read_text().splitlines()]
     entry = next(e for e in glossary if e["term"].lower() == "continuous batching")
     assert entry["definition"][:60] in outputs  # streamed, and again from the blueprint
     assert outputs.count(entry["definition"][22:50]) >= 2
-    kept = executed.read_text() + (tmp_path / "first/experiment.json").read_text()
+    kept = first.executed.read_text() + (first.folder / "experiment.json").read_text()
     assert re.search(r"sk-[\w-]{40}", kept) is None
-    report = (tmp_path / "first/report.html").read_text()
+    report = (first.folder / "report.html").read_text()
     assert "tiny-llama-glossary" in report
     assert "<script" in report
-    assert executed.stat().st_size < 8e6  # plotly.js once, not once a figure
+    assert first.executed.stat().st_size < 8e6  # plotly.js once, not once a figure
+
+
+@pytest.mark.timeout(900)
+def test_first_endpoint_needs_no_network(first: First) -> None:
+    if not first.offline:
+        pytest.skip(NEEDS_ROOT)
+    assert (first.folder / "summary.json").exists()
 
 
 @pytest.mark.slow

@@ -118,14 +118,18 @@ def wait_for_output(page: Any, selector: str, *, timeout_s: float) -> None:
 
 
 def trace(page: Any, name: str) -> tuple[list[float], list[float]]:
-    """Return times and values of a trace as the browser shows it in the dashboard's figure."""
+    """Return times and values of a trace as the browser shows it in the dashboard's figure.
+
+    Gaps, where a busy machine has taken no sample, are left out.
+    """
     script = """name => {
         const figure = document.querySelector('.workbench-dashboard .js-plotly-plot');
         const trace = figure?.data?.find(trace => trace.name === name);
         return [Array.from(trace?.x ?? []), Array.from(trace?.y ?? [])];
     }"""
     times, values = page.evaluate(script, name)
-    return times, values
+    known = [i for i, value in enumerate(values) if value is not None]
+    return [times[i] for i in known], [values[i] for i in known]
 
 
 def wait_until(page: Any, condition: Any, description: str, *, timeout_s: float) -> None:
