@@ -64,7 +64,9 @@ engine:
 		shared own $(if $(EXTENT),,clients $(COMPLETE_NOTEBOOKS))
 SLOWEST := --durations=25 --durations-min=20
 COMPLETE := tests/notebooks/test_notebooks_whole.py
+LONGEST := notebook-06 notebook-05 notebook-12 notebook-04
 COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
+COMPLETE_NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(COMPLETE_NOTEBOOKS))
 shared:
 	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
 own:
@@ -73,9 +75,9 @@ notebook-%:
 	$(BIN)/pytest $(SLOWEST) $(COMPLETE) -k notebook_$*_
 clients:
 	@$(BIN)/python scripts/clients.py
-	$(BIN)/pytest $(SLOWEST) tests/clients -m "clients and not timing"
+	$(BIN)/pytest $(SLOWEST) tests/clients -m clients
 timing:
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(if $(EXTENT), and not clients$(AND_EXTENT))"
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 
 test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
 	@$(BIN)/python scripts/clients.py

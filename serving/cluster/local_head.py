@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from serving.cluster import user_folder
 from serving.cluster.ports import Ports
 from serving.compat.ray import AGENT_FAILED, START_TIMED_OUT, enable_token_auth
-from serving.compat.variables import HAPROXY_PROGRAM, METRICS_INTERVAL_MS, haproxy_files
+from serving.compat.variables import (
+    HAPROXY_PROGRAM,
+    LOCAL_SERVE,
+    haproxy_files,
+)
 from serving.cpu import WORKER_NICENESS
 from serving.errors import ClusterError
 from serving.proxy.install import install
@@ -108,7 +112,7 @@ def _start_supervisor(
     environment = inherited_environment() | user_folder.home_environment(folder)
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "serving.cluster.supervisor", *folders, *_head_options(spec, ports)],
-        env=environment | own_environment(state, ports) | _python_path(),
+        env=LOCAL_SERVE | environment | own_environment(state, ports) | _python_path(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -140,10 +144,6 @@ def end_head(supervisor: subprocess.Popen[str]) -> None:
 
 def _head_options(spec: EndpointSpec | None, ports: Ports) -> list[str]:
     """The options for ``ray start --head``."""
-    config = {
-        "metrics_report_interval_ms": METRICS_INTERVAL_MS,
-        "worker_niceness": WORKER_NICENESS,
-    }
     return [
         f"--port={ports.head}",
         "--node-ip-address=127.0.0.1",
@@ -154,7 +154,7 @@ def _head_options(spec: EndpointSpec | None, ports: Ports) -> list[str]:
         "--disable-usage-stats",
         # It sends the workers' output to drivers, and ours do not ask for it (log_to_driver).
         "--include-log-monitor=false",
-        "--system-config=" + json.dumps(config),
+        "--system-config=" + json.dumps({"worker_niceness": WORKER_NICENESS}),
     ]
 
 

@@ -51,6 +51,11 @@ SERVE_TUNING = {
 }
 """For every process of Ray Serve."""
 
+LOCAL_SERVE = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25"}
+"""For a cluster on this machine: Serve's controller shares its cores with the engines.
+
+By default it runs its loop ten times per second, also without requests."""
+
 SINGLE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 """For replicas on a GPU: the engine's client runs on the event loop that serves HTTP.
 
@@ -70,9 +75,9 @@ QUIET = {
 }
 """Turns usage reports off, and Ray's warning about hidden GPUs."""
 
-METRICS_INTERVAL_MS = 1000
-METRICS_ENV = {"RAY_metrics_report_interval_ms": str(METRICS_INTERVAL_MS)}
-"""For actors whose metrics are sampled, on a cluster with Ray's own interval of 10 s."""
+METRICS_ENV = {"RAY_metrics_report_interval_ms": "1000"}
+"""For actors whose metrics are sampled. Those of all others are exported at Ray's own interval of
+10 s."""
 
 
 def haproxy_files(folder: Path) -> dict[str, str]:

@@ -12,12 +12,7 @@ from support.client_endpoints import CAPACITY, Served
 from support.load_generators import GENERATORS, OUTPUT_TOKENS, Load
 
 # The first test waits for both deployments.
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.clients,
-    pytest.mark.timing,  # They have failed beside another engine.
-    pytest.mark.timeout(600),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.clients, pytest.mark.timeout(600)]
 
 CASES = [
     pytest.param(client, check, path, id=f"{client}-{check}-{path}")

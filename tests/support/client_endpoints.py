@@ -30,8 +30,11 @@ per second."""
 
 
 def model_spec() -> wb.ModelSpec:
-    """Return the embedded model, with tool calling and a queue that is soon full."""
-    return wb.ModelSpec(
+    """Return the embedded model, with tool calling and a queue that is soon full.
+
+    Its steps take 20 ms, so that answers of requests sent together overlap on any machine.
+    """
+    model = wb.ModelSpec(
         max_model_len=2048,
         engine_kwargs={"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
         scaling=wb.ScalingSpec(
@@ -40,6 +43,7 @@ def model_spec() -> wb.ModelSpec:
             max_queued_requests=MAX_QUEUED,
         ),
     )
+    return wb.experiments.paced(model, min_step_ms=20)
 
 
 def specs() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from support.client_programs import PROGRAMS, environment, require
 from serving.models.embedded import tiny_model_path
 
 INPUT_TOKENS, OUTPUT_TOKENS = 32, 128
-"""Answers of half a second: those sent together overlap, so that some are shed if they must."""
+"""Answers of some seconds: those sent together overlap, so that some are shed if they must."""
 TIMEOUT_S = 300
 
 

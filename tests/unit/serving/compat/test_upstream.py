@@ -293,6 +293,7 @@ def test_every_environment_variable_is_read() -> None:
         variables.SERVE_FLAGS,
         variables.FORWARD_BODY_FLAGS,
         variables.SERVE_TUNING,
+        variables.LOCAL_SERVE,
         variables.SINGLE_LOOP,
         variables.QUIET,
         variables.haproxy_files(Path("folder")),
