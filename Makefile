@@ -41,9 +41,13 @@ style:
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/notebooks.py
 
+# The files with a test that has one of these markers: to collect all files takes half a minute.
+marked = $(sort $(shell grep -rlE 'mark\.($(1))\b' tests --include='test_*.py'))
+
 long: override EXTENT = ($(LONG))
+long: FILES = $(call marked,slow|browser)
 fast long:  # `long` is what `make check` leaves out.
-	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
+	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST)" $(FILES)
 
 # With --keep-going each stage runs even if an earlier one has failed.
 STAGES := --no-print-directory --keep-going
@@ -68,16 +72,17 @@ LONGEST := notebook-06 notebook-05 notebook-12 notebook-04
 COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
 COMPLETE_NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(COMPLETE_NOTEBOOKS))
 shared:
-	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)" $(call marked,engine)
 own:
-	$(BIN)/pytest $(SLOWEST) --ignore=$(COMPLETE) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)" \
+		$(filter-out $(COMPLETE),$(call marked,engine))
 notebook-%:
 	$(BIN)/pytest $(SLOWEST) $(COMPLETE) -k notebook_$*_
 clients:
 	@$(BIN)/python scripts/clients.py
 	$(BIN)/pytest $(SLOWEST) tests/clients -m clients
 timing:
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)" $(call marked,timing)
 
 test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
 	@$(BIN)/python scripts/clients.py
