@@ -41,13 +41,9 @@ style:
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/notebooks.py
 
-# The files with a test that has one of these markers: to collect all files takes half a minute.
-marked = $(sort $(shell grep -rlE 'mark\.($(1))\b' tests --include='test_*.py'))
-
 long: override EXTENT = ($(LONG))
-long: FILES = $(call marked,slow|browser)
 fast long:  # `long` is what `make check` leaves out.
-	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST)" $(FILES)
+	$(BIN)/pytest -q $(PARALLEL) -m "$(FAST)"
 
 # With --keep-going each stage runs even if an earlier one has failed.
 STAGES := --no-print-directory --keep-going
@@ -58,7 +54,7 @@ test-all: setup browser  ## run all tests, with slow ones, browser, notebooks, c
 	-@$(BIN)/python scripts/rust_frontend.py  # Without it the tests that need it are skipped.
 	@$(MAKE) $(STAGES) $(if $(CHECKED),long,fast) engine timing EXTENT=
 
-# These run in stages of their own.
+# These have commands of their own.
 ALONE := not gpu and not timing and not clients
 # Each of these waits for loads, leases or autoscaling, which leaves the processor to a second one:
 # `own` alone used 53 to 73 % of two cores. The longest come first. Where the slow tests are left out,
@@ -72,21 +68,19 @@ LONGEST := notebook-06 notebook-05 notebook-12 notebook-04
 COMPLETE_NOTEBOOKS := $(shell sed -nE 's/^def test_notebook_([0-9]+)_.*/notebook-\1/p' $(COMPLETE))
 COMPLETE_NOTEBOOKS := $(LONGEST) $(filter-out $(LONGEST),$(COMPLETE_NOTEBOOKS))
 shared:
-	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)" $(call marked,engine)
+	$(BIN)/pytest $(SLOWEST) -m "engine and shared_cluster and $(ALONE)$(AND_EXTENT)"
 own:
-	$(BIN)/pytest $(SLOWEST) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)" \
-		$(filter-out $(COMPLETE),$(call marked,engine))
+	$(BIN)/pytest $(SLOWEST) --ignore=$(COMPLETE) -m "engine and not shared_cluster and $(ALONE)$(AND_EXTENT)"
 notebook-%:
 	$(BIN)/pytest $(SLOWEST) $(COMPLETE) -k notebook_$*_
+timing:
+	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)"
 clients:
 	@$(BIN)/python scripts/clients.py
-	$(BIN)/pytest $(SLOWEST) tests/clients -m clients
-timing:
-	$(BIN)/pytest $(SLOWEST) -m "timing and not gpu$(AND_EXTENT)" $(call marked,timing)
+	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
 
 test-clients: setup  ## test both paths with other projects' clients; write docs/clients.md
-	@$(BIN)/python scripts/clients.py
-	CLIENTS_TABLE=docs/clients.md $(BIN)/pytest $(SLOWEST) tests/clients -m clients
+	@$(MAKE) --no-print-directory clients
 
 coverage: setup  ## measure the branch coverage of the fast tests (ENGINE=1 adds those with an engine)
 	$(BIN)/pytest -q --cov --cov-report=term --cov-report=html \

@@ -113,6 +113,13 @@ def endpoint(deployed: Deployed) -> Endpoint:
     return deployed.endpoint
 
 
+@pytest.fixture
+def url(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of the shared endpoint, whose key is in the environment."""
+    monkeypatch.setenv("LLM_WORKBENCH_API_KEY", endpoint.api_key.get_secret_value())
+    return endpoint.base_url
+
+
 @pytest.fixture(scope="session")
 def mismatched_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose weights are not of the shapes that its config.json describes.

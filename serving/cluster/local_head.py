@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from serving.cluster import user_folder
 from serving.cluster.ports import Ports
 from serving.compat.ray import AGENT_FAILED, START_TIMED_OUT, enable_token_auth
-from serving.compat.variables import (
-    HAPROXY_PROGRAM,
-    LOCAL_SERVE,
-    haproxy_files,
-)
+from serving.compat.variables import HAPROXY_PROGRAM, LOCAL_SERVE, haproxy_files
 from serving.cpu import WORKER_NICENESS
 from serving.errors import ClusterError
 from serving.proxy.install import install
@@ -152,7 +148,7 @@ def _head_options(spec: EndpointSpec | None, ports: Ports) -> list[str]:
         f"--ray-client-server-port={ports.client}",
         "--dashboard-agent-listen-port=0",
         "--disable-usage-stats",
-        # It sends the workers' output to drivers, and ours do not ask for it (log_to_driver).
+        # A log monitor sends the workers' output to drivers, which ours turn off (log_to_driver).
         "--include-log-monitor=false",
         "--system-config=" + json.dumps({"worker_niceness": WORKER_NICENESS}),
     ]

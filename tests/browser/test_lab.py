@@ -13,16 +13,7 @@ from typing import Any
 import pytest
 from support.jupyterlab import run_all, wait_for_output
 
-from workbench.endpoints.deployed import Endpoint
-
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def url(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URL of the shared endpoint; its key is in JupyterLab's environment."""
-    monkeypatch.setenv("LLM_WORKBENCH_API_KEY", endpoint.api_key.get_secret_value())
-    return endpoint.base_url
 
 
 def test_first_endpoint_runs_in_jupyterlab(

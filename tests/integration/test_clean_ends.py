@@ -124,3 +124,4 @@ print("TWICE")
 def test_a_process_can_start_a_second_cluster() -> None:
     child = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True)
     assert "TWICE" in child.stdout, child.stderr[-3000:]
+    assert child.returncode == 0, child.stderr[-3000:]

@@ -17,13 +17,6 @@ pytestmark = pytest.mark.engine
 SHORT: dict[str, Any] = {"input_tokens": 16, "output_tokens": 8}
 
 
-@pytest.fixture
-def url(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URL of the shared endpoint; its key is in the environment variable."""
-    monkeypatch.setenv("LLM_WORKBENCH_API_KEY", endpoint.api_key.get_secret_value())
-    return endpoint.base_url
-
-
 def test_first_notebook_deploys_nothing_at_a_url(
     url: str, endpoint: Endpoint, tmp_path: Path
 ) -> None:

@@ -36,8 +36,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> First:
     parameters = runs / "first.yaml"
     given = {"port": 0, "requests": 8, "output_tokens": 32, "run_blueprint": True}
     parameters.write_text(json.dumps(given))
-    command = [sys.executable, "-m", "workbench", "run", "00", "-f", str(parameters)]
-    command += ["--runs", str(runs), "--run-id", "first"]
+    command = [sys.executable, "-m", "workbench", "run", "00", "--profile", "workshop"]
+    command += ["-f", str(parameters), "--runs", str(runs), "--run-id", "first"]
     offline = may_be_offline()
     ran = (run_offline if offline else run_online)(*command, cwd=ROOT, timeout=840)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
